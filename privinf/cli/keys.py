@@ -1,0 +1,74 @@
+"""`privinf keys`: the private CA and the certificates of the three roles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privinf.transport.keys import DAYS, HOSTS, KeyInfo, init_keys, renew_keys, show_keys
+
+app = typer.Typer(help="Make, show and renew the certificates by which the three parties know each other.", no_args_is_help=True)
+
+KeysOption = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Directory of the CA and the roles' bundles.")]
+HostOption = Annotated[
+    list[str] | None, typer.Option("--host", metavar="NAME", help="Host name or address that peers dial; may be given several times.")
+]
+DaysOption = Annotated[int, typer.Option("--days", min=1, max=3650, help="Validity of the certificates, days.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@app.command("init")
+def init(keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, as_json: JsonOption = False) -> None:
+    """Make a private CA and a certificate for each role, for localhost and the hosts given.
+
+    Example: privinf keys init --keys keys --host server.example.org --host 10.0.0.5
+
+    Carry DIR/server, DIR/client and DIR/dealer to their machines; ca.key stays behind.
+    """
+    init_keys(keys, (*HOSTS, *(host or ())), days=days)
+    _report(show_keys(keys), as_json)
+
+
+@app.command("show")
+def show(keys: KeysOption, as_json: JsonOption = False) -> None:
+    """Show the certificates of a directory or of a bundle.
+
+    Example: privinf keys show --keys keys
+    """
+    _report(show_keys(keys), as_json)
+
+
+@app.command("renew")
+def renew(keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, as_json: JsonOption = False) -> None:
+    """Issue new certificates from the existing CA, for the same hosts, or for localhost and the hosts given.
+
+    Example: privinf keys renew --keys keys --host server.example.org
+    """
+    renew_keys(keys, (*HOSTS, *host) if host else None, days=days)
+    _report(show_keys(keys), as_json)
+
+
+def _report(infos: list[KeyInfo], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"certificates": [_plain(info) for info in infos]}))
+        return
+    for info in infos:
+        hosts = f"  for {', '.join(info.hosts)}" if info.hosts else ""
+        state = "EXPIRED" if info.expired else "valid"
+        typer.echo(f"{info.role:<7} {state} until {info.not_after:%Y-%m-%d}  sha256 {info.fingerprint}{hosts}")
+
+
+def _plain(info: KeyInfo) -> dict[str, Any]:
+    return {
+        "role": info.role,
+        "subject": info.subject,
+        "fingerprint": info.fingerprint,
+        "not_before": info.not_before.isoformat(),
+        "not_after": info.not_after.isoformat(),
+        "expired": info.expired,
+        "hosts": list(info.hosts),
+        "path": str(info.path),
+    }

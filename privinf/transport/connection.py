@@ -1,0 +1,392 @@
+"""A TLS connection between two parties: the pump that sends and receives at the same time, and the heartbeat.
+
+The caller's own thread moves the bytes: no other thread is on the way of a message. A small daemon thread sends a heartbeat
+when nothing was sent for a while, so that a party that computes for long still shows a sign of life; it takes the lock only when it is
+free, since whoever holds it is in the pump and sends heartbeats itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+
+from privinf.transport.endpoint import Endpoint, Want
+from privinf.transport.frames import FrameReader, Kind, pack_header
+from privinf.transport.shaper import Link
+from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, role_of, tls_failure
+from protocols.errors import PrivinfError, TransportError
+
+HEARTBEAT_S = 2.0
+BACKLOG = 256 * 2**20
+"""How many bytes that nobody has asked for yet are taken in while a send is blocked, so that two senders do not block each other."""
+SLOWEST = 32 * 2**10
+"""Bytes a second: a wait may last the timeout and, for what moves meanwhile, as long as this rate takes."""
+_JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
+_CLOSE_S = 1.0
+
+
+class Connection(Endpoint):
+    """One end of a TLS connection whose handshake is done; made by `listener.dial` and `Listener.handshake`."""
+
+    def __init__(
+        self,
+        stream: TlsStream,
+        *,
+        party: str,
+        peer_name: str,
+        timeout: float,
+        silence_s: float | None = None,
+        heartbeat_s: float = HEARTBEAT_S,
+        link: Link | None = None,
+    ) -> None:
+        certificate = stream.tls.getpeercert(binary_form=True)
+        super().__init__(
+            party=party,
+            peer_role=role_of(stream.tls.getpeercert()),
+            peer_fingerprint=fingerprint(certificate or b""),
+            peer_name=peer_name,
+            timeout=timeout,
+            silence_s=silence_s,
+            link=link,
+            meter=stream.meter,
+        )
+        self.heartbeat_s = heartbeat_s
+        self._stream = stream
+        self._reader = FrameReader(self._admit)
+        self._poll = select.poll()
+        self._poll.register(stream.sock, select.POLLIN)
+        self._events = select.POLLIN
+        self._lock = threading.Lock()
+        self._owner: int | None = None  # the thread in the pump
+        self._mid_send = False  # part of a frame is out: nothing else may be sent before its rest
+        self._lost: PrivinfError | None = None  # why nothing can be received any more
+        self._closing = False
+        self._closed = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=_beat, args=(weakref.ref(self), self._stop, heartbeat_s / 4), name=f"heartbeat-{peer_name}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def raw_sent(self) -> int:
+        """Bytes that the socket took, all in all; the meter's cells add up to it."""
+        return self._stream.raw_sent
+
+    @property
+    def raw_received(self) -> int:
+        """Bytes that the socket gave, all in all; the meter's cells add up to it."""
+        return self._stream.raw_received
+
+    # ---- the pump
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                if self._closing:
+                    raise self._failure(TransportError, "this connection was closed at this end")
+                yield
+            finally:
+                self._owner = None
+
+    def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
+        with self._entered():
+            self._want = want
+            try:
+                return self._pump(_pieces(frames), want)
+            except OSError as error:
+                raise self._broken(error) from None
+            finally:
+                self._want = None
+
+    def _pump(self, out: deque[memoryview], want: Want | None) -> memoryview | None:
+        stream, start = self._stream, time.monotonic()
+        waits = _Patience(self, start)
+        message = None if want is None else self._collect(want)
+        if out and self._mid_send:
+            raise self._failure(TransportError, "an earlier message was cut off in the middle; nothing more can be sent")
+        while True:
+            done = want is None or message is not None
+            blocked = self._send_some(out, until_blocked=done)
+            sending = bool(out) or stream.unsent
+            if done and not sending:
+                return message
+            pause = 0.0 if sending and not blocked else waits.pause()
+            if self._held_for():
+                pause = min(pause, self._held_for())
+            readable = self._wait(pause, reading=not done or self._backlog < BACKLOG, writing=blocked)
+            now = time.monotonic()
+            if readable:
+                stream.pull()
+                if done:
+                    self._read_ahead()
+            if not done and want is not None:
+                message = self._collect(want)
+            if message is None or sending:
+                waits.judge(now, readable=readable, sending=sending)
+            if not sending and message is None and not self._mid_send and now - stream.last_sent >= self.heartbeat_s:
+                out.append(memoryview(_heartbeat_frame()))
+
+    def _send_some(self, out: deque[memoryview], *, until_blocked: bool) -> bool:
+        """Encrypts and sends a chunk, or if `until_blocked` all that the socket takes; True if the socket would block."""
+        stream = self._stream
+        while out or stream.unsent:
+            if not stream.unsent:
+                piece = out.popleft()
+                if len(piece) > WRITE_CHUNK:
+                    out.appendleft(piece[WRITE_CHUNK:])
+                    piece = piece[:WRITE_CHUNK]
+                self._mid_send = True
+                stream.encrypt(piece)
+                self._mid_send = bool(out)
+            if not stream.push():
+                return True
+            if not until_blocked:
+                break
+        return False
+
+    def _collect(self, want: Want) -> memoryview | None:
+        """The wanted message if all of it has come: decrypts no further than that."""
+        while True:
+            message = self._take(want)
+            if message is not None:
+                return message
+            if not self._decode():
+                if self._stream.ended and not self._inbox:
+                    self._lost = self._lost or self._ended()
+                if self._lost and not self._inbox:
+                    raise self._lost
+                return None
+
+    def _read_ahead(self) -> None:
+        """Takes in what came while a send is blocked, so that the peer's own send gets on; an error report is raised at once."""
+        while self._decode():
+            pass
+        self._raise_reported()
+        if self._lost or self._stream.ended:
+            raise self._lost or self._ended()
+
+    def _decode(self) -> bool:
+        """Decrypts up to the end of the next frame that counts; False if that has not come yet."""
+        stream, reader = self._stream, self._reader
+        if self._lost or not (stream.buffered or stream.ended):
+            return False
+        try:
+            while True:
+                count = stream.read_into(reader.target())
+                if not count:
+                    return False
+                frame = reader.advance(count)
+                if frame is not None and self._arrived(frame):
+                    return True
+        except ssl.SSLError as error:
+            self._lost = self._tls_error(error)
+        except PrivinfError as error:
+            # out of step for good: whatever follows cannot be read as frames
+            self._lost = error if error.party else self._failure(type(error), error.message, error.remedy)
+        if self._inbox:
+            return False
+        raise self._lost
+
+    def _wait(self, pause: float, *, reading: bool, writing: bool) -> bool:
+        """Waits at most `pause` seconds for the socket; True if there is something to read."""
+        events = (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
+        if events != self._events:
+            self._poll.modify(self._stream.sock, events)
+            self._events = events
+        if pause <= 0:
+            ready = self._poll.poll(0)
+        else:
+            began = time.perf_counter()
+            if pause < 0.001:  # poll counts in whole milliseconds; only an emulated link waits for less
+                time.sleep(pause)
+                ready = self._poll.poll(0)
+            else:
+                ready = self._poll.poll(int(pause * 1000))
+            self.meter.current.seconds += time.perf_counter() - began
+        return bool(ready) and bool(ready[0][1] & ~select.POLLOUT)
+
+    # ---- what goes wrong
+
+    def _ended(self) -> PrivinfError:
+        if self._closing:
+            return self._failure(TransportError, "this connection was closed at this end")
+        where = " in the middle of a message" if self._reader.mid_frame or self._parts else ""
+        return self._failure(TransportError, f"the peer closed the connection{where}", "look at the peer's output for the reason")
+
+    def _broken(self, error: OSError) -> PrivinfError:
+        """The socket failed, most often since the peer closed it: what it sent before may say why."""
+        if not self._closing:
+            with contextlib.suppress(OSError, PrivinfError):
+                while self._stream.pull() and self._backlog < BACKLOG:
+                    while self._decode():
+                        pass
+            try:
+                self._raise_reported()
+            except PrivinfError as reported:
+                return reported
+        if self._closing or isinstance(error, ConnectionError):
+            return self._ended()
+        return self._failure(TransportError, f"the connection broke: {error.strerror or error}", "check the network between the machines")
+
+    def _tls_error(self, error: ssl.SSLError) -> PrivinfError:
+        if not self._established:
+            dialled = not self._stream.tls.server_side
+            return tls_failure(error, party=self.party, peer=f"{self.peer_role} {self.peer_name}", dialled=dialled)
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        return self._failure(TransportError, f"the TLS stream is damaged ({reason})", "start the session anew")
+
+    # ---- heartbeat, greeting, end
+
+    def _heartbeat(self) -> bool:
+        """Called by the heartbeat thread; False when there is nothing left to do."""
+        if self._closing:
+            return False
+        if time.monotonic() - self._stream.last_sent < self.heartbeat_s or not self._lock.acquire(blocking=False):
+            return True
+        try:
+            if self._closing:
+                return False
+            if not self._mid_send and not self._stream.unsent:
+                self._stream.encrypt(_heartbeat_frame())
+            self._stream.push()
+            return True
+        except (OSError, ssl.SSLError):
+            return False  # the peer has gone: the next wait says so, with the reason if it left one
+        finally:
+            self._lock.release()
+
+    def greet(self) -> None:
+        """Tells the peer that its certificate was accepted, which in TLS 1.3 it cannot see otherwise."""
+        self._transfer([(_heartbeat_frame(), memoryview(b""))], None)
+
+    def await_greeting(self) -> None:
+        """Waits for `greet`; raises HandshakeError with the peer's reason if it refused us instead."""
+        self._transfer([], Want(Kind.HEARTBEAT, None, 0))
+
+    def close(self, goodbye: bool = True) -> None:
+        if self._closed:
+            return
+        self._closing = True
+        self._stop.set()
+        if self._owner == threading.get_ident():
+            # a signal handler or a finalizer inside our own pump: all that can be done is to make it fail
+            self._shut()
+            return
+        if not self._lock.acquire(timeout=0.5 if self._owner is None else 0):  # no owner: the heartbeat has it, for microseconds
+            self._shut()  # wakes the thread in the pump
+            self._lock.acquire()
+        try:
+            if not self._closed:
+                self._closed = True
+                self._part(goodbye)
+        finally:
+            self._lock.release()
+        if self._thread is not threading.current_thread():
+            self._thread.join(_CLOSE_S)
+
+    def _part(self, goodbye: bool) -> None:
+        stream = self._stream
+        with contextlib.suppress(OSError, ssl.SSLError):
+            if not self._mid_send and not stream.unsent:
+                if goodbye:
+                    stream.encrypt(pack_header(0, Kind.GOODBYE, 0, 0, time.time_ns()))
+                with contextlib.suppress(ssl.SSLError):
+                    stream.tls.unwrap()  # close_notify
+                stream.push()
+            stream.sock.shutdown(socket.SHUT_WR)
+            dropped = linger(stream.sock, _CLOSE_S)
+            stream.raw_received += dropped
+            self.meter.current.received += dropped
+        stream.sock.close()
+
+    def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.sock.shutdown(socket.SHUT_RDWR)
+
+    def __del__(self) -> None:
+        stop = getattr(self, "_stop", None)  # absent if __init__ failed
+        if stop is not None:
+            stop.set()
+
+
+class _Patience:
+    """The deadlines of one wait. Times are time.monotonic() seconds."""
+
+    def __init__(self, connection: Connection, start: float) -> None:
+        self._connection = connection
+        self._start = start
+        self._moved_before = self._moved()
+        # over an emulated link the peer gets what we sent later than its kernel does: its time starts then
+        shaper = connection._shaper
+        self._from = start + (max(0.0, (shaper.arrival() - time.time_ns()) / 1e9) if shaper else 0.0)
+        self._rate = min(SLOWEST, shaper.link.bytes_per_s / 2) if shaper else SLOWEST
+
+    def _moved(self) -> int:
+        return self._connection._reader.body_bytes + self._connection._stream.raw_sent
+
+    def _give_up(self) -> float:
+        return self._from + self._connection.timeout + (self._moved() - self._moved_before) / self._rate
+
+    def _silent_at(self) -> float:
+        return max(self._connection._stream.last_received, self._start) + self._connection.silence_s
+
+    def pause(self) -> float:
+        """Seconds until something is to be done if nothing comes."""
+        next_heartbeat = self._connection._stream.last_sent + self._connection.heartbeat_s
+        now = time.monotonic()
+        if next_heartbeat <= now:  # overdue, but the socket is blocked
+            next_heartbeat = now + self._connection.heartbeat_s
+        return max(0.001, min(next_heartbeat, self._give_up(), self._silent_at()) - now)
+
+    def judge(self, now: float, *, readable: bool, sending: bool) -> None:
+        """Raises TransportError if the wait has lasted too long."""
+        connection = self._connection
+        if connection._held_for():
+            return
+        if not readable and now > self._silent_at():
+            silent = now - max(connection._stream.last_received, self._start)
+            raise connection._failure(
+                TransportError,
+                f"no sign of life from the peer for {silent:.1f} s",
+                "it hangs, was stopped, or the network is cut; look at the peer",
+            )
+        if now > self._give_up():
+            what = "does not take what we send" if sending else "lives but does not answer"
+            raise connection._failure(
+                TransportError,
+                f"the peer {what} within {connection.timeout:g} s",
+                "look at the peer, or allow more by --timeout",
+            )
+
+
+def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:
+    out: deque[memoryview] = deque()
+    for header, body in frames:
+        if len(body) <= _JOIN:
+            out.append(memoryview(header + bytes(body) if body else header))
+        else:
+            out.extend((memoryview(header), body))
+    return out
+
+
+def _heartbeat_frame() -> bytes:
+    return pack_header(0, Kind.HEARTBEAT, 0, 0, time.time_ns())
+
+
+def _beat(ref: weakref.ref[Connection], stop: threading.Event, period: float) -> None:
+    """The heartbeat thread. It holds no reference to the connection between beats, so that one that is dropped can be collected."""
+    while not stop.wait(period):
+        connection = ref()
+        if connection is None or not connection._heartbeat():
+            return
+        del connection

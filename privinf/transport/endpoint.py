@@ -1,0 +1,285 @@
+"""What a connection is to its caller, whatever carries it: messages, their limits, their accounting and their errors.
+
+`Connection` (TLS over TCP) and `MemoryConnection` (two threads of one process) add `_transfer`, which moves frames, and `close`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self, TypeVar
+
+import msgspec
+
+from privinf.transport.frames import (
+    CONTROL_LIMIT,
+    DESYNC,
+    HANDSHAKE_MAX_FRAME,
+    MAX_FRAME,
+    MORE,
+    Buffer,
+    Frame,
+    Header,
+    Kind,
+    flat,
+    pack_header,
+)
+from privinf.transport.meter import Meter
+from privinf.transport.shaper import Link, Shaper
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
+
+T = TypeVar("T")
+SILENCE_S = 10.0
+"""Longest time without any sign of life from the peer, seconds, unless the timeout is shorter."""
+_ERROR_CHARS = 500
+
+
+def one_line(text: str, limit: int = _ERROR_CHARS) -> str:
+    """Text of a stranger, fit for a terminal and a log: printable, one line, at most `limit` characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:limit]
+
+
+class Want(NamedTuple):
+    """What a caller waits for: a message of `kind`, of exactly `expect` bytes, or if that is None of at most `limit` bytes."""
+
+    kind: Kind
+    expect: int | None
+    limit: int
+
+
+class Endpoint(ABC):
+    """One end of a connection between two parties; full duplex, one caller at a time (a second one waits for the first).
+
+    Messages come in the order in which the other end sent them. Waiting raises TransportError when the peer has vanished, shows no
+    sign of life for `silence_s` seconds, or lives but does not answer within `timeout` seconds (plus the time that moving the bytes takes).
+    """
+
+    def __init__(
+        self,
+        *,
+        party: str,
+        peer_role: str,
+        peer_fingerprint: str,
+        peer_name: str,
+        timeout: float,
+        silence_s: float | None,
+        link: Link | None,
+        meter: Meter | None,
+    ) -> None:
+        self.party = party
+        self.peer_role = peer_role
+        self.peer_fingerprint = peer_fingerprint
+        self.peer_name = peer_name
+        self.timeout = timeout
+        """Longest wait for the peer's next message, seconds; may be set at any time."""
+        self.meter = meter or Meter()
+        self.max_frame = HANDSHAKE_MAX_FRAME
+        """Largest body of one frame, bytes, sent or accepted; `establish` raises it. Both ends should have the same."""
+        self._silence_s = silence_s
+        self._established = False
+        self._shaper = Shaper(link) if link else None
+        self._inbox: deque[Frame] = deque()
+        self._backlog = 0  # bytes of bodies in the inbox
+        self._parts: list[memoryview] = []  # frames of a message whose last frame has not come
+        self._joined = 0  # their bytes
+        self._want: Want | None = None
+
+    # ---- what callers use
+
+    @property
+    def silence_s(self) -> float:
+        """How long a peer may show no sign of life while we wait, seconds."""
+        return min(self.timeout, SILENCE_S) if self._silence_s is None else self._silence_s
+
+    @property
+    def established(self) -> bool:
+        return self._established
+
+    def establish(self, max_frame: int = MAX_FRAME) -> None:
+        """The two ends agreed on a session: large frames are allowed, and what fails from now on is no longer a HandshakeError."""
+        self._established = True
+        self.max_frame = max_frame
+
+    def send(self, body: Buffer, kind: Kind = Kind.DATA) -> None:
+        """Sends one message and returns when the kernel has taken all of it; `body` may be reused then."""
+        self._transfer(self._frames_of(kind, body), None)
+
+    def receive(self, expect: int | None = None, kind: Kind = Kind.DATA) -> memoryview:
+        """The next message, which must be of this kind and, if given, of exactly `expect` bytes: anything else is a ProtocolDesync."""
+        message = self._transfer([], Want(kind, expect, self.max_frame))
+        assert message is not None
+        return message
+
+    def exchange(self, body: Buffer | None, expect: int | None) -> memoryview | None:
+        """Sends `body` (unless None) and receives a message of `expect` bytes (unless None) at the same time: one round."""
+        frames = [] if body is None else self._frames_of(Kind.DATA, body)
+        return self._transfer(frames, None if expect is None else Want(Kind.DATA, expect, expect))
+
+    def send_control(self, message: Any, limit: int = CONTROL_LIMIT) -> None:
+        """Sends a msgspec struct (or plain values) of at most `limit` bytes when encoded."""
+        body = msgspec.msgpack.encode(message)
+        if len(body) > limit:
+            raise self._failure(
+                ConfigError, f"a control message of {len(body)} bytes is larger than {limit} allow", "this is a fault of this program"
+            )
+        self.send(body, Kind.CONTROL)
+
+    def receive_control(self, type: type[T], limit: int = CONTROL_LIMIT) -> T:
+        """The next message, which must be a control message of this type and at most `limit` bytes; ProtocolDesync otherwise."""
+        body = self._transfer([], Want(Kind.CONTROL, None, limit))
+        assert body is not None
+        try:
+            return msgspec.msgpack.decode(body, type=type)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise self._failure(
+                ProtocolDesync,
+                f"received a control message that is not a {type.__name__}: {one_line(str(error), 200)}",
+                "check that both ends run the same version of privinf",
+            ) from None
+
+    def send_error(self, message: str, *, desync: bool = False) -> None:
+        """Tells the peer in one line why we give up; its next wait raises it. Never put a secret value in."""
+        self._transfer(self._frames_of(Kind.ERROR, one_line(message).encode(), DESYNC if desync else 0), None)
+
+    @abstractmethod
+    def close(self, goodbye: bool = True) -> None:
+        """Ends the connection; may be called again, from any thread, also while another one waits. Never raises."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- for the carriers
+
+    @abstractmethod
+    def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
+        """Sends the frames and returns the wanted message (None if nothing is wanted), both at the same time."""
+
+    def _failure(self, kind: type[PrivinfError], message: str, remedy: str = "") -> PrivinfError:
+        layer = ".".join(part for part in self.meter.label if part)
+        peer = f"{self.peer_role} {self.peer_name}".strip()
+        error = kind(message, layer=layer, party=self.party, peer=peer, remedy=remedy)
+        if kind is TransportError and not self._established:
+            error.exit_code = 3
+        return error
+
+    def _frames_of(self, kind: Kind, body: Buffer, flags: int = 0) -> list[tuple[bytes, memoryview]]:
+        view = flat(body)
+        size, meter = len(view), self.meter
+        flags |= meter.phase_index
+        depth = meter.depth() + 1 if kind is Kind.DATA else 0
+        stamp = time.time_ns()
+        starts = range(0, size, self.max_frame) if size > self.max_frame else (0,)
+        frames = []
+        for start in starts:
+            part = view[start : start + self.max_frame]
+            more = MORE if start + len(part) < size else 0
+            frames.append((pack_header(len(part), kind, flags | more, depth, stamp), part))
+        if kind is Kind.DATA:
+            meter.data_sent(size, len(frames))
+        if self._shaper:
+            self._shaper.sent(stamp, size)
+        return frames
+
+    def _admit(self, header: Header) -> None:
+        """Refuses a frame by its header, before its body is allocated."""
+        limit = self.max_frame
+        if header.length > limit:
+            raise self._failure(
+                TransportError,
+                f"received a frame that claims {header.length} bytes; the limit is {limit}",
+                "check that both ends run the same version of privinf",
+            )
+        if self._want is not None and not self._inbox:
+            self._check(self._want, header)
+
+    def _check(self, want: Want, header: Header) -> None:
+        """Refuses a frame that cannot be (part of) what the caller waits for."""
+        if header.kind not in (Kind.DATA, Kind.CONTROL):
+            return
+        if header.kind is not want.kind:
+            raise self._failure(
+                ProtocolDesync,
+                f"expected a {want.kind.name} message and received a {header.kind.name} message of {header.length} bytes",
+                "check that both ends run the same version of privinf",
+            )
+        total = self._joined + header.length
+        if want.expect is None:
+            if total > want.limit:
+                raise self._failure(
+                    ProtocolDesync, f"received a {want.kind.name} message of {total} bytes or more; the limit is {want.limit}"
+                )
+        elif total > want.expect or (total != want.expect and not header.more):
+            size = f"{total} bytes or more" if header.more else f"{total} bytes"
+            raise self._failure(
+                ProtocolDesync,
+                f"expected a message of {want.expect} bytes and received one of {size}",
+                "check that both ends run the same program on the same shapes",
+            )
+
+    def _arrived(self, frame: Frame) -> bool:
+        """Takes in a whole frame; False if it is a heartbeat that nobody waits for."""
+        if frame.header.kind is Kind.HEARTBEAT:
+            if self._want is None or self._want.kind is not Kind.HEARTBEAT:
+                return False
+        elif self._shaper:
+            frame.release = self._shaper.release(frame.header.stamp, len(frame.body), time.time_ns())
+        self._inbox.append(frame)
+        self._backlog += len(frame.body)
+        return True
+
+    def _held_for(self) -> float:
+        """Seconds until the emulated link delivers the next frame that has come; 0 if it may be taken or there is none."""
+        if not self._shaper or not self._inbox:
+            return 0.0
+        return max(0.0, (self._inbox[0].release - time.time_ns()) / 1e9)
+
+    def _deliverable(self) -> Iterator[Frame]:
+        while self._inbox and (not self._shaper or self._inbox[0].release <= time.time_ns()):
+            frame = self._inbox.popleft()
+            self._backlog -= len(frame.body)
+            yield frame
+
+    def _take(self, want: Want) -> memoryview | None:
+        """The wanted message if all of it has come (and the emulated link lets it through), else None."""
+        for frame in self._deliverable():
+            header = frame.header
+            if header.kind is Kind.ERROR:
+                raise self._reported(frame)
+            if header.kind is Kind.GOODBYE:
+                raise self._failure(TransportError, "the peer ended the session", "look at the peer's output for the reason")
+            if header.kind is Kind.HEARTBEAT:
+                if want.kind is Kind.HEARTBEAT:
+                    return frame.body
+                continue
+            self._check(want, header)
+            if header.more:
+                self._parts.append(frame.body)
+                self._joined += len(frame.body)
+                continue
+            message, count = frame.body, 1
+            if self._parts:
+                message = memoryview(bytearray().join([*self._parts, frame.body]))
+                count += len(self._parts)
+                self._parts, self._joined = [], 0
+            if header.kind is Kind.DATA:
+                self.meter.data_received(header.phase, header.depth, len(message), count)
+            return message
+        return None
+
+    def _reported(self, frame: Frame) -> PrivinfError:
+        """The error that the peer sent us."""
+        text = one_line(bytes(frame.body).decode("utf-8", "replace")) or "no reason given"
+        if not self._established:
+            return self._failure(HandshakeError, f"the peer refused: {text}")
+        return self._failure(ProtocolDesync if frame.header.flags & DESYNC else TransportError, f"the peer gave up: {text}")
+
+    def _raise_reported(self) -> None:
+        """Raises an ERROR frame that waits in the inbox, if there is one: the reason of a failure that we see only from outside."""
+        for frame in self._inbox:
+            if frame.header.kind is Kind.ERROR:
+                raise self._reported(frame)

@@ -1,0 +1,266 @@
+"""Accepting and dialling: from an address to a connection whose peer is known.
+
+`Listener.accept` hands out raw sockets and never waits for a peer; the TLS handshake, with its own deadline, is `Listener.handshake`,
+which the caller runs in the thread of that connection. So a peer that connects and says nothing, or speaks another language, holds up
+nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import time
+from collections.abc import Collection
+
+from privinf.transport.connection import HEARTBEAT_S, Connection
+from privinf.transport.keys import Credentials
+from privinf.transport.meter import Meter
+from privinf.transport.shaper import Link
+from privinf.transport.tls import HANDSHAKE_S, TlsStream, make_context, tune
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
+
+TIMEOUT_S = 60.0
+_BACKLOG = 128
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPV6]:PORT` -> (host without brackets, port); raises ConfigError for anything else."""
+    host, colon, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or "[" in host:
+        colon = ""
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536) or any(c.isspace() for c in host):
+        raise ConfigError(f"cannot read the address {text[:100]!r}", remedy="give HOST:PORT, for example localhost:7000 or [::1]:7000")
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Listener:
+    """Listens on one address for peers of the allowed roles. `address` is the actual one, also where port 0 was asked for."""
+
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials,
+        allowed_roles: Collection[str],
+        *,
+        timeout: float = TIMEOUT_S,
+        handshake_s: float = HANDSHAKE_S,
+        silence_s: float | None = None,
+        heartbeat_s: float = HEARTBEAT_S,
+        link: Link | None = None,
+    ) -> None:
+        host, port = parse_address(address)
+        self.credentials = credentials
+        self.allowed_roles = frozenset(allowed_roles)
+        self._handshake_s = handshake_s
+        self._options = {"timeout": timeout, "silence_s": silence_s, "heartbeat_s": heartbeat_s}
+        self._link = link
+        self._context = make_context(credentials, server=True)
+        try:
+            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tune(self._socket)  # accepted sockets inherit it, and the window's scale is fixed when they connect
+                self._socket.bind(place)
+                self._socket.listen(_BACKLOG)
+                self._socket.setblocking(False)
+            except BaseException:
+                self._socket.close()
+                raise
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot listen on {address}: {reason}", party=credentials.role, remedy="choose another --listen") from None
+        self._waker, self._woken = socket.socketpair()
+        self._closed = False
+        self.address = format_address(host, self._socket.getsockname()[1])
+
+    def accept(self, timeout: float | None = None) -> socket.socket | None:
+        """The next raw connection; None once the listener is closed, or when `timeout` seconds pass."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        try:
+            poll.register(self._socket, select.POLLIN)
+            poll.register(self._woken, select.POLLIN)
+        except (OSError, ValueError):
+            return None  # closed
+        while not self._closed:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            if not poll.poll(None if left is None else left * 1000) or self._closed:
+                continue
+            try:
+                return self._socket.accept()[0]
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    time.sleep(0.1)  # out of file descriptors: others will end
+                # anything else is a connection that went away before we took it, or our own close
+        return None
+
+    def handshake(self, sock: socket.socket, *, meter: Meter | None = None) -> Connection:
+        """Makes a connection of what `accept` gave: TLS, the peer's role, and the greeting that tells the peer that it is welcome.
+
+        Raises HandshakeError, and then the socket is closed and the peer was told why, as far as it listens.
+        """
+        role = self.credentials.role
+        peer = _name_of(sock)
+        deadline = time.monotonic() + self._handshake_s
+        with _closing_on_error(sock):
+            stream = TlsStream(sock, self._context, meter or Meter(), server_side=True)
+            stream.handshake(deadline, party=role, peer=peer)
+            return _welcome(stream, role, peer, self.allowed_roles, self._link, self._options)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Stops listening and wakes `accept`; connections that were made stay. May be called again, from any thread."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._waker.send(b"x")
+        self._socket.close()
+        self._waker.close()  # a hang-up also wakes whoever polls the other end; that one is closed with this object
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def dial(
+    address: str,
+    credentials: Credentials,
+    expected_role: str,
+    timeout: float = TIMEOUT_S,
+    link: Link | None = None,
+    *,
+    meter: Meter | None = None,
+    connect_s: float | None = None,
+    handshake_s: float = HANDSHAKE_S,
+    silence_s: float | None = None,
+    heartbeat_s: float = HEARTBEAT_S,
+) -> Connection:
+    """Connects to a peer that must have `expected_role` and a certificate for the dialled host.
+
+    Tries again while nobody listens there, for `connect_s` seconds (default: `timeout`), then raises PeerUnreachableError. A peer that
+    refuses us or is not the one that we expect raises HandshakeError at once. `timeout` is also the connection's longest wait.
+    """
+    host, port = parse_address(address)
+    role = credentials.role
+    context = make_context(credentials, server=False)
+    sock = _connect(host, port, timeout if connect_s is None else connect_s, role)
+    with _closing_on_error(sock):
+        stream = TlsStream(sock, context, meter or Meter(), server_side=False, host=host)
+        stream.handshake(time.monotonic() + handshake_s, party=role, peer=address)
+        options = {"timeout": timeout, "silence_s": silence_s, "heartbeat_s": heartbeat_s}
+        connection = _welcome(stream, role, address, {expected_role}, link, options)
+    connection.timeout = handshake_s
+    try:
+        connection.await_greeting()
+    except HandshakeError:
+        connection.close(goodbye=False)
+        raise
+    except PrivinfError as error:
+        connection.close(goodbye=False)
+        raise HandshakeError(
+            f"no welcome after the TLS handshake: {error.message}",
+            party=role,
+            peer=address,
+            remedy="perhaps it refused our certificate; look at the peer's output",
+        ) from None
+    except BaseException:
+        connection.close(goodbye=False)
+        raise
+    connection.timeout = timeout
+    return connection
+
+
+def _welcome(
+    stream: TlsStream, party: str, peer: str, allowed: Collection[str], link: Link | None, options: dict[str, float | None]
+) -> Connection:
+    """Checks the peer's role, and tells the peer the result: its own handshake is complete before ours has checked it."""
+    try:
+        connection = Connection(stream, party=party, peer_name=peer, link=link, **options)  # type: ignore[arg-type]
+    except HandshakeError as error:
+        raise HandshakeError(error.message, party=party, peer=peer, remedy=error.remedy) from None
+    if connection.peer_role in allowed:
+        if stream.tls.server_side:
+            connection.greet()
+        return connection
+    expected = " or ".join(sorted(allowed))
+    with contextlib.suppress(PrivinfError):
+        connection.send_error(f"your certificate is for the role {connection.peer_role}, and a {party} here expects {expected}")
+    connection.close(goodbye=False)
+    raise HandshakeError(
+        f"the peer's certificate is for the role {connection.peer_role}, not {expected}",
+        party=party,
+        peer=peer,
+        remedy="check the addresses, and which --keys bundle each party was given",
+    )
+
+
+def _connect(host: str, port: int, limit_s: float, party: str) -> socket.socket:
+    """A TCP connection, tried again until the limit while the name cannot be resolved or nobody listens."""
+    deadline = time.monotonic() + limit_s
+    pause, reason = 0.02, "no time was given"
+    while True:
+        try:
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            places, reason = [], str(getattr(error, "strerror", None) or error)
+        for family, kind, protocol, _, place in places:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            sock = socket.socket(family, kind, protocol)
+            try:
+                tune(sock)
+                sock.settimeout(left)
+                sock.connect(place)
+                return sock
+            except OSError as error:
+                sock.close()
+                reason = str(error.strerror or error)
+            except BaseException:
+                sock.close()
+                raise
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise PeerUnreachableError(
+                f"could not connect within {limit_s:g} s: {reason}",
+                party=party,
+                peer=format_address(host, port),
+                remedy="check that the peer runs and listens there, and the firewall between",
+            )
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, 0.5)
+
+
+def _name_of(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "gone already"
+    return format_address(str(name[0]), int(name[1])) if isinstance(name, tuple) else "local"
+
+
+@contextlib.contextmanager
+def _closing_on_error(sock: socket.socket):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,281 @@
+"""Mutual TLS 1.3: who may speak to whom, and the byte stream between socket and TLS.
+
+Both ends present a certificate of the one private CA. The role that a certificate carries (`privinf:server` and so on, a URI among its
+alternative names) is checked by every accept and connect, the host name by every connect. TLS runs over memory buffers
+(`ssl.MemoryBIO`) and a non-blocking socket, so that what crosses the wire is counted exactly, at `send` and `recv`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from privinf.transport.frames import Buffer
+from privinf.transport.keys import ROLE_PREFIX, Credentials
+from privinf.transport.meter import Meter
+from protocols.errors import ConfigError, HandshakeError
+
+READ_CHUNK = 256 * 2**10
+WRITE_CHUNK = 256 * 2**10  # a multiple of TLS's 16 KiB records, small enough to stay in the cache
+_SOCKET_BUFFER = 4 * 2**20
+HANDSHAKE_S = 5.0
+
+_ALERTS = {  # OpenSSL's name of an alert that the peer sent -> what it means to the reader
+    "UNKNOWN_CA": "it does not know the CA that signed our certificate",
+    "CERTIFICATE_EXPIRED": "our certificate has expired",
+    "CERTIFICATE_REVOKED": "our certificate was revoked",
+    "BAD_CERTIFICATE": "it finds our certificate bad (another host name than it asked for, or not yet valid)",
+    "CERTIFICATE_UNKNOWN": "it cannot accept our certificate",
+    "UNSUPPORTED_CERTIFICATE": "our certificate is not made for this purpose",
+    "CERTIFICATE_REQUIRED": "it asks for a certificate and we sent none",
+    "ACCESS_DENIED": "it denies access",
+    "PROTOCOL_VERSION": "it does not speak TLS 1.3",
+    "HANDSHAKE_FAILURE": "the two ends have no TLS parameters in common",
+    "DECRYPT_ERROR": "our certificate's signature does not hold (made by another CA of the same name, or another key)",
+}
+_VERIFY = {  # X509_V_ERR_* of our own verification
+    9: ("is not yet valid", "set the clocks of the two machines"),
+    10: ("has expired", "run `privinf keys renew` where the CA is, and carry the new bundle over"),
+    62: ("is not for the host name that we dialled", "issue it with `--host NAME`, or dial a name that `privinf keys show` lists"),
+    64: ("is not for the address that we dialled", "issue it with `--host ADDRESS`, or dial a name that `privinf keys show` lists"),
+}
+_LOCAL = {  # OpenSSL's reasons for a handshake that fails at our end
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": ("the peer sent no certificate", "dial with a `--keys` bundle of the same CA"),
+    "UNSUPPORTED_PROTOCOL": ("the peer does not speak TLS 1.3", ""),
+    "NO_PROTOCOLS_AVAILABLE": ("the peer does not speak TLS 1.3", ""),
+    "WRONG_VERSION_NUMBER": ("the peer does not speak TLS", "check the port: something else may be listening or dialling there"),
+    "HTTP_REQUEST": ("the peer speaks plain HTTP", "this port is for privinf's own clients; use `privinf gateway` for HTTP"),
+    "HTTPS_PROXY_REQUEST": ("the peer speaks HTTP to a proxy", "this port is for privinf's own clients"),
+}
+
+
+def make_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
+    """A context for accepting (`server`) or for dialling: TLS 1.3 only, certificates required of both sides."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = not server
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    if server:
+        context.num_tickets = 0  # sessions are never resumed: every connection proves its certificates anew
+    try:
+        context.load_verify_locations(cafile=str(credentials.ca))
+        context.load_cert_chain(str(credentials.cert), str(credentials.key))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot load the certificate or key in {Path(credentials.cert).parent}: {error}", remedy="run `privinf keys renew`"
+        ) from None
+    return context
+
+
+def fingerprint(certificate: bytes) -> str:
+    """SHA-256 of a certificate in DER form, in hexadecimal."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def role_of(certificate: dict[str, Any] | None) -> str:
+    """The role in a verified certificate (as `getpeercert()` gives it); raises HandshakeError unless there is exactly one."""
+    names = (certificate or {}).get("subjectAltName", ())
+    roles = [value.removeprefix(ROLE_PREFIX) for kind, value in names if kind == "URI" and value.startswith(ROLE_PREFIX)]
+    if len(roles) != 1:
+        raise HandshakeError("the peer's certificate carries no single privinf role", remedy="issue it with `privinf keys init`")
+    return str(roles[0])
+
+
+def tls_failure(error: ssl.SSLError, *, party: str, peer: str, dialled: bool) -> HandshakeError:
+    """One clear line for what OpenSSL reports while two ends get to know each other."""
+    them = "the server" if dialled else "the client"
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what, remedy = _VERIFY.get(error.verify_code, ("was not signed by our CA", "use bundles that one `privinf keys init` made"))
+        detail = error.verify_message.rstrip(".")
+        return HandshakeError(f"the peer's certificate {what} [{detail}]", party=party, peer=peer, remedy=remedy)
+    if "_ALERT_" in reason:
+        alert = reason.split("_ALERT_", 1)[1]
+        why = _ALERTS.get(alert, alert.lower().replace("_", " "))
+        about = "our certificate" if "CERTIFICATE" in alert or alert in ("UNKNOWN_CA", "DECRYPT_ERROR") else "the connection"
+        return HandshakeError(f"{them} refused {about}: {why}", party=party, peer=peer, remedy="compare `privinf keys show` at both ends")
+    what, remedy = _LOCAL.get(reason, ("", ""))
+    what = what or f"the TLS handshake failed: {reason.lower().replace('_', ' ') or error}"
+    return HandshakeError(what, party=party, peer=peer, remedy=remedy or "check that both ends run privinf")
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay for small messages; large buffers, but only where the kernel grants them: asking for less than it tunes itself does harm."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, limit in ((socket.SO_SNDBUF, "wmem_max"), (socket.SO_RCVBUF, "rmem_max")):
+        try:
+            granted = int(Path("/proc/sys/net/core", limit).read_text())
+        except (OSError, ValueError):
+            continue
+        if granted >= _SOCKET_BUFFER:
+            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+
+
+class TlsStream:
+    """TLS over a non-blocking socket by memory buffers. Not locked: its owner does that."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, meter: Meter, *, server_side: bool, host: str | None = None) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.meter = meter
+        self._in = ssl.MemoryBIO()
+        self._out = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_side=server_side, server_hostname=host)
+        self._scratch = bytearray(READ_CHUNK)
+        self._view = memoryview(self._scratch)
+        self._cipher = memoryview(b"")  # encrypted, not yet sent
+        self.raw_sent = 0
+        self.raw_received = 0
+        self.ended = False
+        """True once the peer will send no more: TCP's end of file, or TLS's close_notify."""
+        self.last_sent = self.last_received = time.monotonic()
+
+    def encrypt(self, plain: Buffer) -> None:
+        """Encrypts all of it; `push` sends."""
+        self.tls.write(plain)  # a memory BIO takes everything
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._cipher) or self._out.pending > 0
+
+    def push(self) -> bool:
+        """Sends what is encrypted; False if the socket would block. Raises OSError when the peer has gone."""
+        while self.unsent:
+            if not self._cipher:
+                self._cipher = memoryview(self._out.read())
+            try:
+                count = self.sock.send(self._cipher)
+            except (BlockingIOError, InterruptedError):
+                return False
+            self._cipher = self._cipher[count:]
+            self.raw_sent += count
+            self.meter.current.sent += count
+            self.last_sent = time.monotonic()
+        return True
+
+    def pull(self) -> int:
+        """Takes in what the socket has, one chunk at most; 0 if nothing is there or the stream ended. Raises OSError."""
+        try:
+            count = self.sock.recv_into(self._scratch)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        if count == 0:
+            self.ended = True
+            self._in.write_eof()
+            return 0
+        self._in.write(self._view[:count])
+        self.raw_received += count
+        self.meter.current.received += count
+        self.last_received = time.monotonic()
+        return count
+
+    @property
+    def buffered(self) -> bool:
+        """True if bytes came that were not read: perhaps part of a record."""
+        return self._in.pending > 0 or self.tls.pending() > 0
+
+    def read_into(self, target: memoryview) -> int:
+        """Decrypts into the target; 0 if no record is complete. Raises ssl.SSLError for an alert or a damaged record."""
+        try:
+            # at most one record a call; the length is explicit since the type stub knows only bytearray as a buffer
+            return cast(int, self.tls.read(len(target), cast(bytearray, target)))
+        except ssl.SSLWantReadError:
+            return 0
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            self.ended = True
+            return 0
+
+    def handshake(self, deadline: float, *, party: str, peer: str) -> None:
+        """Runs the TLS handshake until `deadline` (time.monotonic()); raises HandshakeError."""
+        dialled = not self.tls.server_side
+        poll = select.poll()
+        while True:
+            try:
+                self.tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                raise HandshakeError(
+                    "the peer closed the connection during the TLS handshake", party=party, peer=peer, remedy="look at the peer's output"
+                ) from None
+            except ssl.SSLError as error:
+                self._farewell()  # the alert that tells the peer why
+                raise tls_failure(error, party=party, peer=peer, dialled=dialled) from None
+            try:
+                flushed = self.push()
+                if done and flushed:
+                    return
+                if not done and self.pull():
+                    continue
+                if self.ended:
+                    continue  # do_handshake says what that means
+                poll.register(self.sock, select.POLLIN if flushed else select.POLLIN | select.POLLOUT)
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    raise HandshakeError(
+                        "the peer did not finish the TLS handshake in time",
+                        party=party,
+                        peer=peer,
+                        remedy="check that it is a privinf party, and the network between",
+                    )
+            except OSError as error:
+                raise HandshakeError(
+                    f"the connection broke during the TLS handshake: {error.strerror or error}",
+                    party=party,
+                    peer=peer,
+                    remedy="look at the peer's output",
+                ) from None
+
+    def _farewell(self) -> None:
+        try:
+            self.push()
+            self.sock.shutdown(socket.SHUT_WR)
+            linger(self.sock, 0.5)
+        except OSError:
+            pass
+
+
+def linger(sock: socket.socket, limit_s: float) -> int:
+    """Waits until the peer's kernel has all that we sent, or `limit_s` seconds, and drops what comes meanwhile; returns its bytes.
+
+    Closing a socket that holds unread bytes makes the kernel reset the connection and throw away what it has not yet sent, an error
+    message or the last answer, say. So the caller shuts down its sending side, calls this, and then closes.
+    """
+    deadline = time.monotonic() + limit_s
+    poll, dropped = select.poll(), 0
+    poll.register(sock, select.POLLIN)
+    while True:
+        try:
+            chunk = sock.recv(65536)
+            if not chunk:
+                return dropped
+            dropped += len(chunk)
+            continue
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            return dropped
+        left = deadline - time.monotonic()
+        if left <= 0 or not _unacknowledged(sock):
+            return dropped
+        poll.poll(min(left, 0.005) * 1000)
+
+
+def _unacknowledged(sock: socket.socket) -> bool:
+    """True while the peer's kernel has not confirmed all that we sent; also where that cannot be asked."""
+    try:
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), "little") > 0
+    except (ImportError, OSError):
+        return True

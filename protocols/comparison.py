@@ -1,0 +1,156 @@
+"""Comparison of masked values, and selection by the result.
+
+Source: the digit decomposition of CrypTFlow2 (ePrint 2020/1002) on masked wires as in EGK+20 (2020/338), with shared
+one-hot digits of the mask in place of oblivious transfer, and ABY2.0's multi-input ANDs (2020/1225).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from protocols.correlations import Kind, Masks, Part
+from protocols.party import Item, Party, Protocol_
+from protocols.ring import parity, reduce
+
+MAX_DIGIT = 6  # a one-hot digit is one 64-bit word
+
+
+@lru_cache
+def digits(bits: int) -> tuple[tuple[int, int], ...]:
+    """(position, width) of the digits of the low bits - 1 bits, lowest first, as even as can be."""
+    low = bits - 1
+    number = max(1, -(-low // MAX_DIGIT))
+    widths = [low // number + (1 if k < low % number else 0) for k in range(number)]
+    return tuple((sum(widths[:k]), width) for k, width in enumerate(widths))
+
+
+@lru_cache
+def _terms(number: int) -> tuple[tuple[int, ...], ...]:
+    """borrow = lt_(n-1) ^ XOR_i (eq_(n-1) ... eq_(i+1)) lt_i: the variables of each product.
+
+    Variable j < n - 1 is lt_j, variable n - 1 + j is eq_(j+1).
+    """
+    return tuple((i, *(number - 2 + j for j in range(i + 1, number))) for i in range(number - 1))
+
+
+@lru_cache
+def _joint(number: int) -> tuple[tuple[int, ...], ...]:
+    """The products of two or more variables' masks that the terms need."""
+    found = {c for term in _terms(number) for size in range(2, len(term) + 1) for c in combinations(sorted(term), size)}
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class CompareMask(Kind):
+    """For [x - y >= 0] where c = (x - y) + R: one-hot digits of R, masks of the ANDs' inputs and their products, and rho.
+
+    A subclass says what R is. `shape` is that of the comparisons, `r_shape` that of R, which may broadcast.
+    """
+
+    wire: int
+    shape: tuple[int, ...]
+    r_shape: tuple[int, ...]
+    bits: int
+
+    def difference(self, masks: Masks) -> Tensor:
+        """R."""
+        return masks.mask(self.wire).reshape(self.r_shape)
+
+    def server_parts(self) -> tuple[Part, ...]:
+        variables = 2 * (len(digits(self.bits)) - 1)
+        return (Part(self.shape, 1), *((Part(self.shape, variables),) if variables else ()))
+
+    client_parts = server_parts
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        joint = _joint(len(digits(self.bits)))
+        words = tuple(Part(self.r_shape, 1 << width, xor=True) for _, width in digits(self.bits))
+        return (*words, *((Part(self.shape, len(joint), xor=True),) if joint else ()))
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        r = reduce(self.difference(masks), self.bits)
+        one = torch.ones_like(r)
+        values = [one << ((r >> at) & ((1 << width) - 1)) for at, width in digits(self.bits)]
+        joint = _joint(len(digits(self.bits)))
+        if joint:
+            variables = server[1] ^ client[1]
+            packed = torch.zeros_like(variables)
+            for bit, product in enumerate(joint):
+                value = variables >> product[0]
+                for variable in product[1:]:
+                    value = value & (variables >> variable)
+                packed |= (value & 1) << bit
+            values.append(packed)
+        return values, server[0] ^ client[0] ^ (r >> (self.bits - 1))
+
+
+def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, Tensor]]:
+    """The masked bit [x >= y] ^ rho, known to both, and the name under which rho is known to the source.
+
+    c = (x - y) + R in [0, 2^k) is public. Steps: msb(x - y) = msb(c) ^ msb(R) ^ [c_low < R_low]. Per digit, each party
+    has its XOR share of [c_d < R_d] and [c_d = R_d] from the one-hot, alone; the inputs of the ANDs are opened masked,
+    D shares the products of their masks, so that all ANDs of all digits are one round; then the bit is opened under rho.
+    Domain: -2^(k-1) <= x - y < 2^(k-1). Exact.
+    Rounds: 2 (1 for a single digit). Bits each way: 2 (digits - 1), then 1. Learns: uniform bits, both.
+    """
+    correlation = party.take(kind)
+    number = len(digits(kind.bits))
+    less, equal = [], []
+    for word, (at, width) in zip(correlation.shares, digits(kind.bits), strict=False):
+        digit = (c >> at) & ((1 << width) - 1)
+        # the one-hot's bits above the digit: -2 << digit
+        less.append(parity(word & (torch.full_like(digit, -2) << digit), 1 << width))
+        equal.append((word >> digit) & 1)
+    borrow = less[-1]
+    if number > 1:
+        variables = torch.zeros_like(c)
+        for k, bit in enumerate([*less[:-1], *equal[1:]]):
+            variables = variables | (bit << k)
+        own_mask = correlation.own[1]
+        mine = variables ^ own_mask
+        (theirs,) = yield [Item(mine, 2 * (number - 1))]
+        opened = mine ^ theirs
+        joint = correlation.shares[number]
+        for term in _terms(number):
+            for size in range(len(term) + 1):
+                for masked in combinations(sorted(term), size):
+                    value = joint >> _joint(number).index(masked) if size > 1 else own_mask >> masked[0] if size else None
+                    for variable in term:
+                        if variable not in masked:
+                            value = opened >> variable if value is None else value & (opened >> variable)
+                    assert value is not None
+                    if size or party.is_server:
+                        borrow = borrow ^ value
+    bit = (borrow & 1) ^ correlation.own[0]
+    if party.is_server:
+        bit = bit ^ ((c >> (kind.bits - 1)) & 1) ^ 1
+    (theirs,) = yield [Item(bit, 1)]
+    return correlation.name, bit ^ theirs
+
+
+@dataclass(frozen=True)
+class BitMask(Kind):
+    """Shares of the rho of a comparison in Z_2^bits, and with `wire` of rho * r, r broadcast to its shape."""
+
+    compare: int
+    wire: int
+    shape: tuple[int, ...]
+    bits: int
+    spread: tuple[int, ...] = ()  # r's shape before broadcasting
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        rho = masks.mask(self.compare)
+        return (rho * masks.mask(self.wire).reshape(self.spread) if self.wire else rho,), None

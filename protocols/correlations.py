@@ -1,0 +1,317 @@
+"""Correlations: what a source deals before a query, by kind.
+
+A kind is a frozen record of public integers. It names what each party expands from its own seed and what is shared
+between the two. Of a shared value the server's share comes from the server's seed as well, so that only the client is
+sent anything: `value - share of S` (or XOR), packed. Protocols ask for correlations by kind and never name the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from protocols.errors import CorrelationError
+from protocols.prg import Prg, Stream
+from protocols.ring import pack, packed_size, reduce, unpack
+
+MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
+
+
+class Role(str, Enum):
+    """The two computing parties."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The public shape of one tensor of a correlation; `xor` says how it is shared."""
+
+    shape: tuple[int, ...]
+    bits: int
+    xor: bool = False
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def size(self) -> int:
+        """Bytes on a wire."""
+        return packed_size(self.count, self.bits)
+
+
+class Masks(Protocol):
+    """What a dealer knows while it deals: earlier masks by name, and the weight masks."""
+
+    def mask(self, name: int) -> Tensor:
+        """The mask that an earlier kind left under this name; representatives in [0, 2^bits)."""
+
+    def weight_mask(self, name: str) -> Tensor:
+        """B of the weight with this name, (in, out)."""
+
+
+class Kind:
+    """Base of all kinds; a subclass is a frozen dataclass of int, str and tuple-of-int fields."""
+
+    registry: ClassVar[dict[str, type[Kind]]] = {}
+    drawn_early: ClassVar[bool] = False  # whether the client's own part may be needed before the query
+
+    def __init_subclass__(cls) -> None:
+        Kind.registry[cls.__name__] = cls
+
+    def server_parts(self) -> tuple[Part, ...]:
+        """Private randomness of S."""
+        return ()
+
+    def client_parts(self) -> tuple[Part, ...]:
+        """Private randomness of C."""
+        return ()
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        """What is shared between S and C."""
+        return ()
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's."""
+        raise NotImplementedError
+
+    @property
+    def dealer_bytes(self) -> int:
+        """What the dealer sends for it."""
+        return sum(part.size for part in self.shared_parts())
+
+
+@dataclass(frozen=True)
+class Mask(Kind):
+    """An opening mask r = r_S + r_C for one wire; no bytes. With `keep` it outlives its pass (a cached key or value)."""
+
+    shape: tuple[int, ...]
+    bits: int
+    keep: int = 0
+    drawn_early: ClassVar[bool] = True
+
+    def server_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    client_parts = server_parts
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        return (), reduce(server[0] + client[0], self.bits)
+
+
+@dataclass(eq=False)
+class Correlation:
+    """One correlation as one party holds it; expanded when it is first read."""
+
+    kind: Kind
+    name: int
+    own_parts: tuple[Part, ...]
+    stream: Stream | None
+    payload: memoryview | None  # the client's shares, packed; None where they come from the stream
+    device: torch.device | str = "cpu"
+
+    def __repr__(self) -> str:
+        return f"Correlation({self.kind}, name={self.name}, values hidden)"
+
+    def _expand(self, parts: tuple[Part, ...]) -> tuple[Tensor, ...]:
+        if self.stream is None:
+            return tuple(torch.empty(part.shape, dtype=torch.int64, device="meta") for part in parts)
+        return tuple(self.stream.uniform(part.shape, part.bits, self.device) for part in parts)
+
+    @cached_property
+    def own(self) -> tuple[Tensor, ...]:
+        """This party's private randomness."""
+        return self._expand(self.own_parts)
+
+    @cached_property
+    def shares(self) -> tuple[Tensor, ...]:
+        """This party's shares of the shared values."""
+        _ = self.own  # the stream is read in order
+        parts = self.kind.shared_parts()
+        if self.payload is None:
+            return self._expand(parts)
+        return unpack_parts(self.payload, parts, self.device)
+
+
+def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
+    """Packs tensors side by side."""
+    return b"".join(pack(value, part.bits).tobytes() for value, part in zip(values, parts, strict=True))
+
+
+def unpack_parts(payload: memoryview, parts: Sequence[Part], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """The inverse of `pack_parts`."""
+    out, at = [], 0
+    for part in parts:
+        out.append(unpack(payload[at : at + part.size], part.shape, part.bits, device))
+        at += part.size
+    return tuple(out)
+
+
+class KindHash:
+    """A running digest of the kinds asked for, so that two parties can tell that they asked for the same."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, kind: Kind) -> None:
+        """Adds a kind."""
+        self._hash.update(repr(kind).encode())
+
+    def digest(self) -> bytes:
+        """Of all so far."""
+        return self._hash.digest()
+
+
+def to_wire(kind: Kind) -> list[Any]:
+    """A kind as plain values: its name and its fields."""
+    return [type(kind).__name__, *(getattr(kind, field.name) for field in dataclasses.fields(kind))]  # type: ignore[arg-type]
+
+
+def from_wire(fields: Sequence[Any]) -> Kind:
+    """The kind of `to_wire`, checked: known name, right number and types of fields, bounded sizes."""
+    kind = Kind.registry.get(fields[0]) if fields and isinstance(fields[0], str) else None
+    if kind is None:
+        raise CorrelationError("a correlation of unknown kind was asked for", remedy="compare the versions of all three parties")
+    types = list(typing.get_type_hints(kind).items())
+    names = [(field.name, dict(types)[field.name]) for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if len(names) != len(fields) - 1:
+        raise CorrelationError(f"a {kind.__name__} was asked for with {len(fields) - 1} fields instead of {len(names)}")
+    values: dict[str, Any] = {}
+    for (name, hint), value in zip(names, fields[1:], strict=True):
+        values[name] = value = tuple(value) if isinstance(value, list) else value
+        numbers = value if isinstance(value, tuple) else (value,)
+        good = isinstance(value, str) if hint is str else all(type(n) is int and -MAX_ELEMENTS < n < MAX_ELEMENTS for n in numbers)
+        if not good or (hint is int) != (type(value) is int):
+            raise CorrelationError(f"a {kind.__name__} was asked for with a malformed field {name}")
+    made = kind(**values)
+    for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts()):
+        if not 1 <= part.bits <= 64 or min(part.shape, default=1) < 0 or part.count > MAX_ELEMENTS:
+            raise CorrelationError(f"a {kind.__name__} was asked for with a size out of bounds")
+    return made
+
+
+class Store:
+    """One party's correlations of one session: each is taken once, in order.
+
+    The server's come from its seed alone. The client's shares are payloads that are put in ahead of their use; a
+    payload is dropped when it is taken.
+    """
+
+    def __init__(self, role: Role, seed: bytes, device: torch.device | str = "cpu") -> None:
+        self.role = role
+        self.device = device
+        self.next_name = 1  # of the next correlation that is taken
+        self._prg = Prg(seed)
+        self._payloads: dict[int, memoryview] = {}
+        self._prepared: dict[int, tuple[Tensor, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"Store(role={self.role.value}, next_name={self.next_name}, seed hidden)"
+
+    def put(self, name: int, payload: memoryview) -> None:
+        """Keeps what the dealer sent for a correlation that is still to be taken."""
+        if name < self.next_name or name in self._payloads:
+            raise CorrelationError(f"correlation {name} was dealt twice", party=self.role.value)
+        self._payloads[name] = payload
+
+    def peek(self, kind: Kind, name: int) -> Correlation:
+        """The correlation before its use, for what can be computed ahead."""
+        own = kind.server_parts() if self.role is Role.SERVER else kind.client_parts()
+        payload = None
+        if self.role is Role.CLIENT and kind.shared_parts():
+            payload = self._payloads.get(name)
+            if payload is None or len(payload) != kind.dealer_bytes:
+                raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
+        return Correlation(kind, name, own, self._prg.stream(name), payload, self.device)
+
+    def prepare(self, name: int, shares: tuple[Tensor, ...]) -> None:
+        """Replaces the client's shares by what was computed from them ahead of the query."""
+        self._payloads[name] = memoryview(b"")
+        self._prepared[name] = shares
+
+    def take(self, kind: Kind) -> Correlation:
+        """The next correlation; it can never be taken again."""
+        name = self.next_name
+        self.next_name += 1
+        prepared = self._prepared.pop(name, None)
+        if prepared is not None:
+            self._payloads.pop(name)
+            own = kind.client_parts()
+            correlation = Correlation(kind, name, own, self._prg.stream(name), None, self.device)
+            correlation.__dict__["shares"] = prepared
+            return correlation
+        correlation = self.peek(kind, name)
+        self._payloads.pop(name, None)
+        return correlation
+
+
+class Dealer:
+    """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query."""
+
+    def __init__(self, server_seed: bytes, client_seed: bytes, weight_masks: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        self._server, self._client = Prg(server_seed), Prg(client_seed)
+        self._weight_masks = weight_masks
+        self._device = device
+        self._masks: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+        self.next_name = 1
+
+    def __repr__(self) -> str:
+        return f"Dealer(next_name={self.next_name}, seeds hidden)"
+
+    def mask(self, name: int) -> Tensor:
+        """See `Masks`."""
+        found = self._masks.get(name)
+        if found is None:
+            found = self._kept.get(name)
+        if found is None:
+            raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist", party="dealer")
+        return found
+
+    def weight_mask(self, name: str) -> Tensor:
+        """See `Masks`."""
+        if name not in self._weight_masks:
+            raise CorrelationError(f"a correlation refers to the weight {name!r}, which does not exist", party="dealer")
+        return self._weight_masks[name]
+
+    def deal(self, kind: Kind) -> bytes:
+        """The client's payload of the next correlation."""
+        name, self.next_name = self.next_name, self.next_name + 1
+        server_stream, client_stream = self._server.stream(name), self._client.stream(name)
+        server = [server_stream.uniform(p.shape, p.bits, self._device) for p in kind.server_parts()]
+        client = [client_stream.uniform(p.shape, p.bits, self._device) for p in kind.client_parts()]
+        parts = kind.shared_parts()
+        shares = [server_stream.uniform(p.shape, p.bits, self._device) for p in parts]
+        values, left = kind.deal(self, server, client, shares)
+        if left is not None:
+            (self._kept if isinstance(kind, Mask) and kind.keep else self._masks)[name] = left
+        own = [value ^ share if part.xor else value - share for value, share, part in zip(values, shares, parts, strict=True)]
+        return pack_parts(own, parts)
+
+    def end_pass(self) -> None:
+        """Forgets all masks that no later pass refers to."""
+        self._masks.clear()
+
+    def forget(self) -> None:
+        """Forgets the cached wires' masks too (the context was reset)."""
+        self._masks.clear()
+        self._kept.clear()

@@ -1,0 +1,143 @@
+"""Linear maps with a weight that only the server knows: `linear`, its diagonal form `scale`, and row look-up.
+
+Source: Delphi's preprocessed linear layer (ePrint 2020/050) with the client's part made by a dealer from a masked
+weight, as in `docs/protocols.md`. Set-up, once per client and model: S and D expand B from a seed that S drew, S sends
+W~ = W + B to C. D never sees W~, C never sees B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from protocols.correlations import Kind, Masks, Part
+from protocols.party import Item, Party, Protocol_
+from protocols.prg import Prg, derive
+from protocols.ring import add, like, reduce
+from protocols.shares import Shares
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The public side of a server's tensor: its name, shape (in, out), ring and fraction bits."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    frac: int
+
+
+def weight_mask(seed: bytes, weight: Weight) -> Tensor:
+    """B: uniform in the weight's ring, fresh per (seed, tensor, encoding); a seed belongs to one lowering."""
+    key = derive(seed, f"weight mask {weight.name} {weight.shape} {weight.bits} {weight.frac}")
+    return Prg(key).stream(0).uniform(weight.shape, weight.bits)
+
+
+def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
+    """W~ = W + B, what S sends to C once."""
+    return reduce(encoded + weight_mask(seed, weight), weight.bits)
+
+
+def matmul(x: Tensor, w: Tensor) -> Tensor:
+    """x @ w modulo 2^64; x (..., n), w (n, m)."""
+    if x.is_meta or w.is_meta:
+        return torch.empty((*x.shape[:-1], w.shape[-1]), dtype=torch.int64, device="meta")
+    return x @ w
+
+
+def _times(x: Tensor, w: Tensor, diagonal: int, transposed: int) -> Tensor:
+    if not diagonal:
+        return matmul(x, w.T if transposed else w)
+    return torch.empty(x.shape, dtype=torch.int64, device="meta") if x.is_meta or w.is_meta else x * w
+
+
+@dataclass(frozen=True)
+class LinearMask(Kind):
+    """r (rows, in) of C; shares of r B, (rows, out). Diagonal: r (rows..., n), shares of r * B[slice]."""
+
+    weight: str
+    shape: tuple[int, ...]  # of the input
+    out: int  # columns of the output
+    bits: int
+    diagonal: int = 0
+    transposed: int = 0
+    window: tuple[int, ...] = ()  # diagonal: first and last + 1 index of the weight's second axis
+
+    def client_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part((*self.shape[:-1], self.out), self.bits),)
+
+    def select(self, weight: Tensor) -> Tensor:
+        """The part of the weight that this product reads; diagonal weights (H, n) become (H, rows, 1)."""
+        return weight[:, self.window[0] : self.window[1], None] if self.window else weight
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        return (_times(client[0], self.select(masks.weight_mask(self.weight)), self.diagonal, self.transposed),), None
+
+    def prepare(self, weights: Mapping[str, Tensor], own: Sequence[Tensor], shares: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """C, before the query: its share of the output, (share of r B) - r W~."""
+        return (shares[0] - _times(own[0], self.select(weights[self.weight]), self.diagonal, self.transposed),)
+
+
+def linear(party: Party, x: Shares, weight: Weight, *, bits: int, transposed: bool = False, client_only: bool = False) -> Protocol_[Shares]:
+    """x W for S's weight W, in Z_2^bits; x (..., n), W (n, m) -> (..., m), fraction bits added.
+
+    Steps: C sends x_C + r; S's share is (x_S + x_C + r) W + u, C's is v - r W~, where u + v = r B (D). With
+    `client_only` S's share of x is known to be 0.
+    Domain: any x in a ring of at least `bits`; |x W| < 2^(bits-1). Exact.
+    Rounds: 1 message C -> S. Bits: `bits` per input element, none back, none per output.
+    Learns: S the uniform x + r; C nothing. C's output share depends on no query (`early`).
+    """
+    out = weight.shape[0] if transposed else weight.shape[1]
+    return _product(party, x, weight, LinearMask(weight.name, x.shape, out, bits, 0, int(transposed)), client_only)
+
+
+def scale(party: Party, x: Shares, weight: Weight, *, bits: int, window: tuple[int, int] | None = None) -> Protocol_[Shares]:
+    """x * w elementwise for S's w, in Z_2^bits: `linear` with a diagonal weight; the same steps, domain and leaks.
+
+    x (H, rows, d) and w (H, n) read at `window` of its second axis, broadcast over d; or w broadcastable to x.
+    Rounds: 1 message C -> S of `bits` per element; where x is `early` it leaves before the query, and no round is left.
+    """
+    kind = LinearMask(weight.name, x.shape, x.shape[-1], bits, 1, 0, tuple(window) if window else ())
+    return _product(party, x, weight, kind, False)
+
+
+def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_only: bool) -> Protocol_[Shares]:
+    assert kind.bits <= min(x.bits, weight.bits), f"{weight.name}: a ring of {kind.bits} bits is wider than its operands"
+    correlation = party.take(kind)
+    count = 1
+    for size in x.shape:
+        count *= size
+    party.macs(count * (1 if kind.diagonal else kind.out))
+    if party.is_server:
+        (masked,) = yield [Item(x.value, kind.bits, from_server=False, early=x.early)]
+        total = masked if client_only else add(x.value, masked)
+        w = kind.select(like(party.weights[weight.name], total) if total.is_meta else party.weights[weight.name])
+        value = add(_times(total, w, kind.diagonal, kind.transposed), correlation.shares[0])
+    else:
+        outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
+        yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]
+        value = correlation.shares[0]
+    return replace(x, value=value, bits=kind.bits, frac=x.frac + weight.frac, early=True)
+
+
+def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits: int) -> Protocol_[Shares]:
+    """Rows of S's table (V, d) at C's secret indices, in Z_2^bits: `linear` on one-hot rows; -> (count, d).
+
+    `ids` (count,) at C (or None where they are not known yet), None at S. Rounds: 1 message C -> S. Bits: V * bits a row.
+    Learns: nothing, either; the number of rows is public.
+    """
+    size = table.shape[0]
+    if party.is_server or ids is None or ids.is_meta:
+        value = torch.empty((count, size), dtype=torch.int64, device="meta")
+    else:
+        value = torch.zeros((count, size), dtype=torch.int64, device=ids.device)
+        value[torch.arange(count, device=ids.device), ids] = 1
+    return linear(party, Shares(value, bits, 0), table, bits=bits, client_only=True)

@@ -1,0 +1,231 @@
+"""The largest element of every row, and its place, by a tournament of groups of up to four."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from protocols.comparison import CompareMask, compare
+from protocols.correlations import Kind, Masks, Part
+from protocols.opening import open_masked, unmasked
+from protocols.party import Party, Protocol_, parallel
+from protocols.ring import like, reduce
+from protocols.rows import Group, Rows, tournament
+from protocols.shares import Shares, Wire
+
+
+@lru_cache
+def _pairs(size: int) -> tuple[tuple[int, int], ...]:
+    return tuple(combinations(range(size), 2))
+
+
+def _subsets(size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(i, T): for each candidate but the last, the non-empty sets of its opponents."""
+    for i in range(size - 1):
+        others = [j for j in range(size) if j != i]
+        for count in range(1, size):
+            for chosen in combinations(others, count):
+                yield i, chosen
+
+
+def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
+    return tournament(Rows(*rows))[level].groups[group]
+
+
+@dataclass(frozen=True)
+class UpperMask(Kind):
+    """The mask of a wire's upper bits, r >> shift, as a wire of its own; shared if `deals`."""
+
+    wire: int
+    shape: tuple[int, ...]
+    shift: int
+    bits: int
+    deals: int = 1
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),) if self.deals else ()
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        upper = reduce(masks.mask(self.wire) >> self.shift, self.bits)
+        return ((upper,) if self.deals else ()), upper
+
+
+def upper_wire(party: Party, wire: Wire, shift: int) -> Wire:
+    """The wire's upper bits, free: (X >> shift) - (r >> shift) is floor(x / 2^shift) or one more."""
+    mask = party.take(UpperMask(wire.name, wire.shape, shift, wire.bits - shift))
+    return Wire(wire.masked >> shift, mask.shares[0], mask.name, wire.bits - shift, max(wire.frac - shift, 0))
+
+
+@dataclass(frozen=True)
+class PairCompareMask(CompareMask):
+    """All pairs within the groups of one size: R = r_i - r_j, (H, groups, pairs)."""
+
+    rows: tuple[int, ...] = ()
+    level: int = 0
+    group: int = 0
+
+    def difference(self, masks: Masks) -> Tensor:
+        group = _group(self.rows, self.level, self.group)
+        r = masks.mask(self.wire)[:, group.index]
+        return torch.stack([r[..., i] - r[..., j] for i, j in _pairs(group.size)], -1)
+
+
+@dataclass(frozen=True)
+class SelectorMask(Kind):
+    """Shares of the products of the rhos by which each candidate wins, (H, groups, products); with `wire` times R_i = r_i - r_last."""
+
+    compare: int
+    wire: int
+    shape: tuple[int, ...]
+    bits: int
+    rows: tuple[int, ...]
+    level: int
+    group: int
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)
+        r = masks.mask(self.wire)[:, group.index] if self.wire else None
+        pairs, values = _pairs(group.size), []
+        for i, opponents in _subsets(group.size):
+            product = rho[..., pairs.index((min(i, opponents[0]), max(i, opponents[0])))]
+            for j in opponents[1:]:
+                product = product & rho[..., pairs.index((min(i, j), max(i, j)))]
+            values.append(product if r is None else product * (r[..., i] - r[..., -1]))
+        return (torch.stack(values, -1),), None
+
+
+@dataclass(frozen=True)
+class _Selector:
+    """Who wins in the groups of one size: public coefficients of the shared products of rhos."""
+
+    group: Group
+    name: int
+    place: tuple[int, int]
+    bits: int
+    alone: list[Tensor]  # per candidate but the last: the coefficient of 1
+    coefficients: list[Tensor]  # per (candidate, opponents)
+    products: Tensor  # shares, (H, groups, products)
+
+
+def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
+    """All comparisons within the groups of one size: candidate i wins if it is >= all later and > all earlier ones."""
+    group = _group(rows.fields(), *place)
+    index, size = like(group.index, wire.masked), group.size
+    x = wire.masked[:, index]
+    pairs = _pairs(size)
+    c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
+    shape = tuple(c.shape)
+    name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, rows.fields(), *place))
+    subsets = list(_subsets(size))
+    mask = party.take(SelectorMask(name, 0, (*shape[:-1], len(subsets)), bits, rows.fields(), *place))
+
+    def affine(i: int, j: int) -> tuple[Tensor, Tensor]:
+        """[i beats j] = alpha + gamma rho."""
+        b = beta[..., pairs.index((min(i, j), max(i, j)))]
+        return (b, 1 - 2 * b) if i < j else (1 - b, 2 * b - 1)
+
+    def coefficient(i: int, chosen: tuple[int, ...]) -> Tensor:
+        value = torch.ones_like(c[..., 0])
+        for j in range(size):
+            if j != i:
+                value = value * affine(i, j)[1 if j in chosen else 0]
+        return value
+
+    alone = [coefficient(i, ()) for i in range(size - 1)]
+    return _Selector(group, name, place, bits, alone, [coefficient(i, t) for i, t in subsets], mask.shares[0])
+
+
+def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tensor:
+    """This party's share of the winner's value on a wire: x_last + sum_i w_i (x_i - x_last); local."""
+    index = like(selector.group.index, wire.masked)
+    x, r = wire.masked[:, index], wire.mask[:, index]
+    mask = party.take(SelectorMask(selector.name, wire.name, tuple(selector.products.shape), wire.bits, rows.fields(), *selector.place))
+    value = x[..., -1] - r[..., -1] if party.is_server else -r[..., -1]
+    for i, alone in enumerate(selector.alone):
+        own = r[..., -1] - r[..., i]
+        value = value + alone * (x[..., i] - x[..., -1] + own if party.is_server else own)
+    for k, (i, _) in enumerate(_subsets(selector.group.size)):
+        difference = x[..., i] - x[..., -1]
+        value = value + selector.coefficients[k] * (difference * selector.products[..., k] - mask.shares[0][..., k])
+    return value
+
+
+def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tensor:
+    """The same for public values, (N,): the winner's place at the first level."""
+    x = like(values, selector.products)[like(selector.group.index, selector.products)]
+    value = x[..., -1].expand(selector.products.shape[:-1]) if party.is_server else torch.zeros_like(selector.products[..., 0])
+    for i, alone in enumerate(selector.alone):
+        if party.is_server:
+            value = value + alone * (x[..., i] - x[..., -1])
+    for k, (i, _) in enumerate(_subsets(selector.group.size)):
+        value = value + selector.coefficients[k] * (x[..., i] - x[..., -1]) * selector.products[..., k]
+    return value
+
+
+def _joined(party: Party, results: Sequence[Tensor], order: Tensor, bits: int, frac: int) -> Shares:
+    value = torch.cat(list(results), -1)
+    return Shares(value[:, like(order, value)], bits, frac)
+
+
+def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
+    """The largest element of every row of a masked wire (H, N) -> wire (H, number).
+
+    Steps, per level: all pairs of each group compared at once (`compare`), the winner selected with public coefficients
+    on D's shares of products of rhos and masks, and opened under a fresh mask.
+    Domain: elements of a row differ by less than 2^(k-1). Exact.
+    Rounds: per level 1 + those of `compare`. Learns: uniform values, both; levels and groups are public.
+    """
+    for number, level in enumerate(tournament(rows)):
+        places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
+        selectors = yield from parallel(*(_choose(party, wire, rows, place, wire.bits) for place in places))
+        alone = [unmasked(party, wire).value[:, like(g.index[:, 0], wire.masked)] for g in level.groups if g.size == 1]
+        results = [*alone, *(_selected(party, selector, wire, rows) for selector in selectors)]
+        joined = _joined(party, results, level.order, wire.bits, wire.frac)
+        (wire,) = yield from open_masked(party, [joined])
+    return wire
+
+
+def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Shares]:
+    """The place of the largest element of every row, the first among equals, as shares in Z_2^bits, (H, number).
+
+    As `row_maximum`; the winner's place travels along as a second wire, and the last level opens nothing.
+    """
+    places_wire: Wire | None = None
+    own_places = torch.arange(rows.columns)
+    assert rows.step == 0 and rows.number == 1, "rows of one length, one a group"
+    levels = tournament(rows)
+    if not levels:
+        return Shares(torch.zeros_like(wire.mask), bits, 0)
+    for number, level in enumerate(levels):
+        places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
+        selectors = yield from parallel(*(_choose(party, wire, rows, place, max(bits, wire.bits)) for place in places))
+        alone = [like(g.index[:, 0], wire.masked) for g in level.groups if g.size == 1]
+        indices: list[Tensor] = []
+        for index in alone:
+            if places_wire is not None:
+                indices.append(unmasked(party, places_wire).value[:, index])
+            else:
+                shared = like(own_places, wire.masked)[index].expand(wire.shape[0], -1)
+                indices.append(shared if party.is_server else torch.zeros_like(shared))
+        for selector in selectors:
+            indices.append(
+                _selected(party, selector, places_wire, rows) if places_wire is not None else _selected_public(party, selector, own_places)
+            )
+        winner = _joined(party, indices, level.order, bits, 0)
+        if number + 1 == len(levels):
+            return winner
+        values = [*(unmasked(party, wire).value[:, i] for i in alone), *(_selected(party, s, wire, rows) for s in selectors)]
+        wire, places_wire = yield from open_masked(party, [_joined(party, values, level.order, wire.bits, wire.frac), winner])
+    raise AssertionError("a tournament has an end")

@@ -1,0 +1,157 @@
+"""Products of two shared tensors, from masked wires (Beaver's triples in the masked form of ABY2.0, ePrint 2020/1225).
+
+A wire is opened once; every product that reads it costs the dealer a sharing of the masks' product, and no message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from protocols.correlations import Kind, Masks, Part
+from protocols.party import Party
+from protocols.ring import add
+from protocols.rows import Rows
+from protocols.shares import Shares, Wire
+
+
+@dataclass(frozen=True)
+class ProductMask(Kind):
+    """Shares of r_x * r_y, elementwise with broadcasting; with `rows` y has one value a row of x's packed rows."""
+
+    x: int
+    y: int
+    shape: tuple[int, ...]
+    bits: int
+    rows: tuple[int, ...] = ()
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        y = masks.mask(self.y)
+        return (masks.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
+
+
+@dataclass(frozen=True)
+class MatmulMask(Kind):
+    """Shares of r_x r_y, batched: (..., n, d) x (..., d, m). `y` may name several wires, joined along their rows."""
+
+    x: int
+    y: tuple[int, ...]
+    shape: tuple[int, ...]
+    bits: int
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        return (masks.mask(self.x) @ torch.cat([masks.mask(name) for name in self.y], -2),), None
+
+
+@dataclass(frozen=True)
+class RowsTimesMatrixMask(MatmulMask):
+    """The same where x is packed: the rows' elements alone, (H, N), the rest of the (rows, columns) matrix being 0."""
+
+    rows: tuple[int, ...] = ()
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        x = Rows(*self.rows).unpack(masks.mask(self.x))
+        return (x @ torch.cat([masks.mask(name) for name in self.y], -2),), None
+
+
+@dataclass(frozen=True)
+class MatrixTimesRowsMask(MatmulMask):
+    """Shares of the rows' elements of r_x r_y^T, (H, N): the rest is neither dealt nor sent."""
+
+    rows: tuple[int, ...] = ()
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        y = torch.cat([masks.mask(name) for name in self.y], -2)
+        return (Rows(*self.rows).pack(masks.mask(self.x) @ y.transpose(-1, -2)),), None
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Cached:
+    """Wires joined along their rows (axis -2): the keys or values of all positions so far."""
+
+    masked: Tensor
+    mask: Tensor
+    names: tuple[int, ...]
+    bits: int
+    frac: int
+
+    @staticmethod
+    def join(before: Cached | None, wire: Wire) -> Cached:
+        """The cache with the new rows after the old."""
+        if before is None:
+            return Cached(wire.masked, wire.mask, (wire.name,), wire.bits, wire.frac)
+        if wire.masked.is_meta:
+            before = before.shape_only()
+        masked, mask = torch.cat([before.masked, wire.masked], -2), torch.cat([before.mask, wire.mask], -2)
+        return Cached(masked, mask, (*before.names, wire.name), wire.bits, wire.frac)
+
+    def shape_only(self) -> Cached:
+        """For walks that know no values."""
+        return Cached(self.masked.to("meta"), self.mask.to("meta"), self.names, self.bits, self.frac)
+
+
+def _beaver(party: Party, x: Wire | Cached, y: Wire | Cached, shared: Tensor, times: object) -> Tensor:
+    """z = X Y - X r_y - r_x Y + r_x r_y, shared: S holds X (Y - r_y,S) - r_x,S Y + c_S, C the same without X Y."""
+    assert callable(times)
+    if x.masked.is_meta or y.masked.is_meta:
+        product = times(x.masked.to("meta"), y.masked.to("meta"))
+        assert isinstance(product, Tensor)
+        return product
+    right = y.masked - y.mask if party.is_server else -y.mask
+    product = times(x.masked, right) - times(x.mask, y.masked)
+    return add(product, shared)
+
+
+def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None) -> Shares:
+    """x * y elementwise, with broadcasting, in Z_2^bits; fraction bits add. Local once both are open; exact.
+
+    With `rows`, y (H, number) holds one factor for each row of the packed x (H, N).
+    Domain: both wires in rings of at least `bits`. Learns: nothing, either.
+    """
+    shape = x.shape if rows else tuple(torch.broadcast_shapes(x.shape, y.shape))
+    mask = party.take(ProductMask(x.name, y.name, shape, bits, rows.fields() if rows else ()))
+    product = _beaver(party, x, y, mask.shares[0], lambda a, b: a * (rows.spread(b) if rows else b))
+    return Shares(product, bits, x.frac + y.frac)
+
+
+def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
+    """x y, batched: (..., n, d) x (..., d, m), in Z_2^bits; local; exact."""
+    shape = (*x.shape[:-1], y.masked.shape[-1])
+    mask = party.take(MatmulMask(x.name, y.names, shape, bits))
+    party.macs(3 * x.masked.numel() * shape[-1])
+    return Shares(_beaver(party, x, y, mask.shares[0], torch.matmul), bits, x.frac + y.frac)
+
+
+def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
+    """The elements of q k^T that `rows` holds: q (H, n, d), k (H, m, d) -> (H, N), in Z_2^bits; local; exact."""
+    heads, _, width = q.shape
+    mask = party.take(MatrixTimesRowsMask(q.name, k.names, (heads, rows.count), bits, rows.fields()))
+    party.macs(3 * heads * rows.total * width)
+    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(a @ b.transpose(-1, -2)))
+    return Shares(product, bits, q.frac + k.frac)
+
+
+def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
+    """p v for packed rows p (H, N) and v (H, m, d) -> (H, n, d), in Z_2^bits; local; exact."""
+    heads, _, width = v.masked.shape
+    mask = party.take(RowsTimesMatrixMask(p.name, v.names, (heads, rows.number, width), bits, rows.fields()))
+    party.macs(3 * heads * rows.total * width)
+    product = _beaver(party, p, v, mask.shares[0], lambda a, b: rows.unpack(a) @ b)
+    return Shares(product, bits, p.frac + v.frac)

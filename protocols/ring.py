@@ -1,0 +1,92 @@
+"""Arithmetic in Z_2^k on int64 tensors, and the packing of ring elements into bytes.
+
+An element of Z_2^k, k <= 64, is held in an int64 whose upper 64 - k bits are arbitrary: sums and products modulo
+2^64 are right modulo 2^k, so that nothing is reduced until a value is shifted, compared or sent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def reduce(x: Tensor, bits: int) -> Tensor:
+    """The representative of x in [0, 2^bits); at 64 bits the int64 itself."""
+    return x if bits == 64 else x & ((1 << bits) - 1)
+
+
+def signed(x: Tensor, bits: int) -> Tensor:
+    """The representative of x in [-2^(bits-1), 2^(bits-1))."""
+    return x if bits == 64 else (x << (64 - bits)) >> (64 - bits)
+
+
+def shift_right(x: Tensor, shift: int, bits: int) -> Tensor:
+    """Logical right shift of the representative in [0, 2^bits)."""
+    if shift == 0:
+        return reduce(x, bits)
+    return reduce(x, bits) >> shift if bits < 64 else (x >> shift) & ((1 << (64 - shift)) - 1)
+
+
+def encode(x: Tensor, frac: int) -> Tensor:
+    """Rounds reals to integers with `frac` fraction bits; same shape, int64."""
+    return torch.round(x.double() * 2.0**frac).to(torch.int64)
+
+
+def decode(x: Tensor, bits: int, frac: int) -> Tensor:
+    """The real value (float64) of ring elements with `frac` fraction bits."""
+    return signed(x, bits).double() / 2.0**frac
+
+
+def parity(x: Tensor, width: int = 64) -> Tensor:
+    """XOR of the lowest `width` bits (a power of two) of every element; 0 or 1."""
+    while width > 1:
+        width //= 2
+        x = x ^ (x >> width)
+    return x & 1
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, or the shape of it if one of the two is not known yet (a meta tensor)."""
+    if a.is_meta != b.is_meta:
+        a, b = a.to("meta"), b.to("meta")
+    return a + b
+
+
+def like(constant: Tensor, x: Tensor) -> Tensor:
+    """A public constant on x's device, so that both can meet in one operator."""
+    return constant if constant.device == x.device else constant.to(x.device)
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of `count` packed elements: whole bytes side by side, then one plane for each remaining bit."""
+    return count * (bits // 8) + (bits % 8) * (-(-count // 8))
+
+
+def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Ring elements to `packed_size` bytes, little endian; the upper bits of the int64 do not travel."""
+    flat = x.detach().reshape(-1).contiguous().cpu().numpy()
+    count, whole = flat.size, bits // 8
+    out = np.empty(packed_size(count, bits), np.uint8)
+    if whole:
+        out[: count * whole].reshape(count, whole)[:] = flat.view(np.uint8).reshape(count, 8)[:, :whole]
+    at, plane = count * whole, -(-count // 8)
+    rest = (flat >> (8 * whole)).astype(np.uint8) if bits % 8 else flat
+    for bit in range(bits % 8):
+        out[at : at + plane] = np.packbits((rest >> bit) & 1, bitorder="little")
+        at += plane
+    return out
+
+
+def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
+    """The inverse of `pack`; representatives in [0, 2^bits)."""
+    raw = np.frombuffer(data, np.uint8)
+    count, whole = int(np.prod(shape, dtype=np.int64)), bits // 8
+    out = np.zeros((count, 8), np.uint8)
+    if whole:
+        out[:, :whole] = raw[: count * whole].reshape(count, whole)
+    at, plane = count * whole, -(-count // 8)
+    for bit in range(bits % 8):
+        out[:, whole] |= np.unpackbits(raw[at : at + plane], count=count, bitorder="little") << bit
+        at += plane
+    return torch.from_numpy(out.view(np.int64).reshape(shape)).to(device)

@@ -1,0 +1,141 @@
+"""Public layouts of ragged rows: causal attention holds, sends and computes the lower triangle alone.
+
+Row i of `number` has `first + i * step` elements. Causal rows over a cache of p positions have first = p + 1, step = 1;
+rows of equal length have step = 0. The elements of a group (a head) lie side by side, (H, N).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.ring import like
+
+RADIX = 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The layout of one group of rows; all of it is public."""
+
+    first: int
+    number: int
+    step: int
+
+    def fields(self) -> tuple[int, ...]:
+        """As plain integers, for a correlation's kind."""
+        return (self.first, self.number, self.step)
+
+    @property
+    def columns(self) -> int:
+        """The longest row."""
+        return self.first + (self.number - 1) * self.step
+
+    @cached_property
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """(number,)"""
+        return self.first + self.step * np.arange(self.number)
+
+    @property
+    def count(self) -> int:
+        """Elements held, N."""
+        return self.number * self.first + self.step * (self.number * (self.number - 1) // 2)
+
+    @property
+    def total(self) -> int:
+        """Elements of the full matrix, which local products pass over."""
+        return self.number * self.columns
+
+    def row_of(self) -> Tensor:
+        """(N,): the row of each element."""
+        return _row_of(self)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(..., number, columns) -> (..., N)."""
+        return x.flatten(-2)[..., like(_flat(self), x)]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(..., N) -> (..., number, columns), zeros elsewhere."""
+        if x.is_meta:
+            return torch.empty((*x.shape[:-1], self.number, self.columns), dtype=x.dtype, device="meta")
+        out = x.new_zeros((*x.shape[:-1], self.total))
+        out[..., like(_flat(self), x)] = x
+        return out.unflatten(-1, (self.number, self.columns))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """(H, N) -> (H, number): the rows' sums."""
+        if x.is_meta:
+            return torch.empty((x.shape[0], self.number), dtype=x.dtype, device="meta")
+        return x.new_zeros((x.shape[0], self.number)).index_add_(1, like(_row_of(self), x), x)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(H, number) -> (H, N): each row's value at each of its elements."""
+        return x[:, like(_row_of(self), x)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The groups of one size at one level: `index` (groups, size) of positions of the level's input."""
+
+    size: int
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a tournament: groups by size, and where each result stands among the next level's elements."""
+
+    groups: tuple[Group, ...]
+    order: Tensor  # (N of the next level,): index into the groups' results, joined by size
+    count: int  # N of the next level
+
+
+@lru_cache(maxsize=256)
+def _flat(rows: Rows) -> Tensor:
+    starts = np.repeat(np.arange(rows.number) * rows.columns, rows.lengths)
+    return torch.from_numpy(starts + _within(rows.lengths))
+
+
+@lru_cache(maxsize=256)
+def _row_of(rows: Rows) -> Tensor:
+    return torch.from_numpy(np.repeat(np.arange(rows.number), rows.lengths))
+
+
+def _within(lengths: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """0, 1, ... within each row, rows side by side."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+@lru_cache(maxsize=256)
+def tournament(rows: Rows) -> tuple[Level, ...]:
+    """Levels that reduce every row to one element, in groups of at most `RADIX`.
+
+    The first level takes pairs where that costs no level: pairs are the cheapest, and it holds most of the elements.
+    """
+    lengths, levels = rows.lengths, []
+    depth = 0
+    while RADIX**depth < rows.columns:
+        depth += 1
+    radix = 2 if depth and 2 * RADIX ** (depth - 1) >= rows.columns else RADIX
+    while lengths.max() > 1:
+        starts = np.cumsum(lengths) - lengths
+        after = -(-lengths // radix)
+        group_row = np.repeat(np.arange(len(lengths)), after)
+        rank = _within(after)
+        first = starts[group_row] + rank * radix
+        size = np.minimum(radix, lengths[group_row] - rank * radix)
+        groups, position, done = [], np.empty(len(size), np.int64), 0
+        for width in range(1, radix + 1):
+            chosen = np.flatnonzero(size == width)
+            if len(chosen):
+                position[chosen] = done + np.arange(len(chosen))
+                done += len(chosen)
+                groups.append(Group(width, torch.from_numpy(first[chosen, None] + np.arange(width))))
+        levels.append(Level(tuple(groups), torch.from_numpy(position), len(size)))
+        lengths, radix = after, RADIX
+    return tuple(levels)

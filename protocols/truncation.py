@@ -1,0 +1,87 @@
+"""Truncation, truncate-reduce and extension: one protocol, `rescale`.
+
+Source: Cheetah's truncation and extension with known sign (ePrint 2022/207), SIGMA's truncate-reduce (2023/1269).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from protocols.correlations import Kind, Masks, Part
+from protocols.party import Item, Party, Protocol_
+from protocols.ring import add, shift_right
+from protocols.shares import Shares
+
+
+@dataclass(frozen=True)
+class OrMask(Kind):
+    """Bits b_S of S and b_C of C; shares of b_S b_C in Z_2^bits."""
+
+    shape: tuple[int, ...]
+    bits: int
+    drawn_early: ClassVar[bool] = True
+
+    def server_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, 1),)
+
+    client_parts = server_parts
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return (Part(self.shape, self.bits),)
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        return (server[0] & client[0],), None
+
+
+def reduces(x: Shares, bits: int, frac: int) -> bool:
+    """Whether `rescale` to these is local."""
+    return bits <= x.bits - (x.frac - frac)
+
+
+def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool = False) -> Protocol_[Shares]:
+    """x with fewer fraction bits and in a ring of `bits`, narrower or wider; within one unit in the last place.
+
+    Let f = x.frac - frac, k = x.bits, z the shares. *Reduce* (bits <= k - f): each party shifts its share; the wrap of
+    the shares vanishes modulo 2^bits. *Otherwise* an offset makes the value's top bit 0, so that z_S + z_C wraps modulo
+    2^k exactly if either share's top bit is 1: result = (z_S >> f) + (z_C >> f) - 2^(k-f) (m_S or m_C) - (offset >> f),
+    in Z_2^bits. m_S or m_C = m_S + m_C - m_S m_C, one product of two private bits: each sends m ^ b, D shares b_S b_C.
+    One unit is added to centre the two floors.
+
+    Domain: reduce: any x. Otherwise -2^(k-2) <= x < 2^(k-2); with `nonnegative`, -2^(k-5) <= x < 2^(k-1) - 2^(k-5).
+    Error: the result is floor(x / 2^f) + e, e in {0, 1}, which depends on the low bits of the shares (f = 0: exact).
+    The ideal functionality returns this rounding of these shares; values are rounded once more before they are revealed.
+    Rounds: reduce 0; otherwise 1, and none back from C where x is `early`. Bits: 1 each way. Learns: a uniform bit, each.
+    """
+    shift = x.frac - frac
+    assert 0 <= shift < x.bits, "rescale adds no fraction bits"
+    if reduces(x, bits, frac):
+        value = shift_right(x.value, shift, x.bits)
+        if shift and party.is_server:
+            value = value + 1
+        return replace(x, value=value, bits=bits, frac=frac)
+    offset = 1 << (x.bits - 5 if nonnegative else x.bits - 2)
+    z = x.value + offset if party.is_server else x.value
+    wrap_bits = bits - (x.bits - shift)
+    mask = party.take(OrMask(x.shape, wrap_bits))
+    top = shift_right(z, x.bits - 1, x.bits)
+    mine = top if top.is_meta else top ^ mask.own[0]
+    (theirs,) = yield [Item(mine, 1, early=x.early)]
+    # with m = e + (1 - 2e) b for the opened e: m_S m_C is linear in b_S, b_C (each known to one party) and b_S b_C
+    own_sign, peer_sign = 1 - 2 * mine, 1 - 2 * theirs
+    if theirs.is_meta:
+        product = theirs
+    else:
+        product = own_sign * peer_sign * mask.shares[0] + theirs * own_sign * mask.own[0]
+        if party.is_server:
+            product = product + mine * theirs
+    wrap = add(top, -product)
+    value = add(shift_right(z, shift, x.bits), -(wrap << (x.bits - shift)))
+    if party.is_server:
+        value = value - (offset >> shift) + (1 if shift else 0)
+    return Shares(value, bits, frac)

@@ -1,0 +1,138 @@
+"""The ring plan: the ring and the fraction bits of every wire and every weight, from value ranges.
+
+A node's plan is a small dict of public integers. Widths that follow from value ranges are rounded up to multiples of 4,
+so that they say little about the weights. Notation: a value below 2^m in size with f fraction bits needs f + m + 2 bits
+where it is rescaled to a wider ring (one bit of sign, one of headroom; `protocols.truncation`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privinf.crypten_adapter import Graph
+from protocols.errors import RangeError
+from protocols.exponential import FRAC as SCORE_FRAC
+from protocols.linear import Weight
+from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC
+
+FRAC = 14  # of activations between nodes
+MATRIX_FRAC = 14  # of matrices and diagonals
+QK_FRAC = 12
+QK_BITS = SCORE_BITS + 2 * QK_FRAC - SCORE_FRAC  # scores within 128 fit, and their truncation is a reduction
+V_FRAC = 12
+SUM_FRAC = 12
+LOGIT_FRAC = 8  # what is compared, and what a client may be given
+LARGEST_SCORE = 120.0
+
+
+def up(bits: float) -> int:
+    """Rounded up to a multiple of 4."""
+    return 4 * math.ceil(bits / 4)
+
+
+def _bits(name: str, frac: int, bound: float) -> int:
+    bits = up(frac + math.log2(max(bound, 1.0)) + 2)
+    if bits > 64:
+        raise RangeError(f"values up to {bound:g} with {frac} fraction bits do not fit a ring of 64 bits", layer=name)
+    return bits
+
+
+def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: Any) -> dict[str, dict[str, Any]]:
+    """The plan of every node: `ranges` gives the largest size (headroom included) of each node's `out`, and of `q`, `k`, `v`, `score`.
+
+    RangeError where a value cannot fit: a score above 120, or a wire of more than 64 bits.
+    """
+    plans: dict[str, dict[str, Any]] = {}
+    for name, node, _ in graph.named_nodes():
+        bound = float(ranges[name]["out"])
+        plan: dict[str, Any] = {}
+        if node.op == "embedding":
+            plan = {"ring": _bits(name, FRAC, bound), "weight_frac": FRAC}
+        elif node.op == "linear":
+            plan = {"ring": _bits(name, FRAC + MATRIX_FRAC, bound), "weight_frac": MATRIX_FRAC}
+            readers = [graph.node(r) for r in graph.consumers(name)]
+            if name in graph.output_names and info.input_kind == "ids":
+                # the head: what is compared is a reduction of the product
+                plan |= {"out_frac": LOGIT_FRAC, "out_bits": plan["ring"] - (FRAC + MATRIX_FRAC - LOGIT_FRAC)}
+            elif readers and all(r.op == "attention" for r in readers):
+                plan = _qkv(graph, name, readers[0], ranges, info)
+        elif node.op == "attention":
+            plan = _attention(name, ranges[name], info)
+        elif node.op in ("scale", "mul_constant", "mul", "matmul", "softmax"):
+            plan = {"ring": _bits(name, 2 * FRAC, bound)}
+            if node.op == "scale":
+                plan["weight_frac"] = MATRIX_FRAC
+        plans[name] = plan
+    widest = max((p.get("ring", 0) for p in plans.values()), default=0)
+    canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
+    for name, plan in plans.items():
+        plan["bits"], plan["frac"] = canonical, FRAC
+        if graph.node(name).op == "attention":
+            # straight into the ring of the linear maps that read it
+            readers = graph.consumers(name)
+            linear = readers and all(graph.node(reader).op == "linear" for reader in readers)
+            plan["out_bits"] = max(plans[reader]["ring"] for reader in readers) if linear else canonical
+    _tie(graph, plans)
+    return plans
+
+
+def _v_bits(name: str, bound: float, info: Any) -> int:
+    return _bits(name, WEIGHT_FRAC + V_FRAC, bound * LARGEST * max(info.n_positions, 1))
+
+
+def _qkv(graph: Graph, name: str, reader: Any, ranges: Mapping[str, Mapping[str, float]], info: Any) -> dict[str, Any]:
+    """A linear map whose output is opened for attention: its ring is wide enough for every later truncation to be a reduction."""
+    frac = FRAC + MATRIX_FRAC
+    scaled = frac + (MATRIX_FRAC if "inverse_temperature" in reader.parameter_shapes else 0)
+    v_bits = _v_bits(reader.name, float(ranges[reader.name]["v"]), info)
+    ring = up(max(QK_BITS + scaled - QK_FRAC, QK_BITS + frac - QK_FRAC, v_bits + frac - V_FRAC))
+    if ring > 64:
+        raise RangeError(f"values of v up to {ranges[reader.name]['v']:g} do not fit a ring of 64 bits", layer=reader.name)
+    return {"ring": ring, "weight_frac": MATRIX_FRAC, "raw": 1}
+
+
+def _attention(name: str, found: Mapping[str, float], info: Any) -> dict[str, Any]:
+    if found["score"] > LARGEST_SCORE:
+        raise RangeError(
+            f"attention scores may reach {found['score']:g}; softmax is right up to {LARGEST_SCORE:g}",
+            layer=name,
+            remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
+        )
+    bound = float(found["v"])
+    return {
+        "qk_bits": QK_BITS,
+        "qk_frac": QK_FRAC,
+        "v_bits": _v_bits(name, bound, info),
+        "v_frac": V_FRAC,
+        "sum_frac": SUM_FRAC,
+        "product_bits": _bits(name, SUM_FRAC + RECIPROCAL_FRAC, bound),
+        "weight_frac": MATRIX_FRAC,
+        "out_frac": FRAC,
+    }
+
+
+def _tie(graph: Graph, plans: dict[str, dict[str, Any]]) -> None:
+    """A head that is the embedding's table, transposed, gets the table's encoding: one weight, one mask."""
+    tables = [node for node in graph.nodes if node.op == "embedding"]
+    for node in graph.nodes:
+        for table in tables:
+            if node.op == "linear" and getattr(node, "tied_to", None) == table.name:
+                ring = max(plans[node.name]["ring"], plans[table.name]["ring"])
+                plans[table.name]["weight_bits"] = ring
+                plans[node.name]["weight_bits"] = ring
+                plans[node.name]["tied"] = table.name
+
+
+def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
+    """Every encoded matrix or diagonal: name -> (public record, node, parameter). Biases and positions are added by S, unencoded."""
+    found: dict[str, tuple[Weight, Any, str]] = {}
+    for node in graph.nodes:
+        for key in ("weight", "inverse_temperature"):
+            if key not in node.parameter_shapes or node.op in ("position_bias", "bias") or "tied" in node.plan:
+                continue
+            bits = node.plan.get("weight_bits", node.plan.get("ring", 64))
+            name = f"{node.name}.{key}"
+            found[name] = (Weight(name, node.parameter_shapes[key], bits, node.plan["weight_frac"]), node, key)
+    return found

@@ -1,0 +1,78 @@
+"""What the parties run on a graph: a pass over new positions, the choice of a token, a module's output; and its cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privinf.crypten_adapter import Graph
+from privinf.lowering.plan import FRAC, LOGIT_FRAC
+from privinf.lowering.private_tensor import PrivinfTensor, Runtime
+from protocols.correlations import Role
+from protocols.maximum import row_argmax
+from protocols.opening import open_masked, private_input, reveal
+from protocols.party import Protocol_, Trace
+from protocols.ring import decode, encode, packed_size
+from protocols.rows import Rows
+from protocols.shares import Shares
+from protocols.truncation import rescale
+
+OUTPUT_FRAC = 10  # of a lowered module's revealed output
+
+
+def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, observe: Any = None) -> Tensor | None:
+    """One pass over new positions, ids (1, n); at C the next token's id (1,), or with `logits` the rounded logits (1, V).
+
+    Elsewhere `ids` is a meta tensor of the same shape, and the result None. The cache grows by n positions.
+    """
+    out = graph(PrivinfTensor(runtime, ids=ids), observe=observe).shares
+    party = runtime.party
+
+    def choose() -> Protocol_[Tensor | None]:
+        if logits:
+            value = yield from reveal(party, out, to=Role.CLIENT)
+            return None if value is None or value.is_meta else decode(value, out.bits, LOGIT_FRAC)
+        size = out.shape[-1]
+        bits = max(1, (size - 1).bit_length())
+        (wire,) = yield from open_masked(party, [out])
+        place = yield from row_argmax(party, wire, Rows(size, 1, 0), bits)
+        return (yield from reveal(party, place.narrow(bits), to=Role.CLIENT))
+
+    with party.label("", "reveal" if logits else "argmax"):
+        result = party.run(choose())
+    runtime.offset += ids.shape[1]
+    return None if result is None else result.reshape(1, -1) if logits else result.reshape(1)
+
+
+def module_output(graph: Graph, runtime: Runtime, x: Tensor) -> Tensor | None:
+    """A lowered module on C's real input; at C its output, rounded to 2^-10; None at S, where x is a meta tensor."""
+    party, bits = runtime.party, max(node.plan["bits"] for node in graph.nodes)
+    value = x if x.is_meta else encode(x, FRAC)
+    out = graph(PrivinfTensor(runtime, private_input(value, bits, FRAC, own=not party.is_server))).shares
+
+    def finish() -> Protocol_[Tensor | None]:
+        rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - OUTPUT_FRAC), frac=OUTPUT_FRAC)
+        shown = yield from reveal(party, rounded, to=Role.CLIENT)
+        return None if shown is None or shown.is_meta else decode(shown, rounded.bits, OUTPUT_FRAC).float()
+
+    with party.label("", "reveal"):
+        return party.run(finish())
+
+
+def setup_bytes(runtime: Runtime) -> dict[str, int]:
+    """Bytes of each masked weight, sent once."""
+    return {name: packed_size(int(torch.Size(w.shape).numel()), w.bits) for name, w in runtime.weights.items()}
+
+
+def costs(trace: Trace, setup: dict[str, int] | None = None) -> dict[str, Any]:
+    """A trace's costs as the contract's `total` and `ops`."""
+    fields = ("online_bytes", "rounds", "dealer_bytes", "peer_offline_bytes", "setup_bytes", "macs")
+    ops = []
+    for (layer, op), cost in trace.costs.items():
+        prefix = f"{layer}.{op}." if layer else f"{op}."
+        own = sum(size for name, size in (setup or {}).items() if name.startswith(prefix))
+        values = (cost.online_bytes, cost.rounds, cost.dealer_bytes, cost.peer_offline_bytes, own, cost.macs)
+        ops.append({"layer": layer, "op": op, **dict(zip(fields, values, strict=True))})
+    return {"total": {name: sum(int(op[name]) for op in ops) for name in fields}, "ops": ops}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protocols.correlations import Kind, Masks, Part
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import parity, reduce
+from protocols.ring import known, parity, reduce
 
 MAX_DIGIT = 6  # a one-hot digit is one 64-bit word
 
@@ -103,6 +103,11 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
     """
     correlation = party.take(kind)
     number = len(digits(kind.bits))
+    if not known(c):
+        if number > 1:
+            yield [Item(c, 2 * (number - 1))]
+        yield [Item(c, 1)]
+        return correlation.name, c
     less, equal = [], []
     for word, (at, width) in zip(correlation.shares, digits(kind.bits), strict=False):
         digit = (c >> at) & ((1 << width) - 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protocols.correlations import Kind, Masks, Part
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import add, like, reduce
+from protocols.ring import known, like, reduce
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
 
@@ -117,8 +117,11 @@ def exponential(party: Party, x: Wire, maximum: Wire, rows: Rows, shift: int) ->
     Rounds: 1. Bits: 32 each way. Learns: the uniform U, both.
     """
     correlation = party.take(ExpMask(x.name, maximum.name, x.shape, shift, rows.fields()))
+    if not known(x.masked, maximum.masked):
+        yield [Item(x.masked, OUT_BITS)]
+        return Shares(x.masked, OUT_BITS, OUT_FRAC)
     word, factor, product = correlation.shares
-    d = reduce(add(x.masked, -rows.spread(maximum.masked << shift)), BITS)
+    d = reduce(x.masked - rows.spread(maximum.masked << shift), BITS)
     high, low = d >> LOW, d & ((1 << LOW) - 1)
     table = like(multipliers(), d)
     u = torch.zeros_like(d)

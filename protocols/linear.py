@@ -16,7 +16,7 @@ from torch import Tensor
 from protocols.correlations import Kind, Masks, Part
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
-from protocols.ring import add, like, reduce
+from protocols.ring import add, blank, known, reduce
 from protocols.shares import Shares
 
 
@@ -44,14 +44,14 @@ def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """x @ w modulo 2^64; x (..., n), w (n, m)."""
     if x.is_meta or w.is_meta:
-        return torch.empty((*x.shape[:-1], w.shape[-1]), dtype=torch.int64, device="meta")
+        return blank(*x.shape[:-1], w.shape[-1])
     return x @ w
 
 
 def _times(x: Tensor, w: Tensor, diagonal: int, transposed: int) -> Tensor:
     if not diagonal:
         return matmul(x, w.T if transposed else w)
-    return torch.empty(x.shape, dtype=torch.int64, device="meta") if x.is_meta or w.is_meta else x * w
+    return x * w if known(x, w) else blank(*x.shape)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,10 @@ def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_o
     if party.is_server:
         (masked,) = yield [Item(x.value, kind.bits, from_server=False, early=x.early)]
         total = masked if client_only else add(x.value, masked)
-        w = kind.select(like(party.weights[weight.name], total) if total.is_meta else party.weights[weight.name])
-        value = add(_times(total, w, kind.diagonal, kind.transposed), correlation.shares[0])
+        shared = correlation.shares[0]
+        value = shared
+        if known(total):
+            value = _times(total, kind.select(party.weights[weight.name]), kind.diagonal, kind.transposed) + shared
     else:
         outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
         yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]
@@ -136,7 +138,7 @@ def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits:
     """
     size = table.shape[0]
     if party.is_server or ids is None or ids.is_meta:
-        value = torch.empty((count, size), dtype=torch.int64, device="meta")
+        value = blank(count, size)
     else:
         value = torch.zeros((count, size), dtype=torch.int64, device=ids.device)
         value[torch.arange(count, device=ids.device), ids] = 1

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from protocols.comparison import CompareMask, compare
 from protocols.correlations import Kind, Masks, Part
-from protocols.opening import open_masked, unmasked
+from protocols.opening import open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
-from protocols.ring import like, reduce
+from protocols.ring import blank, known, like, reduce
 from protocols.rows import Group, Rows, tournament
 from protocols.shares import Shares, Wire
 
@@ -60,7 +60,8 @@ class UpperMask(Kind):
 def upper_wire(party: Party, wire: Wire, shift: int) -> Wire:
     """The wire's upper bits, free: (X >> shift) - (r >> shift) is floor(x / 2^shift) or one more."""
     mask = party.take(UpperMask(wire.name, wire.shape, shift, wire.bits - shift))
-    return Wire(wire.masked >> shift, mask.shares[0], mask.name, wire.bits - shift, max(wire.frac - shift, 0))
+    upper = wire.masked >> shift if known(wire.masked) else wire.masked
+    return Wire(upper, mask.shares[0], mask.name, wire.bits - shift, max(wire.frac - shift, 0))
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,19 @@ class _Selector:
 def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
     """All comparisons within the groups of one size: candidate i wins if it is >= all later and > all earlier ones."""
     group = _group(rows.fields(), *place)
-    index, size = like(group.index, wire.masked), group.size
-    x = wire.masked[:, index]
-    pairs = _pairs(size)
-    c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
-    shape = tuple(c.shape)
+    size, pairs = group.size, _pairs(group.size)
+    shape = (wire.shape[0], len(group.index), len(pairs))
+    if known(wire.masked):
+        x = wire.masked[:, like(group.index, wire.masked)]
+        c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
+    else:
+        c = blank(*shape)
     name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, rows.fields(), *place))
     subsets = list(_subsets(size))
     mask = party.take(SelectorMask(name, 0, (*shape[:-1], len(subsets)), bits, rows.fields(), *place))
+
+    if not known(beta):
+        return _Selector(group, name, place, bits, [], [], mask.shares[0])
 
     def affine(i: int, j: int) -> tuple[Tensor, Tensor]:
         """[i beats j] = alpha + gamma rho."""
@@ -149,9 +155,11 @@ def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: 
 
 def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tensor:
     """This party's share of the winner's value on a wire: x_last + sum_i w_i (x_i - x_last); local."""
+    mask = party.take(SelectorMask(selector.name, wire.name, tuple(selector.products.shape), wire.bits, rows.fields(), *selector.place))
+    if not known(wire.masked):
+        return blank(*selector.products.shape[:-1])
     index = like(selector.group.index, wire.masked)
     x, r = wire.masked[:, index], wire.mask[:, index]
-    mask = party.take(SelectorMask(selector.name, wire.name, tuple(selector.products.shape), wire.bits, rows.fields(), *selector.place))
     value = x[..., -1] - r[..., -1] if party.is_server else -r[..., -1]
     for i, alone in enumerate(selector.alone):
         own = r[..., -1] - r[..., i]
@@ -163,9 +171,11 @@ def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tens
 
 
 def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tensor:
-    """The same for public values, (N,): the winner's place at the first level."""
-    x = like(values, selector.products)[like(selector.group.index, selector.products)]
-    value = x[..., -1].expand(selector.products.shape[:-1]) if party.is_server else torch.zeros_like(selector.products[..., 0])
+    """The same for public values, (H, N): the winner's place at the first level."""
+    if not known(selector.products):
+        return blank(*selector.products.shape[:-1])
+    x = values[:, like(selector.group.index, values)]
+    value = x[..., -1] if party.is_server else torch.zeros_like(selector.products[..., 0])
     for i, alone in enumerate(selector.alone):
         if party.is_server:
             value = value + alone * (x[..., i] - x[..., -1])
@@ -174,7 +184,14 @@ def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tenso
     return value
 
 
-def _joined(party: Party, results: Sequence[Tensor], order: Tensor, bits: int, frac: int) -> Shares:
+def _at(x: Shares, index: Tensor) -> Tensor:
+    """A share's elements at public positions of its last axis."""
+    return x.value[:, like(index, x.value)] if known(x.value) else blank(x.shape[0], len(index))
+
+
+def _joined(results: Sequence[Tensor], order: Tensor, bits: int, frac: int) -> Shares:
+    if not known(*results):
+        return Shares(blank(results[0].shape[0], len(order)), bits, frac)
     value = torch.cat(list(results), -1)
     return Shares(value[:, like(order, value)], bits, frac)
 
@@ -190,9 +207,9 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
     for number, level in enumerate(tournament(rows)):
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
         selectors = yield from parallel(*(_choose(party, wire, rows, place, wire.bits) for place in places))
-        alone = [unmasked(party, wire).value[:, like(g.index[:, 0], wire.masked)] for g in level.groups if g.size == 1]
+        alone = [_at(unmasked(party, wire), g.index[:, 0]) for g in level.groups if g.size == 1]
         results = [*alone, *(_selected(party, selector, wire, rows) for selector in selectors)]
-        joined = _joined(party, results, level.order, wire.bits, wire.frac)
+        joined = _joined(results, level.order, wire.bits, wire.frac)
         (wire,) = yield from open_masked(party, [joined])
     return wire
 
@@ -203,29 +220,25 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
     As `row_maximum`; the winner's place travels along as a second wire, and the last level opens nothing.
     """
     places_wire: Wire | None = None
-    own_places = torch.arange(rows.columns)
+    own_places = torch.arange(rows.columns).expand(wire.shape[0], -1)
+    own_places = own_places.to(wire.masked.device)
     assert rows.step == 0 and rows.number == 1, "rows of one length, one a group"
     levels = tournament(rows)
     if not levels:
-        return Shares(torch.zeros_like(wire.mask), bits, 0)
+        return Shares(wire.mask * 0 if known(wire.mask) else wire.mask, bits, 0)
     for number, level in enumerate(levels):
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
         selectors = yield from parallel(*(_choose(party, wire, rows, place, max(bits, wire.bits)) for place in places))
-        alone = [like(g.index[:, 0], wire.masked) for g in level.groups if g.size == 1]
-        indices: list[Tensor] = []
-        for index in alone:
-            if places_wire is not None:
-                indices.append(unmasked(party, places_wire).value[:, index])
-            else:
-                shared = like(own_places, wire.masked)[index].expand(wire.shape[0], -1)
-                indices.append(shared if party.is_server else torch.zeros_like(shared))
+        alone = [g.index[:, 0] for g in level.groups if g.size == 1]
+        held = unmasked(party, places_wire) if places_wire is not None else private_input(own_places, bits, 0, own=party.is_server)
+        indices = [_at(held, index) for index in alone]
         for selector in selectors:
             indices.append(
                 _selected(party, selector, places_wire, rows) if places_wire is not None else _selected_public(party, selector, own_places)
             )
-        winner = _joined(party, indices, level.order, bits, 0)
+        winner = _joined(indices, level.order, bits, 0)
         if number + 1 == len(levels):
             return winner
-        values = [*(unmasked(party, wire).value[:, i] for i in alone), *(_selected(party, s, wire, rows) for s in selectors)]
-        wire, places_wire = yield from open_masked(party, [_joined(party, values, level.order, wire.bits, wire.frac), winner])
+        values = [*(_at(unmasked(party, wire), index) for index in alone), *(_selected(party, s, wire, rows) for s in selectors)]
+        wire, places_wire = yield from open_masked(party, [_joined(values, level.order, wire.bits, wire.frac), winner])
     raise AssertionError("a tournament has an end")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protocols.correlations import Mask, Role
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import add, reduce
+from protocols.ring import add, blank, known, reduce
 from protocols.shares import Shares, Wire
 
 
@@ -32,7 +32,9 @@ def open_masked(party: Party, values: Sequence[Shares], *, keep: bool = False) -
 
 def unmasked(party: Party, wire: Wire) -> Shares:
     """Shares of a wire: S holds X - r_S, C holds -r_C; local."""
-    value = add(wire.masked, -wire.mask) if party.is_server else -wire.mask
+    if not known(wire.masked, wire.mask):
+        return Shares(blank(*wire.shape), wire.bits, wire.frac)
+    value = wire.masked - wire.mask if party.is_server else -wire.mask
     return Shares(value, wire.bits, wire.frac)
 
 

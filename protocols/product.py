@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protocols.correlations import Kind, Masks, Part
 from protocols.party import Party
-from protocols.ring import add
+from protocols.ring import blank, common_shape, known
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
 
@@ -97,8 +97,9 @@ class Cached:
         """The cache with the new rows after the old."""
         if before is None:
             return Cached(wire.masked, wire.mask, (wire.name,), wire.bits, wire.frac)
-        if wire.masked.is_meta:
-            before = before.shape_only()
+        if not known(wire.masked):
+            shape = (*wire.shape[:-2], before.masked.shape[-2] + wire.shape[-2], wire.shape[-1])
+            return Cached(blank(*shape), blank(*shape), (*before.names, wire.name), wire.bits, wire.frac)
         masked, mask = torch.cat([before.masked, wire.masked], -2), torch.cat([before.mask, wire.mask], -2)
         return Cached(masked, mask, (*before.names, wire.name), wire.bits, wire.frac)
 
@@ -110,13 +111,11 @@ class Cached:
 def _beaver(party: Party, x: Wire | Cached, y: Wire | Cached, shared: Tensor, times: object) -> Tensor:
     """z = X Y - X r_y - r_x Y + r_x r_y, shared: S holds X (Y - r_y,S) - r_x,S Y + c_S, C the same without X Y."""
     assert callable(times)
-    if x.masked.is_meta or y.masked.is_meta:
-        product = times(x.masked.to("meta"), y.masked.to("meta"))
-        assert isinstance(product, Tensor)
-        return product
+    if not known(x.masked, y.masked):
+        return blank(*shared.shape)
     right = y.masked - y.mask if party.is_server else -y.mask
     product = times(x.masked, right) - times(x.mask, y.masked)
-    return add(product, shared)
+    return product + shared
 
 
 def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None) -> Shares:
@@ -125,7 +124,7 @@ def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None
     With `rows`, y (H, number) holds one factor for each row of the packed x (H, N).
     Domain: both wires in rings of at least `bits`. Learns: nothing, either.
     """
-    shape = x.shape if rows else tuple(torch.broadcast_shapes(x.shape, y.shape))
+    shape = x.shape if rows else common_shape(x.masked, y.masked)
     mask = party.take(ProductMask(x.name, y.name, shape, bits, rows.fields() if rows else ()))
     product = _beaver(party, x, y, mask.shares[0], lambda a, b: a * (rows.spread(b) if rows else b))
     return Shares(product, bits, x.frac + y.frac)

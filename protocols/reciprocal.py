@@ -18,7 +18,7 @@ from protocols.correlations import Kind, Masks, Part
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import like, reduce
+from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
 from protocols.truncation import rescale
 
@@ -95,6 +95,8 @@ class _Octave:
     def times(self, party: Party, x: Wire) -> Shares:
         """x F: x 2^J - sum_j 2^(J-1-j) x c_j, linear in D's shares of rho_j and rho_j r_x; adds J fraction bits; local."""
         mask = party.take(BitMask(self.name, x.name, tuple(self.beta.shape), x.bits, (*x.shape, 1)))
+        if not known(x.masked):
+            return Shares(blank(*x.shape), x.bits, x.frac + self.number)
         weights = like(torch.tensor([1 << (self.number - 1 - j) for j in range(self.number)]), x.masked)
         big, r = x.masked[..., None], x.mask[..., None]
         part = (1 - 2 * self.beta) * (big * self.rho - mask.shares[0]) - self.beta * r
@@ -108,7 +110,7 @@ def _octave(party: Party, s: Wire, number: int, bits: int) -> Protocol_[_Octave]
     shift, width = s.frac - _COARSE, _COARSE + number + 1
     upper = party.take(UpperMask(s.name, s.shape, shift, width, 0))
     powers = like(torch.tensor([1 << (j + _COARSE) for j in range(number)]), s.masked)
-    c = reduce((s.masked >> shift)[..., None] - powers, width)
+    c = reduce((s.masked >> shift)[..., None] - powers, width) if known(s.masked) else blank(*s.shape, number)
     name, beta = yield from compare(party, c, CompareMask(upper.name, tuple(c.shape), (*s.shape, 1), width))
     return _Octave(name, beta, party.take(BitMask(name, 0, tuple(beta.shape), bits)).shares[0])
 
@@ -116,12 +118,15 @@ def _octave(party: Party, s: Wire, number: int, bits: int) -> Protocol_[_Octave]
 def _newton(party: Party, m: Wire, index: Wire) -> Protocol_[Shares]:
     """y1 = 2 y0 - m y0^2 for the table's y0 = sign u; u is opened masked as U = u + a."""
     correlation = party.take(ReciprocalMask(m.name, index.name, m.shape, m.bits))
+    frac = m.frac + 2 * INDEX_FRAC
+    if not known(m.masked):
+        yield [Item(m.masked, m.bits)]
+        return Shares(m.masked, m.bits, frac)
     word, sign, sign_a, a2, ra, ra2 = correlation.shares
     u, a = _look_up(word, index.masked), correlation.own[0]
     mine = (u if party.is_server else -u) + a
     (theirs,) = yield [Item(mine, m.bits)]
     opened, big = mine + theirs, m.masked
-    frac = m.frac + 2 * INDEX_FRAC
     # m u^2 = (M - r) (U - a)^2, and sign^2 = 1
     square = big * (a2 - 2 * opened * a) - opened * opened * m.mask + 2 * opened * ra - ra2
     if party.is_server:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 def reduce(x: Tensor, bits: int) -> Tensor:
     """The representative of x in [0, 2^bits); at 64 bits the int64 itself."""
-    return x if bits == 64 else x & ((1 << bits) - 1)
+    return x if bits == 64 or x.is_meta else x & ((1 << bits) - 1)
 
 
 def signed(x: Tensor, bits: int) -> Tensor:
@@ -23,7 +23,7 @@ def signed(x: Tensor, bits: int) -> Tensor:
 
 def shift_right(x: Tensor, shift: int, bits: int) -> Tensor:
     """Logical right shift of the representative in [0, 2^bits)."""
-    if shift == 0:
+    if shift == 0 or x.is_meta:
         return reduce(x, bits)
     return reduce(x, bits) >> shift if bits < 64 else (x >> shift) & ((1 << (64 - shift)) - 1)
 
@@ -46,11 +46,34 @@ def parity(x: Tensor, width: int = 64) -> Tensor:
     return x & 1
 
 
+def blank(*shape: int) -> Tensor:
+    """A value that is not known in this walk, of which only the shape counts: a meta tensor.
+
+    Local computation on such values is skipped, not carried out on shapes: torch's shape functions are slow.
+    """
+    return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+def known(*values: Tensor) -> bool:
+    """Whether all of them have values in this walk."""
+    return not any(value.is_meta for value in values)
+
+
+def common_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
+    """The shape of a + b."""
+    long, short = (a.shape, b.shape) if a.dim() >= b.dim() else (b.shape, a.shape)
+    padded = (1,) * (len(long) - len(short)) + tuple(short)
+    return tuple(max(m, n) if min(m, n) else 0 for m, n in zip(long, padded, strict=True))
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, or the shape of it if one of the two is not known yet (a meta tensor)."""
-    if a.is_meta != b.is_meta:
-        a, b = a.to("meta"), b.to("meta")
-    return a + b
+    """a + b, or a blank of its shape."""
+    return a + b if known(a, b) else blank(*common_shape(a, b))
+
+
+def subtract(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, or a blank of its shape."""
+    return a - b if known(a, b) else blank(*common_shape(a, b))
 
 
 def like(constant: Tensor, x: Tensor) -> Tensor:

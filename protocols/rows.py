@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.ring import like
+from protocols.ring import blank, like
 
 RADIX = 4
 
@@ -56,12 +56,14 @@ class Rows:
 
     def pack(self, x: Tensor) -> Tensor:
         """(..., number, columns) -> (..., N)."""
+        if x.is_meta:
+            return blank(*x.shape[:-2], self.count)
         return x.flatten(-2)[..., like(_flat(self), x)]
 
     def unpack(self, x: Tensor) -> Tensor:
         """(..., N) -> (..., number, columns), zeros elsewhere."""
         if x.is_meta:
-            return torch.empty((*x.shape[:-1], self.number, self.columns), dtype=x.dtype, device="meta")
+            return blank(*x.shape[:-1], self.number, self.columns)
         out = x.new_zeros((*x.shape[:-1], self.total))
         out[..., like(_flat(self), x)] = x
         return out.unflatten(-1, (self.number, self.columns))
@@ -69,7 +71,7 @@ class Rows:
     def sum(self, x: Tensor) -> Tensor:
         """(H, N) -> (H, number): the rows' sums."""
         if x.is_meta:
-            return torch.empty((x.shape[0], self.number), dtype=x.dtype, device="meta")
+            return blank(x.shape[0], self.number)
         return x.new_zeros((x.shape[0], self.number)).index_add_(1, like(_row_of(self), x), x)
 
     def spread(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from protocols.ring import add
+from protocols.ring import add, subtract
 
 
 class Hidden:
@@ -51,14 +51,14 @@ class Shares(Hidden):
         return self._binary(other, add(self.value, other.value))
 
     def __sub__(self, other: Shares) -> Shares:
-        return self._binary(other, add(self.value, -other.value))
+        return self._binary(other, subtract(self.value, other.value))
 
     def __neg__(self) -> Shares:
-        return replace(self, value=-self.value)
+        return replace(self, value=self.value if self.value.is_meta else -self.value)
 
     def times(self, integer: int | Tensor, frac: int = 0) -> Shares:
         """The product with public integers that carry `frac` fraction bits; local."""
-        return replace(self, value=self.value * integer, frac=self.frac + frac)
+        return replace(self, value=self.value if self.value.is_meta else self.value * integer, frac=self.frac + frac)
 
     def narrow(self, bits: int) -> Shares:
         """The same value modulo a smaller ring; local."""

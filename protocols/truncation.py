@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protocols.correlations import Kind, Masks, Part
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import add, shift_right
+from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
 
 
@@ -62,26 +62,24 @@ def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool 
     assert 0 <= shift < x.bits, "rescale adds no fraction bits"
     if reduces(x, bits, frac):
         value = shift_right(x.value, shift, x.bits)
-        if shift and party.is_server:
+        if shift and party.is_server and known(value):
             value = value + 1
         return replace(x, value=value, bits=bits, frac=frac)
     offset = 1 << (x.bits - 5 if nonnegative else x.bits - 2)
-    z = x.value + offset if party.is_server else x.value
+    z = x.value + offset if party.is_server and known(x.value) else x.value
     wrap_bits = bits - (x.bits - shift)
     mask = party.take(OrMask(x.shape, wrap_bits))
     top = shift_right(z, x.bits - 1, x.bits)
-    mine = top if top.is_meta else top ^ mask.own[0]
+    mine = top ^ mask.own[0] if known(top) else top
     (theirs,) = yield [Item(mine, 1, early=x.early)]
     # with m = e + (1 - 2e) b for the opened e: m_S m_C is linear in b_S, b_C (each known to one party) and b_S b_C
+    if not known(mine, theirs):
+        return Shares(blank(*x.shape), bits, frac)
     own_sign, peer_sign = 1 - 2 * mine, 1 - 2 * theirs
-    if theirs.is_meta:
-        product = theirs
-    else:
-        product = own_sign * peer_sign * mask.shares[0] + theirs * own_sign * mask.own[0]
-        if party.is_server:
-            product = product + mine * theirs
-    wrap = add(top, -product)
-    value = add(shift_right(z, shift, x.bits), -(wrap << (x.bits - shift)))
+    product = own_sign * peer_sign * mask.shares[0] + theirs * own_sign * mask.own[0]
+    if party.is_server:
+        product = product + mine * theirs
+    value = shift_right(z, shift, x.bits) - ((top - product) << (x.bits - shift))
     if party.is_server:
         value = value - (offset >> shift) + (1 if shift else 0)
     return Shares(value, bits, frac)

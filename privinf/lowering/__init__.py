@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from privinf.lowering.convert import convert
+    from privinf.lowering.from_checkpoint import convert
     from privinf.lowering.export import lower
     from privinf.lowering.lowered import Info, Lowered
-    from privinf.lowering.lowered import load_lowered as load
+    from privinf.lowering.storage import load_lowered as load
 
 __all__ = ["Info", "Lowered", "convert", "load", "lower"]
 
 _HOMES = {
     "Info": ("lowered", "Info"),
     "Lowered": ("lowered", "Lowered"),
-    "convert": ("convert", "convert"),
-    "load": ("lowered", "load_lowered"),
+    "convert": ("from_checkpoint", "convert"),
+    "load": ("storage", "load_lowered"),
     "lower": ("export", "lower"),
 }
 

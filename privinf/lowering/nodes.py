@@ -90,11 +90,18 @@ class PositionBias(Node):
 
 
 class Linear(Node):
-    """x (..., in) -> x W + b (..., out). weight (in, out), bias (out) or none: both private."""
+    """x (..., in) -> x W + b (..., out). weight (in, out), bias (out) or none: both private.
+
+    `tied_to` names the Embedding whose table (out, in) is this weight, transposed: one weight, encoded and masked once.
+    """
 
     op = "linear"
     required = ("weight",)
     optional = ("bias",)
+    tied_to: str | None
+
+    class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+        tied_to: str | None = None
 
     def check(self) -> None:
         weight, bias = self.parameter_shapes["weight"], self.parameter_shapes.get("bias")

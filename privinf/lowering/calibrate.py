@@ -1,0 +1,100 @@
+"""Value ranges: the float graph runs on calibration inputs, and the largest magnitude of every value is kept.
+
+The ring plan is made from these. They come from the weights and stay at the server; only the plan, in coarse widths, is public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privinf.crypten_adapter import Graph
+from privinf.lowering.nodes import CausalAttention
+from protocols.errors import ConfigError
+
+Ranges = dict[str, dict[str, float]]
+
+SMALLEST_RANGE = 2.0**-10  # of a value that is zero throughout
+WINDOW = 128  # positions of one calibration input
+WINDOWS = 8
+SINGLE_TOKENS = 16
+
+
+def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
+    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`.
+
+    Each is multiplied by `headroom` and rounded up to a power of two.
+    """
+    if not (math.isfinite(headroom) and headroom >= 1.0):
+        raise ConfigError(f"headroom must be at least 1, not {headroom}")
+    peaks: Ranges = {}
+
+    def note(name: str, part: str, value: Tensor) -> None:
+        peak = float(value.abs().max())
+        if not math.isfinite(peak):
+            raise ConfigError("a value is not finite on the calibration inputs", layer=name)
+        entry = peaks.setdefault(name, {})
+        entry[part] = max(peak, entry.get(part, 0.0))
+
+    def observe(node: Any, operands: tuple[Any, ...], output: Any) -> None:
+        note(node.name, "out", output)
+        if isinstance(node, CausalAttention):
+            q, k, v = node.split_heads(operands[0])
+            q = node.scale_query(q)
+            scores = q.matmul(k.transpose(2, 3)).tril()  # (B, H, T, T), masked ones are never computed privately
+            for part, value in (("q", q), ("k", k), ("v", v), ("score", scores)):
+                note(node.name, part, value)
+
+    with torch.no_grad():
+        for values in inputs:
+            for name, value in zip(graph.input_names, values, strict=True):
+                if value.is_floating_point():
+                    note(name, "out", value.float())
+            graph(*(value.float() if value.is_floating_point() else value for value in values), observe=observe)
+    return {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in peaks.items()}
+
+
+def power_of_two(value: float) -> float:
+    """The smallest power of two that is at least `value`."""
+    if value <= SMALLEST_RANGE:
+        return SMALLEST_RANGE
+    mantissa, exponent = math.frexp(value)  # value = mantissa * 2^exponent, mantissa in [0.5, 1)
+    return 2.0 ** (exponent - 1 if mantissa == 0.5 else exponent)
+
+
+def calibration_ids(tokenizer: bytes | None, vocab: int, n_positions: int) -> Iterator[tuple[Tensor]]:
+    """Inputs (1, T) for a converted checkpoint: windows of the shipped text, single tokens, and one input of full length.
+
+    Without a tokenizer, or where its ids are not the model's, random ids (from a fixed seed) stand in for the text.
+    """
+    generator = torch.Generator().manual_seed(20250101)
+    needed = max(WINDOW * WINDOWS, n_positions)
+    ids = text_ids(tokenizer, vocab)
+    while 0 < len(ids) < needed:
+        ids = ids + ids
+    if not ids:
+        ids = torch.randint(vocab, (needed,), generator=generator).tolist()
+    window = min(WINDOW, n_positions)
+    for start in range(0, window * WINDOWS, window):
+        yield (torch.tensor([ids[start : start + window]]),)
+    for start in range(0, len(ids), max(1, len(ids) // SINGLE_TOKENS)):
+        yield (torch.tensor([ids[start : start + 1]]),)
+    yield (torch.tensor([ids[:n_positions]]),)
+
+
+def text_ids(tokenizer: bytes | None, vocab: int) -> list[int]:
+    if tokenizer is None:
+        return []
+    from tokenizers import Tokenizer  # only here: loading it is not free
+
+    try:
+        encoder = Tokenizer.from_buffer(tokenizer)
+    except Exception as error:
+        raise ConfigError(f"tokenizer.json: not a tokenizer: {error}") from None
+    text = resources.files("privinf.lowering").joinpath("calibration.txt").read_text("utf-8")
+    return [number for number in encoder.encode(text).ids if number < vocab]

@@ -1,0 +1,45 @@
+"""A checkpoint directory of the ladder, lowered for prompts of any length."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from privinf.lowering.calibrate import calibration_ids
+from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
+from privinf.lowering.lowered import Info, InputSpec, Lowered, finish_lowering
+from privinf.models.checkpoint import load_checkpoint
+
+
+def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Lowered:
+    """Lower a checkpoint: the graph maps ids (1, T), 1 <= T <= n_positions, to the last position's logits (1, V).
+
+    The model is exported at its full length, so that the tables of positions and temperatures come out whole; every kind of node
+    that may occur in the result works at any length (`rules.ANY_LENGTH`), and the result is held against the model at short
+    lengths. UnsupportedOpError lists every operator without a protocol, ConfigError what is wrong with the checkpoint.
+    """
+    model, config, tokenizer_path = load_checkpoint(Path(checkpoint))
+    model = model.folded()
+    tokenizer = None if tokenizer_path is None else Path(tokenizer_path).read_bytes()
+    with evaluation_mode(model), torch.no_grad():
+        graph = lower_graph(model, [torch.zeros(1, config.n_positions, dtype=torch.long)], last_position=True)
+        generator = torch.Generator().manual_seed(7)
+        for length in sorted({1, min(2, config.n_positions), min(9, config.n_positions)}):
+            ids = torch.randint(config.vocab_size, (1, length), generator=generator)
+            check_equal(graph, [ids], model(ids)[:, -1])
+    info = Info(
+        variant=config.variant,
+        inputs=(InputSpec(graph.input_names[0], "ids", (1, None)),),
+        output=(1, config.vocab_size),
+        layers=config.n_layer,
+        heads=config.n_head,
+        width=config.n_embd,
+        vocab=config.vocab_size,
+        n_positions=config.n_positions,
+        bos=config.bos_token_id,
+        eos=tuple(sorted(config.stop_ids)),
+    )
+    inputs = list(calibration_ids(tokenizer, config.vocab_size, config.n_positions))
+    return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom)

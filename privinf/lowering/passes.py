@@ -1,0 +1,277 @@
+"""Rewriting passes over a draft: what can only be seen once the whole graph is there.
+
+No pass decides by the value of a weight: the client sees the structure, which must not depend on the weights. (A causal mask is
+structure, and is compared by value.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privinf.lowering.attention import recognise_attention
+from privinf.lowering.builder import CausalMask
+from privinf.lowering.draft import Draft, joint_name
+from privinf.lowering.node_base import Node
+from privinf.lowering.nodes import (
+    Add,
+    AddConstant,
+    Bias,
+    Embedding,
+    LastPosition,
+    Linear,
+    Mul,
+    MulConstant,
+    PositionBias,
+    Reshape,
+    Scale,
+    Slice,
+    Softmax,
+    Sub,
+)
+from protocols.errors import UnsupportedOpError
+
+
+def run_passes(draft: Draft, last_position: bool = False) -> None:
+    """Everything between the table and the finished graph."""
+    if last_position:
+        node = draft.producer(draft.output)
+        draft.output = draft.add(LastPosition("last_position", node.layer if node else ""), [draft.output])
+    draft.prune()
+    absorb_masks(draft)
+    find_position_bias(draft)
+    fold_linear(draft)
+    recognise_attention(draft)
+    fold_linear(draft)
+    sink_last_position(draft)
+    fuse_siblings(draft)
+    tidy_layout(draft)
+    draft.prune()
+
+
+# ---- masks
+
+
+def absorb_masks(draft: Draft) -> None:
+    """Let each softmax take over the causal mask of its scores; a mask without a softmax is an error."""
+    failures: list[str] = []
+    for key in draft.order():
+        if not isinstance(draft.nodes.get(key), CausalMask):
+            continue
+        ends = softmaxes_after(draft, key)
+        if ends is None:
+            failures.append(f"{draft.nodes[key].name}: a causal mask whose result is not only read by a softmax")
+            continue
+        for end in ends:
+            node = draft.nodes[end]
+            draft.replace(end, Softmax(node.name, node.layer, causal=True), draft.reads[end])
+        source = draft.reads[key][0]
+        while hides_the_future(draft.producer(source)):
+            source = draft.reads[source][0]  # scores * tril + mask: the product changes nothing that is left
+        draft.swap(key, source)
+        draft.drop(key)
+    if failures:
+        raise UnsupportedOpError(f"{len(failures)} unsupported: " + "; ".join(failures))
+
+
+def softmaxes_after(draft: Draft, key: str) -> list[str] | None:
+    """The softmaxes that read a masked value, through steps that keep minus infinity; None if something else reads it."""
+    if key == draft.output:
+        return None
+    found: list[str] = []
+    for reader in draft.readers(key):
+        node, shape = draft.nodes[reader], draft.shapes[reader]
+        if isinstance(node, Softmax):
+            found.append(reader)
+            continue
+        positive = type(node) is MulConstant and node.constant > 0
+        same = isinstance(node, AddConstant | Bias | CausalMask) or (isinstance(node, Reshape) and shape[-2:] == draft.shapes[key][-2:])
+        scaled = type(node) is Scale and node.has_values and bool((node.value("weight") > 0).all())  # such as 1 / temperature
+        deeper = softmaxes_after(draft, reader) if positive or same or scaled else None
+        if deeper is None:
+            return None
+        found += deeper
+    return list(dict.fromkeys(found))
+
+
+def hides_the_future(node: Node | None) -> bool:
+    if type(node) is not Scale:
+        return False
+    weight: Tensor = node.value("weight")
+    return weight.dim() >= 2 and weight.shape[-1] == weight.shape[-2] and bool((weight == torch.ones_like(weight).tril()).all())
+
+
+# ---- linear maps
+
+
+def last_axis_only(node: Node) -> bool:
+    """Whether a private tensor is a vector along the last axis (or a single number)."""
+    return len(node.parameter_shapes["weight"]) <= 1
+
+
+def affine_of(node: Node | None, width: int) -> tuple[Tensor, Tensor | None] | None:
+    """(factor, term), float64, of a node that computes x * factor + term with vectors along the last axis; else None."""
+    ones = torch.ones(width, dtype=torch.float64)
+    if type(node) is MulConstant:
+        return ones * node.constant, None
+    if type(node) is AddConstant:
+        return ones, ones * node.constant
+    if type(node) is Scale and last_axis_only(node):
+        return ones * node.value("weight").double(), None
+    if type(node) is Bias and last_axis_only(node):
+        return ones, ones * node.value("weight").double()
+    return None
+
+
+def fold_linear(draft: Draft) -> None:
+    """Constants and neighbouring linear maps go into the private weights, until nothing changes."""
+    changed = True
+    while changed:
+        folded = [fold_at(draft, key) for key in draft.order() if key in draft.nodes]
+        changed = any(folded)
+        draft.prune()
+
+
+def fold_at(draft: Draft, key: str) -> bool:
+    node = draft.nodes[key]
+    source = draft.reads[key][0]
+    before = draft.producer(source)
+    width = draft.shapes[source][-1] if draft.shapes[source] else 1
+    if isinstance(before, Linear) and draft.single_reader(source) == key:
+        after = affine_of(node, width)
+        if after is not None and draft.shapes[key] == draft.shapes[source]:
+            weight, bias = doubles(before)
+            factor, term = after
+            bias = None if bias is None else bias * factor
+            bias = term if bias is None else bias if term is None else bias + term
+            return put_linear(draft, key, before, source, weight * factor, bias)
+        if isinstance(node, Linear):
+            rows, middle = before.parameter_shapes["weight"]
+            columns = node.parameter_shapes["weight"][1]
+            if rows * columns <= rows * middle + middle * columns:
+                (first, first_bias), (second, bias) = doubles(before), doubles(node)
+                return put_linear(draft, key, node, source, first @ second, join(bias, first_bias, second))
+    if isinstance(node, Linear) and not isinstance(before, Linear):
+        affine = affine_of(before, width)
+        if affine is not None and draft.shapes[draft.reads[source][0]] == draft.shapes[source]:
+            weight, bias = doubles(node)
+            return put_linear(draft, key, node, source, affine[0][:, None] * weight, join(bias, affine[1], weight))
+    if type(node) is MulConstant and type(before) is MulConstant:
+        merged = MulConstant(node.name, node.layer, constant=node.constant * before.constant)
+        draft.replace(key, merged, [draft.reads[source][0]])
+        return True
+    return False
+
+
+def doubles(node: Node) -> tuple[Tensor, Tensor | None]:
+    bias = node.maybe("bias")
+    return node.value("weight").double(), None if bias is None else bias.double()
+
+
+def join(bias: Tensor | None, earlier: Tensor | None, weight: Tensor) -> Tensor | None:
+    """The bias of (x + earlier) W + bias."""
+    if earlier is None:
+        return bias
+    moved = earlier @ weight
+    return moved if bias is None else bias + moved
+
+
+def put_linear(draft: Draft, key: str, named: Node, source: str, weight: Tensor, bias: Tensor | None) -> bool:
+    """Replace `key` by a linear map that reads what `source` reads."""
+    values: dict[str, Any] = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    draft.replace(key, Linear(named.name, named.layer, **values), [draft.reads[source][0]])
+    return True
+
+
+def fuse_siblings(draft: Draft) -> None:
+    """Linear maps of one value become one: its opening is paid once."""
+    for source in [*draft.inputs, *draft.order()]:
+        siblings = [reader for reader in draft.readers(source) if isinstance(draft.nodes[reader], Linear)]
+        if len(siblings) < 2:
+            continue
+        nodes = [draft.nodes[sibling] for sibling in siblings]
+        weights = torch.cat([node.value("weight") for node in nodes], dim=1)
+        values = {"weight": weights}
+        if any("bias" in node.parameter_shapes for node in nodes):
+            empty = [torch.zeros(node.parameter_shapes["weight"][1]) for node in nodes]
+            biases = [node.maybe("bias") for node in nodes]
+            values["bias"] = torch.cat([other if bias is None else bias for bias, other in zip(biases, empty, strict=True)])
+        fused = draft.add(Linear(joint_name([node.name for node in nodes]), nodes[0].layer, **values), [source])
+        axis, start = len(draft.shapes[fused]) - 1, 0
+        for sibling, node in zip(siblings, nodes, strict=True):
+            stop = start + node.parameter_shapes["weight"][1]
+            piece = Slice(node.name.removesuffix(".linear") + ".slice", node.layer, dim=axis, start=start, stop=stop)
+            draft.replace(sibling, piece, [fused])
+            start = stop
+
+
+# ---- positions
+
+
+def find_position_bias(draft: Draft) -> None:
+    """A private table added to (B, T, d), one row for each position, is a table of positions."""
+    for key in draft.order():
+        node = draft.nodes[key]
+        if type(node) is not Bias:
+            continue
+        shape, table = draft.shapes[key], node.value("weight")
+        if len(shape) == 3 and shape[1] == 1 and isinstance(draft.producer(draft.reads[key][0]), Embedding) and table.dim() == 1:
+            table = table[None]  # (1, d): a model of one position
+        if len(shape) == 3 and tuple(table.shape) == shape[1:]:
+            name = node.name.removesuffix("bias") + PositionBias.op
+            draft.replace(key, PositionBias(name, node.layer, weight=table), draft.reads[key])
+
+
+def sink_last_position(draft: Draft) -> None:
+    """Take the last position as early as possible: what treats rows alike then runs for one row."""
+    changed = True
+    while changed:
+        changed = False
+        for key in draft.order():
+            if key not in draft.nodes or not isinstance(draft.nodes[key], LastPosition):
+                continue
+            source = draft.reads[key][0]
+            twins = [reader for reader in draft.readers(source) if isinstance(draft.nodes[reader], LastPosition)]
+            for twin in twins[1:]:
+                draft.swap(twin, twins[0])
+                draft.drop(twin)
+                changed = True
+            node = draft.producer(source)
+            if key not in draft.nodes or node is None or draft.single_reader(source) != key or not treats_rows_alike(draft, source):
+                continue
+            name = f"{node.layer}.last_position" if node.layer else "last_position"
+            reads = [draft.add(LastPosition(name, node.layer), [read]) for read in draft.reads[source]]
+            draft.swap(key, draft.add(node, reads))
+            draft.drop(key)
+            draft.drop(source)
+            changed = True
+
+
+def treats_rows_alike(draft: Draft, key: str) -> bool:
+    node, shape = draft.nodes[key], draft.shapes[key]
+    if any(draft.shapes[read][:-1] != shape[:-1] for read in draft.reads[key]) or len(shape) < 3:
+        return False
+    if isinstance(node, Scale):  # and Bias
+        return last_axis_only(node)
+    return isinstance(node, Linear | Add | Sub | Mul | MulConstant)
+
+
+# ---- layout
+
+
+def tidy_layout(draft: Draft) -> None:
+    """Reshapes of reshapes, and reshapes to the same shape, go."""
+    for key in draft.order():
+        node = draft.nodes[key]
+        if not isinstance(node, Reshape):
+            continue
+        source = draft.reads[key][0]
+        while isinstance(draft.producer(source), Reshape):
+            source = draft.reads[source][0]
+        if draft.shapes[source] == draft.shapes[key] and (key != draft.output or source in draft.nodes):
+            draft.swap(key, source)
+            draft.drop(key)
+        elif source != draft.reads[key][0]:
+            draft.replace(key, Reshape(node.name, node.layer, shape=list(draft.shapes[key])), [source])

@@ -1,0 +1,155 @@
+"""The JSON forms of a lowered graph, and reading them strictly: they come from a disk or from a peer.
+
+Structure only: a parameter is its name and shape here. Everything is bounded before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from torch import Tensor
+
+from privinf.crypten_adapter import Graph
+from privinf.lowering.lowered import Info
+from privinf.lowering.nodes import NODE_KINDS
+from privinf.lowering.rules import MAX_NODES, MAX_RANK
+from protocols.errors import ConfigError
+
+MAX_BYTES = 128 * 2**20
+MAX_PLAN_TEXT = 64
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Sizes = Annotated[tuple[Size, ...], msgspec.Meta(max_length=MAX_RANK)]
+
+
+class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One node without its weights."""
+
+    name: Name
+    op: Name
+    layer: Annotated[str, msgspec.Meta(max_length=256)]
+    inputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    attributes: Annotated[dict[Name, Any], msgspec.Meta(max_length=16)] = {}
+    parameters: Annotated[dict[Name, Sizes], msgspec.Meta(max_length=16)] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A graph without its weights, and its ring plan."""
+
+    info: Info
+    inputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
+    outputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
+    nodes: Annotated[tuple[NodeRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES)]
+    plan: Annotated[dict[Name, dict[Name, Any]], msgspec.Meta(max_length=2 * MAX_NODES)] = {}
+    format: Literal["privinf-lowered"] = "privinf-lowered"
+    version: Literal[1] = 1
+
+
+class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the client gets."""
+
+    graph: Manifest
+    tokenizer: bytes | None = None
+
+
+class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`lowered.json` in the server's directory."""
+
+    graph: Manifest
+    ranges: dict[str, dict[str, float]]
+    headroom: float
+    weights_sha256: str
+
+
+Document = TypeVar("Document", Bundle, Saved)
+
+
+def decode(data: bytes, kind: type[Document]) -> Document:
+    """Parse and check one of the documents above; ConfigError says where it is wrong."""
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{len(data)} bytes, of at most {MAX_BYTES}")
+    try:
+        document = msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error)) from None
+    check_info(document.graph.info)
+    for node, entry in document.graph.plan.items():
+        for key, value in entry.items():
+            check_plan_value(f"plan of {node}, {key}", value, 3)
+    return document
+
+
+def check_info(info: Info) -> None:
+    """Bounds of what `Info` says, beside its types."""
+    sizes = {"layers": info.layers, "heads": info.heads, "width": info.width, "vocab": info.vocab, "n_positions": info.n_positions}
+    for key, size in sizes.items():
+        if not 0 <= size <= 10_000_000:
+            raise ConfigError(f"info.{key}: {size}")
+    if len(info.variant) > 64 or not info.variant.isprintable():
+        raise ConfigError("info.variant is no name")
+    if len(info.id) != 32 or set(info.id) - set("0123456789abcdef"):
+        raise ConfigError("info.id is not 128 bits in hex")
+    for token in (*info.eos, *(() if info.bos is None else (info.bos,))):
+        if not 0 <= token < 2**31:
+            raise ConfigError(f"info: the token {token}")
+    if len(info.inputs) > 64 or len(info.eos) > 1024 or len(info.output) > MAX_RANK:
+        raise ConfigError("info: too many inputs, end tokens or output axes")
+
+
+def check_plan_value(where: str, value: Any, depth: int) -> None:
+    """A ring plan is numbers, short words and short lists of them."""
+    if isinstance(value, str):
+        if len(value) > MAX_PLAN_TEXT or not value.isprintable():
+            raise ConfigError(f"{where}: a long text")
+    elif isinstance(value, bool | None):
+        return
+    elif isinstance(value, int | float):
+        if not -(2.0**63) <= value < 2.0**64:
+            raise ConfigError(f"{where}: {value}")
+    elif isinstance(value, list | dict) and depth:
+        if len(value) > 4096:
+            raise ConfigError(f"{where}: {len(value)} entries")
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_plan_value(where, part, depth - 1)
+    else:
+        raise ConfigError(f"{where}: a value of the wrong kind")
+
+
+def records_of(graph: Graph) -> tuple[NodeRecord, ...]:
+    return tuple(
+        NodeRecord(node.name, node.op, node.layer, tuple(inputs), node.attributes(), dict(node.parameter_shapes))
+        for _, node, inputs in graph.named_nodes()
+    )
+
+
+def parameter_key(node: str, parameter: str) -> str:
+    """The name of a parameter in `weights.safetensors`."""
+    return f"{node}.{parameter}"
+
+
+def build_graph(manifest: Manifest, weights: Mapping[str, Tensor]) -> Graph:
+    """The graph that a manifest describes, with the parameters that are given and the shapes of the others."""
+    graph = Graph(manifest.inputs, manifest.outputs)
+    taken = set(manifest.inputs)
+    for record in manifest.nodes:
+        kind = NODE_KINDS.get(record.op)
+        if kind is None:
+            raise ConfigError(f"the operator {record.op[:64]!r} is not known", layer=record.name, remedy="the other side may be newer")
+        if record.name in taken:
+            raise ConfigError("the name is there twice", layer=record.name)
+        taken.add(record.name)
+        parameters: dict[str, Any] = {}
+        for key, shape in record.parameters.items():
+            tensor = weights.get(parameter_key(record.name, key))
+            table = weights.get(parameter_key(record.attributes.get("tied_to") or "", "weight"))
+            if key == "weight" and table is not None and table.dim() == 2:
+                tensor = table.t()
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ConfigError(f"{key} has shape {list(tensor.shape)}, expected {list(shape)}", layer=record.name)
+            parameters[key] = shape if tensor is None else tensor
+        graph.append(kind.from_attributes(record.name, record.layer, record.attributes, parameters), record.inputs)
+    graph.eval()
+    return graph

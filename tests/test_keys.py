@@ -49,7 +49,7 @@ def test_show(directory: Path) -> None:
     infos = show_keys(directory)
     assert [info.role for info in infos] == ["ca", *ROLES]
     assert len({info.fingerprint for info in infos}) == 4 and all(len(info.fingerprint) == 64 for info in infos)
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     for info in infos[1:]:
         assert info.hosts == ("localhost", "127.0.0.1", "::1")
         assert datetime.timedelta(minutes=4) < now - info.not_before < datetime.timedelta(minutes=6)

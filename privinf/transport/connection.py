@@ -27,7 +27,7 @@ HEARTBEAT_S = 2.0
 BACKLOG = 256 * 2**20
 """How many bytes that nobody has asked for yet are taken in while a send is blocked, so that two senders do not block each other."""
 SLOWEST = 32 * 2**10
-"""Bytes a second: a wait may last the timeout and, for what moves meanwhile, as long as this rate takes."""
+"""Bytes a second: as long as bytes move, a wait may last the timeout and as long as this rate would take, but no longer."""
 _JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
 
@@ -121,8 +121,9 @@ class Connection(Endpoint):
             if done and not sending:
                 return message
             pause = 0.0 if sending and not blocked else waits.pause()
-            if self._held_for():
-                pause = min(pause, self._held_for())
+            held = None if done else self._held_for()
+            if held is not None:
+                pause = min(pause, held)
             readable = self._wait(pause, reading=not done or self._backlog < BACKLOG, writing=blocked)
             now = time.monotonic()
             if readable:
@@ -132,7 +133,7 @@ class Connection(Endpoint):
             if not done and want is not None:
                 message = self._collect(want)
             if message is None or sending:
-                waits.judge(now, readable=readable, sending=sending)
+                waits.judge(now, readable=readable, sending=sending, held=not done and self._held_for() is not None)
             if not sending and message is None and not self._mid_send and now - stream.last_sent >= self.heartbeat_s:
                 out.append(memoryview(_heartbeat_frame()))
 
@@ -325,17 +326,19 @@ class _Patience:
     def __init__(self, connection: Connection, start: float) -> None:
         self._connection = connection
         self._start = start
-        self._moved_before = self._moved()
+        self._moved_before = self._moved_last = self._moved()
         # over an emulated link the peer gets what we sent later than its kernel does: its time starts then
         shaper = connection._shaper
-        self._from = start + (max(0.0, (shaper.arrival() - time.time_ns()) / 1e9) if shaper else 0.0)
+        self._from = self._progress = start + (max(0.0, (shaper.arrival() - time.time_ns()) / 1e9) if shaper else 0.0)
         self._rate = min(SLOWEST, shaper.link.bytes_per_s / 2) if shaper else SLOWEST
 
     def _moved(self) -> int:
         return self._connection._reader.body_bytes + self._connection._stream.raw_sent
 
     def _give_up(self) -> float:
-        return self._from + self._connection.timeout + (self._moved() - self._moved_before) / self._rate
+        """A timeout after the last byte that moved, and at the latest one after the time that the slowest line takes for all that moved."""
+        slowest = self._from + (self._moved_last - self._moved_before) / self._rate
+        return min(self._progress, slowest) + self._connection.timeout
 
     def _silent_at(self) -> float:
         return max(self._connection._stream.last_received, self._start) + self._connection.silence_s
@@ -348,11 +351,13 @@ class _Patience:
             next_heartbeat = now + self._connection.heartbeat_s
         return max(0.001, min(next_heartbeat, self._give_up(), self._silent_at()) - now)
 
-    def judge(self, now: float, *, readable: bool, sending: bool) -> None:
-        """Raises TransportError if the wait has lasted too long."""
-        connection = self._connection
-        if connection._held_for():
-            return
+    def judge(self, now: float, *, readable: bool, sending: bool, held: bool) -> None:
+        """Raises TransportError if the wait has lasted too long; not while the message is `held` by the emulated link."""
+        connection, moved = self._connection, self._moved()
+        if held or moved != self._moved_last:
+            self._moved_last, self._progress = moved, max(now, self._progress)
+            if held:
+                return
         if not readable and now > self._silent_at():
             silent = now - max(connection._stream.last_received, self._start)
             raise connection._failure(

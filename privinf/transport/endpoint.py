@@ -232,10 +232,10 @@ class Endpoint(ABC):
         self._backlog += len(frame.body)
         return True
 
-    def _held_for(self) -> float:
-        """Seconds until the emulated link delivers the next frame that has come; 0 if it may be taken or there is none."""
+    def _held_for(self) -> float | None:
+        """Seconds until the emulated link delivers the next frame that has come; None if there is none."""
         if not self._shaper or not self._inbox:
-            return 0.0
+            return None
         return max(0.0, (self._inbox[0].release - time.time_ns()) / 1e9)
 
     def _deliverable(self) -> Iterator[Frame]:

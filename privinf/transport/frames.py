@@ -110,6 +110,8 @@ def parse_header(raw: Buffer) -> Header:
 def flat(body: Buffer) -> memoryview:
     """The bytes of a contiguous buffer without a copy; also takes what exports the buffer protocol, as a NumPy array."""
     view = memoryview(body)
+    if not view.c_contiguous:
+        raise TypeError("a message must be contiguous in memory")
     if view.nbytes == 0:
         return memoryview(b"")
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import select
 import socket
+import threading
 import time
 from collections.abc import Collection
 
@@ -80,18 +81,20 @@ class Listener:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"cannot listen on {address}: {reason}", party=credentials.role, remedy="choose another --listen") from None
         self._waker, self._woken = socket.socketpair()
+        self._accepting = threading.RLock()
         self._closed = False
         self.address = format_address(host, self._socket.getsockname()[1])
 
     def accept(self, timeout: float | None = None) -> socket.socket | None:
         """The next raw connection; None once the listener is closed, or when `timeout` seconds pass."""
+        with self._accepting:
+            return None if self._closed else self._accept(timeout)
+
+    def _accept(self, timeout: float | None) -> socket.socket | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        try:
-            poll.register(self._socket, select.POLLIN)
-            poll.register(self._woken, select.POLLIN)
-        except (OSError, ValueError):
-            return None  # closed
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
         while not self._closed:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -130,8 +133,9 @@ class Listener:
         self._closed = True
         with contextlib.suppress(OSError):
             self._waker.send(b"x")
-        self._socket.close()
-        self._waker.close()  # a hang-up also wakes whoever polls the other end; that one is closed with this object
+        with self._accepting:  # not before `accept` has let go of the descriptors; reentrant, for a signal handler within it
+            for sock in (self._socket, self._waker, self._woken):
+                sock.close()
 
     def __enter__(self) -> Listener:
         return self

@@ -63,16 +63,18 @@ class MemoryConnection(Endpoint):
                     message = self._take(want)
                     if message is not None:
                         return message
+                    if wire.to[mine] and not self._inbox:
+                        continue  # the first frames of a message; more have come
                     held = self._held_for()
                     if wire.closed[mine]:
                         raise self._failure(TransportError, "this connection was closed at this end")
-                    if wire.closed[theirs] and not held:
+                    if wire.closed[theirs] and held is None:
                         raise self._failure(TransportError, "the peer closed the connection")
                     left = deadline - time.monotonic()
-                    if left <= 0 and not held:
+                    if left <= 0 and held is None:
                         raise self._failure(TransportError, f"the peer does not answer within {self.timeout:g} s")
                     began = time.perf_counter()
-                    wire.changed.wait(held or min(left, _PERIOD_S))
+                    wire.changed.wait(min(left, _PERIOD_S) if held is None else held)
                     self.meter.current.seconds += time.perf_counter() - began
             finally:
                 self._want = None

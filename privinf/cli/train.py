@@ -1,0 +1,235 @@
+"""`privinf train`: trains a variant of the ladder on Python sources and writes a checkpoint directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from privinf.cli import common
+from protocols.errors import ConfigError
+
+OUTPUT = Path("runs/pylib")
+MINUTES = 95.0
+PROMPTS = ("def main(", "import os\nimport sys\n\n", "class Node:\n    def __init__(self")
+
+
+def train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for state, metrics and, in `checkpoint/`, the model.")] = OUTPUT,
+    variant: Annotated[str, typer.Option(help="Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.")] = "SM(t)+ScFuFFN",
+    corpus: Annotated[Path | None, typer.Option(help="Directory of .py files; default: this interpreter's standard library.")] = None,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    heads: Annotated[int, typer.Option(min=1)] = 8,
+    width: Annotated[int, typer.Option(min=1)] = 256,
+    positions: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 256,
+    vocab: Annotated[int, typer.Option(min=257, max=65536, help="Tokens of the tokenizer, which is trained too.")] = 3072,
+    tie: Annotated[bool, typer.Option(help="Use the embedding as vocabulary projection too.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="End after so many steps. A run by steps repeats exactly.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help=f"End after so much training time; {MINUTES} if --steps is not given either.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="The level between warmup and decay.")] = 3e-3,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps of rising rate.")] = 200,
+    decay: Annotated[float, typer.Option(min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
+    entropy_lambda: Annotated[float, typer.Option(help="Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.")] = 0.0,
+    entropy_gamma: Annotated[float, typer.Option(help="Its tolerance, as a part of the largest entropy.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default: PyTorch's choice.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
+    compile: Annotated[bool, typer.Option(help="torch.compile: a quarter faster, needs a C++ compiler.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Train a variant of the ladder. Call it again with the same options to resume.
+
+    Example: privinf train -o runs/small --variant "SM(t)+ScFuFFN" --layers 2 --width 64 --heads 2 --minutes 5
+    """
+    import torch
+
+    from privinf.models import corpus as corpora
+    from privinf.models.checkpoint import load_tokenizer
+    from privinf.models.config import ModelConfig
+    from privinf.models.training import RUN, Settings, Trainer, continue_text, write_run_file
+
+    if steps is None and minutes is None:
+        minutes = MINUTES
+    if threads is not None:
+        torch.set_num_threads(threads)
+    say = _Speaker(quiet=as_json)
+    documents = corpora.read_corpus(corpus)
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = output / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    tokenizer_file = checkpoint / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        say.line(f"training a tokenizer of {vocab} tokens on {len(documents)} files")
+        corpora.save_tokenizer(corpora.train_tokenizer(documents, vocab), tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file)
+    end = tokenizer.token_to_id(corpora.END)
+    if end is None or tokenizer.get_vocab_size() > 65536:
+        raise ConfigError(f"{tokenizer_file}: not a tokenizer of this program", remedy="remove it to have it trained anew")
+    config = ModelConfig.for_variant(
+        variant,
+        vocab_size=tokenizer.get_vocab_size(),
+        n_positions=positions,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        tie_word_embeddings=tie,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    settings = Settings(
+        seed=seed,
+        batch=batch,
+        length=positions,
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        decay_fraction=decay,
+        bf16=bf16,
+        entropy_lambda=entropy_lambda,
+        entropy_gamma=entropy_gamma,
+    )
+    tokens = corpora.encode_corpus(documents, tokenizer)
+    corpus_id = corpora.fingerprint(documents)
+    trainer = Trainer(config, settings, tokens, output, corpus_id, compile)
+    resumed = trainer.resume()
+    write_run_file(
+        output,
+        {
+            "variant": config.variant,
+            "config": json.loads(config.to_json()),
+            "settings": settings.model_dump(mode="json"),
+            "steps": steps,
+            "minutes": minutes,
+            "corpus": {
+                "files": len(documents),
+                "sha256": corpus_id,
+                "training_tokens": len(tokens.training),
+                "held_out_tokens": len(tokens.held_out),
+                "held_out_bytes": tokens.held_out_bytes,
+                "held_out_modules": sorted({d.module for d in documents if d.held_out}),
+            },
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "compiled": compile,
+        },
+    )
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    say.line(
+        f"{'resuming' if resumed else 'training'} {config.variant}: {parameters:,} parameters, {len(tokens.training):,} tokens, "
+        f"{len(tokens.held_out):,} held out; step {trainer.step}"
+    )
+
+    def sample(progress: Any) -> None:
+        say.progress(progress)
+        if progress.extra:
+            trainer.export(checkpoint)
+            for prompt in PROMPTS:
+                say.line(repr(prompt + tokenizer.decode(continue_text(trainer.model, tokenizer.encode(prompt).ids, 40))))
+
+    started = time.monotonic()
+    try:
+        with say:
+            trainer.run(steps, minutes, sample)
+    except KeyboardInterrupt:
+        if trainer.between_steps:
+            trainer.save()
+        say.line(f"stopped at step {trainer.step}; the same command resumes")
+        raise
+    trainer.export(checkpoint)
+    result = {
+        "variant": config.variant,
+        "steps": trainer.step,
+        "seconds": round(trainer.elapsed, 1),
+        "parameters": parameters,
+        "checkpoint": str(checkpoint),
+        "run": str(output / RUN),
+    } | trainer.validate()
+    _plot(output)
+    took = time.monotonic() - started
+    say.line(f"done in {took:.0f} s: held-out perplexity {result['held_out_perplexity']:.2f}; the model is in {checkpoint}")
+    if as_json:
+        common.write_json(result)
+
+
+class _Speaker:
+    """A progress bar where a person looks, a plain line a minute elsewhere; all of it on stderr."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            self.bar = Progress(
+                BarColumn(),
+                TextColumn("{task.percentage:5.1f} %"),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("starting", total=1.0)
+        self.told = 0.0
+        self.mean = 0.0
+
+    def __enter__(self) -> _Speaker:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *unused: object) -> Literal[False]:
+        if self.bar is not None:
+            self.bar.stop()
+        return False
+
+    def line(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def progress(self, progress: Any) -> None:
+        if progress.extra:
+            self.line(f"step {progress.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in progress.extra.items()))
+            return
+        self.mean = progress.loss if self.mean == 0 else 0.98 * self.mean + 0.02 * progress.loss
+        text = f"step {progress.step}, loss {self.mean:.3f}, rate {progress.rate:.1e}, {progress.tokens_per_second:,.0f} tokens/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=progress.fraction, description=text)
+        elif time.monotonic() - self.told > 60:
+            self.told = time.monotonic()
+            self.line(f"{100 * progress.fraction:5.1f} %  {text}, {progress.elapsed_s / 60:.1f} min")
+
+
+def _plot(output: Path) -> None:
+    """Writes loss.png from the metrics."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from privinf.models.training import METRICS
+
+    rows = [json.loads(line) for line in (output / METRICS).read_text("utf-8").splitlines()]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    span = max(1, len(training) // 200)
+    smooth = []
+    for index in range(len(training)):
+        recent = [loss for _, loss in training[max(0, index - span) : index + 1]]
+        smooth.append(sum(recent) / len(recent))
+    axes.plot([step for step, _ in training], smooth, label="training", linewidth=1)
+    held = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+    axes.plot([step for step, _ in held], [loss for _, loss in held], "o-", label="held-out modules", markersize=3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross entropy, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(output / "loss.png", dpi=120)
+    pyplot.close(figure)

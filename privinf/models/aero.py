@@ -1,0 +1,287 @@
+"""The AERO ladder in one file: GPT-2, and what is left of it without LayerNorm, without nonlinearity in the FFN, without FFN.
+
+Source: Jha and Reagen, "AERO: Softmax-Only LLMs for Efficient Private Inference", arXiv 2410.13060.
+
+B batch, T tokens, L layers, H heads, d model width, d_k = d / H, V vocabulary. Pre-LN decoder, learned positions.
+In inference form (`eval()`) every step is a plain operation on visible shapes, so that the exported graph is what one reads here; in
+training form the attention uses PyTorch's fused kernel. `folded()` gives the same function without learnable scalars.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from privinf.models.config import ModelConfig
+from protocols.errors import ConfigError
+
+
+@dataclass
+class Trace:
+    """What one forward pass leaves behind for training penalties and analysis; one entry per layer."""
+
+    keep_attention: bool = False  # the (B, H, T, T) matrices: costs the slow path, so only where entropy is wanted
+    queries: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k), scaled: queries @ keys^T are the scores
+    keys: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k)
+    attention: list[Tensor] = field(default_factory=list)  # (B, H, T, T), rows sum to 1
+    residual: list[Tensor] = field(default_factory=list)  # (B, T, d): after the embedding, each attention and each FFN
+
+
+class Projection(nn.Module):
+    """An affine map whose matrix is laid (in, out), as GPT-2's are."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """x (..., in) -> (..., out), times a scalar if there is one."""
+        if self.training:  # one kernel, and the scalar on the small side
+            weight, bias = (self.weight, self.bias) if factor is None else (self.weight * factor, self.bias * factor)
+            return F.linear(x, weight.t(), bias)
+        y = x @ self.weight + self.bias  # (..., in) @ (in, out) -> (..., out)
+        return y if factor is None else y * factor
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; scores of query i in head h are divided by temperature[h, i] sqrt(d_k)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head, self.head_width = config.n_head, config.head_width
+        self.c_attn = Projection(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Projection(config.n_embd, config.n_embd)
+        self.temperature = nn.Parameter(torch.ones(config.n_head, config.n_positions)) if config.attn_temperature else None
+        self.inverse_temperature: nn.Parameter | None = None  # (H, n_positions), in a folded model instead of `temperature`
+        self.scale: float | None = 1 / math.sqrt(self.head_width)  # None once folded into the query weights
+
+    def scaled_queries(self, q: Tensor, start: int, stop: int) -> Tensor:
+        """q (B, H, stop - start, d_k) of the positions start..stop-1, divided by temperature and sqrt(d_k)."""
+        if self.inverse_temperature is not None:
+            return q * self.inverse_temperature[:, start:stop, None]
+        if self.temperature is not None:
+            return q * (1 / (self.temperature[:, start:stop, None] * math.sqrt(self.head_width))).to(q.dtype)
+        return q if self.scale is None else q * self.scale
+
+    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+        """x (B, T, d) -> (B, T, d), or (B, 1, d) for the last position alone; future (n_positions, n_positions), true where j > i."""
+        batch, tokens, width = x.shape
+        q, k, v = self.c_attn(x).split(width, dim=2)  # 3 times (B, T, d)
+        start = tokens - 1 if last_only else 0
+        if last_only:
+            q = q[:, start:]  # (B, 1, d): nobody reads the other rows of the last layer
+        q = q.reshape(batch, tokens - start, self.n_head, self.head_width).transpose(1, 2)  # (B, H, T or 1, d_k)
+        k = k.reshape(batch, tokens, self.n_head, self.head_width).transpose(1, 2)  # (B, H, T, d_k)
+        v = v.reshape(batch, tokens, self.n_head, self.head_width).transpose(1, 2)  # (B, H, T, d_k)
+        q = self.scaled_queries(q, start, tokens)
+        if trace is not None:
+            trace.queries.append(q)
+            trace.keys.append(k)
+        if self.training and not (trace is not None and trace.keep_attention):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)  # (B, H, T, d_k)
+        else:
+            scores = q @ k.transpose(2, 3)  # (B, H, T or 1, T)
+            if not last_only:  # the last position sees all
+                scores = scores.masked_fill(future[:tokens, :tokens], float("-inf"))
+            attention = scores.softmax(dim=-1)  # (B, H, T or 1, T)
+            if trace is not None and trace.keep_attention:
+                trace.attention.append(attention)
+            y = attention @ v  # (B, H, T or 1, d_k)
+        y = y.transpose(1, 2).reshape(batch, tokens - start, width)  # (B, T or 1, d)
+        out: Tensor = self.c_proj(y)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two matrices with GELU, ReLU or nothing between them, or one fused matrix; alpha and beta scale it and the residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.nonlinearity = config.nonlinearity
+        self.fused = Projection(config.n_embd, config.n_embd) if config.ffn == "fused" else None
+        self.c_fc = Projection(config.n_embd, config.inner_width) if config.ffn != "fused" else None
+        self.c_proj = Projection(config.inner_width, config.n_embd) if config.ffn != "fused" else None
+        self.alpha = nn.Parameter(torch.ones(())) if config.ffn_scaled else None
+        self.beta = nn.Parameter(torch.ones(())) if config.ffn_scaled else None
+
+    @property
+    def first(self) -> Projection:
+        """The map that reads the residual stream."""
+        layer = self.fused if self.fused is not None else self.c_fc
+        assert layer is not None
+        return layer
+
+    @property
+    def last(self) -> Projection:
+        """The map that writes to the residual stream."""
+        layer = self.fused if self.fused is not None else self.c_proj
+        assert layer is not None
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, d) -> (B, T, d), without the residual."""
+        y = x
+        if self.c_fc is not None:
+            y = self.c_fc(y)  # (B, T, 4d)
+            if self.nonlinearity == "relu":
+                y = F.relu(y)
+            elif self.nonlinearity is not None:
+                y = F.gelu(y, approximate="tanh" if self.nonlinearity == "gelu_tanh" else "none")
+        out: Tensor = self.last(y, None if self.alpha is None else 1 / self.alpha)  # (B, T, d)
+        return out
+
+
+class Block(nn.Module):
+    """X_sa = X + MHA(LN1(X)); X_out = beta X_sa + (1 / alpha) FFN(LN2(X_sa)), each part where the variant has it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        normed, has_ffn = config.norm == "layernorm", config.has_ffn(layer)
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if normed else None
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if normed and has_ffn else None
+        self.mlp = FeedForward(config) if has_ffn else None
+
+    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+        """x (B, T, d) -> (B, T, d), or (B, 1, d) for the last position alone."""
+        read = x if self.ln_1 is None else self.ln_1(x)
+        if last_only:
+            x = x[:, -1:]  # (B, 1, d)
+        x = x + self.attn(read, future, last_only, trace)
+        if trace is not None:
+            trace.residual.append(x)
+        if self.mlp is None:
+            return x
+        y = self.mlp(x if self.ln_2 is None else self.ln_2(x))
+        x = (x if self.mlp.beta is None else x * self.mlp.beta) + y
+        if trace is not None:
+            trace.residual.append(x)
+        return x
+
+
+class AeroModel(nn.Module):
+    """A decoder of the ladder: ids (B, T) to logits (B, T, V). Its weights are zero until `initialise` or `load_checkpoint`."""
+
+    future: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.is_folded = False
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "layernorm" else None
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # (V, d), as GPT-2 lays it
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.wte.weight
+        for embedding in (self.wte.weight, self.wpe.weight, self.lm_head.weight):
+            nn.init.zeros_(embedding)
+        future = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).triu(1)
+        self.register_buffer("future", future, persistent=False)  # (n_positions, n_positions), true where j > i
+
+    def forward(self, ids: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+        """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position: then the last layer computes one row."""
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, d)
+        if trace is not None:
+            trace.residual.append(x)
+        for index, block in enumerate(self.h):
+            x = block(x, self.future, last_only and index == len(self.h) - 1, trace)  # (B, T, d)
+        if last_only:
+            x = x[:, -1]  # (B, d)
+        if self.ln_f is not None:
+            x = self.ln_f(x)
+        logits: Tensor = self.lm_head(x)  # (B, T, V) or (B, V)
+        return logits
+
+    @torch.no_grad()
+    def folded(self) -> AeroModel:
+        """The same function without learnable scalars: what a private pass runs.
+
+        With x = p x~, where p is the product of the betas so far, the stream carries x~ and every residual is a plain sum. Maps that read
+        the stream take the factor p (a LayerNorm is blind to it, but for epsilon / p^2 and the sign), maps that write to it 1 / p, the FFN
+        also 1 / (alpha beta). 1 / sqrt(d_k) goes into the query weights, or with the temperature into `inverse_temperature`.
+        """
+        if self.is_folded:
+            return self
+        model = copy.deepcopy(self).eval()
+        model.is_folded = True
+        width, p = self.config.n_embd, 1.0
+        for layer, block in enumerate(model.h):
+            assert isinstance(block, Block)
+            attn, mlp = block.attn, block.mlp
+            _read(block.ln_1, attn.c_attn.weight, p)
+            attn.c_proj.weight.div_(p)
+            attn.c_proj.bias.div_(p)
+            if attn.temperature is not None:
+                inverse = 1 / (attn.temperature.double() * math.sqrt(attn.head_width))
+                attn.inverse_temperature = nn.Parameter(inverse.to(attn.temperature.dtype), requires_grad=False)
+                attn.temperature = None
+            else:
+                attn.c_attn.weight[:, :width].mul_(1 / math.sqrt(attn.head_width))
+                attn.c_attn.bias[:width].mul_(1 / math.sqrt(attn.head_width))
+            attn.scale = None
+            if mlp is None:
+                continue
+            _read(block.ln_2, mlp.first.weight, p)
+            if mlp.alpha is not None and mlp.beta is not None:
+                alpha, beta = float(mlp.alpha), float(mlp.beta)
+                if abs(p * beta) < 1e-12:
+                    raise ConfigError("beta is zero, or so small that the weights cannot take it up", layer=f"h.{layer}.mlp.beta")
+                p *= beta
+                mlp.last.weight.div_(alpha)
+                mlp.last.bias.div_(alpha)
+                mlp.alpha = mlp.beta = None
+            mlp.last.weight.div_(p)
+            mlp.last.bias.div_(p)
+        if p != 1.0:
+            if model.ln_f is None:
+                model.lm_head.weight = nn.Parameter(model.lm_head.weight * p, requires_grad=False)  # unties it
+            _read(model.ln_f, None, p)
+        return model
+
+
+def _read(norm: nn.LayerNorm | None, weight: Tensor | None, p: float) -> None:
+    """Lets a map that reads x = p x~ read x~ instead: through its LayerNorm if it has one, else in its matrix (in, out)."""
+    if norm is not None:
+        norm.eps /= p * p
+        norm.weight.mul_(math.copysign(1, p))
+    elif weight is not None:
+        weight.mul_(p)
+
+
+@torch.no_grad()
+def initialise(model: AeroModel, seed: int) -> None:
+    """Draws the weights of a model that is to be trained.
+
+    With LayerNorm: GPT-2's own recipe. Without it nothing rescales the stream, so the embeddings start larger, queries and keys at twice
+    the size of what they read, so that attention is not flat, and what the branches add is small, so that depth does not multiply.
+    """
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
+    normed = config.norm == "layernorm"
+    branch = 1 / math.sqrt(2 * config.n_layer)
+    inward = 0.02 if normed else 1 / math.sqrt(config.n_embd)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or name.endswith("temperature"):
+            continue  # biases 0, LayerNorm weights, alpha, beta and temperature 1, as built
+        if name in ("wte.weight", "wpe.weight"):
+            tied = name == "wte.weight" and config.tie_word_embeddings
+            std = (0.02 if name == "wte.weight" else 0.01) if normed else 0.1 if tied or name == "wpe.weight" else 0.2
+        elif name == "lm_head.weight":
+            std = 0.02
+        elif name.endswith("c_proj.weight"):
+            std = 0.02 * branch if normed else branch / math.sqrt(parameter.shape[0])
+        elif name.endswith("fused.weight"):
+            std = 0.2 * branch * inward
+        else:
+            std = inward
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        if name.endswith("c_attn.weight") and not normed:
+            parameter[:, : 2 * config.n_embd] *= 2  # the stream starts small, so that queries and keys must not

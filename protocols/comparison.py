@@ -19,6 +19,7 @@ from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 
 MAX_DIGIT = 6  # a one-hot digit is one 64-bit word
+MAX_BITS = 31  # five digits: the 37 products of their variables' masks fit one word
 
 
 @lru_cache
@@ -98,9 +99,10 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
     c = (x - y) + R in [0, 2^k) is public. Steps: msb(x - y) = msb(c) ^ msb(R) ^ [c_low < R_low]. Per digit, each party
     has its XOR share of [c_d < R_d] and [c_d = R_d] from the one-hot, alone; the inputs of the ANDs are opened masked,
     D shares the products of their masks, so that all ANDs of all digits are one round; then the bit is opened under rho.
-    Domain: -2^(k-1) <= x - y < 2^(k-1). Exact.
+    Domain: -2^(k-1) <= x - y < 2^(k-1), k <= 31. Exact.
     Rounds: 2 (1 for a single digit). Bits each way: 2 (digits - 1), then 1. Learns: uniform bits, both.
     """
+    assert kind.bits <= MAX_BITS, f"a comparison of {kind.bits} bits is wider than {MAX_BITS}"
     correlation = party.take(kind)
     number = len(digits(kind.bits))
     if not known(c):

@@ -12,8 +12,8 @@ import hashlib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from functools import cached_property
+from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -24,9 +24,10 @@ from protocols.prg import Prg, Stream
 from protocols.ring import pack, packed_size, reduce, unpack
 
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
+MAX_AXES = 8
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """The two computing parties."""
 
     SERVER = "server"
@@ -53,6 +54,12 @@ class Part:
     def size(self) -> int:
         """Bytes on a wire."""
         return packed_size(self.count, self.bits)
+
+
+def _elements(rows: Sequence[int]) -> int:
+    """Elements of the full matrix of a layout of rows (`protocols.rows`)."""
+    first, number, step = rows
+    return number * (first + number * step)
 
 
 class Masks(Protocol):
@@ -91,6 +98,13 @@ class Kind:
     ) -> tuple[Sequence[Tensor], Tensor | None]:
         """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's."""
         raise NotImplementedError
+
+    def bounded(self) -> bool:
+        """Whether the fields that sizes are computed from may be used to compute them: they come from a peer."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        shape, rows = fields.get("shape", ()), fields.get("rows", ())
+        held = len(rows) in (0, 3) and min(rows, default=0) >= 0 and (not rows or _elements(rows) <= MAX_ELEMENTS)
+        return held and 1 <= fields.get("bits", 1) <= 64 and 0 <= fields.get("shift", 0) < 64 and len(shape) <= MAX_AXES
 
     @property
     def dealer_bytes(self) -> int:
@@ -186,23 +200,33 @@ def to_wire(kind: Kind) -> list[Any]:
     return [type(kind).__name__, *(getattr(kind, field.name) for field in dataclasses.fields(kind))]  # type: ignore[arg-type]
 
 
+@lru_cache
+def _fields(name: str) -> tuple[tuple[str, Any], ...]:
+    """Names and types of a kind's fields."""
+    kind = Kind.registry[name]
+    hints = typing.get_type_hints(kind)
+    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(kind))  # type: ignore[arg-type]
+
+
 def from_wire(fields: Sequence[Any]) -> Kind:
     """The kind of `to_wire`, checked: known name, right number and types of fields, bounded sizes."""
-    kind = Kind.registry.get(fields[0]) if fields and isinstance(fields[0], str) else None
+    named = isinstance(fields, list | tuple) and len(fields) > 0 and isinstance(fields[0], str)
+    kind = Kind.registry.get(fields[0]) if named else None
     if kind is None:
         raise CorrelationError("a correlation of unknown kind was asked for", remedy="compare the versions of all three parties")
-    types = list(typing.get_type_hints(kind).items())
-    names = [(field.name, dict(types)[field.name]) for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if len(names) != len(fields) - 1:
-        raise CorrelationError(f"a {kind.__name__} was asked for with {len(fields) - 1} fields instead of {len(names)}")
+    expected = _fields(fields[0])
+    if len(expected) != len(fields) - 1:
+        raise CorrelationError(f"a {kind.__name__} was asked for with {len(fields) - 1} fields instead of {len(expected)}")
     values: dict[str, Any] = {}
-    for (name, hint), value in zip(names, fields[1:], strict=True):
+    for (name, hint), value in zip(expected, fields[1:], strict=True):
         values[name] = value = tuple(value) if isinstance(value, list) else value
         numbers = value if isinstance(value, tuple) else (value,)
         good = isinstance(value, str) if hint is str else all(type(n) is int and -MAX_ELEMENTS < n < MAX_ELEMENTS for n in numbers)
         if not good or (hint is int) != (type(value) is int):
             raise CorrelationError(f"a {kind.__name__} was asked for with a malformed field {name}")
     made = kind(**values)
+    if not made.bounded():
+        raise CorrelationError(f"a {kind.__name__} was asked for with a field out of bounds")
     for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts()):
         if not 1 <= part.bits <= 64 or min(part.shape, default=1) < 0 or part.count > MAX_ELEMENTS:
             raise CorrelationError(f"a {kind.__name__} was asked for with a size out of bounds")
@@ -223,6 +247,7 @@ class Store:
         self._prg = Prg(seed)
         self._payloads: dict[int, memoryview] = {}
         self._prepared: dict[int, tuple[Tensor, ...]] = {}
+        self._expected: dict[int, Kind] = {}
 
     def __repr__(self) -> str:
         return f"Store(role={self.role.value}, next_name={self.next_name}, seed hidden)"
@@ -232,6 +257,12 @@ class Store:
         if name < self.next_name or name in self._payloads:
             raise CorrelationError(f"correlation {name} was dealt twice", party=self.role.value)
         self._payloads[name] = payload
+
+    def expect(self, name: int, kind: Kind) -> None:
+        """Notes which kind was dealt under a name; no other can be taken."""
+        if name < self.next_name or name in self._expected:
+            raise CorrelationError(f"correlation {name} was asked for twice", party=self.role.value)
+        self._expected[name] = kind
 
     def peek(self, kind: Kind, name: int) -> Correlation:
         """The correlation before its use, for what can be computed ahead."""
@@ -252,6 +283,8 @@ class Store:
         """The next correlation; it can never be taken again."""
         name = self.next_name
         self.next_name += 1
+        if self._expected.pop(name, kind) != kind:
+            raise CorrelationError(f"correlation {name} is a {type(kind).__name__} that was not dealt as such", party=self.role.value)
         prepared = self._prepared.pop(name, None)
         if prepared is not None:
             self._payloads.pop(name)
@@ -267,7 +300,9 @@ class Store:
 class Dealer:
     """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query."""
 
-    def __init__(self, server_seed: bytes, client_seed: bytes, weight_masks: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, server_seed: bytes, client_seed: bytes, weight_masks: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    ) -> None:
         self._server, self._client = Prg(server_seed), Prg(client_seed)
         self._weight_masks = weight_masks
         self._device = device
@@ -301,7 +336,13 @@ class Dealer:
         client = [client_stream.uniform(p.shape, p.bits, self._device) for p in kind.client_parts()]
         parts = kind.shared_parts()
         shares = [server_stream.uniform(p.shape, p.bits, self._device) for p in parts]
-        values, left = kind.deal(self, server, client, shares)
+        try:
+            values, left = kind.deal(self, server, client, shares)
+        except (RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
+            # the fields came from a peer, and each alone was in bounds
+            raise CorrelationError(f"the fields of a {type(kind).__name__} do not fit the masks that they name", party="dealer") from error
+        if [value.shape for value in values] != [part.shape for part in parts]:
+            raise CorrelationError(f"the shape of a {type(kind).__name__} does not fit the masks that it names", party="dealer")
         if left is not None:
             (self._kept if isinstance(kind, Mask) and kind.keep else self._masks)[name] = left
         own = [value ^ share if part.xor else value - share for value, share, part in zip(values, shares, parts, strict=True)]

@@ -1,13 +1,13 @@
 """The one tree of errors. Every message is a readable line: cause, where, remedy; never a secret value.
 
-    PrivinfError
-    |-- ConfigError          wrong usage, configuration or checkpoint        (exit 2)
-    |-- HandshakeError       the peer refused, or is not whom we expect      (exit 3)
-    |-- TransportError       the peer could not be reached, hung or vanished (exit 3 before a session, 4 within)
-    |-- ProtocolDesync       the parties no longer run the same program      (exit 4)
-    |-- RangeError           a value cannot be held by its ring              (exit 4)
-    |-- CorrelationError     a correlation is missing, damaged or spent      (exit 4)
-    `-- UnsupportedOpError   the model needs an operator that has no protocol (exit 5)
+PrivinfError
+|-- ConfigError          wrong usage, configuration or checkpoint        (exit 2)
+|-- HandshakeError       the peer refused, or is not whom we expect      (exit 3)
+|-- TransportError       the peer could not be reached, hung or vanished (exit 3 before a session, 4 within)
+|-- ProtocolDesync       the parties no longer run the same program      (exit 4)
+|-- RangeError           a value cannot be held by its ring              (exit 4)
+|-- CorrelationError     a correlation is missing, damaged or spent      (exit 4)
+`-- UnsupportedOpError   the model needs an operator that has no protocol (exit 5)
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ class PrivinfError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        where = ", ".join(
-            f"{name} {value}" for name, value in (("layer", self.layer), ("at", self.party), ("peer", self.peer)) if value
-        )
+        where = ", ".join(f"{name} {value}" for name, value in (("layer", self.layer), ("at", self.party), ("peer", self.peer)) if value)
         line = self.message + (f" ({where})" if where else "")
         return line + (f"; {self.remedy}" if self.remedy else "")
 

@@ -38,6 +38,7 @@ def weight_mask(seed: bytes, weight: Weight) -> Tensor:
 
 def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
     """W~ = W + B, what S sends to C once."""
+    assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
     return reduce(encoded + weight_mask(seed, weight), weight.bits)
 
 

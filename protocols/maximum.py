@@ -107,7 +107,7 @@ class SelectorMask(Kind):
         return (torch.stack(values, -1),), None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Selector:
     """Who wins in the groups of one size: public coefficients of the shared products of rhos."""
 

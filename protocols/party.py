@@ -166,6 +166,7 @@ class Offline:
         """Keeps the payload for the online walk; computes what the kind can compute ahead."""
         name, self._name = self._name, self._name + 1
         self.hash.update(kind)
+        self.store.expect(name, kind)
         if kind.shared_parts():
             self.store.put(name, self.fetch(kind.dealer_bytes))
         prepare = getattr(kind, "prepare", None)

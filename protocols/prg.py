@@ -58,7 +58,7 @@ class Stream:
     def raw(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The next `size` bytes."""
         out = np.empty(size + 16, np.uint8)  # the library wants room for one block more
-        view, zeros = memoryview(out), memoryview(_ZEROS)
+        view, zeros = out.data, memoryview(_ZEROS)
         for start in range(0, size, len(_ZEROS)):
             self._encryptor.update_into(zeros[: min(len(_ZEROS), size - start)], view[start:])
         return out[:size]

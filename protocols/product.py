@@ -5,7 +5,7 @@ A wire is opened once; every product that reads it costs the dealer a sharing of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from protocols.correlations import Kind, Masks, Part
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
 from protocols.rows import Rows
-from protocols.shares import Shares, Wire
+from protocols.shares import Hidden, Shares, Wire
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class MatrixTimesRowsMask(MatmulMask):
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Cached:
+class Cached(Hidden):
     """Wires joined along their rows (axis -2): the keys or values of all positions so far."""
 
     masked: Tensor
@@ -91,6 +91,9 @@ class Cached:
     names: tuple[int, ...]
     bits: int
     frac: int
+
+    def __repr__(self) -> str:
+        return f"Cached(shape={tuple(self.masked.shape)}, bits={self.bits}, frac={self.frac}, value hidden)"
 
     @staticmethod
     def join(before: Cached | None, wire: Wire) -> Cached:
@@ -108,9 +111,8 @@ class Cached:
         return Cached(self.masked.to("meta"), self.mask.to("meta"), self.names, self.bits, self.frac)
 
 
-def _beaver(party: Party, x: Wire | Cached, y: Wire | Cached, shared: Tensor, times: object) -> Tensor:
+def _beaver(party: Party, x: Wire | Cached, y: Wire | Cached, shared: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """z = X Y - X r_y - r_x Y + r_x r_y, shared: S holds X (Y - r_y,S) - r_x,S Y + c_S, C the same without X Y."""
-    assert callable(times)
     if not known(x.masked, y.masked):
         return blank(*shared.shape)
     right = y.masked - y.mask if party.is_server else -y.mask

@@ -79,7 +79,7 @@ def _look_up(word: Tensor, index: Tensor) -> Tensor:
     return ((word.gather(-1, place >> 6) >> (place & 63) & 1) * like(_table(), index)).sum(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Octave:
     """F = 2^J - sum_j c_j 2^(J-1-j) with c_j = beta_j + (1 - 2 beta_j) rho_j: beta public, rho shared."""
 

@@ -76,6 +76,13 @@ def subtract(a: Tensor, b: Tensor) -> Tensor:
     return a - b if known(a, b) else blank(*common_shape(a, b))
 
 
+def multiply(a: Tensor, b: int | Tensor) -> Tensor:
+    """a * b, or a blank of its shape."""
+    if isinstance(b, int):
+        return a if a.is_meta else a * b
+    return a * b if known(a, b) else blank(*common_shape(a, b))
+
+
 def like(constant: Tensor, x: Tensor) -> Tensor:
     """A public constant on x's device, so that both can meet in one operator."""
     return constant if constant.device == x.device else constant.to(x.device)

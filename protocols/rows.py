@@ -66,7 +66,7 @@ class Rows:
             return blank(*x.shape[:-1], self.number, self.columns)
         out = x.new_zeros((*x.shape[:-1], self.total))
         out[..., like(_flat(self), x)] = x
-        return out.unflatten(-1, (self.number, self.columns))
+        return out.reshape(*x.shape[:-1], self.number, self.columns)
 
     def sum(self, x: Tensor) -> Tensor:
         """(H, N) -> (H, number): the rows' sums."""

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from protocols.ring import add, subtract
+from protocols.ring import add, multiply, subtract
 
 
 class Hidden:
@@ -19,7 +19,7 @@ class Hidden:
         raise TypeError(f"a {type(self).__name__} has no value here: reveal it to a party first")
 
     __bool__ = __int__ = __float__ = __index__ = __iter__ = __len__ = __array__ = _refuse
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -58,7 +58,7 @@ class Shares(Hidden):
 
     def times(self, integer: int | Tensor, frac: int = 0) -> Shares:
         """The product with public integers that carry `frac` fraction bits; local."""
-        return replace(self, value=self.value if self.value.is_meta else self.value * integer, frac=self.frac + frac)
+        return replace(self, value=multiply(self.value, integer), frac=self.frac + frac)
 
     def narrow(self, bits: int) -> Shares:
         """The same value modulo a smaller ring; local."""

@@ -31,8 +31,8 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int) -> Protocol
 
     Steps: the scores are opened masked in 21 bits; the maximum over the wire's upper 10 bits (`row_maximum`); the
     exponential of the difference of the two wires; truncate-reduce to 18 bits, extend to `bits`.
-    Domain: scores in [-120, 120], rows of 1 to 1024. Error: 3.1e-4 absolute, where the row's largest is at least 0.6.
-    Rounds: 1 + 3 a level + 1 + 1. Bytes per element, both directions: 5.25 + about 3 + 8 + 0.25.
+    Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6.
+    Rounds: 1 + 3 a level + 1 + 1. Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
     Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])

@@ -66,6 +66,7 @@ def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool 
             value = value + 1
         return replace(x, value=value, bits=bits, frac=frac)
     offset = 1 << (x.bits - 5 if nonnegative else x.bits - 2)
+    assert offset >> shift << shift == offset, "the offset keeps its value when it is shifted"
     z = x.value + offset if party.is_server and known(x.value) else x.value
     wrap_bits = bits - (x.bits - shift)
     mask = party.take(OrMask(x.shape, wrap_bits))

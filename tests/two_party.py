@@ -1,140 +1,75 @@
-"""Runs a program as server, client and dealer in one process, over the in-memory twin of the transport."""
+"""Runs a program as server, client and dealer in one process, over the in-memory twin of the transport.
+
+A program is `program(party)`; it runs on shapes, then at the client before the query, then at both parties, and reads
+its secrets with `input_of`.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privinf.transport.memory import memory_pair
-from protocols.correlations import Dealer, KindHash, Role, Store
+from protocols.correlations import Dealer, Kind, KindHash, Part, Role, Store
 from protocols.linear import Weight, mask_weight, weight_mask
-from protocols.party import Cost, Offline, Online, Party, Trace
+from protocols.party import Cost, Engine, Item, Offline, Online, Party, Received, Trace
 from protocols.prg import new_seed
 from protocols.ring import decode, encode, reduce
 from protocols.shares import Shares
 
 Program = Callable[[Party], Any]
+Seen = list[tuple[Part, Tensor]]
 
 
 @dataclass
 class Outcome:
-    """What both parties computed, what was predicted, and what was counted."""
+    """What both parties computed, what was predicted, what was counted, and what travelled."""
 
     server: Any
     client: Any
     predicted: Cost
     counted: dict[str, Any]  # the client's meter
     dealt: bytes
-    kinds: list[Any]
+    kinds: list[Kind]
+    received: dict[Role, Seen]  # from the other party, early messages included, in the order of the program
 
     def value(self) -> Tensor:
         """The real value of a result that both hold as shares."""
-        x, y = self.server, self.client
-        return decode(x.value + y.value, x.bits, x.frac)
+        return decode(self.server.value + self.client.value, self.server.bits, self.server.frac)
 
     def ring(self) -> Tensor:
         """The ring element."""
         return reduce(self.server.value + self.client.value, self.server.bits)
 
 
-def share(x: Tensor, bits: int, frac: int, role: Role) -> Shares:
-    """A test's own sharing: uniform, the same in all three walks of one process-wide seed."""
-    generator = torch.Generator().manual_seed(x.numel() * 7 + bits)
-    mask = torch.randint(-(2**63), 2**63 - 1, x.shape, generator=generator)
-    return Shares(mask if role is Role.SERVER else encode(x, frac) - mask, bits, frac)
+class TestParty(Party):
+    """A party whose inputs are split at random, afresh for each pass and alike in all walks of it."""
+
+    __test__ = False  # no test class
+
+    def __init__(self, role: Role, engine: Engine, weights: dict[str, Tensor], splits: int) -> None:
+        super().__init__(role, engine, weights)
+        self._splits = torch.Generator().manual_seed(splits)
+
+    def split(self, shape: Sequence[int]) -> Tensor:
+        """The server's share of the next input."""
+        return torch.randint(-(2**63), 2**63 - 1, tuple(shape), generator=self._splits)
 
 
-def share_ring(x: Tensor, bits: int, frac: int, role: Role) -> Shares:
-    """The same for ring elements, freshly random each time it is first asked for."""
-    key = (id(x), bits)
-    if key not in _SPLITS:
-        _SPLITS[key] = torch.randint(-(2**63), 2**63 - 1, x.shape)
-    mask = _SPLITS[key]
-    return Shares(mask if role is Role.SERVER else x - mask, bits, frac)
-
-
-_SPLITS: dict[Any, Tensor] = {}
-
-
-def hidden(x: Shares) -> Shares:
-    """The shape alone, for the walks before the query."""
-    return Shares(x.value.to("meta"), x.bits, x.frac, x.early)
-
-
-def execute(program: Program, weights: dict[str, tuple[Weight, Tensor]] | None = None, observe: Any = None) -> Outcome:
-    """`program(party)` runs at both; weights are (public record, encoded tensor)."""
-    weights = weights or {}
-    seed, seeds = new_seed(), {Role.SERVER: new_seed(), Role.CLIENT: new_seed()}
-    masks = {name: weight_mask(seed, w) for name, (w, _) in weights.items()}
-    held = {
-        Role.SERVER: {name: encoded for name, (_, encoded) in weights.items()},
-        Role.CLIENT: {name: mask_weight(encoded, seed, w) for name, (w, encoded) in weights.items()},
-    }
-    traces = {}
-    for role in Role:
-        trace = Trace(role)
-        program(Party(role, trace, held[role]))
-        traces[role] = trace
-    kinds = traces[Role.SERVER].kinds
-    assert kinds == traces[Role.CLIENT].kinds
-    predicted = Cost()
-    for cost in traces[Role.CLIENT].costs.values():
-        predicted += cost
-    dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks)
-    payload = b"".join(dealer.deal(kind) for kind in kinds)
-    assert len(payload) == predicted.dealer_bytes
-    channels = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))
-    results: dict[Role, Any] = {}
-    errors: list[BaseException] = []
-
-    def run(role: Role) -> None:
-        try:
-            channel, party, store = channels[role], Party(role, None, held[role]), Store(role, seeds[role])
-            channel.meter.phase = "offline"
-            early: deque[memoryview] = deque()
-            if role is Role.CLIENT:
-                at = 0
-
-                def fetch(size: int) -> memoryview:
-                    nonlocal at
-                    at += size
-                    return memoryview(payload)[at - size : at]
-
-                offline = Offline(party, channel, store, fetch)
-                party.engine = offline
-                program(party)
-                digest = KindHash()
-                for kind in kinds:
-                    digest.update(kind)
-                assert offline.hash.digest() == digest.digest()
-            else:
-                for parts in traces[role].early:
-                    data = channel.exchange(None, sum(part.size for part in parts))
-                    assert data is not None
-                    early.append(data)
-            channel.meter.phase = "online"
-            party.engine = Online(role, channel, store, early)
-            if observe is not None:
-                observe(party)
-            results[role] = program(party)
-        except BaseException as error:
-            errors.append(error)
-            channels[role].close()
-
-    threads = [threading.Thread(target=run, args=(role,)) for role in Role]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return Outcome(results[Role.SERVER], results[Role.CLIENT], predicted, channels[Role.CLIENT].meter.snapshot(), payload, kinds)
+def input_of(party: Party, x: Tensor, bits: int, frac: int, *, early: bool = False) -> Shares:
+    """A shared input: reals are encoded, integers are ring elements. It is known in the online walk, and at C before it if `early`."""
+    assert isinstance(party, TestParty)
+    mask = party.split(x.shape)
+    element = encode(x, frac) if x.is_floating_point() else x
+    value = element - mask if party.is_server else mask
+    known = isinstance(party.engine, Online) or (early and isinstance(party.engine, Offline))
+    return Shares(value if known else value.to("meta"), bits, frac, early)
 
 
 def offline_walk(party: Party) -> bool:
@@ -142,7 +77,116 @@ def offline_walk(party: Party) -> bool:
     return not isinstance(party.engine, Online)
 
 
-def input_of(party: Party, x: Tensor, bits: int, frac: int) -> Shares:
-    """A shared input, known in the online walk alone."""
-    shares = share_ring(encode(x, frac), bits, frac, party.role) if False else share(x, bits, frac, party.role)
-    return hidden(shares) if offline_walk(party) else shares
+class _Recorder(Online):
+    """Keeps what arrives."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: Seen = []
+
+    def perform(self, items: Sequence[Item]) -> Received:
+        received = super().perform(items)
+        peer = Role.CLIENT if self.role is Role.SERVER else Role.SERVER
+        self.seen += [(item.part, tensor) for item, tensor in zip(items, received, strict=True) if item.sent_by(peer)]
+        return received
+
+
+@dataclass
+class Session:
+    """Three parties that run one pass after another; weights are (public record, encoded tensor)."""
+
+    weights: dict[str, tuple[Weight, Tensor]] = field(default_factory=dict)
+    weight_seed: bytes = field(default_factory=new_seed)
+
+    def __post_init__(self) -> None:
+        seeds = {role: new_seed() for role in Role}
+        masks = {name: weight_mask(self.weight_seed, w) for name, (w, _) in self.weights.items()}
+        self.held = {
+            Role.SERVER: {name: encoded for name, (_, encoded) in self.weights.items()},
+            Role.CLIENT: {name: mask_weight(encoded, self.weight_seed, w) for name, (w, encoded) in self.weights.items()},
+        }
+        self.stores = {role: Store(role, seeds[role]) for role in Role}
+        self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks)
+
+    def trace(self, role: Role, program: Program) -> Trace:
+        """The program on shapes."""
+        trace = Trace(role, self.stores[role].next_name)
+        program(TestParty(role, trace, self.held[role], 0))
+        return trace
+
+    def run(self, program: Program, observe: Callable[[Party], None] | None = None) -> Outcome:
+        """One pass; `observe` sees each party before its online walk."""
+        traces = {role: self.trace(role, program) for role in Role}
+        kinds = traces[Role.SERVER].kinds
+        assert kinds == traces[Role.CLIENT].kinds
+        predicted = Cost()
+        for cost in traces[Role.CLIENT].costs.values():
+            predicted += cost
+        payload = b"".join(self.dealer.deal(kind) for kind in kinds)
+        self.dealer.end_pass()
+        assert len(payload) == predicted.dealer_bytes
+        splits = int(torch.randint(2**62, ()))
+        channels = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))
+        results: dict[Role, Any] = {}
+        received: dict[Role, Seen] = {}
+        errors: list[BaseException] = []
+
+        def walk(role: Role) -> None:
+            channel, store = channels[role], self.stores[role]
+            channel.meter.phase = "offline"
+            early: deque[memoryview] = deque()
+            if role is Role.CLIENT:
+                self._offline(channel, program, payload, kinds, splits)
+            for parts in traces[role].early if role is Role.SERVER else ():
+                data = channel.exchange(None, sum(part.size for part in parts))
+                assert data is not None
+                early.append(data)
+            channel.meter.phase = "online"
+            engine = _Recorder(role, channel, store, early)
+            party = TestParty(role, engine, self.held[role], splits)
+            if observe is not None:
+                observe(party)
+            results[role] = program(party)
+            assert not early, "the server did not read all early messages"
+            received[role] = engine.seen
+
+        def guarded(role: Role) -> None:
+            try:
+                walk(role)
+            except BaseException as error:
+                errors.append(error)
+                channels[role].close()
+
+        threads = [threading.Thread(target=guarded, args=(role,)) for role in Role]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        counted = channels[Role.CLIENT].meter.snapshot()
+        return Outcome(results[Role.SERVER], results[Role.CLIENT], predicted, counted, payload, kinds, received)
+
+    def _offline(self, channel: Any, program: Program, payload: bytes, kinds: list[Kind], splits: int) -> None:
+        at = 0
+
+        def fetch(size: int) -> memoryview:
+            nonlocal at
+            at += size
+            return memoryview(payload)[at - size : at]
+
+        party = TestParty(Role.CLIENT, None, self.held[Role.CLIENT], splits)  # type: ignore[arg-type]
+        offline = Offline(party, channel, self.stores[Role.CLIENT], fetch)
+        party.engine = offline
+        program(party)
+        digest = KindHash()
+        for kind in kinds:
+            digest.update(kind)
+        assert offline.hash.digest() == digest.digest() and at == len(payload)
+
+
+def execute(
+    program: Program, weights: dict[str, tuple[Weight, Tensor]] | None = None, observe: Callable[[Party], None] | None = None
+) -> Outcome:
+    """One pass of a session of its own."""
+    return Session(weights or {}).run(program, observe)

@@ -277,6 +277,8 @@ def test_the_command_trains_resumes_and_leaves_a_checkpoint(sources: Path, tmp_p
     [
         (["--steps", "1", "--variant", "SM+Mamba"], "SM+Mamba"),
         (["--steps", "1", "--heads", "3"], "n_head"),
+        (["--steps", "1", "--learning-rate", "0"], "learning_rate"),
+        (["--steps", "1", "--entropy-gamma", "2", "--entropy-lambda", "nan"], "entropy_gamma"),
         (["--steps", "1", "--positions", "100000"], "n_positions"),
     ],
 )

@@ -59,6 +59,32 @@ def train(
         minutes = MINUTES
     if threads is not None:
         torch.set_num_threads(threads)
+
+    def sized(vocab_size: int, end: int) -> ModelConfig:
+        return ModelConfig.for_variant(
+            variant,
+            vocab_size=vocab_size,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            tie_word_embeddings=tie,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+
+    sized(vocab, 0)  # refused before the work begins
+    settings = Settings.checked(
+        seed=seed,
+        batch=batch,
+        length=positions,
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        decay_fraction=decay,
+        bf16=bf16,
+        entropy_lambda=entropy_lambda,
+        entropy_gamma=entropy_gamma,
+    )
     say = _Speaker(quiet=as_json)
     documents = corpora.read_corpus(corpus)
     output.mkdir(parents=True, exist_ok=True)
@@ -72,28 +98,7 @@ def train(
     end = tokenizer.token_to_id(corpora.END)
     if end is None or tokenizer.get_vocab_size() > 65536:
         raise ConfigError(f"{tokenizer_file}: not a tokenizer of this program", remedy="remove it to have it trained anew")
-    config = ModelConfig.for_variant(
-        variant,
-        vocab_size=tokenizer.get_vocab_size(),
-        n_positions=positions,
-        n_embd=width,
-        n_layer=layers,
-        n_head=heads,
-        tie_word_embeddings=tie,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-    settings = Settings(
-        seed=seed,
-        batch=batch,
-        length=positions,
-        learning_rate=learning_rate,
-        warmup_steps=warmup,
-        decay_fraction=decay,
-        bf16=bf16,
-        entropy_lambda=entropy_lambda,
-        entropy_gamma=entropy_gamma,
-    )
+    config = sized(tokenizer.get_vocab_size(), end)
     tokens = corpora.encode_corpus(documents, tokenizer)
     corpus_id = corpora.fingerprint(documents)
     trainer = Trainer(config, settings, tokens, output, corpus_id, compile)

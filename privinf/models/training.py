@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from privinf.models.aero import AeroModel, Trace, initialise
@@ -61,6 +61,15 @@ class Settings(BaseModel):
     entropy_lambda: float = Field(default=0.0, ge=0)
     entropy_gamma: float = Field(default=0.2, ge=0, le=1)
     limits: Limits = Limits()
+
+    @classmethod
+    def checked(cls, **values: Any) -> Settings:
+        """Settings, or a ConfigError that names every value at fault."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, not {fault['input']}" for fault in error.errors()]
+            raise ConfigError("training settings: " + "; ".join(faults)) from None
 
 
 class Diverged(PrivinfError):

@@ -1,0 +1,81 @@
+"""Secure two-party inference for softmax-only language models. The public API is the names in `__all__`.
+
+Names are imported on first use: `import privinf` alone loads neither torch nor CrypTen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from privinf.lowering import Lowered, convert, load, lower
+    from privinf.party.client import Client
+    from privinf.party.dealer import DealerService
+    from privinf.party.local import LocalSession, local_session
+    from privinf.party.options import Options
+    from privinf.party.server import Server
+    from protocols.errors import (
+        ConfigError,
+        CorrelationError,
+        HandshakeError,
+        PeerUnreachableError,
+        PrivinfError,
+        ProtocolDesync,
+        RangeError,
+        TransportError,
+        UnsupportedOpError,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Client",
+    "ConfigError",
+    "CorrelationError",
+    "DealerService",
+    "HandshakeError",
+    "LocalSession",
+    "Lowered",
+    "Options",
+    "PeerUnreachableError",
+    "PrivinfError",
+    "ProtocolDesync",
+    "RangeError",
+    "Server",
+    "TransportError",
+    "UnsupportedOpError",
+    "__version__",
+    "convert",
+    "load",
+    "local_session",
+    "lower",
+]
+
+_HOMES = {
+    "Client": "privinf.party.client",
+    "DealerService": "privinf.party.dealer",
+    "LocalSession": "privinf.party.local",
+    "Lowered": "privinf.lowering",
+    "Options": "privinf.party.options",
+    "Server": "privinf.party.server",
+    "convert": "privinf.lowering",
+    "load": "privinf.lowering",
+    "local_session": "privinf.party.local",
+    "lower": "privinf.lowering",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("privinf.version").VERSION
+    elif name in __all__:
+        value = getattr(importlib.import_module(_HOMES.get(name, "protocols.errors")), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

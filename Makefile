@@ -1,0 +1,56 @@
+# Everything happens in .venv beside this file; nothing outside the checkout is touched (but the caches of pip and of privinf itself).
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+MODEL ?= models/pylib
+PROMPT ?= def read_lines(path):
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench train clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## set everything up, then let three local parties continue a line of Python that the server never sees
+	$(BIN)/privinf run $(MODEL) --prompt "$(PROMPT)" --max-new-tokens 16 $(ARGS)
+
+test: $(VENV)/.installed-dev ## set everything up, then run the tests; ARGS="tests/test_cli.py -x" narrows them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict, and the import rules between the rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev ## the benchmark harness, from the repository root; ARGS are its own
+	$(BIN)/python -m benchmarks $(ARGS)
+
+train: $(VENV)/.installed ## train the shipped model from scratch on this machine's CPU: hours; may be interrupted and goes on where it was
+	$(BIN)/privinf train $(ARGS)
+
+clean: ## remove .venv, build output and caches; training runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched when an installation is complete, so that the next call does nothing, and an interrupted one starts again.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# Any of these may be missing, too old, a shim that finds no Python behind it, or lack `venv` (Debian splits it off).
+$(VENV)/.created:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	    if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        echo "making $(VENV) with $$python"; \
+	        $$python -m venv --clear $(VENV) && touch $@ && exit 0; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "no Python 3.11 or later with the venv module was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1

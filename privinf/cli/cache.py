@@ -1,0 +1,87 @@
+"""`privinf cache`: what is kept between runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privinf.cli import common
+from protocols.errors import ConfigError
+
+app = typer.Typer(
+    help="List and remove what is kept between runs: lowered models, and a client's part of the set-up.\n\nExample: privinf cache ls"
+)
+
+
+@app.command("ls")
+def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
+    """List what is kept, and how large it is.
+
+    Example: privinf cache ls
+    """
+    directory = _directory(cache)
+    entries = _entries(directory)
+    if as_json:
+        common.write_json({"cache": str(directory), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)})
+        return
+    for entry in entries:
+        print(f"{common.human_bytes(entry['bytes']):>10}  {entry['used']}  {entry['name']}")
+    print(f"{common.human_bytes(sum(entry['bytes'] for entry in entries)):>10}  in {directory}")
+
+
+@app.command("rm")
+def rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Entries as `cache ls` names them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Remove entries by name, or all of them; they are made again when they are needed.
+
+    Example: privinf cache rm --all
+    """
+    directory = _directory(cache)
+    entries = {entry["name"]: entry for entry in _entries(directory)}
+    if bool(names) == everything:
+        raise ConfigError("nothing was named to remove" if not names else "both names and --all were given", remedy="give NAME... or --all")
+    unknown = [name for name in names or () if name not in entries]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is not in {directory}", remedy="run `privinf cache ls` for the names")
+    chosen = list(entries) if everything else list(dict.fromkeys(names or ()))
+    for name in chosen:
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    freed = sum(entries[name]["bytes"] for name in chosen)
+    if as_json:
+        common.write_json({"cache": str(directory), "removed": chosen, "bytes": freed})
+    else:
+        print(f"removed {len(chosen)} entries, {common.human_bytes(freed)}")
+
+
+def _directory(cache: Path | None) -> Path:
+    from privinf.party.options import default_cache
+
+    return cache if cache is not None else default_cache()
+
+
+def _entries(directory: Path) -> list[dict[str, Any]]:
+    """The entries KIND/NAME, largest first; none where there is no cache yet."""
+    import datetime
+
+    found = []
+    for kind in sorted(path for path in directory.glob("*") if path.is_dir() and not path.is_symlink()):
+        for path in sorted(kind.iterdir()):
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            stats = [file.stat() for file in files]
+            newest = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
+            found.append(
+                {
+                    "name": str(path.relative_to(directory)),
+                    "bytes": sum(stat.st_size for stat in stats),
+                    "used": datetime.datetime.fromtimestamp(newest).isoformat(sep=" ", timespec="minutes"),
+                }
+            )
+    return sorted(found, key=lambda entry: -entry["bytes"])

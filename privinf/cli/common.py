@@ -1,0 +1,160 @@
+"""What the verbs have in common: their options, the prompt, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import typer
+
+from protocols.errors import ConfigError
+
+MAX_PROMPT_BYTES = 1 << 20
+TIMEOUT_S = 60.0
+NEW_TOKENS = 32
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A lowered directory, or a checkpoint directory, which is lowered on the way.")
+]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A directory with config.json and model.safetensors.")]
+PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompt-file", metavar="F", help="The prompt, from a file; - for standard input.")]
+PromptIds = Annotated[str | None, typer.Option("--prompt-ids", metavar="1,2,3", help="The prompt as token ids; no tokenizer is needed.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The most tokens to generate.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end token.")]
+Logits = Annotated[bool, typer.Option("--logits", help="Ask for rounded logits too, which the server must allow.")]
+Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="The address to listen on; port 0 takes any free one.")]
+ServerAddress = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
+DealerAddress = Annotated[str, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")]
+Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="What `privinf keys init` made, or this role's bundle of it.")]
+LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|RTTms:MBITS", help="Emulate a link, for example 20ms:100.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where this party computes.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The longest wait for a peer, in seconds.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="What is kept between runs; default: the user's cache directory.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+
+
+class TokenLike(Protocol):
+    """A new token: its id and, where there is a tokenizer, its text."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def text(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Exactly one of the two; not shown, for a prompt is a secret."""
+
+    text: str | None
+    ids: list[int] | None
+
+    def __repr__(self) -> str:
+        return "Prompt(hidden)"
+
+
+def read_prompt(text: str | None, file: Path | None, ids: str | None) -> Prompt:
+    """The prompt from whichever option was given; ConfigError unless it is exactly one, and not empty."""
+    given = [name for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-ids", ids)) if value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "no prompt was given" if not given else f"{' and '.join(given)} were given",
+            remedy="give one of --prompt, --prompt-file, --prompt-ids",
+        )
+    if ids is not None:
+        return Prompt(None, _ids(ids))
+    if file is not None:
+        text = _read(file)
+    if not text:
+        raise ConfigError("the prompt is empty", remedy="give at least one token")
+    return Prompt(text, None)
+
+
+def _ids(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
+        raise ConfigError("cannot read --prompt-ids", remedy="give token ids from 0 on, separated by commas, for example 1,2,3")
+    return [int(word) for word in words]
+
+
+def _read(path: Path) -> str:
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise ConfigError(f"{path}: longer than {MAX_PROMPT_BYTES} bytes, which is no prompt")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give --prompt-file a text file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text", remedy="give --prompt-file a text file") from None
+
+
+def check_timeout(timeout: float) -> None:
+    """ConfigError unless it is a time to wait."""
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise ConfigError(f"--timeout {timeout:g} is no time to wait", remedy="give seconds above 0")
+
+
+def make_options(
+    *, timeout: float = TIMEOUT_S, link: str | None = None, device: str = "cpu", cache: Path | None = None, **others: Any
+) -> Any:
+    """The runtime's `Options`, checked here so that a slip is named before anything starts."""
+    check_timeout(timeout)
+    if link is not None:
+        from privinf.transport.shaper import parse_link
+
+        parse_link(link)
+    if device == "cuda":
+        from privinf.party.doctor import cuda_missing
+
+        why = cuda_missing()
+        if why:
+            raise ConfigError(f"--device cuda: {why}", remedy="use --device cpu")
+    from privinf.party.options import Options
+
+    kept: dict[str, Any] = {"cache": cache} if cache is not None else {}
+    return Options(timeout=timeout, link=link, device=device, **kept, **others)
+
+
+def write_tokens(tokens: Iterable[TokenLike], *, quiet: bool) -> None:
+    """Writes each token as it arrives, flushed: its text, or its id where there is no tokenizer."""
+    separator = ""
+    for token in tokens:
+        if quiet:
+            continue
+        if token.text is None:
+            sys.stdout.write(f"{separator}{token.id}")
+            separator = " "
+        else:
+            sys.stdout.write(token.text)
+        sys.stdout.flush()
+    if not quiet:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def write_json(document: Any) -> None:
+    """One document, at the end, when nothing can fail any more."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def human_bytes(count: float) -> str:
+    """12.3 MB and the like, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

@@ -1,0 +1,48 @@
+"""`privinf compare`: private against float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privinf.cli import common
+
+
+def compare(
+    model: common.Model,
+    prompt: common.PromptText = None,
+    prompt_file: common.PromptFile = None,
+    prompt_ids: common.PromptIds = None,
+    link: common.LinkName = None,
+    device: common.Device = "cpu",
+    timeout: common.Timeout = common.TIMEOUT_S,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Run one private and one float pass on the same prompt, and show the errors.
+
+    Three local processes run the private pass and dump their shares of every
+    layer's output to files of their own, where this process adds them up.
+
+    Example: privinf compare models/pylib --prompt "def main("
+    """
+    given = common.read_prompt(prompt, prompt_file, prompt_ids)
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
+    from privinf.cli.screen import Screen
+    from privinf.party.compare import compare as measure
+
+    with Screen(quiet=as_json) as screen:
+        screen.say("one private pass and one float pass")
+        result = measure(model, prompt=given.text, ids=given.ids, options=options)
+    if as_json:
+        common.write_json(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    width = max((len(layer["name"]) for layer in result["layers"]), default=0)
+    for layer in result["layers"]:
+        print(f"{layer['name']:<{width}}  {layer['max_abs_error']:.2e}")
+    print(f"{'logits, largest error':<{width}}  {result['max_abs_error']:.2e}")
+    verdict = "agree" if result["agree"] else "DIFFER"
+    print(f"tokens {verdict}: private {result['tokens_private']}, float {result['tokens_float']}")

@@ -1,0 +1,28 @@
+"""`privinf dealer`: the dealer."""
+
+from __future__ import annotations
+
+from privinf.cli import common
+
+
+def dealer(
+    listen: common.Listen,
+    keys: common.Keys,
+    device: common.Device = "cpu",
+    timeout: common.Timeout = common.TIMEOUT_S,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Be the dealer: hand out correlated randomness to pairs of parties.
+
+    Run it on a machine that belongs to neither the server's owner nor the
+    client. It serves until Ctrl-C or SIGTERM.
+
+    Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
+    """
+    options = common.make_options(timeout=timeout, device=device, cache=cache)
+    from privinf.cli.services import serve_until_stopped
+    from privinf.party.dealer import DealerService
+
+    with DealerService(listen=listen, keys=str(keys), options=options) as service:
+        serve_until_stopped(service, {"role": "dealer"}, as_json)

@@ -1,0 +1,49 @@
+"""`privinf generate`: the client."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from privinf.cli import common
+
+
+def generate(
+    server: common.ServerAddress,
+    dealer: common.DealerAddress,
+    keys: common.Keys,
+    prompt: common.PromptText = None,
+    prompt_file: common.PromptFile = None,
+    prompt_ids: common.PromptIds = None,
+    expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="Refuse any model but the one with this id.")] = None,
+    max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
+    ignore_eos: common.IgnoreEos = False,
+    logits: common.Logits = False,
+    link: common.LinkName = None,
+    device: common.Device = "cpu",
+    timeout: common.Timeout = common.TIMEOUT_S,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Be the client: generate text from a prompt that the server never sees.
+
+    The client has no model: the server sends what is public of it. The new
+    text goes to standard output as it arrives.
+
+    Example: privinf generate --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --prompt "def main("
+    """
+    given = common.read_prompt(prompt, prompt_file, prompt_ids)
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
+    from privinf.cli.screen import Screen
+    from privinf.party.client import Client
+
+    with Screen(quiet=as_json) as screen:
+        screen.say(f"connecting to {server}")
+        with Client(server, dealer=dealer, keys=str(keys), options=options, progress=screen.progress) as client:
+            tokens = client.generate(given.text, ids=given.ids, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, logits=logits)
+            screen.write_tokens(tokens, given)
+            result = client.result
+        screen.summary(result)
+    if as_json:
+        common.write_json(result)

@@ -1,0 +1,37 @@
+"""`privinf serve`: the server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from privinf.cli import common
+
+
+def serve(
+    model: common.Model,
+    listen: common.Listen,
+    dealer: common.DealerAddress,
+    keys: common.Keys,
+    allow_logits: Annotated[bool, typer.Option("--allow-logits", help="Grant rounded logits to clients that ask for them.")] = False,
+    link: common.LinkName = None,
+    device: common.Device = "cpu",
+    timeout: common.Timeout = common.TIMEOUT_S,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Be the server: answer clients with a model that they never see.
+
+    It serves until Ctrl-C or SIGTERM, and says where it listens.
+
+    Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
+    """
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
+    from privinf.cli.services import serve_until_stopped
+    from privinf.party.models import open_model
+    from privinf.party.server import Server
+
+    lowered = open_model(model, options.cache)
+    with Server(lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, options=options) as service:
+        serve_until_stopped(service, {"role": "server", "variant": lowered.info.variant, "model": lowered.info.id}, as_json)

@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM: the running verb unwinds, so that its children end with it, and after a grace period the process ends anyway."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+
+GRACE_S = 5.0
+"""How long a verb may take to unwind. Well below the 10 seconds in which a party must end."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to end: SIGTERM unwinds just as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal ended."""
+        return 128 + self.number
+
+
+def install() -> None:
+    """Raises Stopped in the main thread on the first signal. Further ones are ignored while it unwinds, for GRACE_S seconds at most.
+
+    The watch is a thread on the wake-up descriptor, because Python runs a handler only when the main thread is back from
+    native code, and a large matrix product or a blocked call may keep it there.
+    """
+    waker, woken = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    threading.Thread(target=_watch, args=(woken, waker), name="signals", daemon=True).start()
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def _watch(woken: socket.socket, waker: socket.socket) -> None:
+    with waker, contextlib.suppress(OSError):
+        while True:
+            number = woken.recv(1)[0]
+            if number in (signal.SIGINT, signal.SIGTERM):
+                time.sleep(GRACE_S)
+                os._exit(128 + number)

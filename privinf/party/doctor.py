@@ -1,0 +1,193 @@
+"""What may be wrong with an installation, a machine, its certificates or a peer: a list of checks, none of which raises."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import importlib.metadata
+import os
+import ssl
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
+from privinf.version import VERSION
+from protocols.errors import ConfigError, PrivinfError
+
+PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer")
+SOON_DAYS = 30
+CONNECT_S = 5.0
+_FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `exit_code` is what a failure ends `privinf doctor` with."""
+
+    name: str
+    ok: bool
+    detail: str
+    exit_code: int = 2
+
+
+def checks(
+    *,
+    cache: Path,
+    keys: Path | None = None,
+    server: str | None = None,
+    dealer: str | None = None,
+    device: str = "cpu",
+    timeout: float = 60.0,
+) -> Iterator[Check]:
+    """Every check that applies, in an order in which the first failure explains later ones."""
+    yield _tried("privinf", lambda: f"{VERSION}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
+    yield _tried("packages", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES))
+    yield _tried("torch", _torch)
+    yield _tried("crypten", _crypten)
+    yield _tried("TLS 1.3", _tls)
+    yield _tried("cpu", _cpu)
+    why = cuda_missing()
+    yield Check("cuda", device != "cuda" or not why, why or _cuda())
+    yield _tried("cache", lambda: _writable(cache))
+    infos: list[KeyInfo] = []
+    if keys is not None:
+        try:
+            infos = show_keys(keys)
+        except PrivinfError as error:
+            yield Check("certificates", False, str(error))
+    yield _clock(infos)
+    for info in infos:
+        yield _certificate(info)
+    if keys is not None and infos:
+        yield _tried("keys", lambda: _loadable(keys))
+    for role, address in (("server", server), ("dealer", dealer)):
+        if address is not None:
+            yield _peer(role, address, keys, timeout)
+
+
+def cuda_missing() -> str:
+    """Why there is no CUDA device here, in one line; empty if there is one."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported: {error}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "the installed torch is built for the CPU alone"
+    return "" if torch.cuda.is_available() else "no CUDA device is visible to this process"
+
+
+def _tried(name: str, detail: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, detail())
+    except Exception as error:  # whatever an import or a system call comes up with is a finding here
+        return Check(name, False, f"{type(error).__name__}: {error}" if not isinstance(error, PrivinfError) else str(error))
+
+
+def _torch() -> str:
+    import torch
+
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _crypten() -> str:
+    importlib.import_module("privinf.crypten_adapter")
+    return f"{importlib.metadata.version('crypten')}, imports on this torch"
+
+
+def _tls() -> str:
+    if not ssl.HAS_TLSv1_3:
+        raise ConfigError("this Python's OpenSSL has no TLS 1.3", remedy="use a Python that is linked with OpenSSL 1.1.1 or later")
+    return "available"
+
+
+def _cpu() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{cores} cores, {memory / 2**30:.1f} GiB of memory"
+
+
+def _cuda() -> str:
+    import torch
+
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def _writable(cache: Path) -> str:
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{cache} cannot be written: {error.strerror}", remedy="give another --cache") from None
+    free = os.statvfs(cache)
+    return f"{cache}, {free.f_bavail * free.f_frsize / 2**30:.1f} GiB free"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _clock(infos: list[KeyInfo]) -> Check:
+    now = _now()
+    shown = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    if now < _FOUNDED:
+        return Check("clock", False, f"{shown} is in the past; set the clock")
+    early = [info for info in infos if info.not_before > now]
+    if early:
+        return Check(
+            "clock",
+            False,
+            f"{shown} is before the {early[0].role}'s certificate was made, {early[0].not_before:%Y-%m-%d %H:%M}; set the clock",
+        )
+    return Check("clock", True, shown)
+
+
+def _certificate(info: KeyInfo) -> Check:
+    days = (info.not_after - _now()).total_seconds() / 86400
+    name = f"certificate of the {info.role}" if info.role != "none" else f"certificate {info.path}"
+    if info.role == "none":
+        return Check(name, False, "carries no role; make it by `privinf keys init`")
+    if days < 0:
+        return Check(name, False, f"expired {-days:.0f} days ago; run `privinf keys renew` where the CA is, and carry the new bundle over")
+    soon = "; run `privinf keys renew` soon" if days < SOON_DAYS else ""
+    return Check(name, True, f"{days:.0f} days left{soon}")
+
+
+def _roles(keys: Path) -> list[str]:
+    """The roles for which a directory of all roles, or a bundle, has a certificate."""
+    return [role for role in ROLES if (keys / role / "cert.pem").exists()] or [info.role for info in show_keys(keys) if info.role in ROLES]
+
+
+def _loadable(keys: Path) -> str:
+    roles = _roles(keys)
+    for role in roles:
+        load_credentials(keys, role)
+    return f"complete for {', '.join(roles)}"
+
+
+def _peer(role: str, address: str, keys: Path | None, timeout: float) -> Check:
+    """A TLS handshake and a greeting with the peer, as the client if these keys are the client's."""
+    from privinf.party.messages import Welcome, greet
+    from privinf.transport.listener import dial
+
+    name = f"{role} at {address}"
+    try:
+        if keys is None:
+            raise ConfigError(f"the {role} answers only to parties with a certificate", remedy="give --keys")
+        allowed = ("client",) if role == "server" else ("client", "server")
+        mine = next((mine for mine in allowed if mine in _roles(keys)), allowed[0])
+        connection = dial(address, load_credentials(keys, mine), role, timeout, connect_s=min(CONNECT_S, timeout))
+        try:
+            greet(connection)
+            if role == "server":
+                welcome = connection.receive_control(Welcome)
+                grants = "grants" if welcome.logits else "does not grant"
+                return Check(name, True, f"answers, serves the model {welcome.model}, {grants} logits")
+            return Check(name, True, f"answers as {role} to our {mine}")
+        finally:
+            connection.close()
+    except PrivinfError as error:
+        return Check(name, False, str(error), error.exit_code)

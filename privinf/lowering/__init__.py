@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from privinf.lowering.from_checkpoint import convert
     from privinf.lowering.export import lower
+    from privinf.lowering.from_checkpoint import convert
     from privinf.lowering.lowered import Info, Lowered
     from privinf.lowering.storage import load_lowered as load
 

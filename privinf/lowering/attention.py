@@ -253,26 +253,27 @@ def put_region(draft: Draft, region: Region) -> None:
     linear = parts is not None and all(isinstance(draft.producer(part.source), Linear) for part in parts)
     if parts is not None and not linear and not lie_side_by_side(region, parts):
         parts = None  # what was done to q, k and v stays nodes of their own, before the region
-    if parts is None:
-        joined = join_operands(draft, region)
-    else:
-        q, k, _ = parts
-        public *= q.public * k.public
-        if q.by_row is not None:
-            temperature = q.by_row if temperature is None else temperature * q.by_row
-        if linear:
-            on_query = 1.0 if temperature is not None else public
-            joined = fuse_columns(draft, region, parts, on_query)
-            public = public if temperature is not None else 1.0
-        else:
-            joined = join_parts(draft, region, parts)
+    if parts is not None:
+        public *= parts[0].public * parts[1].public
+        if parts[0].by_row is not None:
+            temperature = parts[0].by_row if temperature is None else temperature * parts[0].by_row
     if region.by_head is not None and not linear:
         by_head = region.by_head[:, None].expand(region.heads, region.length)
         temperature = by_head if temperature is None else temperature * by_head
-    values: dict[str, Any] = {"scale": public}
-    if temperature is not None:
-        values = {"inverse_temperature": temperature * public}
+    on_query = public if temperature is None else 1.0
+    if parts is None:
+        joined = join_operands(draft, region, on_query)
+    elif linear:
+        joined = fuse_columns(draft, region, parts, on_query)
+    else:
+        joined = join_parts(draft, region, parts, on_query)
+    values = {} if temperature is None else {"inverse_temperature": temperature * public}
     put_output(draft, region, region.make(draft, CausalAttention, [joined], heads=region.heads, head_dim=region.head_dim, **values))
+
+
+def scaled(draft: Draft, region: Region, key: str, factor: float) -> str:
+    """A value times a public number: what is left to do where no private weight takes the factor."""
+    return key if factor == 1.0 else region.make(draft, MulConstant, [key], constant=factor)
 
 
 def fuse_columns(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads], on_query: float) -> str:
@@ -324,21 +325,22 @@ def lie_side_by_side(region: Region, parts: tuple[Heads, Heads, Heads]) -> bool:
     return consecutive and parts[2].public == 1.0 and not any(part.private for part in parts)
 
 
-def join_parts(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads]) -> str:
+def join_parts(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads], on_query: float) -> str:
     """q, k, v side by side, each from consecutive columns of a value."""
     width = region.heads * region.head_dim
     starts = [int(part.columns[0, 0]) for part in parts]
     wholes = [as_rows(draft, region, part.source) for part in parts]  # each (B, T, columns of its source)
-    if len(set(wholes)) == 1 and draft.shapes[wholes[0]][2] == 3 * width and starts == [0, width, 2 * width]:
+    as_they_are = len(set(wholes)) == 1 and draft.shapes[wholes[0]][2] == 3 * width and starts == [0, width, 2 * width]
+    if as_they_are and on_query == 1.0:
         return wholes[0]
-    pieces = [
+    q, k, v = (
         whole if draft.shapes[whole][2] == width else region.make(draft, Slice, [whole], dim=2, start=start, stop=start + width)
         for whole, start in zip(wholes, starts, strict=True)
-    ]
-    return region.make(draft, Cat, pieces, dim=2)
+    )
+    return region.make(draft, Cat, [scaled(draft, region, q, on_query), k, v], dim=2)
 
 
-def join_operands(draft: Draft, region: Region) -> str:
+def join_operands(draft: Draft, region: Region, on_query: float) -> str:
     """q, k, v side by side (B, T, 3 d), from the operands of the products themselves, moved to where they belong."""
     batch, heads, length, head_dim = region.batch, region.heads, region.length, region.head_dim
     pieces = []
@@ -349,7 +351,8 @@ def join_operands(draft: Draft, region: Region) -> str:
         key = reshaped(draft, region, key, (batch, heads, length, head_dim))
         key = region.make(draft, Permute, [key], dims=[0, 2, 1, 3])  # (B, T, H, d_k)
         pieces.append(reshaped(draft, region, key, (batch, length, heads * head_dim)))
-    return region.make(draft, Cat, pieces, dim=2)
+    q, k, v = pieces
+    return region.make(draft, Cat, [scaled(draft, region, q, on_query), k, v], dim=2)
 
 
 def put_output(draft: Draft, region: Region, merged: str) -> None:

@@ -127,18 +127,20 @@ class Builder:
         return x
 
     def by_rows(self, kind: type[Node], x: Wire, **values: Any) -> Wire:
-        """Emit a node that treats each row alike, before a reshape that keeps the rows rather than after it.
+        """Emit a node that treats each row alike, before a reshape or permutation that keeps the rows rather than after it.
 
-        Reshapes so move down until they meet their inverse: exporters wrap matrix products in pairs of them.
+        These so move down until they meet their inverse: exporters wrap matrix products in pairs of them.
         """
-        source = x
-        if isinstance(self.draft.producer(x.key), Reshape):
+        producer = self.draft.producer(x.key)
+        if isinstance(producer, Reshape | Permute):
             key = self.draft.reads[x.key][0]
-            inner = self.draft.shapes[key]
-            if inner and x.shape and inner[-1] == x.shape[-1]:
-                source = Wire(key, inner)
-        y = self.emit(kind, source, **values)
-        return y if source is x else self.reshape(y, (*x.shape[:-1], y.shape[-1]))
+            source = Wire(key, self.draft.shapes[key])
+            if isinstance(producer, Permute) and producer.dims[-1] == len(producer.dims) - 1:
+                return self.permute(self.by_rows(kind, source, **values), producer.dims)
+            if isinstance(producer, Reshape) and source.shape and x.shape and source.shape[-1] == x.shape[-1]:
+                y = self.by_rows(kind, source, **values)
+                return self.reshape(y, (*x.shape[:-1], y.shape[-1]))
+        return self.emit(kind, x, **values)
 
     # ---- arithmetic
 

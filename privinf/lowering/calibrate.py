@@ -28,7 +28,7 @@ SINGLE_TOKENS = 16
 def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
     """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`.
 
-    Each is multiplied by `headroom` and rounded up to a power of two.
+    Each is multiplied by `headroom` and rounded up to a power of two. `score_seen` is the largest score itself.
     """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
@@ -56,7 +56,11 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
                 if value.is_floating_point():
                     note(name, "out", value.float())
             graph(*(value.float() if value.is_floating_point() else value for value in values), observe=observe)
-    return {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in peaks.items()}
+    ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in peaks.items()}
+    for name, entry in peaks.items():
+        if "score" in entry:
+            ranges[name]["score_seen"] = entry["score"]
+    return ranges
 
 
 def power_of_two(value: float) -> float:

@@ -79,9 +79,10 @@ class Node(Module):
     @classmethod
     def from_attributes(cls, name: str, layer: str, attributes: dict[str, Any], parameters: dict[str, Any]) -> Node:
         """Rebuild a node; `parameters` are tensors (server) or shapes (client)."""
-        known = {*cls.required, *cls.optional}
-        if not known.issuperset(parameters) or known & set(attributes):
-            raise ConfigError(f"{cls.op} node has parameters {sorted(known)}, not {sorted(parameters)}", layer=name)
+        known, fields = {*cls.required, *cls.optional}, set(cls.Attributes.__struct_fields__)
+        for what, given, allowed in (("parameters", set(parameters), known), ("attributes", set(attributes), fields)):
+            if not given <= allowed:
+                raise ConfigError(f"{cls.op} node has {what} {sorted(allowed)}, not {sorted(given - allowed)}", layer=name)
         return cls(name, layer, **attributes, **parameters)
 
     @property

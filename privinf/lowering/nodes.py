@@ -255,8 +255,8 @@ class CausalAttention(Node):
     """The causal attention of all heads as one region: q, k, v side by side (B, T, 3 d) -> heads merged (B, T, d).
 
     Query i of head h is multiplied by inverse_temperature[h, i], which already holds 1 / sqrt(d_k), where the model has a
-    temperature: a private parameter (H, n_positions). Otherwise by the public `scale`, which is 1 because the lowering folds it
-    into the private columns that make q, wherever a linear map makes them.
+    temperature: a private parameter (H, n_positions). Otherwise by the public `scale`; the lowering leaves it at 1, since it folds
+    1 / sqrt(d_k) into the private columns that make q, or multiplies q before the node where no linear map makes it.
     """
 
     op = "attention"

@@ -24,6 +24,7 @@ from privinf.lowering.nodes import (
     Linear,
     Mul,
     MulConstant,
+    Permute,
     PositionBias,
     Reshape,
     Scale,
@@ -188,6 +189,8 @@ def put_linear(draft: Draft, key: str, named: Node, source: str, weight: Tensor,
 def fuse_siblings(draft: Draft) -> None:
     """Linear maps of one value become one: its opening is paid once."""
     for source in [*draft.inputs, *draft.order()]:
+        if source not in draft.shapes:
+            continue  # replaced on the way
         siblings = [reader for reader in draft.readers(source) if isinstance(draft.nodes[reader], Linear)]
         if len(siblings) < 2:
             continue
@@ -262,16 +265,19 @@ def treats_rows_alike(draft: Draft, key: str) -> bool:
 
 
 def tidy_layout(draft: Draft) -> None:
-    """Reshapes of reshapes, and reshapes to the same shape, go."""
+    """Reshapes of reshapes and permutations of permutations are one; those that change nothing go."""
     for key in draft.order():
         node = draft.nodes[key]
-        if not isinstance(node, Reshape):
+        if not isinstance(node, Reshape | Permute):
             continue
         source = draft.reads[key][0]
-        while isinstance(draft.producer(source), Reshape):
+        dims = node.dims if isinstance(node, Permute) else []
+        while type(before := draft.producer(source)) is type(node):
+            dims = [before.dims[dim] for dim in dims] if isinstance(before, Permute) else dims
             source = draft.reads[source][0]
-        if draft.shapes[source] == draft.shapes[key] and (key != draft.output or source in draft.nodes):
+        if draft.shapes[source] == draft.shapes[key] and dims == sorted(dims) and (key != draft.output or source in draft.nodes):
             draft.swap(key, source)
             draft.drop(key)
         elif source != draft.reads[key][0]:
-            draft.replace(key, Reshape(node.name, node.layer, shape=list(draft.shapes[key])), [source])
+            values: dict[str, Any] = {"dims": dims} if dims else {"shape": list(draft.shapes[key])}
+            draft.replace(key, type(node)(node.name, node.layer, **values), [source])

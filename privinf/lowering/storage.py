@@ -38,8 +38,11 @@ def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
         raise ConfigError("this model came as a bundle, without weights: only the server can save it")
     if target.exists() and not (target.is_dir() and (is_lowered(target) or not any(target.iterdir()))):
         raise ConfigError(f"{target} is there already and holds something else", remedy="choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # 0700
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # 0700
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror}") from error
     try:
         write_files(lowered, scratch)
         sync(scratch)

@@ -147,6 +147,15 @@ def expand(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
     return b.expand(x, b.result_shape)
 
 
+@rule(aten.repeat_interleave.self_int)
+def repeat_interleave(b: Builder, x: Wire, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Wire:
+    if dim is None:
+        x, dim = b.reshape(x, (torch.Size(x.shape).numel(),)), 0
+    dim %= len(x.shape)
+    lead, rest = x.shape[: dim + 1], x.shape[dim + 1 :]
+    return b.reshape(b.expand(b.reshape(x, (*lead, 1, *rest)), (*lead, repeats, *rest)), b.result_shape)
+
+
 @rule(aten.repeat.default)
 def repeat(b: Builder, x: Wire, repeats: Sequence[int]) -> Wire:
     x = b.reshape(x, (1,) * (len(repeats) - len(x.shape)) + x.shape)

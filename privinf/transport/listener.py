@@ -13,7 +13,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from privinf.transport.connection import HEARTBEAT_S, Connection
 from privinf.transport.keys import Credentials
@@ -24,6 +25,7 @@ from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, 
 
 TIMEOUT_S = 60.0
 _BACKLOG = 128
+_DIAL_HANDSHAKE_S = 30.0
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -41,6 +43,17 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a connection is made with; times in seconds."""
+
+    timeout: float
+    handshake_s: float
+    silence_s: float | None
+    heartbeat_s: float
+    link: Link | None
 
 
 class Listener:
@@ -61,9 +74,7 @@ class Listener:
         host, port = parse_address(address)
         self.credentials = credentials
         self.allowed_roles = frozenset(allowed_roles)
-        self._handshake_s = handshake_s
-        self._options = {"timeout": timeout, "silence_s": silence_s, "heartbeat_s": heartbeat_s}
-        self._link = link
+        self._options = _Options(timeout, handshake_s, silence_s, heartbeat_s, link)
         self._context = make_context(credentials, server=True)
         try:
             family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -116,11 +127,11 @@ class Listener:
         """
         role = self.credentials.role
         peer = _name_of(sock)
-        deadline = time.monotonic() + self._handshake_s
+        deadline = time.monotonic() + self._options.handshake_s
         with _closing_on_error(sock):
             stream = TlsStream(sock, self._context, meter or Meter(), server_side=True)
             stream.handshake(deadline, party=role, peer=peer)
-            return _welcome(stream, role, peer, self.allowed_roles, self._link, self._options)
+            return _welcome(stream, role, peer, self.allowed_roles, self._options)
 
     @property
     def closed(self) -> bool:
@@ -153,57 +164,63 @@ def dial(
     *,
     meter: Meter | None = None,
     connect_s: float | None = None,
-    handshake_s: float = HANDSHAKE_S,
+    handshake_s: float | None = None,
     silence_s: float | None = None,
     heartbeat_s: float = HEARTBEAT_S,
 ) -> Connection:
     """Connects to a peer that must have `expected_role` and a certificate for the dialled host.
 
     Tries again while nobody listens there, for `connect_s` seconds (default: `timeout`), then raises PeerUnreachableError. A peer that
-    refuses us or is not the one that we expect raises HandshakeError at once. `timeout` is also the connection's longest wait.
+    refuses us or is not the one that we expect raises HandshakeError at once; so does one that does not finish the handshake within
+    `handshake_s` (default: `timeout`, at most 30 s: a busy server is slow to answer). `timeout` is also the connection's longest wait.
     """
     host, port = parse_address(address)
     role = credentials.role
+    handshake_s = min(timeout, _DIAL_HANDSHAKE_S) if handshake_s is None else handshake_s
     context = make_context(credentials, server=False)
     sock = _connect(host, port, timeout if connect_s is None else connect_s, role)
     with _closing_on_error(sock):
-        stream = TlsStream(sock, context, meter or Meter(), server_side=False, host=host)
+        name = host.partition("%")[0]  # without the zone of a link-local address
+        stream = TlsStream(sock, context, meter or Meter(), server_side=False, host=name)
         stream.handshake(time.monotonic() + handshake_s, party=role, peer=address)
-        options = {"timeout": timeout, "silence_s": silence_s, "heartbeat_s": heartbeat_s}
-        connection = _welcome(stream, role, address, {expected_role}, link, options)
-    connection.timeout = handshake_s
+        return _welcome(stream, role, address, {expected_role}, _Options(timeout, handshake_s, silence_s, heartbeat_s, link))
+
+
+def _welcome(stream: TlsStream, party: str, peer: str, allowed: Collection[str], options: _Options) -> Connection:
+    """Checks the peer's role, and lets the two tell each other the result, which TLS 1.3 alone does not."""
     try:
-        connection.await_greeting()
-    except HandshakeError:
-        connection.close(goodbye=False)
-        raise
+        connection = Connection(
+            stream,
+            party=party,
+            peer_name=peer,
+            timeout=options.handshake_s,
+            silence_s=options.silence_s,
+            heartbeat_s=options.heartbeat_s,
+            link=options.link,
+        )
+    except HandshakeError as error:
+        raise HandshakeError(error.message, party=party, peer=peer, remedy=error.remedy) from None
+    try:
+        if connection.peer_role in allowed:
+            if stream.tls.server_side:
+                connection.greet()
+            else:
+                connection.await_greeting()
+            connection.timeout = options.timeout
+            return connection
     except PrivinfError as error:
         connection.close(goodbye=False)
+        if isinstance(error, HandshakeError):
+            raise
         raise HandshakeError(
             f"no welcome after the TLS handshake: {error.message}",
-            party=role,
-            peer=address,
+            party=party,
+            peer=peer,
             remedy="perhaps it refused our certificate; look at the peer's output",
         ) from None
     except BaseException:
         connection.close(goodbye=False)
         raise
-    connection.timeout = timeout
-    return connection
-
-
-def _welcome(
-    stream: TlsStream, party: str, peer: str, allowed: Collection[str], link: Link | None, options: dict[str, float | None]
-) -> Connection:
-    """Checks the peer's role, and tells the peer the result: its own handshake is complete before ours has checked it."""
-    try:
-        connection = Connection(stream, party=party, peer_name=peer, link=link, **options)  # type: ignore[arg-type]
-    except HandshakeError as error:
-        raise HandshakeError(error.message, party=party, peer=peer, remedy=error.remedy) from None
-    if connection.peer_role in allowed:
-        if stream.tls.server_side:
-            connection.greet()
-        return connection
     expected = " or ".join(sorted(allowed))
     with contextlib.suppress(PrivinfError):
         connection.send_error(f"your certificate is for the role {connection.peer_role}, and a {party} here expects {expected}")
@@ -232,7 +249,7 @@ def _connect(host: str, port: int, limit_s: float, party: str) -> socket.socket:
             sock = socket.socket(family, kind, protocol)
             try:
                 tune(sock)
-                sock.settimeout(left)
+                sock.settimeout(min(left, 3600))
                 sock.connect(place)
                 return sock
             except OSError as error:
@@ -262,7 +279,7 @@ def _name_of(sock: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _closing_on_error(sock: socket.socket):  # type: ignore[no-untyped-def]
+def _closing_on_error(sock: socket.socket) -> Iterator[None]:
     try:
         yield
     except BaseException:

@@ -66,7 +66,7 @@ def make_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
         context.num_tickets = 0  # sessions are never resumed: every connection proves its certificates anew
     try:
         context.load_verify_locations(cafile=str(credentials.ca))
-        context.load_cert_chain(str(credentials.cert), str(credentials.key))
+        context.load_cert_chain(str(credentials.cert), str(credentials.key), password="")  # never ask on the terminal
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"cannot load the certificate or key in {Path(credentials.cert).parent}: {error}", remedy="run `privinf keys renew`"

@@ -24,7 +24,7 @@ QK_BITS = SCORE_BITS + 2 * QK_FRAC - SCORE_FRAC  # scores within 128 fit, and th
 V_FRAC = 12
 SUM_FRAC = 12
 LOGIT_FRAC = 8  # what is compared, and what a client may be given
-LARGEST_SCORE = 120.0
+LARGEST_SCORE = 512.0  # headroom included: a score of 120 with the usual headroom of 4
 
 
 def up(bits: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from protocols.correlations import Role
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Protocol_, Trace
-from protocols.ring import decode, encode, packed_size
+from protocols.ring import blank, decode, encode, packed_size
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.truncation import rescale
@@ -46,11 +47,15 @@ def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, obs
     return None if result is None else result.reshape(1, -1) if logits else result.reshape(1)
 
 
-def module_output(graph: Graph, runtime: Runtime, x: Tensor) -> Tensor | None:
-    """A lowered module on C's real input; at C its output, rounded to 2^-10; None at S, where x is a meta tensor."""
+def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, observe: Any = None) -> Tensor | None:
+    """A lowered module on C's real inputs; at C its output, rounded to 2^-10; None at S, where the inputs are meta tensors."""
     party, bits = runtime.party, max(node.plan["bits"] for node in graph.nodes)
-    value = x if x.is_meta else encode(x, FRAC)
-    out = graph(PrivinfTensor(runtime, private_input(value, bits, FRAC, own=not party.is_server))).shares
+
+    def private(x: Tensor) -> PrivinfTensor:
+        value = blank(*x.shape) if x.is_meta else encode(x, FRAC)
+        return PrivinfTensor(runtime, private_input(value, bits, FRAC, own=not party.is_server))
+
+    out = graph(*(private(x) for x in inputs), observe=observe).shares
 
     def finish() -> Protocol_[Tensor | None]:
         rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - OUTPUT_FRAC), frac=OUTPUT_FRAC)

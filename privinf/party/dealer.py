@@ -1,0 +1,128 @@
+"""The dealer: a process of its own that hands out correlations and sees no weight, no prompt and no opened value.
+
+It learns the public shapes of what is asked for, and the seed of the weight masks. It is trusted only not to collude.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Register, SessionSeed, greet
+from privinf.party.options import IDLE_S, Options
+from privinf.party.service import Service
+from privinf.transport.connection import Connection
+from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
+from protocols.correlations import Dealer, KindHash, from_wire
+from protocols.errors import CorrelationError, HandshakeError, PrivinfError
+from protocols.linear import Weight, weight_mask
+from protocols.prg import new_seed
+
+log = logging.getLogger("privinf.dealer")
+MAX_CONTROL = 4 * 2**20
+
+
+@dataclass
+class _Session:
+    client: str  # fingerprint
+    seed: bytes = field(repr=False)
+    joined: threading.Event = field(default_factory=threading.Event)
+    connection: Connection | None = None
+
+
+class DealerService(Service):
+    """`DealerService(listen="0.0.0.0:7001", keys="keys/").start()`; also a context manager."""
+
+    role = "dealer"
+
+    def __init__(self, *, listen: str, keys: str, options: Options | None = None) -> None:
+        super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
+        self._sessions: dict[bytes, _Session] = {}
+        self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def handle(self, connection: Connection) -> None:
+        """One party's connection. The server's thread serves the session; the client's only joins it."""
+        connection.meter.phase = "offline"
+        greet(connection)
+        if connection.peer_role == "server":
+            self._serve(connection, connection.receive_control(Register, MAX_CONTROL))
+        else:
+            self._join(connection, connection.receive_control(Join))
+
+    def _join(self, connection: Connection, join: Join) -> None:
+        with self._lock:
+            session = self._sessions.get(join.token)
+            if session is None or session.connection is not None or session.client != connection.peer_fingerprint:
+                raise HandshakeError("no server has announced this session for your certificate", party="dealer", peer=connection.peer_name)
+            session.connection = connection
+        connection.send_control(SessionSeed(session.seed))
+        connection.establish()
+        self.hand_over(connection)  # before the server's thread may use and close it
+        session.joined.set()
+
+    def _serve(self, connection: Connection, register: Register) -> None:
+        weights = tuple(Weight(w.name, w.shape, w.bits, w.frac) for w in register.weights)
+        server_seed, session = new_seed(), _Session(register.client, new_seed())
+        with self._lock:
+            if register.token in self._sessions:
+                raise HandshakeError("this session token is in use", party="dealer", peer=connection.peer_name)
+            self._sessions[register.token] = session
+        try:
+            masks = self._weight_masks(register.mask_seed, weights)
+            connection.send_control(SessionSeed(server_seed))
+            connection.establish()
+            connection.timeout = IDLE_S
+            self._deal(connection, session, Dealer(server_seed, session.seed, masks))
+        finally:
+            with self._lock:
+                del self._sessions[register.token]
+            if session.connection is not None:
+                self.retire(session.connection)
+
+    def _deal(self, connection: Connection, session: _Session, dealer: Dealer) -> None:
+        while True:
+            request = connection.receive_control(Deal | End, MAX_KINDS)  # type: ignore[arg-type]
+            if isinstance(request, End):
+                return
+            if not session.joined.wait(self.options.timeout):
+                raise HandshakeError("the client did not join its session in time", party="dealer")
+            client = session.connection
+            assert client is not None
+            try:
+                self._deal_pass(client, dealer, request)
+            except PrivinfError as error:
+                client.send_error(str(error))
+                raise
+
+    def _deal_pass(self, client: Connection, dealer: Dealer, request: Deal) -> None:
+        kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
+        for kind in kinds:
+            digest.update(kind)
+        client.send_control(Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)))
+        waiting = bytearray()
+        for kind in kinds:
+            try:
+                waiting += dealer.deal(kind)
+            except (IndexError, RuntimeError, ValueError, TypeError) as error:
+                # the request was well formed and yet makes no sense: shapes that do not fit
+                raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
+            if len(waiting) >= CHUNK:
+                client.send(waiting)
+                waiting = bytearray()
+        if waiting:
+            client.send(waiting)
+        dealer.end_pass()
+
+    def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
+        """The masks of a model's weights, kept for the model that was asked for last."""
+        with self._lock:
+            found = self._masks.get((seed, weights))
+            if found is None:
+                self._masks.clear()
+                found = self._masks[seed, weights] = {w.name: weight_mask(seed, w) for w in weights}
+            return found

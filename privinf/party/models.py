@@ -1,0 +1,49 @@
+"""From what a person names as MODEL to a lowered model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+from privinf.lowering.lowered import Lowered
+from privinf.version import VERSION
+from protocols.errors import ConfigError
+
+log = logging.getLogger("privinf")
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    digest = hashlib.sha256(VERSION.encode())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        path = checkpoint / name
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
+    return digest.hexdigest()
+
+
+def open_model(path: Path, cache: Path) -> Lowered:
+    """A lowered directory, or a checkpoint directory, which is lowered on the way and kept in the cache.
+
+    The kept lowering holds the seed of its weight masks: it lies in the server's own cache, in a directory of mode 0700.
+    """
+    from privinf.lowering import convert
+    from privinf.lowering.storage import is_lowered, load_lowered
+
+    if not path.is_dir():
+        raise ConfigError(f"there is no model directory {path}")
+    if is_lowered(path):
+        return load_lowered(path)
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path} is neither a checkpoint (no config.json) nor a lowered model (no lowered.json)")
+    kept = cache / "lowered" / _fingerprint(path)
+    if is_lowered(kept):
+        try:
+            return load_lowered(kept)
+        except ConfigError as error:
+            log.warning("a kept lowering is damaged and is made anew: %s", error)
+            shutil.rmtree(kept)
+    lowered = convert(path)
+    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lowered.save(kept)
+    return lowered

@@ -1,0 +1,33 @@
+"""What a person may set for a session, in one frozen object."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from privinf.transport.shaper import Link, parse_link
+
+MAX_NEW_TOKENS = 32
+IDLE_S = 3600.0  # how long a session may lie unused
+
+
+def default_cache() -> Path:
+    """The user's cache directory for this program."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "privinf"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Common to all parties; seconds, and paths. `link` is an emulated link between server and client."""
+
+    timeout: float = 60.0
+    link: str | None = None
+    device: str = "cpu"
+    cache: Path = field(default_factory=default_cache)
+    expect: str | None = None
+
+    @property
+    def emulated(self) -> Link | None:
+        """The parsed link, ConfigError if it is malformed."""
+        return parse_link(self.link) if self.link else None

@@ -1,0 +1,76 @@
+"""The contract's JSON of a run, from a client's session."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+from privinf.transport.meter import Cell, Meter
+
+if TYPE_CHECKING:
+    from privinf.lowering.lowered import Lowered
+    from privinf.party.client import ClientSession
+
+TRUST = "dealer"
+TRUST_TEXT = "semi-honest server and client; the dealer is a third party trusted only not to collude"
+
+
+def counters(cell: Cell) -> dict[str, int]:
+    """{`sent`, `received`, `payload`, `rounds`}."""
+    values = cell.as_dict()
+    return {name: values[name] for name in ("sent", "received", "payload", "rounds")}
+
+
+def _sum(parts: list[Cell]) -> Cell:
+    total = Cell()
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def client_traffic(peer: Meter, dealer: Meter) -> dict[str, Any]:
+    """Phases of one party: set-up and online are the link between server and client, offline both links."""
+    offline = {"dealer": dealer.total(), "peer": peer.total("offline")}
+    return {
+        "setup": counters(peer.total("setup")),
+        "offline": {**counters(_sum(list(offline.values()))), **{name: counters(cell) for name, cell in offline.items()}},
+        "online": counters(peer.total("online")),
+    }
+
+
+def model_of(lowered: Lowered) -> dict[str, Any]:
+    """{`variant`, `layers`, `heads`, `width`, `vocab`, `id`}."""
+    info = lowered.info
+    return {name: getattr(info, name) for name in ("variant", "layers", "heads", "width", "vocab", "id")}
+
+
+def result_of(session: ClientSession) -> dict[str, Any]:
+    """What `run` and `generate` print with --json."""
+    timing = session.timing
+    plan = session.lowered.plan.values()
+    assert session.link is not None
+    return {
+        "text": session.streamer.finish() if session.streamer else None,
+        "prompt_tokens": len(session.prompt.ids) if session.prompt else 0,
+        "tokens": list(session.tokens),
+        "finish_reason": session.finish_reason,
+        "timing": {
+            "setup_s": timing.setup_s,
+            "offline_s": timing.offline_s,
+            "first_token_s": timing.tokens_s[0] if timing.tokens_s else 0.0,
+            "per_token_s": list(timing.tokens_s),
+        },
+        "traffic": client_traffic(session.connection.meter, session.link.meter),
+        "trust": TRUST,
+        "trust_model": TRUST_TEXT,
+        "ring_bits": max((entry.get("bits", 0) for entry in plan), default=0),
+        "fractional_bits": max((entry.get("frac", 0) for entry in plan), default=0),
+        "model": model_of(session.lowered),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Of this process, so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

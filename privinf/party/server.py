@@ -1,0 +1,179 @@
+"""The server: owns a model, serves each client a session of its own, and learns nothing about prompt or answer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privinf.lowering.lowered import Lowered
+from privinf.lowering.plan import weights_of
+from privinf.lowering.private_tensor import Runtime, encode_weights
+from privinf.lowering.program import module_output, next_token
+from privinf.party.messages import MAX_KINDS, Deal, End, Needs, Pass, Register, Run, Session, SessionSeed, WeightRecord, Welcome, greet
+from privinf.party.models import open_model
+from privinf.party.options import IDLE_S, Options
+from privinf.party.service import Service
+from privinf.transport.connection import Connection
+from privinf.transport.frames import Kind
+from privinf.transport.listener import dial
+from protocols.correlations import Role, Store, to_wire
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync
+from protocols.linear import mask_weight
+from protocols.party import Online, Party, Trace
+from protocols.ring import pack
+
+log = logging.getLogger("privinf.server")
+
+
+class Server(Service):
+    """`Server("model_dir", listen="0.0.0.0:7000", dealer="dealer:7001", keys="keys/").start()`; also a context manager.
+
+    `model` is a lowered directory, a checkpoint directory or a `Lowered`. Safe to run in a thread of a service.
+    Raises ConfigError for a bad model, keys or address.
+    """
+
+    role = "server"
+
+    def __init__(
+        self,
+        model: str | Path | Lowered,
+        *,
+        listen: str,
+        dealer: str,
+        keys: str,
+        allow_logits: bool = False,
+        options: Options | None = None,
+    ) -> None:
+        options = options or Options()
+        super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True)
+        try:
+            self.lowered = model if isinstance(model, Lowered) else open_model(Path(model), options.cache)
+            self._prepare()
+        except BaseException:
+            self._listener.close()
+            raise
+        self.dealer, self.allow_logits = dealer, allow_logits
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` alone sets it, in processes of its own
+
+    def _prepare(self) -> None:
+        if not self.lowered.has_weights or self.lowered.mask_seed is None:
+            raise ConfigError("this model came without weights and cannot be served")
+        graph = self.lowered.graph
+        self._weights = {name: record for name, (record, _, _) in weights_of(graph).items()}
+        self._encoded = encode_weights(graph)
+        self._bundle = self.lowered.bundle()
+        self._digest = hashlib.sha256(self._bundle).hexdigest()
+
+    def handle(self, connection: Connection) -> None:
+        """One client: handshake, set-up, then passes until it ends."""
+        connection.meter.phase = "setup"
+        greet(connection)
+        connection.send_control(Welcome(self.lowered.info.id, self._digest, len(self._bundle), self.allow_logits))
+        if connection.receive_control(Needs).names:
+            connection.send(self._bundle, Kind.CONTROL)
+        self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
+        token = secrets.token_bytes(16)
+        try:
+            link = self._reach_dealer()
+        except PrivinfError as error:
+            raise HandshakeError(f"the server cannot reach its dealer: {error.message}", party="server", peer=self.dealer) from None
+        self.adopt(link)
+        try:
+            records = tuple(WeightRecord(w.name, w.shape, w.bits, w.frac) for w in self._weights.values())
+            assert self.lowered.mask_seed is not None
+            link.send_control(Register(token, connection.peer_fingerprint, self.lowered.mask_seed, records), 4 * 2**20)
+            store = Store(Role.SERVER, link.receive_control(SessionSeed).seed, self.options.device)
+            link.establish()
+            connection.send_control(Session(token))
+            connection.establish()
+            connection.timeout = IDLE_S
+            log.info("session with client %s", connection.peer_name)
+            _Session(self, connection, link, store).serve()
+            link.send_control(End())
+            log.info("session with client %s ended", connection.peer_name)
+        finally:
+            self.retire(link)
+
+    def _reach_dealer(self) -> Connection:
+        link = dial(self.dealer, self.credentials, "dealer", self.options.timeout, connect_s=min(5.0, self.options.timeout))
+        link.meter.phase = "offline"
+        greet(link)
+        return link
+
+    def _set_up(self, connection: Connection, names: tuple[str, ...]) -> None:
+        """Sends the masked weights that the client has not kept, one message each."""
+        connection.max_frame = 64 * 2**20
+        for name in names:
+            weight = self._weights.get(name)
+            if weight is None:
+                raise HandshakeError(f"the client asks for a weight {name!r} that the model does not have", party="server")
+            assert self.lowered.mask_seed is not None
+            connection.send(pack(mask_weight(self._encoded[name], self.lowered.mask_seed, weight), weight.bits))
+
+    @property
+    def encoded(self) -> Mapping[str, Tensor]:
+        """The encoded weights, shared by all sessions."""
+        return self._encoded
+
+
+class _Session:
+    """One client's passes: the cache of keys and values, and the correlations."""
+
+    def __init__(self, server: Server, connection: Connection, link: Connection, store: Store) -> None:
+        self.server, self.connection, self.link, self.store = server, connection, link, store
+        party = Party(Role.SERVER, None, server.encoded)
+        party.on_label = lambda label: setattr(connection.meter, "label", label)
+        self.runtime = Runtime.of(server.lowered.graph, party)
+
+    def serve(self) -> None:
+        while True:
+            self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
+            request = self.connection.receive_control(Pass | Run | End)  # type: ignore[arg-type]
+            if isinstance(request, End):
+                return
+            self._check(request)
+            self.connection.timeout = self.server.options.timeout
+            self._pass(request)
+            self.connection.timeout = IDLE_S
+
+    def _check(self, request: Pass | Run) -> None:
+        info = self.server.lowered.info
+        if isinstance(request, Pass) != info.is_language_model:
+            raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
+        if isinstance(request, Pass):
+            if request.logits and not self.server.allow_logits:
+                raise HandshakeError("this server does not give logits", party="server", remedy="start it with --allow-logits")
+            if self.runtime.offset + request.count > info.n_positions:
+                raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
+
+    def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
+        graph, info = self.server.lowered.graph, self.server.lowered.info
+        if isinstance(request, Run):
+            shapes = [tuple(size or 1 for size in spec.shape) for spec in info.inputs]
+            module_output(graph, runtime, [torch.empty(shape, device="meta") for shape in shapes], observe=observe)
+        else:
+            ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
+            next_token(graph, runtime, ids, logits=request.logits, observe=observe)
+
+    def _pass(self, request: Pass | Run) -> None:
+        trace = Trace(Role.SERVER, self.store.next_name)
+        self._walk(self.runtime.sketch(Party(Role.SERVER, trace)), request)
+        self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
+        self.connection.meter.phase = "offline"
+        early: deque[memoryview] = deque()
+        for parts in trace.early:
+            data = self.connection.exchange(None, sum(part.size for part in parts))
+            assert data is not None
+            early.append(data)
+        self.connection.meter.phase = "online"
+        party = self.runtime.party
+        party.engine = Online(Role.SERVER, self.connection, self.store, early)
+        self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)

@@ -1,0 +1,85 @@
+"""Prompts and tokens on the client's side: nothing here leaves the client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from protocols.errors import ConfigError
+
+if TYPE_CHECKING:
+    from privinf.lowering.lowered import Lowered
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token: its id, and the text that it completes (None without a tokenizer)."""
+
+    id: int
+    text: str | None
+
+
+def load_tokenizer(data: bytes | None) -> Any:
+    """A `tokenizers.Tokenizer`, or None; ConfigError if the bytes are not one."""
+    if data is None:
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises a bare Exception
+        raise ConfigError(f"the model's tokenizer cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, repr=False)
+class Prompt:
+    """The ids of a prompt, checked against the model."""
+
+    ids: tuple[int, ...]
+    tokenizer: Any
+
+    @staticmethod
+    def read(lowered: Lowered, text: str | None, ids: Sequence[int] | None) -> Prompt:
+        """From a text or from ids; ConfigError where it is empty, too long, or not of the vocabulary."""
+        info = lowered.info
+        if not info.is_language_model:
+            raise ConfigError("this model is no language model; it takes tensors, not prompts")
+        tokenizer = load_tokenizer(lowered.tokenizer)
+        if (text is None) == (ids is None):
+            raise ConfigError("give either a prompt or prompt ids")
+        if ids is None:
+            if tokenizer is None:
+                raise ConfigError("this model has no tokenizer", remedy="give the prompt as --prompt-ids 1,2,3")
+            ids = tokenizer.encode(text).ids
+        if not ids:
+            raise ConfigError("the prompt is empty", remedy="give at least one token")
+        if len(ids) > info.n_positions:
+            raise ConfigError(f"the prompt has {len(ids)} tokens, and the model's context {info.n_positions}", remedy="shorten the prompt")
+        if any(not 0 <= number < info.vocab for number in ids):
+            raise ConfigError(f"a prompt id is outside of the vocabulary of {info.vocab}")
+        return Prompt(tuple(ids), tokenizer)
+
+
+class Streamer:
+    """Turns new tokens into text as they come; bytes of a character that is not complete yet are held back."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self.text = None if tokenizer is None else ""
+
+    def add(self, token: int) -> str | None:
+        """The text that this token completes."""
+        if self.text is None:
+            return None
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            return ""
+        new, self.text = text[len(self.text) :], text
+        return str(new)
+
+    def finish(self) -> str | None:
+        """The whole text, incomplete characters included."""
+        return None if self.text is None else str(self._tokenizer.decode(self._ids, skip_special_tokens=True))

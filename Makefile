@@ -43,13 +43,16 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Any of these may be missing, too old, a shim that finds no Python behind it, or lack `venv` (Debian splits it off).
+# A .venv that is there and works is kept. Any of the Pythons may be missing, too old, a shim without a Python, or lack `venv` (Debian splits it off).
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+
 $(VENV)/.created:
-	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
-	    if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	@if $(BIN)/python -c '$(USABLE)' >/dev/null 2>&1 && $(BIN)/python -m pip --version >/dev/null 2>&1; then touch $@; exit 0; fi; \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	    if $$python -c '$(USABLE)' >/dev/null 2>&1; then \
 	        echo "making $(VENV) with $$python"; \
-	        $$python -m venv --clear $(VENV) && touch $@ && exit 0; \
-	        exit 1; \
+	        $$python -m venv --clear $(VENV) && touch $@; \
+	        exit; \
 	    fi; \
 	done; \
 	echo "no Python 3.11 or later with the venv module was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; \

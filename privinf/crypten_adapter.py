@@ -61,6 +61,9 @@ class PrivateValue(crypten.CrypTensor):  # type: ignore[misc]
     A subclass registers itself with `CrypTensor.register_cryptensor("privinf")` and calls `super().__init__()`.
     """
 
+    # CrypTensor looks into its configuration at every access to an attribute, for gradients and debugging that we do not have
+    __getattribute__ = object.__getattribute__
+
     def _missing(self, node: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no protocol for {node.op} (node {node.name})")
 
@@ -132,12 +135,11 @@ class _AcceptsPrivateValues:
     def __getattribute__(self, name: str) -> Any:
         if name != "forward":
             return object.__getattribute__(self, name)
-        plain = object.__getattribute__(self, name)
-        guarded = super().__getattribute__(name)
+        guarded = super().__getattribute__
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             private = any(isinstance(value, PrivateValue) for value in args)
-            return (plain if private else guarded)(*args, **kwargs)
+            return (object.__getattribute__(self, name) if private else guarded(name))(*args, **kwargs)
 
         return forward
 

@@ -201,7 +201,7 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
 
     Steps, per level: all pairs of each group compared at once (`compare`), the winner selected with public coefficients
     on D's shares of products of rhos and masks, and opened under a fresh mask.
-    Domain: elements of a row differ by less than 2^(k-1). Exact.
+    Domain: elements of a row differ by less than 2^(k-1); k <= 31. Exact.
     Rounds: per level 1 + those of `compare`. Learns: uniform values, both; levels and groups are public.
     """
     for number, level in enumerate(tournament(rows)):
@@ -217,7 +217,7 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
 def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Shares]:
     """The place of the largest element of every row, the first among equals, as shares in Z_2^bits, (H, number).
 
-    As `row_maximum`; the winner's place travels along as a second wire, and the last level opens nothing.
+    As `row_maximum`, in one round less; the winner's place travels along as a second wire, and the last level opens nothing.
     """
     places_wire: Wire | None = None
     own_places = torch.arange(rows.columns).expand(wire.shape[0], -1)

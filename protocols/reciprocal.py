@@ -141,8 +141,8 @@ def reciprocal(party: Party, s: Shares, *, bound: float, bits: int, frac: int) -
     F = 2^J - sum_j c_j 2^(J-1-j) = 2^(J-e); m = s 2^-e. m and its upper 9 bits are opened; the table gives y0, up to a
     sign that D shares; one Newton step; y = y1 F / 2^J.
     Domain: bound <= 2^12. A ring of s with fewer than J + 19 bits besides its fraction is widened first.
-    Error: relative: table and index, ((1/256 + 2^-9) / 0.47)^2, at most 1.6e-4; and the roundings of s and y.
-    Rounds: 7 + those of `compare` before its last, + 1 where s is widened. Learns: uniform values, both.
+    Error: relative: table and index, ((1/256 + 2^-9) / 0.47)^2, at most 1.6e-4, never above 1 / s; and 2^(1 - frac) absolute.
+    Rounds: 5 + those of `compare`, + 1 where s is widened. Learns: uniform values, both.
     """
     number = octaves(bound)
     if s.bits < s.frac + number + MARGIN:

@@ -58,7 +58,10 @@ def _opened(party: Party, x: Shares, bits: int, frac: int) -> Protocol_[Wire]:
 def softmax(party: Party, x: Shares, rows: Rows, *, bits: int, frac: int) -> Protocol_[Shares]:
     """The softmax of packed rows (H, N), in Z_2^bits with `frac` fraction bits; x in any ring that holds it.
 
-    Steps: `exponentials`; the reciprocal of each row's sum; their product. Error 5e-4 absolute. Learns: nothing, either.
+    Steps: `exponentials`; the reciprocal of each row's sum; their product. Domain: that of `exponentials`.
+    Error: 1.6e-4 of the value, and by the roundings of a row's n exponentials, which are right on average, a standard
+    deviation of at most 1.3e-5 sqrt(n). Largest seen in 10^6 rows of any kind: 2e-4 for n <= 8, 5e-4 for n = 128, 1.2e-3
+    for n = 1024. Rounds: those of `exponentials`, 1 + those of `reciprocal`, 1. Learns: uniform values, both.
     """
     score = yield from rescale(party, x, bits=SCORE_BITS, frac=FRAC)
     ring = WEIGHT_FRAC + RECIPROCAL_FRAC + 3
@@ -86,7 +89,9 @@ def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, r
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
     `rows` says which elements of (n, m) exist. The sums are normalised after the product with v.
-    Rounds: those of `exponentials`, then 2 + those of `reciprocal` (the products run beside it), then 1.
+    Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
+    V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
+    Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
     Learns: uniform values, both.
     """
     score = scores(party, q, keys, rows, rings.qk_bits)

@@ -1,0 +1,108 @@
+"""The plaintext twin of each protocol: the mathematics of its docstring on reconstructed values, and its error bound.
+
+Integers are ring elements' signed representatives in int64 tensors (products exact as long as they fit), reals float64.
+Written from what the protocols promise, not from how they run; the tests hold the one against the other.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import torch
+from torch import Tensor
+
+from protocols.rows import Rows
+
+
+def linear(x: Tensor, w: Tensor, bits: int) -> Tensor:
+    """x w modulo 2^bits, in [-2^(bits-1), 2^(bits-1))."""
+    return wrap(x @ w, bits)
+
+
+def product(x: Tensor, y: Tensor, bits: int) -> Tensor:
+    """x y elementwise modulo 2^bits."""
+    return wrap(x * y, bits)
+
+
+def wrap(x: Tensor, bits: int) -> Tensor:
+    """The signed representative modulo 2^bits."""
+    if bits == 64:
+        return x
+    half = 1 << (bits - 1)
+    return torch.remainder(x + half, 2 * half) - half
+
+
+def rescale(x: Tensor, shift: int, bits: int) -> tuple[Tensor, Tensor]:
+    """The two roundings that are allowed: floor(x / 2^shift) modulo 2^bits, and (unless nothing is shifted) one more."""
+    low = torch.div(x, 1 << shift, rounding_mode="floor")
+    return wrap(low, bits), wrap(low + (1 if shift else 0), bits)
+
+
+def compare(x: Tensor, y: Tensor) -> Tensor:
+    """[x >= y], 0 or 1."""
+    return (x >= y).to(torch.int64)
+
+
+def _row_slices(rows: Rows) -> list[slice]:
+    slices, at = [], 0
+    for k in range(rows.number):
+        length = rows.first + k * rows.step
+        slices.append(slice(at, at + length))
+        at += length
+    return slices
+
+
+def row_maximum(x: Tensor, rows: Rows) -> Tensor:
+    """The largest element of every packed row, (H, N) -> (H, number)."""
+    return torch.stack([x[:, part].amax(-1) for part in _row_slices(rows)], -1)
+
+
+def row_argmax(x: Tensor) -> Tensor:
+    """The first place of the largest element, (H, N) -> (H, 1)."""
+    places = [[row.index(max(row))] for row in x.tolist()]
+    return torch.tensor(places, dtype=torch.int64)
+
+
+def exact_exponential(numerator: int, denominator: int, frac: int) -> Decimal:
+    """e^(numerator / denominator) * 2^frac, to 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        return (Decimal(numerator) / Decimal(denominator)).exp() * (1 << frac)
+
+
+def exponential(d: Tensor) -> Tensor:
+    """e^d for reals d."""
+    return torch.exp(d.double())
+
+
+def exponential_bound(d: Tensor) -> Tensor:
+    """Largest error of the protocol: the factor's rounding, 2^-19 e^4 e^d, and the multiplier's, 2^-16."""
+    return 1.1e-4 * torch.exp(d.double()) + 1.6e-5
+
+
+def reciprocal(s: Tensor) -> Tensor:
+    """1 / s."""
+    return 1 / s.double()
+
+
+def reciprocal_bound(s: Tensor, frac: int) -> Tensor:
+    """One Newton step from the table (relative), and two roundings to `frac` fraction bits."""
+    return 1.6e-4 / s.double() + 2.0 ** (1 - frac)
+
+
+def softmax(x: Tensor, rows: Rows) -> Tensor:
+    """The softmax of every packed row of reals, (H, N)."""
+    return torch.cat([torch.softmax(x[:, part].double(), -1) for part in _row_slices(rows)], -1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+    """softmax(q k^T) v on reals, over the elements that the rows hold: (H, n, d), (H, m, d), (H, m, d) -> (H, n, d)."""
+    scores = q.double() @ k.double().transpose(-1, -2)  # (H, n, m)
+    lengths = rows.first + rows.step * torch.arange(rows.number)
+    missing = torch.arange(k.shape[-2]) >= lengths[:, None]  # (n, m)
+    return torch.softmax(scores.masked_fill(missing, -torch.inf), -1) @ v.double()
+
+
+def lookup(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of the table."""
+    return torch.stack([table[index] for index in ids.tolist()])

@@ -12,11 +12,16 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privinf.party.options import Options
 from protocols.errors import PrivinfError
+
+if TYPE_CHECKING:
+    from privinf.party.clock import Clock
 
 
 def _options(config: dict[str, Any]) -> Options:
@@ -44,17 +49,27 @@ def decode_tensor(value: dict[str, Any]) -> Any:
     return torch.from_numpy(array.copy())
 
 
-def _finish(traffic: dict[str, Any]) -> None:
+def _finish(traffic: dict[str, Any], links: Iterable[dict[str, Any]], clock: Clock | None) -> None:
+    """`links` are the meters' snapshots of the last connections, `clock` the seconds of each pass where they were asked for."""
     from privinf.party.report import peak_rss_bytes
 
-    emit("ended", pid=os.getpid(), peak_rss_bytes=peak_rss_bytes(), traffic=traffic)
+    passes = clock.report() if clock else []
+    emit("ended", pid=os.getpid(), peak_rss_bytes=peak_rss_bytes(), traffic=traffic, links=list(links), passes=passes)
+
+
+def _clock(config: dict[str, Any]) -> Clock | None:
+    if not config.get("clock"):
+        return None
+    from privinf.party.clock import Clock
+
+    return Clock()
 
 
 def _serve(role: str, config: dict[str, Any]) -> None:
     """Server or dealer: serve until standard input ends."""
     from privinf.party.report import counters
 
-    options = _options(config)
+    options, clock = _options(config), None
     if role == "dealer":
         from privinf.party.dealer import DealerService
 
@@ -69,18 +84,20 @@ def _serve(role: str, config: dict[str, Any]) -> None:
             from privinf.party.probe import dumping
 
             service.probe = dumping(Path(config["dump"]), "server")
+        elif clock := _clock(config):
+            service.probe = clock.begin
     service.start()
     emit("listening", address=service.address)
     sys.stdin.read()
     service.close()
-    _finish({phase: counters(cell) for phase, cell in service.traffic().items()})
+    _finish({phase: counters(cell) for phase, cell in service.traffic().items()}, service.ended, clock)
 
 
 def _client(config: dict[str, Any]) -> None:
     """Client: one line of standard input is one query."""
     from privinf.party.client import Client
 
-    last = [-1.0]
+    last, clock = [-1.0], _clock(config)
 
     def progress(phase: str, share: float) -> None:
         if share in (0.0, 1.0) or share - last[0] > 0.05 or share < last[0]:
@@ -93,14 +110,18 @@ def _client(config: dict[str, Any]) -> None:
             from privinf.party.probe import dumping
 
             made.probe = dumping(Path(config["dump"]), "client")
+        elif clock:
+            made.probe = clock.begin
         return made
 
     traffic: dict[str, Any] = {}
+    links: deque[dict[str, Any]] = deque(maxlen=64)
     emit("ready")
     for line in sys.stdin:
         query = json.loads(line)
-        client = make()
+        client, session = make(), None
         try:
+            session = client.connect()
             if "inputs" in query:
                 output = client.run(*(decode_tensor(x) for x in query["inputs"]))
                 emit("output", output=encode_tensor(output))
@@ -114,7 +135,10 @@ def _client(config: dict[str, Any]) -> None:
             emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
         finally:
             client.close()
-    _finish(traffic)
+            for peer, connection in (("server", session.connection), ("dealer", session.link)) if session else ():
+                if connection is not None:
+                    links.append({"peer": peer, **connection.meter.snapshot()})
+    _finish(traffic, links, clock)
 
 
 def main(role: str) -> int:

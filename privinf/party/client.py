@@ -54,7 +54,7 @@ class Client:
         self.credentials = load_credentials(keys, "client")
         self._progress = progress or (lambda phase, share: None)
         self._session: ClientSession | None = None
-        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` alone sets it
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
         self.result: dict[str, Any] | None = None  # of the last query, the contract's fields
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
 
@@ -242,6 +242,8 @@ class ClientSession:
         meter.phase = "online"
         party.engine = Online(Role.CLIENT, self.connection, self.store)
         result = self._walk(self.runtime, request, inputs, self.client.probe(party) if self.client.probe else None)
+        with party.label("", ""):  # what follows belongs to no operator
+            pass
         assert result is not None
         self.timing.offline_s += middle - began
         self.timing.tokens_s.append(time.perf_counter() - middle)

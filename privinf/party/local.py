@@ -29,6 +29,7 @@ class Party:
     def __init__(self, role: str, config: dict[str, Any]) -> None:
         self.role = role
         self.ended: dict[str, Any] | None = None
+        self.detail: dict[str, Any] = {}
         # -c would lose the package where it is not installed; -m finds it as the caller does
         self.process = subprocess.Popen(
             [sys.executable, "-m", "privinf", "_party", role],
@@ -48,6 +49,7 @@ class Party:
             event = json.loads(line)
             if event["event"] == "ended":
                 self.ended = {key: event[key] for key in ("pid", "peak_rss_bytes", "traffic")}
+                self.detail = {key: event[key] for key in ("links", "passes")}
             else:
                 self._events.put(event)
         self._events.put(None)
@@ -98,8 +100,10 @@ class LocalSession:
     fields of the last query; `parties` those of `run` after the session has ended.
     """
 
-    def __init__(self, model: Any, options: Options | None = None, *, dump: Path | None = None, progress: Any = None) -> None:
-        self.options = options or Options()
+    def __init__(
+        self, model: Any, options: Options | None = None, *, dump: Path | None = None, clock: bool = False, progress: Any = None
+    ) -> None:
+        self.options, self._clock = options or Options(), clock
         self._model, self._dump, self._progress = model, dump, progress or (lambda phase, share: None)
         self._parties: dict[str, Party] = {}
         self._stack = contextlib.ExitStack()
@@ -127,7 +131,7 @@ class LocalSession:
         if hasattr(model, "save"):
             model.save(root / "model")
             model = root / "model"
-        common = {"options": {**asdict(self.options), "cache": str(self.options.cache)}, "threads": 1}
+        common = {"options": {**asdict(self.options), "cache": str(self.options.cache)}, "threads": 1, "clock": self._clock}
         if self._dump is not None:
             common["dump"] = str(self._dump)
         self._parties["dealer"] = Party("dealer", {**common, "keys": str(keys)})
@@ -181,14 +185,18 @@ class LocalSession:
         """{`server`, `client`, `dealer`: {`pid`, `peak_rss_bytes`, `traffic`}}, once the session is closed."""
         return {role: self._parties[role].ended for role in ("server", "client", "dealer") if role in self._parties}
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """Of each party, once the session is closed: `links`, the meters' snapshots of its last connections, each with its
+        `peer`; and with `clock` `passes`, the seconds of each operator of each pass."""
+        return {role: party.detail for role, party in self._parties.items()}
+
     def close(self) -> None:
         """Ends the three processes; may be called again."""
         for role in ("client", "server", "dealer"):
             if role in self._parties:
                 self._parties[role].end()
         self._stack.close()
-
-
 
 
 def local_session(model: Any, **options: Any) -> LocalSession:

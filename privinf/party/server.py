@@ -61,7 +61,7 @@ class Server(Service):
             self._listener.close()
             raise
         self.dealer, self.allow_logits = dealer, allow_logits
-        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` alone sets it, in processes of its own
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
 
     def _prepare(self) -> None:
         if not self.lowered.has_weights or self.lowered.mask_seed is None:
@@ -177,3 +177,5 @@ class _Session:
         party = self.runtime.party
         party.engine = Online(Role.SERVER, self.connection, self.store, early)
         self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)
+        with party.label("", ""):  # what follows belongs to no operator
+            pass

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import socket
 import threading
-from typing import Self
+from collections import deque
+from typing import Any, Self
 
 from privinf.party.options import Options
 from privinf.transport.connection import Connection
@@ -36,6 +37,7 @@ class Service:
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
         self._totals = {phase: Cell() for phase in PHASES}  # of connections that have ended
+        self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them: role of the peer, and the meter's snapshot
 
     @property
     def address(self) -> str:
@@ -65,6 +67,7 @@ class Service:
                 self._connections.discard(connection)
                 for phase, total in self._totals.items():
                     total.add(connection.meter.total(phase))
+                self.ended.append({"peer": connection.peer_role, **connection.meter.snapshot()})
 
     def traffic(self) -> dict[str, Cell]:
         """Counters by phase, of all connections so far."""

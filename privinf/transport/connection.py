@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from privinf.transport.endpoint import Endpoint, Want
 from privinf.transport.frames import FrameReader, Kind, pack_header
 from privinf.transport.shaper import Link
-from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, role_of, tls_failure
+from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, tls_failure
 from protocols.errors import PrivinfError, TransportError
 
 HEARTBEAT_S = 2.0
@@ -243,8 +243,7 @@ class Connection(Endpoint):
         if not self._established:
             dialled = not self._stream.tls.server_side
             return tls_failure(error, party=self.party, peer=f"{self.peer_role} {self.peer_name}", dialled=dialled)
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        return self._failure(TransportError, f"the TLS stream is damaged ({reason})", "start the session anew")
+        return self._failure(TransportError, f"the TLS stream is damaged ({reason_of(error)})", "start the session anew")
 
     # ---- heartbeat, greeting, end
 

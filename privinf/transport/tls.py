@@ -8,6 +8,7 @@ alternative names) is checked by every accept and connect, the host name by ever
 from __future__ import annotations
 
 import hashlib
+import re
 import select
 import socket
 import ssl
@@ -35,6 +36,10 @@ _ALERTS = {  # OpenSSL's name of an alert that the peer sent -> what it means to
     "CERTIFICATE_REQUIRED": "it asks for a certificate and we sent none",
     "ACCESS_DENIED": "it denies access",
     "PROTOCOL_VERSION": "it does not speak TLS 1.3",
+    "BAD_RECORD_MAC": "what it received was damaged on the way",
+    "DECODE_ERROR": "what it received was damaged on the way",
+    "ILLEGAL_PARAMETER": "what it received was damaged on the way",
+    "UNEXPECTED_MESSAGE": "what it received was damaged on the way",
     "HANDSHAKE_FAILURE": "the two ends have no TLS parameters in common",
     "DECRYPT_ERROR": "our certificate's signature does not hold (made by another CA of the same name, or another key)",
 }
@@ -88,6 +93,12 @@ def role_of(certificate: dict[str, Any] | None) -> str:
     return str(roles[0])
 
 
+def reason_of(error: ssl.SSLError) -> str:
+    """OpenSSL's reason in words, without its source lines."""
+    text = (error.reason or str(error)).lower().replace("_", " ")
+    return re.sub(r"\[ssl.*?\] ?| ?\( ?ssl\.c:\d+\)", "", text)
+
+
 def tls_failure(error: ssl.SSLError, *, party: str, peer: str, dialled: bool) -> HandshakeError:
     """One clear line for what OpenSSL reports while two ends get to know each other."""
     them = "the server" if dialled else "the client"
@@ -102,7 +113,7 @@ def tls_failure(error: ssl.SSLError, *, party: str, peer: str, dialled: bool) ->
         about = "our certificate" if "CERTIFICATE" in alert or alert in ("UNKNOWN_CA", "DECRYPT_ERROR") else "the connection"
         return HandshakeError(f"{them} refused {about}: {why}", party=party, peer=peer, remedy="compare `privinf keys show` at both ends")
     what, remedy = _LOCAL.get(reason, ("", ""))
-    what = what or f"the TLS handshake failed: {reason.lower().replace('_', ' ') or error}"
+    what = what or f"the TLS handshake failed: {reason_of(error)}"
     return HandshakeError(what, party=party, peer=peer, remedy=remedy or "check that both ends run privinf")
 
 

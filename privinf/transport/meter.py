@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from privinf.transport.frames import PHASES
+from privinf.transport.frames import PHASES as PHASES
 from protocols.errors import ConfigError
 
 Label = tuple[str, str]

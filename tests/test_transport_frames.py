@@ -228,6 +228,8 @@ def test_control_messages_that_are_none(keys_dir: Path, pool: ThreadPoolExecutor
         pair.client.send(body, Kind.CONTROL)
         error = outcome(lambda: pair.server.receive_control(Offer))
         assert isinstance(error, ProtocolDesync) and "not a Offer" in str(error)
+        pair.client.send(body, Kind.CONTROL)
+        assert isinstance(outcome(lambda: pair.server.receive_control(Offer | list)), ProtocolDesync)
 
 
 @given(body=st.binary(max_size=200))

@@ -9,7 +9,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self, TypeVar
+from types import UnionType
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import msgspec
 
@@ -126,8 +127,17 @@ class Endpoint(ABC):
             )
         self.send(body, Kind.CONTROL)
 
-    def receive_control(self, type: type[T], limit: int = CONTROL_LIMIT) -> T:
-        """The next message, which must be a control message of this type and at most `limit` bytes; ProtocolDesync otherwise."""
+    @overload
+    def receive_control(self, type: type[T], limit: int = ...) -> T: ...
+
+    @overload
+    def receive_control(self, type: UnionType, limit: int = ...) -> Any: ...
+
+    def receive_control(self, type: Any, limit: int = CONTROL_LIMIT) -> Any:
+        """The next message, which must be a control message of this type and at most `limit` bytes; ProtocolDesync otherwise.
+
+        A union of structs needs tags, by which msgspec tells them apart.
+        """
         body = self._transfer([], Want(Kind.CONTROL, None, limit))
         assert body is not None
         try:
@@ -135,7 +145,7 @@ class Endpoint(ABC):
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise self._failure(
                 ProtocolDesync,
-                f"received a control message that is not a {type.__name__}: {one_line(str(error), 200)}",
+                f"received a control message that is not a {getattr(type, '__name__', type)}: {one_line(str(error), 200)}",
                 "check that both ends run the same version of privinf",
             ) from None
 

@@ -65,7 +65,7 @@ class KeyInfo:
         return self.not_after < _now()
 
 
-def init_keys(directory: Path, hosts: Sequence[str] = HOSTS, *, days: int = DAYS) -> None:
+def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int = DAYS) -> None:
     """Makes the CA and a bundle for each role, valid for `days` days and for the given host names and addresses.
 
     Raises ConfigError if the directory already has a CA or bundles, cannot be written, or a host is not a name or an address.
@@ -96,7 +96,7 @@ def init_keys(directory: Path, hosts: Sequence[str] = HOSTS, *, days: int = DAYS
         raise ConfigError(f"cannot write keys to {directory}: {error.strerror or error}", remedy="give a directory of your own") from None
 
 
-def renew_keys(directory: Path, hosts: Sequence[str] | None = None, *, days: int = DAYS) -> None:
+def renew_keys(directory: Path | str, hosts: Sequence[str] | None = None, *, days: int = DAYS) -> None:
     """Issues new role certificates, with new keys, from the CA in the directory; `hosts` None keeps each certificate's own.
 
     Certificates that were issued before stay valid until they expire. Raises ConfigError.
@@ -123,7 +123,7 @@ def renew_keys(directory: Path, hosts: Sequence[str] | None = None, *, days: int
         raise ConfigError(f"cannot write keys to {directory}: {error.strerror or error}", remedy="check its permissions") from None
 
 
-def show_keys(directory: Path) -> list[KeyInfo]:
+def show_keys(directory: Path | str) -> list[KeyInfo]:
     """The certificates of a directory (the CA's and every role's) or of a bundle, unchecked; ConfigError if there are none."""
     directory = Path(directory)
     paths = [directory / "ca.pem", directory / "cert.pem", *(directory / role / "cert.pem" for role in ROLES)]
@@ -147,7 +147,7 @@ def show_keys(directory: Path) -> list[KeyInfo]:
     return result
 
 
-def load_credentials(directory: Path, role: str) -> Credentials:
+def load_credentials(directory: Path | str, role: str) -> Credentials:
     """Finds and checks a role's certificate and key in a directory of all roles or in a bundle; raises ConfigError with the remedy."""
     directory = Path(directory)
     if role not in ROLES:

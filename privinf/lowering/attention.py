@@ -236,12 +236,11 @@ def product_after(draft: Draft, softmax: str) -> str | None:
 
 
 def split_lead(lead: Shape, rows: int, length: int) -> tuple[int, int]:
-    """(B, H) of the axes before (T, d_k): as the number of rows that q was made from says, else as the axes say themselves."""
-    count = torch.Size(lead).numel()
-    batch = rows // length
-    if batch and rows % length == 0 and count % batch == 0:
-        return batch, count // batch
-    return (torch.Size(lead[:-1]).numel(), lead[-1]) if len(lead) > 1 else (count, 1)
+    """(B, H) of the axes before (T, d_k): as they say themselves if there are several, else as the rows that q is made from say."""
+    if len(lead) > 1:
+        return torch.Size(lead[:-1]).numel(), lead[-1]
+    count, batch = torch.Size(lead).numel(), rows // length
+    return (batch, count // batch) if batch and rows % length == 0 and count % batch == 0 else (count, 1)
 
 
 # ---- putting the one node in place

@@ -225,14 +225,21 @@ def export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         warnings.simplefilter("ignore")
         try:
             program: ExportedProgram = torch.export.export(module, inputs, strict=False)
-            known = torch.export.default_decompositions()
-            program = program.run_decompositions({op: known[op] for op in SPELLED_OUT if op in known})
+            if any(must_be_rewritten(node.target) for node in program.graph.nodes):
+                known = torch.export.default_decompositions()
+                program = program.run_decompositions({op: known[op] for op in SPELLED_OUT if op in known})
             return program
         except Exception as error:
             raise UnsupportedOpError(
                 f"torch.export cannot trace the module: {first_line(error)}",
                 remedy="its control flow must not depend on the inputs' values",
             ) from error
+
+
+def must_be_rewritten(target: Any) -> bool:
+    """Whether the table needs the exporter to take an operator apart, or to turn one that works in place into one that does not."""
+    in_place = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and target is not aten.detach_.default
+    return target in SPELLED_OUT or in_place
 
 
 def path_of(node: torch.fx.Node) -> str:

@@ -43,7 +43,8 @@ class Node(Module):
                 if key in self.required:
                     raise ConfigError(f"{self.op} node needs the parameter {key}", layer=name)
             elif isinstance(value, torch.Tensor):
-                value = value.detach().to(torch.float32)  # a tied weight stays a view of its table
+                value = value.detach().to(torch.float32)
+                value = value if values.get("tied_to") else value.contiguous()  # a tied weight stays a view of its table
                 self.parameter_shapes[key] = tuple(value.shape)
                 self.register_parameter(key, value, requires_grad=False)
             else:

@@ -21,6 +21,7 @@ aten = torch.ops.aten
     aten.clone.default,
     aten.contiguous.default,
     aten.detach.default,
+    aten.detach_.default,
     aten.alias.default,
     aten.lift_fresh_copy.default,
     aten._to_copy.default,

@@ -20,11 +20,12 @@ from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
+from protocols.table import WORD, one_hot, read
 from protocols.truncation import rescale
 
 INDEX_FRAC = 8  # fraction bits of the table's index, and of its entries
 INDEX_BITS = 9
-_WORDS = (1 << INDEX_BITS) // 64
+_WORDS = (1 << INDEX_BITS) // WORD
 _FIRST, _LAST = 112, 288  # indices that a mantissa in [0.45, 1.1) can have
 _COARSE = 4  # fraction bits of the sum that the octave is decided by
 MARGIN = INDEX_FRAC * 2 + 3  # bits that the Newton step needs above those of the mantissa
@@ -40,8 +41,9 @@ def octaves(bound: float) -> int:
 
 @lru_cache
 def _table() -> Tensor:
-    """round(2^(2 INDEX_FRAC) / i): the reciprocal of i / 2^INDEX_FRAC, for the indices that can occur."""
-    return torch.tensor([((1 << 2 * INDEX_FRAC + 1) + i) // (2 * i) for i in range(_FIRST, _LAST)], dtype=torch.int64)
+    """(1, 2^INDEX_BITS): round(2^(2 INDEX_FRAC) / i), the reciprocal of i / 2^INDEX_FRAC, for the indices that can occur."""
+    entries = [((1 << 2 * INDEX_FRAC + 1) + i) // (2 * i) if _FIRST <= i < _LAST else 0 for i in range(1 << INDEX_BITS)]
+    return torch.tensor([entries], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,8 @@ class ReciprocalMask(Kind):
         self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Tensor | None]:
         a, r = server[0] + client[0], masks.mask(self.mantissa)
-        place = -masks.mask(self.index) & ((1 << INDEX_BITS) - 1)
-        word = torch.zeros_like(shares[0]).scatter_(-1, (place >> 6)[..., None], (torch.ones_like(place) << (place & 63))[..., None])
-        hot = shares[0].gather(-1, (place >> 6)[..., None])[..., 0] >> (place & 63) & 1
-        sign = 2 * hot - 1
+        word, sign = one_hot(masks.mask(self.index), shares[0])
         return (word, sign, sign * a, a * a, r * a, r * a * a), None
-
-
-def _look_up(word: Tensor, index: Tensor) -> Tensor:
-    """One party's bits of the one-hot, rotated by the public index, times the table."""
-    entries = torch.arange(_FIRST, _LAST, device=index.device)
-    place = (entries - index[..., None]) & ((1 << INDEX_BITS) - 1)
-    return ((word.gather(-1, place >> 6) >> (place & 63) & 1) * like(_table(), index)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +115,7 @@ def _newton(party: Party, m: Wire, index: Wire) -> Protocol_[Shares]:
         yield [Item(m.masked, m.bits)]
         return Shares(m.masked, m.bits, frac)
     word, sign, sign_a, a2, ra, ra2 = correlation.shares
-    u, a = _look_up(word, index.masked), correlation.own[0]
+    u, a = read(word, index.masked, _table())[0], correlation.own[0]
     mine = (u if party.is_server else -u) + a
     (theirs,) = yield [Item(mine, m.bits)]
     opened, big = mine + theirs, m.masked

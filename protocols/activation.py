@@ -1,0 +1,167 @@
+"""ReLU and GELU, for the ladder's baselines.
+
+Source: SIGMA (ePrint 2023/1269): one comparison selects, a table on the middle of the line gives what is curved. The
+table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose sign the dealer knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from protocols.comparison import BitMask, CompareMask, compare
+from protocols.correlations import Kind, Masks, Part
+from protocols.maximum import UpperMask
+from protocols.opening import open_masked
+from protocols.party import Item, Party, Protocol_, parallel
+from protocols.ring import blank, known, like, reduce
+from protocols.shares import Shares, Wire
+from protocols.table import WORD, one_hot, read
+from protocols.truncation import rescale
+
+EDGE = 4  # beyond it GELU is 0 or x
+PIECE = 5  # pieces of width 2^-5
+INDEX_BITS = 3 + PIECE
+SLOPE_FRAC = 12
+PRODUCT_BITS = 32
+_WORDS = (1 << INDEX_BITS) // WORD
+
+
+def _bits_times(party: Party, name: int, beta: Tensor, x: Wire) -> tuple[Tensor, Tensor]:
+    """Shares of the bits c = beta + (1 - 2 beta) rho and of c x, (..., J), for x (...); local."""
+    shape = tuple(beta.shape)
+    rho = party.take(BitMask(name, 0, shape, x.bits))
+    rho_r = party.take(BitMask(name, x.name, shape, x.bits, (*x.shape, 1)))
+    if not known(beta, x.masked):
+        return beta, beta
+    big, r, sign = x.masked[..., None], x.mask[..., None], 1 - 2 * beta
+    bit, product = sign * rho.shares[0], sign * (big * rho.shares[0] - rho_r.shares[0]) - beta * r
+    return (bit + beta, product + beta * big) if party.is_server else (bit, product)
+
+
+def relu(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
+    """max(x, 0) of any shape, in Z_2^bits, the same fraction bits.
+
+    Steps: x is opened masked in `compare_bits`; [x >= 0] by `compare`; the bit times x, linear in D's shares of rho and
+    rho r; extended to `bits`.
+    Domain: |x| < 2^(compare_bits - 2). Exact. Rounds: 1 + those of `compare` + 1. Learns: uniform values, both.
+    """
+    (wire,) = yield from open_masked(party, [x.narrow(compare_bits)])
+    shape = (*x.shape, 1)
+    c = reduce(wire.masked, compare_bits)[..., None] if known(wire.masked) else blank(*shape)
+    name, beta = yield from compare(party, c, CompareMask(wire.name, shape, shape, compare_bits))
+    _, product = _bits_times(party, name, beta, wire)
+    y = Shares(product[..., 0], compare_bits, x.frac)
+    return (yield from rescale(party, y, bits=bits, frac=x.frac, nonnegative=True))
+
+
+def gelu_tanh(x: float) -> float:
+    """GPT-2's form."""
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_erf(x: float) -> float:
+    """The exact form."""
+    return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
+
+
+FORMS: dict[str, Callable[[float], float]] = {"tanh": gelu_tanh, "erf": gelu_erf}
+
+
+@lru_cache
+def pieces(form: str, frac: int) -> Tensor:
+    """(2, 2^INDEX_BITS): constant and slope of the line for index i, good on ((i - 1), (i + 1)) / 2^PIECE.
+
+    The line through the chord's ends, lowered by half of the largest gap, so that the error is about even. Both parties
+    round the same doubles to 26 and 12 fraction bits; a last bit of libm moves no rounding but by accident, and the
+    handshake compares a digest of the table.
+    """
+    function, count = FORMS[form], 1 << INDEX_BITS
+    constant, slope = [0] * count, [0] * count
+    for i in range(count):
+        at = (i - count if i >= count // 2 else i) / 2**PIECE
+        low, high = at - 2.0**-PIECE, at + 2.0**-PIECE
+        gradient = round((function(high) - function(low)) / (high - low) * 2**SLOPE_FRAC)
+        offsets = [function(x) - gradient / 2**SLOPE_FRAC * x for x in (low + k * (high - low) / 16 for k in range(17))]
+        slope[i] = gradient
+        constant[i] = round((max(offsets) + min(offsets)) / 2 * 2 ** (frac + SLOPE_FRAC))
+    return torch.tensor([constant, slope], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class PiecesMask(Kind):
+    """The rotated one-hot of the index's mask, its sign s, and s a, s b, s r, s b r for the masks a, b of both entries and x's mask r."""
+
+    x: int
+    index: int
+    shape: tuple[int, ...]
+
+    def server_parts(self) -> tuple[Part, ...]:
+        return (Part((2, *self.shape), PRODUCT_BITS),)
+
+    client_parts = server_parts
+
+    def shared_parts(self) -> tuple[Part, ...]:
+        return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, PRODUCT_BITS) for _ in range(5))
+
+    def deal(
+        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        (a, b), r = server[0] + client[0], masks.mask(self.x)
+        word, sign = one_hot(masks.mask(self.index), shares[0])
+        return (word, sign, sign * a, sign * b, sign * r, sign * b * r), None
+
+
+def _line(party: Party, x: Wire, form: str) -> Protocol_[Shares]:
+    """A[i] + B[i] x for the piece i of x, both entries opened under masks, up to a sign that D shares."""
+    shift = x.frac - PIECE
+    index = party.take(UpperMask(x.name, x.shape, shift, INDEX_BITS, 0))
+    correlation = party.take(PiecesMask(x.name, index.name, x.shape))
+    frac = x.frac + SLOPE_FRAC
+    if not known(x.masked):
+        yield [Item(blank(2, *x.shape), PRODUCT_BITS)]
+        return Shares(x.masked, PRODUCT_BITS, frac)
+    word, sign, sign_a, sign_b, sign_r, sign_br = correlation.shares
+    table, public = like(pieces(form, x.frac), x.masked), (x.masked >> shift) & ((1 << INDEX_BITS) - 1)
+    u = read(word, public, table)
+    mine = (u if party.is_server else -u) + correlation.own[0]
+    (theirs,) = yield [Item(mine, PRODUCT_BITS)]
+    constant, slope = mine + theirs
+    value = constant * sign - sign_a + x.masked * (slope * sign - sign_b) - slope * sign_r + sign_br
+    return Shares(value, PRODUCT_BITS, frac)
+
+
+def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
+    """GELU of any shape, in Z_2^bits, the same fraction bits; `form` is "tanh" (GPT-2's) or "erf".
+
+    Steps: x is opened masked in 32 bits; [x >= -4] and [x >= 4 - 1/16] at once by `compare`; both times x give x', x clamped
+    to that range, and the rest above it; x' is opened and its line read from the table of 256 pieces (`_line`).
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 31. Error: the pieces 2.1e-4, at the edges 1.6e-4 more, and one unit.
+    Rounds: 1 + those of `compare` + 3. Bits each way: 32, per comparison those of `compare`, 32, 64, 2.
+    Learns: uniform values, both.
+    """
+    top = (EDGE << x.frac) - (1 << (x.frac - 4))
+    (wire,) = yield from open_masked(party, [x.narrow(PRODUCT_BITS)])
+    shape = (*x.shape, 2)
+    thresholds = like(torch.tensor([-EDGE << x.frac, top]), wire.masked)
+    c = reduce(wire.masked[..., None] - thresholds, compare_bits) if known(wire.masked) else blank(*shape)
+    name, beta = yield from compare(party, c, CompareMask(wire.name, shape, (*x.shape, 1), compare_bits))
+    bit, product = _bits_times(party, name, beta, wire)
+    if known(bit, product):
+        above = product[..., 1] - top * bit[..., 1]
+        clamped = product[..., 0] + (EDGE << x.frac) * bit[..., 0] - above
+        clamped = clamped - (EDGE << x.frac) if party.is_server else clamped
+    else:
+        above = clamped = blank(*x.shape)
+    (inner,) = yield from open_masked(party, [Shares(clamped, PRODUCT_BITS, x.frac)])
+    line = yield from _line(party, inner, form)
+    curved, rest = yield from parallel(
+        rescale(party, line, bits=bits, frac=x.frac),
+        rescale(party, Shares(above, PRODUCT_BITS, x.frac), bits=bits, frac=x.frac, nonnegative=True),
+    )
+    return curved + rest

@@ -1,0 +1,48 @@
+"""Tables read at a masked index through a shared one-hot (Pika, ePrint 2022/826).
+
+The dealer shares, by XOR, the one-hot of -r for the index's mask r; rotated by the public index it is the one-hot of the
+index itself. Each party sums its own bits times the table's entries; the difference of the two sums is the entry, up to
+the sign of (S's bit - C's bit) at the hot place, which the dealer knows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORD = 64
+
+
+def one_hot(mask: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """D: the words of the one-hot of -mask, and the sign, from S's shares of the words (..., words)."""
+    size = WORD * shares.shape[-1]
+    place = -mask & (size - 1)
+    word = (place >> 6)[..., None]
+    hot = torch.zeros_like(shares).scatter_(-1, word, (torch.ones_like(place) << (place & 63))[..., None])
+    return hot, 2 * (shares.gather(-1, word)[..., 0] >> (place & 63) & 1) - 1
+
+
+def _rotate(words: Tensor, places: Tensor) -> Tensor:
+    """Every row of words (..., n) rotated left by its number of bits."""
+    count = words.shape[-1]
+    which = (torch.arange(count, device=words.device) - (places >> 6)[..., None]) % count
+    low, high = (places & 63)[..., None], words.gather(-1, (which - 1) % count)
+    # >> is arithmetic: what comes in from the left is cleared; a shift by 64 is made of two
+    carried = ((high >> 1) & ((1 << 63) - 1)) >> (63 - low)
+    return (words.gather(-1, which) << low) | carried
+
+
+def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
+    """One party's sums of its bits times the entries: words (..., n), index (...), tables (t, 64 n) -> (t, ...).
+
+    Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
+    """
+    octets = _rotate(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
+    bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1  # (256, 8)
+    sums = tables.cpu().reshape(len(tables), -1, 1, 8).mul(bits).sum(-1).to(words.device)  # (t, 8 n, 256)
+    out = torch.zeros((len(tables), *index.shape), dtype=torch.int64, device=words.device)
+    for k in range(octets.shape[-1]):
+        place = octets[..., k].long()
+        for table in range(len(tables)):
+            out[table] += sums[table, k][place]
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 import weakref
 from typing import Any
@@ -56,7 +57,7 @@ def test_long_graphs_run_in_linear_time() -> None:
     """Upstream looks through all nodes after each one: ten thousand nodes would take minutes."""
     count = 10_000
     names = ["x", *(f"n{i}" for i in range(count))]
-    graph = graph_of(*((MulConstant(name, constant=1.0), [before]) for before, name in zip(names, names[1:], strict=False)))
+    graph = graph_of(*((MulConstant(name, constant=1.0), [before]) for before, name in itertools.pairwise(names)))
     start = time.perf_counter()
     assert float(graph(torch.ones(1))) == 1.0
     assert time.perf_counter() - start < 5.0
@@ -72,7 +73,7 @@ def test_values_are_freed_after_their_last_reader() -> None:
         alive.append(weakref.ref(output))
 
     names = ["x", *(f"n{i}" for i in range(6))]
-    graph = graph_of(*((MulConstant(name, constant=2.0), [before]) for before, name in zip(names, names[1:], strict=False)))
+    graph = graph_of(*((MulConstant(name, constant=2.0), [before]) for before, name in itertools.pairwise(names)))
     graph(torch.ones(1), observe=observe)
     assert max(seen) <= 1  # the operand of the node that runs
 

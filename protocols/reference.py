@@ -28,8 +28,8 @@ def wrap(x: Tensor, bits: int) -> Tensor:
     """The signed representative modulo 2^bits."""
     if bits == 64:
         return x
-    half = 1 << (bits - 1)
-    return torch.remainder(x + half, 2 * half) - half
+    low = x & ((1 << bits) - 1)
+    return low + torch.where(low >> (bits - 1) == 1, -(1 << bits), 0)
 
 
 def rescale(x: Tensor, shift: int, bits: int) -> tuple[Tensor, Tensor]:
@@ -95,12 +95,24 @@ def softmax(x: Tensor, rows: Rows) -> Tensor:
     return torch.cat([torch.softmax(x[:, part].double(), -1) for part in _row_slices(rows)], -1)
 
 
+def softmax_bound(rows: Rows) -> Tensor:
+    """An error that is practically never reached, (N,): the reciprocal's, and six standard deviations of the exponentials' roundings."""
+    length = torch.cat([torch.full((part.stop - part.start,), float(part.stop - part.start)) for part in _row_slices(rows)])
+    return 1.8e-4 + 6 * 1.3e-5 * length.double().sqrt()
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
     """softmax(q k^T) v on reals, over the elements that the rows hold: (H, n, d), (H, m, d), (H, m, d) -> (H, n, d)."""
     scores = q.double() @ k.double().transpose(-1, -2)  # (H, n, m)
     lengths = rows.first + rows.step * torch.arange(rows.number)
     missing = torch.arange(k.shape[-2]) >= lengths[:, None]  # (n, m)
     return torch.softmax(scores.masked_fill(missing, -torch.inf), -1) @ v.double()
+
+
+def attention_bound(rows: Rows, largest: float) -> Tensor:
+    """The same for attention over values of at most `largest`, (number, 1) for (H, number, d)."""
+    lengths = (rows.first + rows.step * torch.arange(rows.number)).double()[:, None]
+    return largest * (1.8e-4 + 2.0**-12 + 12 * 1.3e-5 * lengths.sqrt() + lengths * 2.0**-18) + 2.0**-11
 
 
 def lookup(ids: Tensor, table: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from torch import Tensor
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Dealer, Kind, KindHash, Part, Role, Store
 from protocols.linear import Weight, mask_weight, weight_mask
-from protocols.party import Cost, Engine, Item, Offline, Online, Party, Received, Trace
+from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Trace
 from protocols.prg import new_seed
-from protocols.ring import decode, encode, reduce
-from protocols.shares import Shares
+from protocols.ring import decode, encode, reduce, signed
+from protocols.shares import Shares, Wire
 
 Program = Callable[[Party], Any]
 Seen = list[tuple[Part, Tensor]]
@@ -46,6 +46,24 @@ class Outcome:
     def ring(self) -> Tensor:
         """The ring element."""
         return reduce(self.server.value + self.client.value, self.server.bits)
+
+    def element(self) -> Tensor:
+        """The signed ring element of shares or a wire."""
+        return element(self.server, self.client)
+
+
+def element(server: Shares | Wire, client: Shares | Wire) -> Tensor:
+    """The signed ring element that the two hold."""
+    if isinstance(server, Wire):
+        assert isinstance(client, Wire) and torch.equal(server.masked, client.masked) and server.name == client.name
+        return signed(server.masked - server.mask - client.mask, server.bits)
+    assert isinstance(client, Shares) and (server.bits, server.frac) == (client.bits, client.frac)
+    return signed(server.value + client.value, server.bits)
+
+
+def uniform(*shape: int, bits: int = 64) -> Tensor:
+    """Signed ring elements, for inputs."""
+    return signed(torch.randint(-(2**63), 2**63 - 1, shape), bits)
 
 
 class TestParty(Party):
@@ -190,3 +208,8 @@ def execute(
 ) -> Outcome:
     """One pass of a session of its own."""
     return Session(weights or {}).run(program, observe)
+
+
+def run(protocol: Callable[[Party], Protocol_[Any]], weights: dict[str, tuple[Weight, Tensor]] | None = None) -> Outcome:
+    """`execute` for one protocol."""
+    return execute(lambda party: party.run(protocol(party)), weights)

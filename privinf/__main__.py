@@ -1,20 +1,34 @@
 """`python -m privinf` and the console script `privinf`."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
-    if sys.argv[1:2] == ["_party"]:  # a process of a local session, started by privinf.party.local
-        import warnings
-
-        from privinf.party.child import main as party
-
-        warnings.simplefilter("ignore")
-        sys.exit(party(sys.argv[2]))
+    if sys.argv[1:2] == ["_party"]:
+        sys.exit(_party(sys.argv[2]))
     from privinf.cli.app import main as run
 
     sys.exit(run())
+
+
+def _party(role: str) -> int:
+    """A process of a local session, started by `privinf.party.local`; once that one has gone, nobody is left to tell anything."""
+    import logging
+    import warnings
+
+    from privinf.party.child import main as party
+
+    if not os.environ.get("PRIVINF_DEBUG"):
+        # the one who started us reports an error once; what the two other parties say of its consequences is noise
+        warnings.simplefilter("ignore")
+        logging.getLogger("privinf").setLevel(logging.ERROR)
+    try:
+        return party(role)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes
+        return 1
 
 
 if __name__ == "__main__":

@@ -44,5 +44,7 @@ def _show(result: dict[str, Any]) -> None:
     for layer in result["layers"]:
         print(f"{layer['name']:<{width}}  {layer['max_abs_error']:.2e}")
     print(f"{'logits, largest error':<{width}}  {result['max_abs_error']:.2e}")
+    for warning in result.get("warnings", ()):
+        print(f"warning: {warning}")
     verdict = "agree" if result["agree"] else "DIFFER"
     print(f"tokens {verdict}: private {result['tokens_private']}, float {result['tokens_float']}")

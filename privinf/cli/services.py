@@ -12,11 +12,11 @@ from privinf.cli.signals import Stopped
 
 def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool) -> None:
     """Says where it listens, then waits for a signal, which is how a service ends: exit code 0."""
-    if as_json:
-        common.write_json({**about, "address": service.address})
     model = f" with {about['variant']}, id {about['model']}" if "model" in about else ""
-    print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
     try:
+        print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
+        if as_json:
+            common.write_json({**about, "address": service.address})
         while True:
             signal.pause()
     except Stopped:

@@ -52,4 +52,5 @@ def _watch(woken: socket.socket, waker: socket.socket) -> None:
             number = woken.recv(1)[0]
             if number in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(GRACE_S)
+                os.write(2, b"privinf: interrupted\n" if number == signal.SIGINT else b"privinf: terminated\n")
                 os._exit(128 + number)

@@ -6,9 +6,9 @@ table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from functools import lru_cache
 
 import torch
@@ -30,6 +30,7 @@ INDEX_BITS = 3 + PIECE
 SLOPE_FRAC = 12
 PRODUCT_BITS = 32
 _WORDS = (1 << INDEX_BITS) // WORD
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 
 
 def _bits_times(party: Party, name: int, beta: Tensor, x: Wire) -> tuple[Tensor, Tensor]:
@@ -60,36 +61,46 @@ def relu(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[
     return (yield from rescale(party, y, bits=bits, frac=x.frac, nonnegative=True))
 
 
-def gelu_tanh(x: float) -> float:
-    """GPT-2's form."""
-    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def _erf(x: Decimal) -> Decimal:
+    """By its series, which is exact enough for |x| <= 3 at the context's precision."""
+    total, term, k = Decimal(0), x, 0
+    while abs(term) > Decimal(10) ** -30:
+        total += term / (2 * k + 1)
+        k += 1
+        term = -term * x * x / k
+    return 2 * total / _PI.sqrt()
 
 
-def gelu_erf(x: float) -> float:
-    """The exact form."""
-    return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
+def _tanh_form(x: Decimal) -> Decimal:
+    """GPT-2's: x (1 + tanh z) / 2 = x / (1 + e^(-2 z))."""
+    z = (2 / _PI).sqrt() * (x + Decimal("0.044715") * x**3)
+    return x / (1 + (-2 * z).exp())
 
 
-FORMS: dict[str, Callable[[float], float]] = {"tanh": gelu_tanh, "erf": gelu_erf}
+def _erf_form(x: Decimal) -> Decimal:
+    return x * (1 + _erf(x / Decimal(2).sqrt())) / 2
+
+
+FORMS: dict[str, Callable[[Decimal], Decimal]] = {"tanh": _tanh_form, "erf": _erf_form}
 
 
 @lru_cache
 def pieces(form: str, frac: int) -> Tensor:
-    """(2, 2^INDEX_BITS): constant and slope of the line for index i, good on ((i - 1), (i + 1)) / 2^PIECE.
+    """(2, 2^INDEX_BITS): constant (frac + 12 fraction bits) and slope (12) of the line for index i, good on (i - 1, i + 1) / 2^PIECE.
 
-    The line through the chord's ends, lowered by half of the largest gap, so that the error is about even. Both parties
-    round the same doubles to 26 and 12 fraction bits; a last bit of libm moves no rounding but by accident, and the
-    handshake compares a digest of the table.
+    The chord's slope, and the constant between the largest and the smallest gap, so that the error is about even. In
+    decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
     """
     function, count = FORMS[form], 1 << INDEX_BITS
-    constant, slope = [0] * count, [0] * count
-    for i in range(count):
-        at = (i - count if i >= count // 2 else i) / 2**PIECE
-        low, high = at - 2.0**-PIECE, at + 2.0**-PIECE
-        gradient = round((function(high) - function(low)) / (high - low) * 2**SLOPE_FRAC)
-        offsets = [function(x) - gradient / 2**SLOPE_FRAC * x for x in (low + k * (high - low) / 16 for k in range(17))]
-        slope[i] = gradient
-        constant[i] = round((max(offsets) + min(offsets)) / 2 * 2 ** (frac + SLOPE_FRAC))
+    step, constant, slope = Decimal(1) / (1 << PIECE), [0] * count, [0] * count
+    with localcontext() as context:
+        context.prec = 40
+        values = {k: function(k * step / 2) for k in range(-count - 2, count + 3)}  # at halves of pieces
+        for i in range(count):
+            at = i - count if i >= count // 2 else i
+            slope[i] = round((values[2 * at + 2] - values[2 * at - 2]) / (2 * step) * (1 << SLOPE_FRAC))
+            gaps = [values[k] - Decimal(slope[i]) / (1 << SLOPE_FRAC) * k * step / 2 for k in range(2 * at - 2, 2 * at + 3)]
+            constant[i] = round((max(gaps) + min(gaps)) / 2 * (1 << (frac + SLOPE_FRAC)))
     return torch.tensor([constant, slope], dtype=torch.int64)
 
 
@@ -164,4 +175,5 @@ def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) ->
         rescale(party, line, bits=bits, frac=x.frac),
         rescale(party, Shares(above, PRODUCT_BITS, x.frac), bits=bits, frac=x.frac, nonnegative=True),
     )
-    return curved + rest
+    result: Shares = curved + rest
+    return result

@@ -128,7 +128,7 @@ class Walk:
         if self.failures:
             listed = "; ".join(self.failures)
             raise UnsupportedOpError(
-                f"{len(self.failures)} unsupported: {listed}", remedy="every operator that has a protocol is in the docs"
+                f"unsupported operators ({len(self.failures)}): {listed}", remedy="every operator that has a protocol is in the docs"
             )
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         if any(kind != OutputKind.USER_OUTPUT for kind in kinds):

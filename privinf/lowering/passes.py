@@ -74,7 +74,7 @@ def absorb_masks(draft: Draft) -> None:
         draft.swap(key, source)
         draft.drop(key)
     if failures:
-        raise UnsupportedOpError(f"{len(failures)} unsupported: " + "; ".join(failures))
+        raise UnsupportedOpError(f"unsupported operators ({len(failures)}): " + "; ".join(failures))
 
 
 def softmaxes_after(draft: Draft, key: str) -> list[str] | None:

@@ -1,19 +1,25 @@
 """One party of a local session, as a process: `python -m privinf _party ROLE`, driven over its standard input and output.
 
-One JSON object a line. The first line on standard input is the configuration; a client gets its queries there too. Events go
-to standard output. The end of standard input ends the process, so that no party outlives the one who started it.
+One JSON object a line. The first line on standard input is the configuration; a server is told its dealer's address in a
+second one, once that is known; a client gets its queries there, each with a number, and may be told to drop one. Events go
+to standard output, and one that belongs to a query has its number; a sign of life goes there every few seconds. The end of
+standard input ends the process, so that no party outlives the one who started it.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import importlib
 import json
 import logging
 import os
-import sys
+import queue
+import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +27,91 @@ from privinf.party.options import Options
 from protocols.errors import PrivinfError
 
 if TYPE_CHECKING:
+    from privinf.party.client import Client
     from privinf.party.clock import Clock
+
+BEAT_S = 2.0
+SETTLE_S = 1.5
+"""How long the sessions of a party that is to end may take to end by themselves."""
+GRACE_S = 8.0
+"""How long the process may live once its standard input has ended."""
+
+
+class Parent:
+    """The process that started this one: lines from it, events to it."""
+
+    def __init__(self) -> None:
+        self._out = os.dup(1)
+        os.dup2(2, 1)  # what a library prints must not get between the events
+        self._lock = threading.Lock()
+        self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()  # None: the end
+        self.on_cancel: Callable[[int], None] = lambda number: None
+        self.on_end: Callable[[], None] = lambda: None
+        for job in (self._read, self._beat):
+            threading.Thread(target=job, name=f"parent{job.__name__}", daemon=True).start()
+
+    def emit(self, event: str, **values: Any) -> None:
+        """One event; BrokenPipeError if nobody is left to read it."""
+        data = memoryview((json.dumps({"event": event, **values}) + "\n").encode())
+        with self._lock:
+            while data:
+                data = data[os.write(self._out, data) :]
+
+    def _read(self) -> None:
+        parts: list[bytes] = []
+        while chunk := os.read(0, 1 << 16):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                message = json.loads(b"".join([*parts, end]))
+                parts = []
+                if "cancel" in message:
+                    self.on_cancel(message["cancel"])
+                else:
+                    self.lines.put(message)
+            parts.append(rest)
+        self.lines.put(None)
+        self.on_end()
+        time.sleep(GRACE_S)
+        os._exit(1)  # native code that does not come back, a lowering say, must not outlive its purpose
+
+    def _beat(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            while True:
+                self.emit("alive")
+                time.sleep(BEAT_S)
+
+
+class _Forward(logging.Handler):
+    """Log records as events: the parent has the terminal."""
+
+    def __init__(self, parent: Parent, *, debug: bool) -> None:
+        super().__init__()
+        self._parent = parent
+        if not debug:
+            self.setFormatter(_Plain())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._parent.emit("log", name=record.name, level=record.levelno, message=self.format(record))
+
+
+class _Plain(logging.Formatter):
+    """A record's message without its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
+def _log_to(parent: Parent, role: str, level: int) -> None:
+    debug = level <= logging.DEBUG
+    logging.basicConfig(level=level, handlers=[_Forward(parent, debug=debug)], force=True)
+    if not debug:
+        # how a session failed is what the client's error says: once is enough
+        logging.getLogger(f"privinf.{role}").setLevel(logging.ERROR)
 
 
 def _options(config: dict[str, Any]) -> Options:
     return Options(**{**config["options"], "cache": Path(config["options"]["cache"])})
-
-
-def emit(event: str, **values: Any) -> None:
-    """One event for the parent."""
-    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-    sys.stdout.flush()
 
 
 def encode_tensor(x: Any) -> dict[str, Any]:
@@ -49,12 +129,12 @@ def decode_tensor(value: dict[str, Any]) -> Any:
     return torch.from_numpy(array.copy())
 
 
-def _finish(traffic: dict[str, Any], links: Iterable[dict[str, Any]], clock: Clock | None) -> None:
+def _finish(parent: Parent, traffic: dict[str, Any], links: Iterable[dict[str, Any]], clock: Clock | None) -> None:
     """`links` are the meters' snapshots of the last connections, `clock` the seconds of each pass where they were asked for."""
     from privinf.party.report import peak_rss_bytes
 
     passes = clock.report() if clock else []
-    emit("ended", pid=os.getpid(), peak_rss_bytes=peak_rss_bytes(), traffic=traffic, links=list(links), passes=passes)
+    parent.emit("ended", pid=os.getpid(), peak_rss_bytes=peak_rss_bytes(), traffic=traffic, links=list(links), passes=passes)
 
 
 def _clock(config: dict[str, Any]) -> Clock | None:
@@ -65,21 +145,22 @@ def _clock(config: dict[str, Any]) -> Clock | None:
     return Clock()
 
 
-def _serve(role: str, config: dict[str, Any]) -> None:
+def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
     """Server or dealer: serve until standard input ends."""
-    from privinf.party.report import counters
-
     options, clock = _options(config), None
     if role == "dealer":
         from privinf.party.dealer import DealerService
 
         service: Any = DealerService(listen="127.0.0.1:0", keys=config["keys"], options=options)
     else:
+        from privinf.party.models import open_model
         from privinf.party.server import Server
 
-        service = Server(
-            config["model"], listen="127.0.0.1:0", dealer=config["dealer"], keys=config["keys"], allow_logits=True, options=options
-        )
+        lowered = open_model(Path(config["model"]), options.cache)
+        more = parent.lines.get()
+        if more is None:
+            return
+        service = Server(lowered, listen="127.0.0.1:0", dealer=more["dealer"], keys=config["keys"], allow_logits=True, options=options)
         if config.get("dump"):
             from privinf.party.probe import dumping
 
@@ -87,76 +168,117 @@ def _serve(role: str, config: dict[str, Any]) -> None:
         elif clock := _clock(config):
             service.probe = clock.begin
     service.start()
-    emit("listening", address=service.address)
-    sys.stdin.read()
+    parent.emit("listening", address=service.address)
+    while parent.lines.get() is not None:
+        pass
+    service.settle(SETTLE_S)
     service.close()
-    _finish({phase: counters(cell) for phase, cell in service.traffic().items()}, service.ended, clock)
+    _finish(parent, service.traffic(), service.ended, clock)
 
 
-def _client(config: dict[str, Any]) -> None:
-    """Client: one line of standard input is one query."""
-    from privinf.party.client import Client
+class _Queries:
+    """A client that answers one query after the other."""
 
-    last, clock = [-1.0], _clock(config)
+    def __init__(self, parent: Parent, config: dict[str, Any]) -> None:
+        self._parent, self._config, self._clock = parent, config, _clock(config)
+        self._links: deque[dict[str, Any]] = deque(maxlen=64)
+        self._traffic: dict[str, Any] = {}
+        self._dropped: set[int] = set()
+        self._running: tuple[int, Client] | None = None
+        parent.on_cancel, parent.on_end = self._cancel, self._end
 
-    def progress(phase: str, share: float) -> None:
-        if share in (0.0, 1.0) or share - last[0] > 0.05 or share < last[0]:
-            last[0] = share
-            emit("progress", phase=phase, share=share)
+    def _cancel(self, number: int) -> None:
+        self._dropped.add(number)
+        if (running := self._running) and running[0] == number:
+            running[1].close()
 
-    def make() -> Client:
+    def _end(self) -> None:
+        if running := self._running:
+            running[1].close()
+
+    def serve(self) -> None:
+        """Until standard input ends."""
+        self._parent.emit("ready")
+        while (query := self._parent.lines.get()) is not None:
+            number = query.pop("query")
+            try:
+                if number not in self._dropped:
+                    self._answer(number, query)
+            except PrivinfError as error:
+                self._parent.emit("error", query=number, kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+            except (BrokenPipeError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                logging.getLogger("privinf").debug("a query failed", exc_info=True)
+                message = f"a defect in privinf: {type(error).__name__}: {error}; run again with --debug for the traceback"
+                self._parent.emit("error", query=number, kind="PrivinfError", message=message, exit_code=1)
+            finally:
+                self._running = None
+        _finish(self._parent, self._traffic, self._links, self._clock)
+
+    def _client(self, number: int) -> Client:
+        from privinf.party.client import Client
+
+        last, config = [-1.0], self._config
+
+        def progress(phase: str, share: float) -> None:
+            if share in (0.0, 1.0) or share - last[0] > 0.05 or share < last[0]:
+                last[0] = share
+                self._parent.emit("progress", query=number, phase=phase, share=share)
+
         made = Client(config["server"], dealer=config["dealer"], keys=config["keys"], options=_options(config), progress=progress)
         if config.get("dump"):
             from privinf.party.probe import dumping
 
             made.probe = dumping(Path(config["dump"]), "client")
-        elif clock:
-            made.probe = clock.begin
+        elif self._clock:
+            made.probe = self._clock.begin
         return made
 
-    traffic: dict[str, Any] = {}
-    links: deque[dict[str, Any]] = deque(maxlen=64)
-    emit("ready")
-    for line in sys.stdin:
-        query = json.loads(line)
-        client, session = make(), None
+    def _answer(self, number: int, query: dict[str, Any]) -> None:
+        client, session, emit = self._client(number), None, self._parent.emit
+        self._running = number, client
         try:
             session = client.connect()
             if "inputs" in query:
                 output = client.run(*(decode_tensor(x) for x in query["inputs"]))
-                emit("output", output=encode_tensor(output))
+                emit("output", query=number, output=encode_tensor(output))
             else:
                 for token in client.generate(**query):
-                    emit("token", id=token.id, text=token.text)
+                    emit("token", query=number, id=token.id, text=token.text)
+                    if number in self._dropped:
+                        return
             assert client.result is not None
-            traffic = client.result["traffic"]
-            emit("result", result=client.result, logits=[encode_tensor(x) for x in client.logits])
-        except PrivinfError as error:
-            emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+            self._traffic = client.result["traffic"]
+            emit("result", query=number, result=client.result, logits=[encode_tensor(x) for x in client.logits])
         finally:
             client.close()
             for peer, connection in (("server", session.connection), ("dealer", session.link)) if session else ():
                 if connection is not None:
-                    links.append({"peer": peer, **connection.meter.snapshot()})
-    _finish(traffic, links, clock)
+                    self._links.append({"peer": peer, **connection.meter.snapshot()})
 
 
 def main(role: str) -> int:
     """The process; returns its exit code."""
-    logging.basicConfig(level=logging.WARNING, format=f"{role}: %(message)s", stream=sys.stderr)
-    config = json.loads(sys.stdin.readline() or "{}")
-    if threads := config.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded
+    parent = Parent()
+    # before the configuration is needed, so that the three parties load their libraries side by side
+    importlib.import_module(f"privinf.party.{role}")
+    config = parent.lines.get()
+    if config is None:
+        return 0
+    _log_to(parent, role, config["log_level"])
     try:
         if role == "client":
-            _client(config)
+            _Queries(parent, config).serve()
         else:
-            _serve(role, config)
+            _serve(role, parent, config)
     except PrivinfError as error:
-        emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        parent.emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
         return error.exit_code
+    except BrokenPipeError:
+        if scratch := config.get("scratch"):  # the parent was killed, and nobody else removes the keys that it made
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     except KeyboardInterrupt:
         return 130
-    finally:
-        threading.Timer(5.0, os._exit, (1,)).start() if threading.active_count() > 1 else None
     return 0

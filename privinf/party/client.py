@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +17,23 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime
 from privinf.lowering.program import module_output, next_token
-from privinf.party.messages import Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
-from privinf.party.options import MAX_NEW_TOKENS, Options
+from privinf.party.blame import farewell, sane
+from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
+from privinf.party.options import MAX_NEW_TOKENS, REACH_S, Options
 from privinf.party.report import result_of
 from privinf.party.setup import ClientStore, packed_bytes
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.keys import load_credentials
-from privinf.transport.listener import dial
+from privinf.transport.listener import dial, parse_address
+from privinf.transport.shaper import Link
 from protocols.correlations import Role, Store
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from protocols.party import Offline, Online, Party
 
 Progress = Callable[[str, float], None]  # (phase, share done)
+MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
 
 
 @dataclass
@@ -45,24 +49,71 @@ class Client:
     """`Client("server:7000", dealer="dealer:7001", keys="keys/").generate("def main(")`; also a context manager.
 
     Connecting happens at the first use: handshake, set-up (kept in the cache), a session token, the dealer. One session
-    is one sequence; a second `generate` starts a new session. Raises PrivinfError and nothing else.
+    is one sequence, and every query has a session of its own, so that several threads may use one client. Raises
+    PrivinfError and nothing else.
     """
 
     def __init__(self, server: str, *, dealer: str, keys: str, options: Options | None = None, progress: Progress | None = None) -> None:
         self.options = options or Options()
         self.server, self.dealer = server, dealer
+        for address in (server, dealer):
+            parse_address(address)  # a malformed one is noticed now
         self.credentials = load_credentials(keys, "client")
         self._progress = progress or (lambda phase, share: None)
-        self._session: ClientSession | None = None
+        self._guard = threading.Lock()
+        self._waiting: ClientSession | None = None  # made by `connect`, for the next query
+        self._sessions: set[ClientSession] = set()
         self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
-        self.result: dict[str, Any] | None = None  # of the last query, the contract's fields
+        self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
 
     def connect(self) -> ClientSession:
-        """The session, made if there is none."""
-        if self._session is None:
-            self._session = ClientSession(self, self._progress)
-        return self._session
+        """The session that the next query will use, made if there is none."""
+        with self._guard:
+            waiting = self._waiting
+        if waiting is None:
+            waiting = self._open([])
+            with self._guard:
+                self._waiting = waiting
+        return waiting
+
+    def _open(self, made: list[ClientSession]) -> ClientSession:
+        """A new session; who waits for it in another thread can end it through `made`."""
+        session = ClientSession(self, self._progress)
+        made.append(session)
+        with self._guard:
+            self._sessions.add(session)
+        try:
+            session.open()
+        except BaseException as error:
+            self._drop(session, error)
+            raise
+        return session
+
+    def _drop(self, session: ClientSession, error: BaseException | None = None) -> None:
+        session.close(error)
+        with self._guard:
+            self._sessions.discard(session)
+            if self._waiting is session:
+                self._waiting = None
+
+    @contextlib.contextmanager
+    def _session(self, made: list[ClientSession]) -> Iterator[ClientSession]:
+        """A session for one query; its result is kept, and both peers are told how it ended."""
+        with self._guard:
+            session, self._waiting = self._waiting, None
+        if session is not None:
+            made.append(session)
+        else:
+            session = self._open(made)
+        try:
+            yield session
+            self.result, self.logits = result_of(session), session.logits
+            session.end()
+        except BaseException as error:
+            self._drop(session, error)
+            raise
+        self._drop(session)
 
     def generate(
         self,
@@ -73,49 +124,63 @@ class Client:
         ignore_eos: bool = False,
         logits: bool = False,
     ) -> Iterator[Token]:
-        """New tokens as they come, greedily. The prompt is a text, or ids where there is no tokenizer.
+        """New tokens as they come, greedily, the end token included. The prompt is a text, or ids where there is no tokenizer.
 
         With `logits` the server reveals rounded logits, if it allows it, and the client chooses. ConfigError for an empty
         or too long prompt. The numbers of prompt tokens and of new tokens are public.
         """
-        if max_new_tokens < 1:
-            raise ConfigError("at least one new token must be asked for")
-        session = self.connect()
-        try:
-            start = Prompt.read(session.lowered, prompt, ids)
-            if logits and not session.welcome.logits:
-                raise HandshakeError("this server does not give logits", party="client", remedy="start it with --allow-logits")
-            yield from session.generate(start, max_new_tokens, ignore_eos, logits)
-            self.result, self.logits = result_of(session), session.logits
-            session.end()
-        finally:
-            self.close()
+        return self._generate([], prompt, ids, max_new_tokens, ignore_eos, logits)
 
-    async def generate_async(self, prompt: str | None = None, **options: Any) -> AsyncIterator[Token]:
-        """`generate` for services: the protocol runs in a worker thread."""
+    def _generate(
+        self,
+        made: list[ClientSession],
+        prompt: str | None,
+        ids: Sequence[int] | None,
+        max_new_tokens: int,
+        ignore_eos: bool,
+        logits: bool,
+    ) -> Iterator[Token]:
+        if max_new_tokens < 1:
+            raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
+        with self._session(made) as session:
+            start = Prompt.read(session.lowered, prompt, ids)
+            if logits:
+                session.want_logits()
+            yield from session.generate(start, max_new_tokens, ignore_eos, logits)
+
+    async def generate_async(
+        self,
+        prompt: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        ignore_eos: bool = False,
+        logits: bool = False,
+    ) -> AsyncIterator[Token]:
+        """`generate` for services: the protocol runs in a worker thread. Cancelling it ends the session."""
         import asyncio
 
-        iterator, done = self.generate(prompt, **options), object()
-        while (token := await asyncio.to_thread(next, iterator, done)) is not done:
-            assert isinstance(token, Token)
-            yield token
+        made: list[ClientSession] = []
+        tokens, done = self._generate(made, prompt, ids, max_new_tokens, ignore_eos, logits), object()
+        try:
+            while (token := await asyncio.to_thread(next, tokens, done)) is not done:
+                assert isinstance(token, Token)
+                yield token
+        finally:
+            for session in made:  # a worker thread that still waits for a peer wakes
+                await asyncio.to_thread(self._drop, session)
 
     def run(self, *inputs: Tensor) -> Tensor:
         """A private pass: a lowered module's output, or for a language model ids (1, T) to rounded logits (1, V)."""
-        session = self.connect()
-        try:
-            output = session.run(inputs)
-            self.result = result_of(session)
-            session.end()
-            return output
-        finally:
-            self.close()
+        with self._session([]) as session:
+            return session.run(inputs)
 
     def close(self) -> None:
-        """Ends the session; may be called again."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        """Ends every session, also one that another thread waits in; may be called again."""
+        with self._guard:
+            sessions = list(self._sessions)
+        for session in sessions:
+            self._drop(session)
 
     def __enter__(self) -> Self:
         return self
@@ -135,35 +200,57 @@ class ClientSession:
         self.streamer: Streamer | None = None
         self.finish_reason = "length"
         self.logits: list[Tensor] = []
-        options = self.options
-        self.connection = dial(client.server, client.credentials, "server", options.timeout, options.emulated)
         self.link: Connection | None = None
-        try:
-            self._set_up()
-        except BaseException as error:
-            self.close(error)
-            raise
+        self._closed = threading.Event()
+        self._dialled: list[Connection] = []
 
-    def _set_up(self) -> None:
-        began, connection = time.perf_counter(), self.connection
-        connection.meter.phase = "setup"
+    def __repr__(self) -> str:
+        return f"ClientSession({self.client.server}, prompt and tokens hidden)"
+
+    def open(self) -> None:
+        """Handshake, set-up and the dealer."""
+        began = time.perf_counter()
+        self.connection = self._dial(self.client.server, "server", self.options.timeout, self.options.emulated)
+        self.connection.meter.phase = "setup"
+        with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=self.client.server):
+            token = self._set_up(self.connection)
+        self.connection.establish()
+        self.link = link = self._dial(self.client.dealer, "dealer", min(REACH_S, self.options.timeout))
+        link.meter.phase = "offline"
+        greet(link)
+        link.send_control(Join(token))
+        self.store = Store(Role.CLIENT, link.receive_control(SessionSeed).seed, self.options.device)
+        link.establish()
+        self.timing.setup_s = time.perf_counter() - began
+
+    def _dial(self, address: str, role: str, connect_s: float, emulated: Link | None = None) -> Connection:
+        connection = dial(address, self.client.credentials, role, self.options.timeout, emulated, connect_s=connect_s)
+        self._dialled.append(connection)
+        if self._closed.is_set():  # meanwhile, by another thread
+            connection.close()
+        return connection
+
+    def _set_up(self, connection: Connection) -> bytes:
+        """Compares versions and models, and fetches what is not kept of the model; the session's token."""
         greet(connection)
         self.welcome = connection.receive_control(Welcome)
-        expect = self.options.expect
-        if expect and expect != self.welcome.model:
-            raise HandshakeError(f"the server has the model {self.welcome.model}, not the expected {expect}", party="client", peer=self.client.server)
+        expect, model, peer = self.options.expect, self.welcome.model, f"server {self.client.server}"
+        if expect and expect != model:
+            what, remedy = f"the server has the model {model!r}, not the expected {expect!r}", "compare with what `privinf serve` prints"
+            raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
         store = ClientStore(self.options.cache)
         bundle = store.bundle(self.welcome.bundle)
         connection.send_control(Needs(() if bundle is not None else ("bundle",)))
         if bundle is None:
             bundle = self._receive_bundle(store)
         self.lowered = Lowered.from_bundle(bundle)
-        if self.lowered.info.id != self.welcome.model:
-            raise HandshakeError("the server's bundle is of another model than it says", party="client", peer=self.client.server)
+        if self.lowered.info.id != model:
+            raise HandshakeError("the server's bundle is of another model than it says", party="client", peer=peer)
         self.weights = {name: record for name, (record, _, _) in weights_of(self.lowered.graph).items()}
-        model = self.welcome.model
+        if sum(packed_bytes(weight) for weight in self.weights.values()) > MAX_SETUP:
+            raise HandshakeError(f"the server's model asks for a set-up of more than {MAX_SETUP} bytes", party="client", peer=peer)
         missing = store.missing(model, self.weights)
-        connection.send_control(Needs(tuple(missing)), 16 * 2**20)
+        connection.send_control(Needs(tuple(missing)), MAX_KINDS)
         connection.max_frame = 64 * 2**20
         for done, name in enumerate(missing):
             store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
@@ -171,52 +258,60 @@ class ClientSession:
         party = Party(Role.CLIENT, None, dict(store.load(model, self.weights)))
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         self.runtime = Runtime.of(self.lowered.graph, party)
-        token = connection.receive_control(Session).token
-        connection.establish()
-        self.link = dial(self.client.dealer, self.client.credentials, "dealer", self.options.timeout)
-        self.link.meter.phase = "offline"
-        greet(self.link)
-        self.link.send_control(Join(token))
-        self.store = Store(Role.CLIENT, self.link.receive_control(SessionSeed).seed, self.options.device)
-        self.link.establish()
-        self.timing.setup_s = time.perf_counter() - began
+        return connection.receive_control(Session).token
 
     def _receive_bundle(self, store: ClientStore) -> bytes:
         self.connection.max_frame = self.welcome.size
         bundle = bytes(self.connection.receive(self.welcome.size, Kind.CONTROL))
         self.connection.max_frame = 64 * 2**10
         if hashlib.sha256(bundle).hexdigest() != self.welcome.bundle:
-            raise HandshakeError("the public bundle does not have the digest that the server gave", party="client", peer=self.client.server)
+            peer = f"server {self.client.server}"
+            raise HandshakeError("the public bundle does not have the digest that the server gave", party="client", peer=peer)
         store.keep_bundle(bundle)
         return bundle
+
+    def want_logits(self) -> None:
+        """HandshakeError unless the server gives them."""
+        if not self.welcome.logits:
+            peer = f"server {self.client.server}"
+            raise HandshakeError("this server does not give logits", party="client", peer=peer, remedy="start it with --allow-logits")
 
     def generate(self, prompt: Prompt, max_new_tokens: int, ignore_eos: bool, logits: bool) -> Iterator[Token]:
         """Passes: one over the prompt, then one for each token but the last."""
         info = self.lowered.info
         self.prompt, self.streamer = prompt, Streamer(prompt.tokenizer)
         ids, stop = list(prompt.ids), set() if ignore_eos else set(info.eos)
-        for _ in range(min(max_new_tokens, info.n_positions - len(prompt.ids) + 1)):
+        count = min(max_new_tokens, info.n_positions - len(prompt.ids) + 1)
+        for left in reversed(range(count)):
             out = self._pass(Pass(len(ids), logits), [torch.tensor([ids])])
             if logits:
                 self.logits.append(out)
             token = int(out.argmax()) if logits else int(out)
+            if not 0 <= token < info.vocab:
+                raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=f"server {self.client.server}")
             self.tokens.append(token)
             ids = [token]
             if token in stop:
                 self.finish_reason = "stop"
+                yield Token(token, self.streamer.rest())
                 return
-            yield Token(token, self.streamer.add(token))
+            text = self.streamer.add(token)
+            yield Token(token, text if left or text is None else text + (self.streamer.rest() or ""))
 
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
         """See `Client.run`."""
         info = self.lowered.info
-        if info.is_language_model:
-            (ids,) = inputs
-            self.prompt = Prompt.read(self.lowered, None, ids.reshape(-1).tolist())
-            return self._pass(Pass(ids.shape[-1], True), [ids.reshape(1, -1).long()]).float()
         shapes = [tuple(size or 1 for size in spec.shape) for spec in info.inputs]
-        if [tuple(x.shape) for x in inputs] != shapes:
-            raise ConfigError(f"the module takes inputs of shapes {shapes}, not {[tuple(x.shape) for x in inputs]}")
+        if info.is_language_model and len(inputs) == 1 and inputs[0].dim() in (1, 2) and not inputs[0].is_floating_point():
+            self.want_logits()
+            ids = inputs[0].reshape(1, -1).long()
+            self.prompt = Prompt.read(self.lowered, None, ids[0].tolist())
+            return self._pass(Pass(ids.shape[1], True), [ids]).float()
+        if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
+            wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
+            raise ConfigError(f"the model takes {wanted}, not {[tuple(x.shape) for x in inputs]}")
+        if not all(bool(torch.isfinite(x).all()) for x in inputs):
+            raise ConfigError("an input is not finite")
         return self._pass(Run(), list(inputs))
 
     def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
@@ -228,23 +323,26 @@ class ClientSession:
         """One query: what does not depend on it first, then the query itself."""
         began, meter, party = time.perf_counter(), self.connection.meter, self.runtime.party
         meter.phase, meter.label = "online", ("", "")
-        self.connection.send_control(request)
-        assert self.link is not None
-        dealt = self.link.receive_control(Dealt)
-        meter.phase = "offline"
-        feed = _Feed(self.link, dealt.size, lambda share: self.progress("offline", share))
-        ahead = Party(Role.CLIENT, None, party.weights)
-        offline = ahead.engine = Offline(ahead, self.connection, self.store, feed.take)
-        self._walk(self.runtime.sketch(ahead), request, [x.to("meta") for x in inputs])
-        if offline.hash.digest() != dealt.digest or feed.left:
-            raise ProtocolDesync("client and server ask for different correlations", party="client", remedy="install the same release on all machines")
-        middle = time.perf_counter()
-        meter.phase = "online"
-        party.engine = Online(Role.CLIENT, self.connection, self.store)
-        result = self._walk(self.runtime, request, inputs, self.client.probe(party) if self.client.probe else None)
-        with party.label("", ""):  # what follows belongs to no operator
-            pass
-        assert result is not None
+        peer = f"server {self.client.server}"
+        with sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=peer):
+            self.connection.send_control(request)
+            assert self.link is not None
+            dealt = self.link.receive_control(Dealt)
+            meter.phase = "offline"
+            feed = _Feed(self.link, dealt.size, lambda share: self.progress("offline", share))
+            ahead = Party(Role.CLIENT, None, party.weights)
+            offline = ahead.engine = Offline(ahead, self.connection, self.store, feed.take)
+            self._walk(self.runtime.sketch(ahead), request, [x.to("meta") for x in inputs])
+            if offline.hash.digest() != dealt.digest or feed.left:
+                remedy = "install the same release on all machines"
+                raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
+            middle = time.perf_counter()
+            meter.phase = "online"
+            party.engine = Online(Role.CLIENT, self.connection, self.store)
+            result = self._walk(self.runtime, request, inputs, self.client.probe(party) if self.client.probe else None)
+            with party.label("", ""):  # what follows belongs to no operator
+                pass
+            assert result is not None
         self.timing.offline_s += middle - began
         self.timing.tokens_s.append(time.perf_counter() - middle)
         return result
@@ -254,13 +352,11 @@ class ClientSession:
         self.connection.send_control(End())
 
     def close(self, error: BaseException | None = None) -> None:
-        """Closes both connections; a peer that still listens is told why."""
-        for connection in (self.connection, self.link):
-            if connection is None:
-                continue
-            if isinstance(error, PrivinfError):
-                with contextlib.suppress(PrivinfError):  # it may have gone already, which may be the error itself
-                    connection.send_error(error.message)
+        """Closes both connections, from any thread; a peer that still listens is told why."""
+        self._closed.set()
+        for connection in self._dialled:
+            farewell(connection, error)
+        for connection in self._dialled:
             connection.close()
 
 
@@ -281,6 +377,8 @@ class _Feed:
             if self.left <= 0:
                 raise ProtocolDesync("the dealer sent fewer correlations than are needed", party="client")
             self._buffer = self._link.receive()
+            if not self._buffer:
+                raise ProtocolDesync("the dealer sent an empty message", party="client")
             self.left -= len(self._buffer)
             self._progress(1 - max(self.left, 0) / max(self._total, 1))
         last, self._buffer = self._buffer[:size], self._buffer[size:]

@@ -16,7 +16,9 @@ from privinf.party.options import Options
 from privinf.party.text import Prompt
 
 
-def compare(model: str | Path, *, prompt: str | None = None, ids: Sequence[int] | None = None, options: Options | None = None) -> dict[str, Any]:
+def compare(
+    model: str | Path, *, prompt: str | None = None, ids: Sequence[int] | None = None, options: Options | None = None
+) -> dict[str, Any]:
     """The contract's fields: errors per node inside the network and of the last position's logits, and both tokens.
 
     The private pass is `run`'s, by three local processes; they dump every node's shares to a temporary directory that only

@@ -6,6 +6,7 @@ It learns the public shapes of what is asked for, and the seed of the weight mas
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -18,20 +19,22 @@ from privinf.party.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Dealer, KindHash, from_wire
-from protocols.errors import CorrelationError, HandshakeError, PrivinfError
+from protocols.errors import CorrelationError, HandshakeError, PrivinfError, TransportError
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
 log = logging.getLogger("privinf.dealer")
 MAX_CONTROL = 4 * 2**20
+MAX_WEIGHTS = 1 << 31  # of one model, in sum
 
 
 @dataclass
 class _Session:
     client: str  # fingerprint
     seed: bytes = field(repr=False)
+    taken: bool = False  # a client has shown the token
     joined: threading.Event = field(default_factory=threading.Event)
-    connection: Connection | None = None
+    connection: Connection | None = None  # the client's, once it has joined
 
 
 class DealerService(Service):
@@ -44,6 +47,7 @@ class DealerService(Service):
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
+        self._expanding = threading.Lock()
 
     def handle(self, connection: Connection) -> None:
         """One party's connection. The server's thread serves the session; the client's only joins it."""
@@ -57,20 +61,28 @@ class DealerService(Service):
     def _join(self, connection: Connection, join: Join) -> None:
         with self._lock:
             session = self._sessions.get(join.token)
-            if session is None or session.connection is not None or session.client != connection.peer_fingerprint:
-                raise HandshakeError("no server has announced this session for your certificate", party="dealer", peer=connection.peer_name)
-            session.connection = connection
+            if session is None or session.taken or session.client != connection.peer_fingerprint:
+                raise HandshakeError("no server has announced this session for your certificate", party="dealer")
+            session.taken = True
+        connection.timeout = self.options.timeout
         connection.send_control(SessionSeed(session.seed))
         connection.establish()
-        self.hand_over(connection)  # before the server's thread may use and close it
+        with self._lock:
+            if self._sessions.get(join.token) is not session:
+                raise TransportError("the server has ended this session", party="dealer")
+            self.hand_over(connection)  # before the server's thread may use and close it
+            session.connection = connection
         session.joined.set()
 
     def _serve(self, connection: Connection, register: Register) -> None:
+        connection.timeout = self.options.timeout
         weights = tuple(Weight(w.name, w.shape, w.bits, w.frac) for w in register.weights)
+        if sum(math.prod(w.shape) for w in weights) > MAX_WEIGHTS:
+            raise HandshakeError(f"a model of more than {MAX_WEIGHTS} weights is too large for this dealer", party="dealer")
         server_seed, session = new_seed(), _Session(register.client, new_seed())
         with self._lock:
             if register.token in self._sessions:
-                raise HandshakeError("this session token is in use", party="dealer", peer=connection.peer_name)
+                raise HandshakeError("this session token is in use", party="dealer")
             self._sessions[register.token] = session
         try:
             masks = self._weight_masks(register.mask_seed, weights)
@@ -78,6 +90,10 @@ class DealerService(Service):
             connection.establish()
             connection.timeout = IDLE_S
             self._deal(connection, session, Dealer(server_seed, session.seed, masks))
+        except PrivinfError as error:
+            if session.connection is not None:
+                self.tell(session.connection, error)
+            raise
         finally:
             with self._lock:
                 del self._sessions[register.token]
@@ -86,18 +102,13 @@ class DealerService(Service):
 
     def _deal(self, connection: Connection, session: _Session, dealer: Dealer) -> None:
         while True:
-            request = connection.receive_control(Deal | End, MAX_KINDS)  # type: ignore[arg-type]
+            request = connection.receive_control(Deal | End, MAX_KINDS)
             if isinstance(request, End):
                 return
             if not session.joined.wait(self.options.timeout):
                 raise HandshakeError("the client did not join its session in time", party="dealer")
-            client = session.connection
-            assert client is not None
-            try:
-                self._deal_pass(client, dealer, request)
-            except PrivinfError as error:
-                client.send_error(str(error))
-                raise
+            assert session.connection is not None
+            self._deal_pass(session.connection, dealer, request)
 
     def _deal_pass(self, client: Connection, dealer: Dealer, request: Deal) -> None:
         kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
@@ -120,7 +131,7 @@ class DealerService(Service):
 
     def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
         """The masks of a model's weights, kept for the model that was asked for last."""
-        with self._lock:
+        with self._expanding:  # not the lock of the sessions: a large model takes seconds
             found = self._masks.get((seed, weights))
             if found is None:
                 self._masks.clear()

@@ -3,101 +3,178 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
+import os
 import queue
+import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from privinf.party.options import MAX_NEW_TOKENS, Options
 from privinf.party.text import Token
 from privinf.transport.keys import init_keys
 from protocols import errors
-from protocols.errors import PrivinfError, TransportError
+from protocols.errors import ConfigError, PrivinfError, TransportError
 
-END_S = 8.0
+END_S = 6.0
+QUICK_END_S = 2.0
+"""How long the processes may take to end by themselves when something has failed. They are ended by force then."""
+SILENCE_S = 30.0
+"""The longest time without a sign of life from a process that runs; loading its libraries may take a while on a cold disk."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """For a process that finds this very package, and computes with this many threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    if ROOT not in installed:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return environment
 
 
 class Party:
     """A party's process and the events that it emits."""
 
-    def __init__(self, role: str, config: dict[str, Any]) -> None:
+    def __init__(self, role: str, *, stderr: IO[bytes] | None, threads: int = 1) -> None:
         self.role = role
         self.ended: dict[str, Any] | None = None
         self.detail: dict[str, Any] = {}
-        # -c would lose the package where it is not installed; -m finds it as the caller does
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "privinf", "_party", role],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the one who started us, who then ends us
-        )
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._stderr = stderr
+        self._writing = threading.Lock()
+        self._queues: dict[int | None, queue.Queue[dict[str, Any] | None]] = {None: queue.Queue()}  # None: what is of no query
+        self._over = False
+        self._heard = time.monotonic()
+        try:
+            # -P: not whatever lies in the directory where the caller happens to be
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "privinf", "_party", role],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=_environment(threads),
+                start_new_session=True,  # Ctrl-C reaches the one who started us, who then ends us
+            )
+        except OSError as error:
+            raise TransportError(f"the local {role} process cannot be started: {error.strerror or error}", party=role) from None
         self._reader = threading.Thread(target=self._read, name=f"privinf-local-{role}", daemon=True)
         self._reader.start()
-        self.say(config)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            event = json.loads(line)
-            if event["event"] == "ended":
-                self.ended = {key: event[key] for key in ("pid", "peak_rss_bytes", "traffic")}
-                self.detail = {key: event[key] for key in ("links", "passes")}
-            else:
-                self._events.put(event)
-        self._events.put(None)
+            self._heard = time.monotonic()
+            with contextlib.suppress(ValueError):  # the last line of a process that was killed may be cut
+                self._take(json.loads(line))
+        with self._writing:
+            self._over = True
+            for waiting in self._queues.values():
+                waiting.put(None)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "ended":
+            self.ended = {key: event[key] for key in ("pid", "peak_rss_bytes", "traffic")}
+            self.detail = {key: event[key] for key in ("links", "passes")}
+        elif event["event"] == "log":
+            logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
+        elif event["event"] != "alive" and (waiting := self._queues.get(event.get("query"))) is not None:
+            waiting.put(event)
+
+    def begin(self, query: int) -> None:
+        """Events of this query are kept from now on, until `forget`."""
+        with self._writing:
+            self._queues[query] = queue.Queue()
+            if self._over:
+                self._queues[query].put(None)
+
+    def forget(self, query: int) -> None:
+        """Events of this query are dropped."""
+        with self._writing:
+            self._queues.pop(query, None)
 
     def say(self, message: dict[str, Any]) -> None:
         """A line for the process."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(message) + "\n")
+        with self._writing, contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which the next event says
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
-    def next_event(self) -> dict[str, Any]:
-        """The next event; what the process reports as its error is raised, and so is its end."""
-        event = self._events.get()
-        if event is None:
-            self._events.put(None)
-            code = self.process.wait()
-            raise TransportError(f"the local {self.role} process ended with code {code}", party=self.role)
-        if event["event"] == "error":
-            error = getattr(errors, event["kind"], PrivinfError)(event["message"])
-            error.exit_code = event["exit_code"]
-            raise error
-        return event
+    def next_event(self, query: int | None = None) -> dict[str, Any]:
+        """The next event of a query; what the process reports as its error is raised, and so are its end and its silence."""
+        while True:
+            try:
+                event = self._queues[query].get(timeout=1.0)
+            except queue.Empty:
+                if time.monotonic() - self._heard > SILENCE_S:
+                    message = f"no sign of life from the local {self.role} process for {SILENCE_S:g} s"
+                    raise TransportError(message, party=self.role, remedy="it was stopped, or the machine is overloaded") from None
+                continue
+            if event is None:
+                self._queues[query].put(None)
+                raise self.death()
+            if event["event"] == "error":
+                error = getattr(errors, event["kind"], PrivinfError)(event["message"])
+                error.exit_code = event["exit_code"]
+                raise error
+            return event
 
     def await_event(self, name: str) -> dict[str, Any]:
-        """Events up to the one with this name."""
+        """Events of no query up to the one with this name."""
         while (event := self.next_event())["event"] != name:
             pass
         return event
 
-    def end(self) -> None:
-        """Ends the process: first by closing its input, then by force."""
+    def death(self) -> TransportError:
+        """How the process ended, with the last line that it left."""
+        code = self.process.wait()
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        lines: list[str] = []
+        if self._stderr is not None:
+            self._stderr.seek(0)
+            lines = [line for line in self._stderr.read()[-4096:].decode("utf-8", "replace").splitlines() if line.strip()]
+        message = f"the local {self.role} process {how}" + (f": {lines[-1].strip()}" if lines else "")
+        remedy = "run again with --debug for more" if code >= 0 else "look at the machine's memory, and at who ended it"
+        return TransportError(message, party=self.role, remedy=remedy)
+
+    def has_died(self, within: float) -> bool:
+        """Whether the process ends within these seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(within)
+            return True
+        return False
+
+    def hang_up(self) -> None:
+        """Asks the process to end, by the end of its input."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        try:
-            self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
+
+    def kill(self) -> None:
+        """Ends the process by force, if it has not ended."""
+        if self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+        self.process.wait()
         self._reader.join(END_S)
+        if not self._reader.is_alive() and self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 class LocalSession:
     """`with LocalSession("model_dir") as session:`; the same parties and the same code as over a network.
 
     The model is a lowered or a checkpoint directory, or a `Lowered`. Raises PrivinfError. `result` holds the contract's
-    fields of the last query; `parties` those of `run` after the session has ended.
+    fields of the last query; `parties` those of `run` after the session has ended. Several threads may ask at a time, and
+    are answered one after the other.
     """
 
     def __init__(
@@ -107,40 +184,80 @@ class LocalSession:
         self._model, self._dump, self._progress = model, dump, progress or (lambda phase, share: None)
         self._parties: dict[str, Party] = {}
         self._stack = contextlib.ExitStack()
+        self._numbers = itertools.count(1)
+        self._predicted: dict[str, Any] | None = None
+        self._asked: dict[str, Any] = {}
         self.result: dict[str, Any] | None = None
         self.logits: list[dict[str, Any]] = []
-        self._lowered: Any = None
 
     def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None)
 
     def _start(self) -> None:
         _ = self.options.emulated  # a malformed link is the user's error, before anything starts
-        root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-")))
+        root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-", ignore_cleanup_errors=True)))
         keys = root / "keys"
         init_keys(keys, ("localhost", "127.0.0.1"))
         model = self._model
         if hasattr(model, "save"):
             model.save(root / "model")
             model = root / "model"
-        common = {"options": {**asdict(self.options), "cache": str(self.options.cache)}, "threads": 1, "clock": self._clock}
+        elif not Path(model).is_dir():
+            raise ConfigError(f"there is no model directory {model}")
+        level = logging.getLogger("privinf").getEffectiveLevel()
+        for role in ("dealer", "server", "client"):  # side by side: each loads its libraries first
+            stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
+            self._parties[role] = Party(role, stderr=stderr)
+        options = {**asdict(self.options), "cache": str(self.options.cache.absolute())}
+        common: dict[str, Any] = {"options": options, "keys": str(keys), "log_level": level, "clock": self._clock}
         if self._dump is not None:
             common["dump"] = str(self._dump)
-        self._parties["dealer"] = Party("dealer", {**common, "keys": str(keys)})
-        # started before they are needed, so that the three load their libraries side by side
-        dealer = self._parties["dealer"].await_event("listening")["address"]
-        self._parties["server"] = Party("server", {**common, "keys": str(keys), "model": str(model), "dealer": dealer})
-        server = self._parties["server"].await_event("listening")["address"]
-        self._parties["client"] = Party("client", {**common, "keys": str(keys), "server": server, "dealer": dealer})
-        self._parties["client"].await_event("ready")
+        parties = self._parties
+        parties["dealer"].say({**common, "scratch": str(root)})
+        parties["server"].say({**common, "model": str(Path(model).absolute())})
+        dealer = parties["dealer"].await_event("listening")["address"]
+        parties["server"].say({"dealer": dealer})
+        server = parties["server"].await_event("listening")["address"]
+        parties["client"].say({**common, "server": server, "dealer": dealer})
+        parties["client"].await_event("ready")
+
+    def _ask(self, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a query but for progress; what is left of it when the caller turns away is dropped."""
+        client = self._parties.get("client")
+        if client is None:
+            raise ConfigError("this local session has not been started", remedy="use it in a with statement")
+        number = next(self._numbers)
+        client.begin(number)
+        done = False
+        try:
+            client.say({"query": number, **query})
+            while not done:
+                event = client.next_event(number)
+                if event["event"] == "progress":
+                    self._progress(event["phase"], event["share"])
+                    continue
+                if event["event"] == "result":
+                    self.result, self.logits, done = event["result"], event["logits"], True
+                    self._asked, self._predicted = query, None
+                yield event
+        except PrivinfError as error:
+            done = True
+            for role in ("server", "dealer"):  # the client saw a connection break; here is why
+                if isinstance(error, TransportError) and self._parties[role].has_died(0.3):
+                    raise self._parties[role].death() from error
+            raise
+        finally:
+            client.forget(number)
+            if not done:
+                client.say({"cancel": number})
 
     def generate(
         self,
@@ -152,33 +269,38 @@ class LocalSession:
         logits: bool = False,
     ) -> Iterator[Token]:
         """As `privinf.Client.generate`."""
-        client = self._parties["client"]
-        ids = None if ids is None else [int(number) for number in ids]
-        client.say({"prompt": prompt, "ids": ids, "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits})
-        while True:
-            event = client.next_event()
+        numbers = None if ids is None else [int(number) for number in ids]
+        query = {"prompt": prompt, "ids": numbers, "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits}
+        for event in self._ask(query):
             if event["event"] == "token":
                 yield Token(event["id"], event["text"])
-            elif event["event"] == "progress":
-                self._progress(event["phase"], event["share"])
-            elif event["event"] == "result":
-                self.result, self.logits = event["result"], event["logits"]
-                return
 
     def run(self, *inputs: Any) -> Any:
         """A private pass; see `privinf.Client.run`."""
         from privinf.party.child import decode_tensor, encode_tensor
 
-        client = self._parties["client"]
-        client.say({"inputs": [encode_tensor(x) for x in inputs]})
-        output = decode_tensor(client.await_event("output")["output"])
-        self.result = client.await_event("result")["result"]
-        return output
+        events = {event["event"]: event for event in self._ask({"inputs": [encode_tensor(x) for x in inputs]})}
+        return decode_tensor(events["output"]["output"])
 
     @property
     def traffic(self) -> dict[str, Any]:
         """What was counted at the client in the last query."""
         return self.result["traffic"] if self.result else {}
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """What was to be expected of the last query, per layer and operator: `total` and `ops` as `privinf explain` has them."""
+        if self.result is None:
+            return {}
+        if self._predicted is None:
+            from privinf.lowering.explain import explain
+            from privinf.party.models import open_model
+
+            lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
+            logits = bool(self._asked.get("logits", True))
+            tokens = max(1, len(self.result["tokens"]))
+            self._predicted = explain(lowered, self.result["prompt_tokens"] or 1, logits=logits, new_tokens=tokens)
+        return self._predicted
 
     @property
     def parties(self) -> dict[str, Any]:
@@ -191,12 +313,21 @@ class LocalSession:
         `peer`; and with `clock` `passes`, the seconds of each operator of each pass."""
         return {role: party.detail for role, party in self._parties.items()}
 
-    def close(self) -> None:
-        """Ends the three processes; may be called again."""
-        for role in ("client", "server", "dealer"):
-            if role in self._parties:
-                self._parties[role].end()
-        self._stack.close()
+    def close(self, *, at_once: bool = False) -> None:
+        """Ends the three processes, the client first; `at_once` all together, and soon by force. May be called again."""
+        parties = list(self._parties.values())
+        try:
+            groups = [parties] if at_once else [parties[2:], parties[:2]]
+            for group in groups:
+                for party in group:
+                    party.hang_up()
+                deadline = time.monotonic() + (QUICK_END_S if at_once else END_S)
+                for party in group:
+                    party.has_died(max(0.0, deadline - time.monotonic()))
+        finally:
+            for party in parties:
+                party.kill()
+            self._stack.close()
 
 
 def local_session(model: Any, **options: Any) -> LocalSession:

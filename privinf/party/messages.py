@@ -51,6 +51,9 @@ class Session(msgspec.Struct, frozen=True):
 
     token: Token
 
+    def __repr__(self) -> str:
+        return "Session(token hidden)"
+
 
 class Pass(msgspec.Struct, frozen=True, tag=True):
     """C: a pass over `count` new positions; the token alone, or rounded logits."""
@@ -115,8 +118,8 @@ class Deal(msgspec.Struct, frozen=True, tag=True):
 class Dealt(msgspec.Struct, frozen=True):
     """D to C: a digest of the kinds of one pass; their payload follows."""
 
-    digest: bytes
-    size: int
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 
 
 def greet(connection: Endpoint) -> None:

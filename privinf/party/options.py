@@ -10,6 +10,7 @@ from privinf.transport.shaper import Link, parse_link
 
 MAX_NEW_TOKENS = 32
 IDLE_S = 3600.0  # how long a session may lie unused
+REACH_S = 5.0  # how long a dealer that is due to run may refuse connections
 
 
 def default_cache() -> Path:

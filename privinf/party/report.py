@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from privinf.transport.meter import Cell, Meter
+from privinf.transport.meter import PHASES, Cell
 
 if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
@@ -23,21 +24,13 @@ def counters(cell: Cell) -> dict[str, int]:
     return {name: values[name] for name in ("sent", "received", "payload", "rounds")}
 
 
-def _sum(parts: list[Cell]) -> Cell:
-    total = Cell()
-    for part in parts:
-        total.add(part)
-    return total
-
-
-def client_traffic(peer: Meter, dealer: Meter) -> dict[str, Any]:
-    """Phases of one party: set-up and online are the link between server and client, offline both links."""
-    offline = {"dealer": dealer.total(), "peer": peer.total("offline")}
-    return {
-        "setup": counters(peer.total("setup")),
-        "offline": {**counters(_sum(list(offline.values()))), **{name: counters(cell) for name, cell in offline.items()}},
-        "online": counters(peer.total("online")),
-    }
+def traffic_of(peer: Mapping[str, Cell], dealer: Cell) -> dict[str, Any]:
+    """The contract's `traffic` of one party: set-up and online are the link between server and client, offline both links."""
+    both = Cell()
+    for part in (dealer, peer["offline"]):
+        both.add(part)
+    offline = {**counters(both), "dealer": counters(dealer), "peer": counters(peer["offline"])}
+    return {"setup": counters(peer["setup"]), "offline": offline, "online": counters(peer["online"])}
 
 
 def model_of(lowered: Lowered) -> dict[str, Any]:
@@ -51,6 +44,7 @@ def result_of(session: ClientSession) -> dict[str, Any]:
     timing = session.timing
     plan = session.lowered.plan.values()
     assert session.link is not None
+    meter = session.connection.meter
     return {
         "text": session.streamer.finish() if session.streamer else None,
         "prompt_tokens": len(session.prompt.ids) if session.prompt else 0,
@@ -62,7 +56,7 @@ def result_of(session: ClientSession) -> dict[str, Any]:
             "first_token_s": timing.tokens_s[0] if timing.tokens_s else 0.0,
             "per_token_s": list(timing.tokens_s),
         },
-        "traffic": client_traffic(session.connection.meter, session.link.meter),
+        "traffic": traffic_of({phase: meter.total(phase) for phase in PHASES}, session.link.meter.total()),
         "trust": TRUST,
         "trust_model": TRUST_TEXT,
         "ring_bits": max((entry.get("bits", 0) for entry in plan), default=0),

@@ -19,11 +19,11 @@ from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output, next_token
 from privinf.party.messages import MAX_KINDS, Deal, End, Needs, Pass, Register, Run, Session, SessionSeed, WeightRecord, Welcome, greet
 from privinf.party.models import open_model
-from privinf.party.options import IDLE_S, Options
+from privinf.party.options import IDLE_S, REACH_S, Options
 from privinf.party.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
-from privinf.transport.listener import dial
+from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Role, Store, to_wire
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync
 from protocols.linear import mask_weight
@@ -53,6 +53,7 @@ class Server(Service):
         options: Options | None = None,
     ) -> None:
         options = options or Options()
+        parse_address(dealer)  # a malformed one is noticed now
         super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True)
         try:
             self.lowered = model if isinstance(model, Lowered) else open_model(Path(model), options.cache)
@@ -76,47 +77,63 @@ class Server(Service):
         """One client: handshake, set-up, then passes until it ends."""
         connection.meter.phase = "setup"
         greet(connection)
+        connection.timeout = self.options.timeout
         connection.send_control(Welcome(self.lowered.info.id, self._digest, len(self._bundle), self.allow_logits))
         if connection.receive_control(Needs).names:
             connection.send(self._bundle, Kind.CONTROL)
         self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
-        token = secrets.token_bytes(16)
+        link = self._reach_dealer()
         try:
-            link = self._reach_dealer()
+            self._serve(connection, link)
         except PrivinfError as error:
-            raise HandshakeError(f"the server cannot reach its dealer: {error.message}", party="server", peer=self.dealer) from None
-        self.adopt(link)
-        try:
-            records = tuple(WeightRecord(w.name, w.shape, w.bits, w.frac) for w in self._weights.values())
-            assert self.lowered.mask_seed is not None
-            link.send_control(Register(token, connection.peer_fingerprint, self.lowered.mask_seed, records), 4 * 2**20)
-            store = Store(Role.SERVER, link.receive_control(SessionSeed).seed, self.options.device)
-            link.establish()
-            connection.send_control(Session(token))
-            connection.establish()
-            connection.timeout = IDLE_S
-            log.info("session with client %s", connection.peer_name)
-            _Session(self, connection, link, store).serve()
-            link.send_control(End())
-            log.info("session with client %s ended", connection.peer_name)
+            self.tell(connection, error)  # before the dealer, whose end it would take for the cause
+            self.tell(link, error)
+            raise
         finally:
             self.retire(link)
 
+    def _serve(self, connection: Connection, link: Connection) -> None:
+        """A session, announced to the dealer and then to the client."""
+        token = secrets.token_bytes(16)
+        records = tuple(WeightRecord(w.name, w.shape, w.bits, w.frac) for w in self._weights.values())
+        assert self.lowered.mask_seed is not None
+        link.send_control(Register(token, connection.peer_fingerprint, self.lowered.mask_seed, records), 4 * 2**20)
+        store = Store(Role.SERVER, link.receive_control(SessionSeed).seed, self.options.device)
+        link.establish()
+        connection.send_control(Session(token))
+        connection.establish()
+        connection.timeout = IDLE_S
+        log.info("session with client %s", connection.peer_name)
+        _Session(self, connection, link, store).serve()
+        link.send_control(End())
+        log.info("session with client %s ended", connection.peer_name)
+
     def _reach_dealer(self) -> Connection:
-        link = dial(self.dealer, self.credentials, "dealer", self.options.timeout, connect_s=min(5.0, self.options.timeout))
-        link.meter.phase = "offline"
-        greet(link)
-        return link
+        try:
+            link = dial(self.dealer, self.credentials, "dealer", self.options.timeout, connect_s=min(REACH_S, self.options.timeout))
+            try:
+                self.adopt(link)
+                link.meter.phase = "offline"
+                greet(link)
+            except BaseException:
+                self.retire(link)
+                raise
+            return link
+        except PrivinfError as error:
+            where = f"the server cannot reach its dealer at {self.dealer}"
+            raise HandshakeError(f"{where}: {error.message}", party="server", remedy=error.remedy) from None
 
     def _set_up(self, connection: Connection, names: tuple[str, ...]) -> None:
         """Sends the masked weights that the client has not kept, one message each."""
         connection.max_frame = 64 * 2**20
+        if len(set(names)) < len(names):
+            raise HandshakeError("the client asks for a weight twice", party="server")
         for name in names:
             weight = self._weights.get(name)
             if weight is None:
-                raise HandshakeError(f"the client asks for a weight {name!r} that the model does not have", party="server")
+                raise HandshakeError(f"the client asks for a weight {name[:80]!r} that the model does not have", party="server")
             assert self.lowered.mask_seed is not None
-            connection.send(pack(mask_weight(self._encoded[name], self.lowered.mask_seed, weight), weight.bits))
+            connection.send(pack(mask_weight(self._encoded[name], self.lowered.mask_seed, weight), weight.bits).data)
 
     @property
     def encoded(self) -> Mapping[str, Tensor]:
@@ -136,7 +153,7 @@ class _Session:
     def serve(self) -> None:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
-            request = self.connection.receive_control(Pass | Run | End)  # type: ignore[arg-type]
+            request = self.connection.receive_control(Pass | Run | End)
             if isinstance(request, End):
                 return
             self._check(request)

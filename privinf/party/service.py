@@ -1,4 +1,8 @@
-"""What server and dealer have in common: accept, a thread for each connection, one line for each failure, a clean end."""
+"""What server and dealer have in common: accept, a thread for each connection, one line for each failure, a clean end.
+
+Strangers and peers are counted apart. A stranger is a connection that has not shown a certificate yet: it has the seconds of
+the TLS handshake, and when too many are there the oldest makes room, so that connections which say nothing keep nobody out.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,25 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from typing import Any, Self
 
+from privinf.party.blame import farewell
 from privinf.party.options import Options
+from privinf.party.report import traffic_of
 from privinf.transport.connection import Connection
-from privinf.transport.keys import load_credentials
+from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import PrivinfError
+from protocols.errors import HandshakeError, PrivinfError, TransportError
 
-MAX_CONNECTIONS = 64
-CLOSE_S = 5.0
+MAX_SESSIONS = 64
+"""Peers that are served at a time; the next one is told to come again later."""
+MAX_STRANGERS = 64
+HELLO_S = 15.0
+"""The longest wait for a peer's first message, once it has shown its certificate."""
+CLOSE_S = 4.0
 
 
 class Service:
@@ -31,12 +42,15 @@ class Service:
         self._log = logging.getLogger(f"privinf.{self.role}")
         emulated = options.emulated if link else None
         self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, link=emulated)
+        self._strangers: dict[socket.socket, threading.Thread] = {}  # in the order in which they came
+        self._attended: set[threading.Thread] = set()  # threads of peers
         self._connections: set[Connection] = set()
         self._handed: set[Connection] = set()
-        self._threads: set[threading.Thread] = set()
+        self._told: set[Connection] = set()
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
-        self._totals = {phase: Cell() for phase in PHASES}  # of connections that have ended
+        self._closing = False
+        self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
         self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them: role of the peer, and the meter's snapshot
 
     @property
@@ -48,36 +62,54 @@ class Service:
         """One peer, from the end of TLS to the end of its session."""
         raise NotImplementedError
 
+    # ---- connections
+
     def hand_over(self, connection: Connection) -> None:
         """Lets a handler return without closing this connection; whoever took it ends it with `retire`."""
         with self._guard:
             self._handed.add(connection)
 
     def adopt(self, connection: Connection) -> None:
-        """Lets `close` end a connection, and `traffic` count it."""
+        """Lets `close` end a connection, and `traffic` count it; TransportError if this service ends."""
         with self._guard:
-            self._connections.add(connection)
+            closing = self._closing
+            if not closing:
+                self._connections.add(connection)
+        if closing:
+            connection.close()
+            raise TransportError(f"this {self.role} is being stopped", party=self.role)
+
+    def tell(self, connection: Connection, error: PrivinfError) -> None:
+        """Tells a peer in one line why this party gives up; only once, so that the cause comes before what it led to."""
+        with self._guard:
+            told = connection in self._told
+            self._told.add(connection)
+        if not told:
+            farewell(connection, error)
 
     def retire(self, connection: Connection) -> None:
         """Closes a connection and keeps its counters; may be called again."""
         connection.close()
         with self._guard:
             self._handed.discard(connection)
+            self._told.discard(connection)
             if connection in self._connections:
                 self._connections.discard(connection)
-                for phase, total in self._totals.items():
-                    total.add(connection.meter.total(phase))
+                for phase in PHASES:
+                    self._totals[connection.peer_role, phase].add(connection.meter.total(phase))
                 self.ended.append({"peer": connection.peer_role, **connection.meter.snapshot()})
 
-    def traffic(self) -> dict[str, Cell]:
-        """Counters by phase, of all connections so far."""
+    def traffic(self) -> dict[str, Any]:
+        """The contract's `traffic`, of all connections so far."""
+        peer, dealer = {phase: Cell() for phase in PHASES}, Cell()
         with self._guard:
-            sums = {phase: Cell() for phase in PHASES}
-            for phase, total in sums.items():
-                total.add(self._totals[phase])
-                for connection in self._connections:
-                    total.add(connection.meter.total(phase))
-        return sums
+            parts = [(role, phase, cell) for (role, phase), cell in self._totals.items()]
+            parts += [(c.peer_role, phase, c.meter.total(phase)) for c in self._connections for phase in PHASES]
+        for role, phase, cell in parts:
+            (dealer if "dealer" in (self.role, role) else peer[phase]).add(cell)
+        return traffic_of(peer, dealer)
+
+    # ---- life
 
     def start(self) -> Self:
         """Serves in the background."""
@@ -89,51 +121,109 @@ class Service:
         """Serves until `close`."""
         while not self._listener.closed:
             sock = self._listener.accept()
-            if sock is None:
-                continue
-            with self._guard:
-                self._threads = {t for t in self._threads if t.is_alive()}
-                full = len(self._threads) >= MAX_CONNECTIONS
-                if not full:
-                    thread = threading.Thread(target=self._attend, args=(sock,), name=f"privinf-{self.role}-peer", daemon=True)
-                    self._threads.add(thread)
-            if full:
-                self._log.warning("too many connections; one was turned away")
-                sock.close()
-                continue
+            if sock is not None:
+                self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        thread = threading.Thread(target=self._attend, args=(sock,), name=f"privinf-{self.role}-peer", daemon=True)
+        with self._guard:
+            crowd = list(self._strangers)
+            for oldest in crowd[: len(crowd) + 1 - MAX_STRANGERS]:
+                del self._strangers[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes and ends
+            self._strangers[sock] = thread
+        try:
             thread.start()
+        except RuntimeError:  # no more threads; others will end
+            self._log.warning("no thread can be started; a connection was turned away")
+            with self._guard:
+                self._strangers.pop(sock, None)
+            sock.close()
 
     def _attend(self, sock: socket.socket) -> None:
+        thread = threading.current_thread()
         connection: Connection | None = None
         try:
-            connection = self._listener.handshake(sock)
-            self.adopt(connection)
+            connection = self._welcome(sock, thread)
             self.handle(connection)
         except PrivinfError as error:
-            self._log.warning("%s", error)
+            if connection is not None and not error.peer:
+                error.peer = f"{connection.peer_role} {connection.peer_name}"
+            self._log.log(logging.INFO if self._closing else logging.WARNING, "%s", error)
             if connection is not None:
-                with contextlib.suppress(PrivinfError):
-                    connection.send_error(error.message)
+                self.tell(connection, error)
         except Exception as error:
             # a fault of ours: the peer gets one line, the log the place, and the others go on
-            self._log.exception("internal error in a session: %s", type(error).__name__)
+            self._log.exception("internal error in a session: %s; start with --debug for its place", type(error).__name__)
             if connection is not None:
-                with contextlib.suppress(PrivinfError):
-                    connection.send_error(f"internal error at the {self.role}")
+                self.tell(connection, TransportError(f"internal error at the {self.role}"))
         finally:
+            with self._guard:
+                self._strangers.pop(sock, None)
+                self._attended.discard(thread)
             if connection is not None and connection not in self._handed:
                 self.retire(connection)
 
-    def close(self) -> None:
-        """Stops accepting, ends every session, and waits for the threads for a few seconds."""
-        self._listener.close()
+    def _welcome(self, sock: socket.socket, thread: threading.Thread) -> Connection:
+        """From a socket to a peer with a certificate, if there is room for one more."""
+        try:
+            connection = self._listener.handshake(sock)
+        except PrivinfError as error:
+            with self._guard:
+                dropped = sock not in self._strangers
+            if dropped and not self._closing:
+                raise HandshakeError(
+                    f"dropped, because {MAX_STRANGERS} later connections have not shown a certificate either",
+                    party=self.role,
+                    peer=error.peer,
+                    remedy="look at who opens them",
+                ) from None
+            raise
+        connection.timeout = min(self.options.timeout, HELLO_S)
+        self.adopt(connection)
         with self._guard:
-            connections, threads = list(self._connections), list(self._threads)
-        for connection in connections:
-            connection.close()
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(CLOSE_S / max(1, len(threads)))
+            self._strangers.pop(sock, None)
+            full = len(self._attended) >= MAX_SESSIONS
+            if not full:
+                self._attended.add(thread)
+        if full:
+            refusal = HandshakeError(
+                f"the {self.role} serves {MAX_SESSIONS} peers already; come again later", party=self.role, peer=connection.peer_name
+            )
+            self.tell(connection, refusal)
+            self.retire(connection)
+            raise refusal
+        return connection
+
+    def settle(self, seconds: float) -> None:
+        """Waits until every session has ended by itself, but no longer than this."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with self._guard:
+                if not self._attended:
+                    return
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Stops accepting, ends every session, and waits for the threads, a few seconds at most. May be called again."""
+        with self._guard:
+            self._closing = True
+            strangers = dict(self._strangers)
+            threads = [*strangers.values(), *self._attended]
+            connections = list(self._connections)
+        self._listener.close()
+        for sock in strangers:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        # side by side: each may wait for a second until its peer's kernel has the last bytes
+        closers = [threading.Thread(target=self.retire, args=(connection,), daemon=True) for connection in connections]
+        for thread in closers:
+            thread.start()
+        deadline = time.monotonic() + CLOSE_S
+        for thread in (*closers, *threads):
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
         return self.start()

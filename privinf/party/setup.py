@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from protocols.errors import ConfigError
 from protocols.linear import Weight
 from protocols.ring import packed_size, unpack
 
+log = logging.getLogger("privinf")
 _DIGEST = 32
+_PART = ".part-"
+_STALE_S = 3600.0
 
 
 def _count(weight: Weight) -> int:
@@ -37,7 +42,7 @@ def write_private(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file of mode 0600 whole or not at all; ConfigError in one line where the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 for part in parts:
@@ -54,19 +59,32 @@ def write_private(path: Path, *parts: bytes | memoryview) -> None:
         raise ConfigError(f"cannot write {path}: {reason}", remedy="free space or choose another --cache") from None
 
 
+def _read(path: Path) -> bytes | None:
+    """A kept file, or None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="look at its permissions, or choose another --cache") from None
+
+
 class ClientStore:
-    """The directory of one client's cache."""
+    """The directory of one client's cache. What is damaged there is reported, removed and fetched anew."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def bundle(self, digest: str) -> bytes | None:
         """A kept bundle, if it still has this digest."""
-        path = self.root / "bundles" / digest
-        if not digest.isalnum() or not path.is_file():
+        if not digest.isalnum():
             return None
-        data = path.read_bytes()
-        return data if hashlib.sha256(data).hexdigest() == digest else None
+        path = self.root / "bundles" / digest
+        data = _read(path)
+        if data is not None and hashlib.sha256(data).hexdigest() != digest:
+            self._drop(path, "the kept bundle of a model")
+            return None
+        return data
 
     def keep_bundle(self, data: bytes) -> None:
         """Keeps a bundle under its digest."""
@@ -76,26 +94,44 @@ class ClientStore:
         name = hashlib.sha256(repr(weight).encode()).hexdigest()[:32]
         return self.root / "setup" / model / f"{name}.bin"
 
+    def _drop(self, path: Path, what: str) -> None:
+        log.warning("%s was damaged and is fetched anew (%s)", what, path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
     def missing(self, model: str, weights: Mapping[str, Weight]) -> list[str]:
         """Weights of which no whole file is there."""
         found = []
         for name, weight in weights.items():
             path = self._path(model, weight)
-            if not path.is_file() or path.stat().st_size != packed_bytes(weight) + _DIGEST:
+            data = _read(path)
+            if data is not None and not _whole(data, weight):
+                self._drop(path, f"the kept set-up of {name}")
+                data = None
+            if data is None:
                 found.append(name)
+        self._sweep(self.root / "setup" / model)
         return found
+
+    def _sweep(self, directory: Path) -> None:
+        """Removes what processes that were killed while they wrote have left."""
+        for path in directory.glob(f"{_PART}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
 
     def keep(self, model: str, weight: Weight, data: memoryview) -> None:
         """Keeps one masked weight."""
         write_private(self._path(model, weight), hashlib.sha256(data).digest(), data)
 
     def load(self, model: str, weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
-        """Every masked weight; a damaged file is removed and reported."""
+        """Every masked weight, once none is missing; ConfigError if one has gone or changed since."""
         for name, weight in weights.items():
-            path = self._path(model, weight)
-            data = path.read_bytes()
-            body = memoryview(data)[_DIGEST:]
-            if hashlib.sha256(body).digest() != data[:_DIGEST]:
-                path.unlink()
-                raise ConfigError(f"the kept set-up of {name} was damaged and has been removed", remedy="run the same command again")
-            yield name, unpack(body, weight.shape, weight.bits)
+            data = _read(self._path(model, weight))
+            if data is None or len(data) != packed_bytes(weight) + _DIGEST:
+                raise ConfigError(f"the kept set-up of {name} has changed while it was in use", remedy="run the same command again")
+            yield name, unpack(memoryview(data)[_DIGEST:], weight.shape, weight.bits)
+
+
+def _whole(data: bytes, weight: Weight) -> bool:
+    return len(data) == packed_bytes(weight) + _DIGEST and hashlib.sha256(memoryview(data)[_DIGEST:]).digest() == data[:_DIGEST]

@@ -80,6 +80,13 @@ class Streamer:
         new, self.text = text[len(self.text) :], text
         return str(new)
 
+    def rest(self) -> str | None:
+        """At the end: what was held back."""
+        if self.text is None:
+            return None
+        held, self.text = self.text, str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return self.text[len(held) :]
+
     def finish(self) -> str | None:
         """The whole text, incomplete characters included."""
         return None if self.text is None else str(self._tokenizer.decode(self._ids, skip_special_tokens=True))

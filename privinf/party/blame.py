@@ -1,0 +1,42 @@
+"""What one party tells another when it gives up, and how nonsense that a peer sent becomes an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from privinf.transport.connection import Connection
+from protocols.errors import ConfigError, PrivinfError
+
+TELL_S = 1.0
+"""The longest that a farewell may take: its receiver is perhaps the one that hangs."""
+_RELAYED = ("the peer gave up: ", "the peer refused: ")
+NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What comes of walking a graph, or reading a message, that passed every check and makes no sense."""
+
+
+def reason_for(connection: Connection, error: PrivinfError) -> str:
+    """The error in one line for this peer: where it concerns another peer it says which, and a relayed reason is not wrapped twice."""
+    message = error.message
+    while prefix := next((p for p in _RELAYED if message.startswith(p)), ""):
+        message = message.removeprefix(prefix)
+    about = error.peer if error.peer not in ("", f"{connection.peer_role} {connection.peer_name}", connection.peer_name) else ""
+    return f"{about}: {message}" if about and not message.startswith(("server ", "client ", "dealer ")) else message
+
+
+def farewell(connection: Connection, error: BaseException | None) -> None:
+    """Tells a peer why we give up. Nothing about a wrong input, which is nobody's business but its owner's."""
+    if isinstance(error, PrivinfError) and not isinstance(error, ConfigError):
+        connection.timeout = min(connection.timeout, TELL_S)
+        with contextlib.suppress(PrivinfError):  # it may have gone already, which may be the error itself
+            connection.send_error(reason_for(connection, error))
+
+
+@contextlib.contextmanager
+def sane(kind: type[PrivinfError], message: str, *, party: str, peer: str = "") -> Iterator[None]:
+    """Turns whatever a peer's nonsense leads to within into an error of ours."""
+    try:
+        yield
+    except NONSENSE as error:
+        what = f"{message} ({type(error).__name__})"
+        raise kind(what, party=party, peer=peer, remedy="install the same release on all machines") from error

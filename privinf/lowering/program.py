@@ -52,15 +52,18 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
     party, bits = runtime.party, max(node.plan["bits"] for node in graph.nodes)
 
     def private(x: Tensor) -> PrivinfTensor:
+        if not x.is_floating_point():  # ids of an embedding, which only the client knows
+            return PrivinfTensor(runtime, ids=x)
         value = blank(*x.shape) if x.is_meta else encode(x, FRAC)
         return PrivinfTensor(runtime, private_input(value, bits, FRAC, own=not party.is_server))
 
     out = graph(*(private(x) for x in inputs), observe=observe).shares
 
     def finish() -> Protocol_[Tensor | None]:
-        rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - OUTPUT_FRAC), frac=OUTPUT_FRAC)
+        frac = min(OUTPUT_FRAC, out.frac)  # a vocabulary's head has fewer already
+        rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - frac), frac=frac)
         shown = yield from reveal(party, rounded, to=Role.CLIENT)
-        return None if shown is None or shown.is_meta else decode(shown, rounded.bits, OUTPUT_FRAC).float()
+        return None if shown is None or shown.is_meta else decode(shown, rounded.bits, frac).float()
 
     with party.label("", "reveal"):
         return party.run(finish())
@@ -74,10 +77,10 @@ def setup_bytes(runtime: Runtime) -> dict[str, int]:
 def costs(trace: Trace, setup: dict[str, int] | None = None) -> dict[str, Any]:
     """A trace's costs as the contract's `total` and `ops`."""
     fields = ("online_bytes", "rounds", "dealer_bytes", "peer_offline_bytes", "setup_bytes", "macs")
-    ops = []
+    ops: list[dict[str, Any]] = []
     for (layer, op), cost in trace.costs.items():
         prefix = f"{layer}.{op}." if layer else f"{op}."
         own = sum(size for name, size in (setup or {}).items() if name.startswith(prefix))
         values = (cost.online_bytes, cost.rounds, cost.dealer_bytes, cost.peer_offline_bytes, own, cost.macs)
         ops.append({"layer": layer, "op": op, **dict(zip(fields, values, strict=True))})
-    return {"total": {name: sum(int(op[name]) for op in ops) for name in fields}, "ops": ops}
+    return {"total": {name: sum(op[name] for op in ops) for name in fields}, "ops": ops}

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from privinf.transport.connection import Connection
-from protocols.errors import ConfigError, PrivinfError
+from protocols.errors import ConfigError, PrivinfError, TransportError
 
 TELL_S = 1.0
 """The longest that a farewell may take: its receiver is perhaps the one that hangs."""
@@ -22,6 +22,11 @@ def reason_for(connection: Connection, error: PrivinfError) -> str:
         message = message.removeprefix(prefix)
     about = error.peer if error.peer not in ("", f"{connection.peer_role} {connection.peer_name}", connection.peer_name) else ""
     return f"{about}: {message}" if about and not message.startswith(("server ", "client ", "dealer ")) else message
+
+
+def as_told(error: Exception, party: str) -> PrivinfError:
+    """What peers are told of it: nothing about a fault of our own but that it is one."""
+    return error if isinstance(error, PrivinfError) else TransportError(f"internal error at the {party}", party=party)
 
 
 def farewell(connection: Connection, error: BaseException | None) -> None:

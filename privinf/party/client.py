@@ -310,8 +310,14 @@ class ClientSession:
         if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
             wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
             raise ConfigError(f"the model takes {wanted}, not {[tuple(x.shape) for x in inputs]}")
-        if not all(bool(torch.isfinite(x).all()) for x in inputs):
-            raise ConfigError("an input is not finite")
+        rows = min(
+            (w.shape[0] for n in self.lowered.graph.nodes if n.op == "embedding" for w in [self.weights[f"{n.name}.weight"]]), default=0
+        )
+        for x, spec in zip(inputs, info.inputs, strict=True):
+            if x.is_floating_point() != (spec.kind == "float"):
+                raise ConfigError(f"the input {spec.name} is to be {'real numbers' if spec.kind == 'float' else 'ids'}")
+            if not bool((torch.isfinite(x) if spec.kind == "float" else (x >= 0) & (x < rows)).all()):
+                raise ConfigError(f"the input {spec.name} is not finite, or an id in it is outside of the vocabulary")
         return self._pass(Run(), list(inputs))
 
     def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from privinf.party.blame import as_told
 from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Register, SessionSeed, greet
 from privinf.party.options import IDLE_S, Options
 from privinf.party.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Dealer, KindHash, from_wire
-from protocols.errors import CorrelationError, HandshakeError, PrivinfError, TransportError
+from protocols.errors import CorrelationError, HandshakeError, TransportError
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
@@ -90,9 +91,9 @@ class DealerService(Service):
             connection.establish()
             connection.timeout = IDLE_S
             self._deal(connection, session, Dealer(server_seed, session.seed, masks))
-        except PrivinfError as error:
+        except Exception as error:
             if session.connection is not None:
-                self.tell(session.connection, error)
+                self.tell(session.connection, as_told(error, self.role))
             raise
         finally:
             with self._lock:

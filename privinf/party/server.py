@@ -17,6 +17,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output, next_token
+from privinf.party.blame import as_told
 from privinf.party.messages import MAX_KINDS, Deal, End, Needs, Pass, Register, Run, Session, SessionSeed, WeightRecord, Welcome, greet
 from privinf.party.models import open_model
 from privinf.party.options import IDLE_S, REACH_S, Options
@@ -85,9 +86,9 @@ class Server(Service):
         link = self._reach_dealer()
         try:
             self._serve(connection, link)
-        except PrivinfError as error:
-            self.tell(connection, error)  # before the dealer, whose end it would take for the cause
-            self.tell(link, error)
+        except Exception as error:
+            for each in (connection, link):  # the client before the dealer, whose end it would take for the cause
+                self.tell(each, as_told(error, self.role))
             raise
         finally:
             self.retire(link)
@@ -173,12 +174,18 @@ class _Session:
 
     def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
         graph, info = self.server.lowered.graph, self.server.lowered.info
-        if isinstance(request, Run):
-            shapes = [tuple(size or 1 for size in spec.shape) for spec in info.inputs]
-            module_output(graph, runtime, [torch.empty(shape, device="meta") for shape in shapes], observe=observe)
-        else:
+        if isinstance(request, Pass):
             ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
             next_token(graph, runtime, ids, logits=request.logits, observe=observe)
+            return
+        known = not isinstance(runtime.party.engine, Trace)  # then S's share of the input is 0; ids are C's alone
+        inputs = [
+            torch.empty([size or 1 for size in spec.shape], dtype=torch.int64, device="meta")
+            if spec.kind == "ids"
+            else torch.zeros([size or 1 for size in spec.shape], device="cpu" if known else "meta")
+            for spec in info.inputs
+        ]
+        module_output(graph, runtime, inputs, observe=observe)
 
     def _pass(self, request: Pass | Run) -> None:
         trace = Trace(Role.SERVER, self.store.next_name)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Self
 
-from privinf.party.blame import farewell
+from privinf.party.blame import as_told, farewell
 from privinf.party.options import Options
 from privinf.party.report import traffic_of
 from privinf.transport.connection import Connection
@@ -157,7 +157,7 @@ class Service:
             # a fault of ours: the peer gets one line, the log the place, and the others go on
             self._log.exception("internal error in a session: %s; start with --debug for its place", type(error).__name__)
             if connection is not None:
-                self.tell(connection, TransportError(f"internal error at the {self.role}"))
+                self.tell(connection, as_told(error, self.role))
         finally:
             with self._guard:
                 self._strangers.pop(sock, None)

@@ -1,0 +1,25 @@
+"""A backend runs a lowered network and counts. One file is one backend; `BACKENDS` finds them by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from protocols.errors import ConfigError
+
+BACKENDS = {
+    "privinf": ("benchmarks.backends.privinf_backend", "PrivinfBackend"),
+    "crypten": ("benchmarks.backends.crypten_backend", "CryptenBackend"),
+    "plain": ("benchmarks.backends.plain", "PlainBackend"),
+}
+
+
+def backend(name: str) -> Any:
+    """The class of a backend; ConfigError if there is none of this name, or what it needs is not installed."""
+    if name not in BACKENDS:
+        raise ConfigError(f"there is no backend {name!r}", remedy=f"choose among {', '.join(BACKENDS)}")
+    module, attribute = BACKENDS[name]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the backend {name} needs the package {error.name}, which is not installed") from None

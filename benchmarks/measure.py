@@ -1,0 +1,137 @@
+"""A run while it grows, and the loop that interleaves the backends' samples, so that noise hits all of them alike."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.backends import backend
+from benchmarks.backends.base import Sample
+from benchmarks.networks import Network
+from benchmarks.schema import Absent, Goal, Measure, Result, Row, median, totals_of
+
+
+class Run:
+    """What has been measured so far; `result` may be asked for at any time."""
+
+    def __init__(self, scenario: str) -> None:
+        self.scenario = scenario
+        self.started = machine.now()
+        self.machine = machine.machine()
+        self.rows: list[Row] = []
+        self.measures: list[Measure] = []
+        self.budget: list[Goal] = []
+        self.absent: list[Absent] = []
+        self.notes: list[str] = []
+        self.seconds: dict[tuple[str, str, int, str], tuple[float, ...]] = {}
+
+    def measure(self, name: str, value: float, unit: str, network: Network | None = None, seq: int = 0, **more: Any) -> None:
+        """Adds one figure."""
+        variant = network.lowered.info.variant if network else ""
+        self.measures.append(Measure(name, float(value), unit, variant=variant, seq=seq, **more))
+
+    def note(self, text: str) -> None:
+        """Adds a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def result(self, complete: bool) -> Result:
+        """The schema's form."""
+        return Result(
+            scenario=self.scenario,
+            command=machine.command(),
+            commit=machine.commit(),
+            started=self.started,
+            machine=self.machine,
+            versions=machine.versions(),
+            complete=complete,
+            rows=tuple(self.rows),
+            totals=tuple(totals_of(self.rows, self.seconds)),
+            measures=tuple(self.measures),
+            budget=tuple(self.budget),
+            absent=tuple(self.absent),
+            notes=tuple(self.notes),
+        )
+
+
+def take(run: Run, network: Network, seq: int, name: str, used: Any) -> None:
+    """Adds what a backend counted, once it is closed."""
+    counted = used.counted()
+    run.rows += counted.rows
+    for note in counted.notes:
+        run.note(note)
+    for party, peak in counted.memory.items():
+        run.measure("peak memory", peak, "B", network, seq, of=f"{name} {party}")
+    if hasattr(used, "samples"):
+        for phase in ("setup", "offline", "online"):
+            if samples := used.samples(phase):
+                run.seconds[name, network.lowered.info.variant, seq, phase] = samples
+
+
+def interleave(
+    run: Run, network: Network, seq: int, names: list[str], *, samples: int = 3, errors: int = 1, link: str | None = None
+) -> None:
+    """A warm-up of every backend, then `samples` passes of each in turn; then `errors` passes that reveal logits.
+
+    Adds rows, peak memory, errors of the logits against float, and the ratios of seconds, bytes and rounds to ours.
+    """
+    makers = {name: backend(name) for name in names}
+    machine.require_memory(sum(maker.needs(network, seq) for maker in makers.values()), " and ".join(names))
+    used = {name: maker(network, seq, link=link) for name, maker in makers.items()}
+    done: dict[str, list[Sample]] = {name: [] for name in names}
+    run.note(f"weights of {network.lowered.info.variant}: {network.weights}; largest attention score {network.largest_score:.1f}")
+    try:
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(used[name])
+            for number in range(samples + 1):
+                for name in names:
+                    done[name].append(used[name].once(network.ids(seq, number)))
+            _errors(run, network, seq, used, errors)
+    finally:
+        for name in names:
+            if done[name] and name != "plain":
+                take(run, network, seq, name, used[name])
+        _seconds(run, network, seq, done)
+
+
+def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], count: int) -> None:
+    for name, one in used.items():
+        if name == "plain" or not count:
+            continue
+        worst, agree = [], 0
+        for number in range(count):
+            ids = network.ids(seq, number)
+            exact, logits = network.floats(ids), one.once(ids, logits=True).logits
+            worst.append(float((logits - exact).abs().max()))
+            agree += int(logits.argmax() == exact.argmax())
+        run.measure("worst logit error", max(worst), "", network, seq, of=name, samples=tuple(worst))
+        run.measure("greedy tokens equal to float's", agree, f"of {count}", network, seq, of=name)
+
+
+def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]]) -> None:
+    """Seconds of every backend, and how many times ours another takes, sample by sample."""
+    online = {name: [s.seconds["online"] for s in found[1:]] for name, found in done.items()}
+    for name, samples in online.items():
+        if samples:
+            run.measure("online seconds", median(samples) or 0.0, "s", network, seq, of=name, samples=tuple(samples))
+    for name, samples in online.items():
+        pairs = list(zip(samples, online.get("privinf", []), strict=False))
+        if name in ("privinf", "plain") or not pairs:
+            continue
+        ratios = tuple(other / ours for other, ours in pairs)
+        run.measure("online seconds, times ours", median(ratios) or 0.0, "x", network, seq, of=name, samples=ratios)
+        for what, of_other, of_ours in _counts(run, network, seq, name):
+            if of_ours:
+                run.measure(f"online {what}, times ours", of_other / of_ours, "x", network, seq, of=name)
+
+
+def _counts(run: Run, network: Network, seq: int, name: str) -> list[tuple[str, int, int]]:
+    def of(which: str) -> tuple[int, int]:
+        rows = [r for r in run.rows if (r.backend, r.variant, r.seq, r.phase) == (which, network.lowered.info.variant, seq, "online")]
+        client = [r for r in rows if r.party == "client"]
+        return sum(r.bytes_sent + r.bytes_received for r in client), sum(r.rounds for r in client)
+
+    (bytes_other, rounds_other), (bytes_ours, rounds_ours) = of(name), of("privinf")
+    return [("bytes", bytes_other, bytes_ours), ("rounds", rounds_other, rounds_ours)]

@@ -1,0 +1,198 @@
+"""Single protocols: programs over three roles in one process, through the in-memory twin of the transport.
+
+Bytes and rounds are the twin's meter (payload); both parties and the dealer share this process, so that seconds are comparable
+between commits, not with other systems.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import Network
+from protocols import reference
+from protocols.comparison import CompareMask, compare
+from protocols.linear import Weight, linear, lookup
+from protocols.maximum import row_argmax, row_maximum
+from protocols.opening import open_masked
+from protocols.party import Party, Protocol_
+from protocols.ring import encode
+from protocols.rows import Rows
+from protocols.shares import Shares
+from protocols.softmax import WEIGHT_FRAC, exponentials, softmax
+from protocols.truncation import rescale
+from tests.two_party import Session, input_of, offline_walk
+
+Held = dict[str, tuple[Weight, Tensor]]
+
+
+@dataclass
+class Case:
+    """One protocol on `elements` elements. `program` gives shares; `exact` what they should be, reals."""
+
+    name: str
+    elements: int
+    program: Callable[[Party], Protocol_[Any]]
+    exact: Callable[[], Tensor] | None = None
+    weights: Held = field(default_factory=dict)
+
+
+@dataclass
+class Figures:
+    """Of one case, per element where it says so; bytes are both directions."""
+
+    online_bytes: float
+    dealer_bytes: float
+    offline_bytes: float
+    rounds: int
+    error: float | None
+    seconds: list[float]
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    """Test values, the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5)) * scale
+
+
+def _linear() -> Case:
+    x, w = normal(128, 256), normal(256, 256, scale=1 / 16)
+    weight = Weight("w", (256, 256), 40, 14)
+
+    def program(party: Party) -> Protocol_[Any]:
+        return (yield from linear(party, input_of(party, x, 40, 14), weight, bits=40))
+
+    return Case("linear 128 x 256 x 256, per input", x.numel(), program, lambda: x @ w, {"w": (weight, encode(w, 14))})
+
+
+def _lookup() -> Case:
+    table = normal(3072, 256)
+    weight, ids = Weight("t", (3072, 256), 24, 14), torch.arange(128) * 7 % 3072
+
+    def program(party: Party) -> Protocol_[Any]:
+        known = None if party.is_server or offline_walk(party) else ids
+        return (yield from lookup(party, known, 128, weight, bits=24))
+
+    return Case("look-up of 128 rows of 3072 x 256, per row", 128, program, lambda: table[ids], {"t": (weight, encode(table, 14))})
+
+
+def _truncation(name: str, to_bits: int) -> Case:
+    x = normal(65536)
+
+    def program(party: Party) -> Protocol_[Any]:
+        return (yield from rescale(party, input_of(party, x, 44, 28), bits=to_bits, frac=14))
+
+    return Case(name, x.numel(), program, lambda: x)
+
+
+def _comparison() -> Case:
+    x = normal(16384, scale=8.0)
+
+    def program(party: Party) -> Protocol_[Any]:
+        (wire,) = yield from open_masked(party, [input_of(party, x, 21, 12)])
+        shape = tuple(x.shape)
+        yield from compare(party, wire.masked, CompareMask(wire.name, shape, shape, 21))
+
+    return Case("comparison, 21 bits, opening included", x.numel(), program)
+
+
+def _maximum() -> Case:
+    rows = Rows(1, 128, 1)
+
+    def program(party: Party) -> Protocol_[Any]:
+        (wire,) = yield from open_masked(party, [input_of(party, normal(4, rows.count, scale=8.0), 10, 1)])
+        yield from row_maximum(party, wire, rows)
+
+    return Case("maximum of causal rows, 10 bits, opening included", 4 * rows.count, program)
+
+
+def _argmax() -> Case:
+    x = normal(1, 3072, scale=4.0)
+
+    def program(party: Party) -> Protocol_[Any]:
+        (wire,) = yield from open_masked(party, [input_of(party, x, 24, 8)])
+        return (yield from row_argmax(party, wire, Rows(3072, 1, 0), 12))
+
+    return Case("argmax of 3072, opening included", 3072, program, lambda: encode(x, 8).argmax(-1, keepdim=True).double())
+
+
+def _exponential() -> Case:
+    rows = Rows(1, 128, 1)
+    x = normal(4, rows.count, scale=2.0)
+
+    def program(party: Party) -> Protocol_[Any]:
+        return (yield from exponentials(party, input_of(party, x, 21, 12), rows, 44))
+
+    return Case("exponentials of causal rows (4, 128, 128)", x.numel(), program)
+
+
+def _softmax(scale: float) -> Case:
+    rows = Rows(1, 128, 1)
+    x = normal(4, rows.count, scale=scale)
+
+    def program(party: Party) -> Protocol_[Any]:
+        return (yield from softmax(party, input_of(party, x, 33, 24), rows, bits=32, frac=14))
+
+    return Case(f"softmax, causal (4, 128, 128), scores of deviation {scale:g}", x.numel(), program, lambda: reference.softmax(x, rows))
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    return [
+        _linear(),
+        _lookup(),
+        _truncation("truncate-reduce, 44 to 30 bits", 30),
+        _truncation("exact truncation, 44 to 44 bits", 44),
+        _comparison(),
+        _maximum(),
+        _argmax(),
+        _exponential(),
+        _softmax(2.0),
+        _softmax(10.0),
+    ]
+
+
+def run_case(case: Case, samples: int = 1) -> Figures:
+    """Runs it `samples` times; the seconds are those from the first party's online walk to the end."""
+    session, seconds = Session(case.weights), []
+    for _ in range(samples):
+        started: list[float] = []
+
+        def begin(party: Party, started: list[float] = started) -> None:
+            started.append(time.perf_counter())
+
+        outcome = session.run(lambda party: party.run(case.program(party)), begin)
+        seconds.append(time.perf_counter() - min(started))
+    error = None
+    if case.exact is not None and isinstance(outcome.server, Shares):
+        difference = outcome.value() - case.exact().double()
+        if not outcome.server.frac:  # ring elements: the representative does not matter
+            difference = reference.wrap(difference.round().long(), outcome.server.bits)
+        error = float(difference.abs().max())
+    counted = outcome.counted
+    return Figures(
+        counted["online"]["payload"] / case.elements,
+        len(outcome.dealt) / case.elements,
+        counted["offline"]["payload"] / case.elements,
+        counted["online"]["rounds"],
+        error,
+        seconds,
+    )
+
+
+def softmax_bytes(network: Network, seq: int) -> float:
+    """Online bytes an element, both directions, from a network's scores to the opened input of the product with v, in its own rings."""
+    node = next(node for node in network.lowered.graph.nodes if node.op == "attention")
+    rows, bits = Rows(1, seq, 1), node.plan["v_bits"]
+    x = normal(node.heads, rows.count, scale=2.0)
+
+    def program(party: Party) -> Protocol_[Any]:
+        score = yield from rescale(party, input_of(party, x, node.plan["qk_bits"], 24), bits=21, frac=12)
+        e = yield from exponentials(party, score, rows, bits)
+        yield from open_masked(party, [Shares(e.value, bits, WEIGHT_FRAC, e.early)])
+
+    return run_case(Case("softmax to the opened weights", x.numel(), program)).online_bytes

@@ -1,0 +1,123 @@
+"""A result as CSV and Markdown. JSON is `schema.encode`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from benchmarks.schema import Measure, Result, Row, Total
+
+
+def as_csv(result: Result) -> str:
+    """The rows; `samples` joined by blanks."""
+    text = io.StringIO()
+    names = [name for name in Row.__struct_fields__ if name != "link"]
+    writer = csv.writer(text)
+    writer.writerow([*names, "rtt_ms", "mbit_s", "emulated"])
+    for row in result.rows:
+        fields = msgspec.structs.asdict(row)
+        fields["samples"] = " ".join(map(str, row.samples))
+        writer.writerow([*(fields[name] for name in names), row.link.rtt_ms, row.link.mbit_s, row.link.emulated])
+    return text.getvalue()
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table, the first column left, the others right."""
+    body = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    if not body:
+        return ""
+    return "\n".join(["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1), *body]) + "\n"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.4g} B"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three or four digits."""
+    if value is None:
+        return "not measured"
+    if unit == "B" and value >= 1e4:
+        return size(value)
+    text = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def _spread(samples: Sequence[float]) -> str:
+    return f"{min(samples):.3g} to {max(samples):.3g} ({len(samples)})" if len(samples) > 1 else "1"
+
+
+def _totals(totals: Sequence[Total]) -> str:
+    def line(t: Total) -> list[object]:
+        link = f"{t.link.rtt_ms:g} ms, {t.link.mbit_s:g} Mbit/s, emulated" if t.link.emulated else "loopback"
+        seconds = ["" if t.seconds is None else f"{t.seconds:.3g}", _spread(t.samples) if t.samples else ""]
+        return [t.variant, t.seq, t.backend, link, t.phase, size(t.bytes_sent), t.rounds, *seconds]
+
+    return table(("network", "T", "backend", "link", "phase", "sent, all parties", "rounds", "seconds", "spread"), map(line, totals))
+
+
+def _operators(rows: Sequence[Row]) -> str:
+    """The client's link online: bytes both ways, rounds, seconds of each party, summed over layers."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.phase != "online":
+            continue
+        cells = found.setdefault((row.variant, row.backend, row.op or "(control)"), {})
+        if row.party == "client":
+            cells["bytes"] = cells.get("bytes", 0) + row.bytes_sent + row.bytes_received
+            cells["rounds"] = cells.get("rounds", 0) + row.rounds
+        cells[row.party] = cells.get(row.party, 0) + (row.seconds or 0.0)
+        cells[f"{row.party} cpu"] = cells.get(f"{row.party} cpu", 0) + (row.cpu_seconds or 0.0)
+    names = ("client", "client cpu", "server", "server cpu")
+    lines = [
+        [*key, size(cells.get("bytes", 0)), int(cells.get("rounds", 0)), *(f"{cells.get(name, 0):.3f}" for name in names)]
+        for key, cells in found.items()
+    ]
+    return table(("network", "backend", "operator, all layers", "bytes, both ways", "rounds", *(f"{name}, s" for name in names)), lines)
+
+
+def _by_name(measures: Sequence[Measure]) -> str:
+    """A line for each thing measured, a column for each figure."""
+    names = list(dict.fromkeys(m.name for m in measures))
+    units = {m.name: m.unit for m in measures}
+    found: dict[str, dict[str, str]] = {}
+    for m in measures:
+        found.setdefault(m.of, {})[m.name] = number(m.value)
+    head = [f"{name}, {units[name]}" if units[name] else name for name in names]
+    return table(("", *head), ([of, *(cells.get(name, "") for name in names)] for of, cells in found.items()))
+
+
+def _measures(measures: Sequence[Measure]) -> str:
+    lines = [[m.of, m.variant, m.seq or "", m.name, number(m.value, m.unit), _spread(m.samples) if m.samples else ""] for m in measures]
+    return table(("of", "network", "T", "what", "value", "spread"), lines)
+
+
+def markdown(result: Result) -> str:
+    """The whole result for people."""
+    state = "" if result.complete else " (unfinished: what follows is what had been measured)"
+    about = "{processor}, {cores} cores, one thread a party; load {load} at the start".format_map(result.machine)
+    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
+    parts = [
+        f"## {result.scenario}{state}\n",
+        f"`{result.command}`, commit {result.commit}, {result.started}. {about}. {versions}.\n",
+    ]
+    budget = [(g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), number(g.measured, g.unit)) for g in result.budget]
+    for title, text in (
+        ("Budget", table(("", "others", "must", "goal", "measured"), budget)),
+        ("Totals", _totals(result.totals)),
+        ("Figures", (_by_name if result.scenario == "micro" else _measures)(result.measures)),
+        ("Operators, online", _operators(result.rows)),
+        ("Absent", table(("what", "why"), [(a.what, a.reason) for a in result.absent])),
+    ):
+        if text:
+            parts.append(f"### {title}\n\n{text}")
+    if result.notes:
+        parts.append("### Notes\n\n" + "".join(f"- {note}\n" for note in result.notes))
+    return "\n".join(parts)

@@ -1,0 +1,16 @@
+"""The shipped model, or any MODEL, at one length: ours against stock CrypTen and float, interleaved in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.measure import Run, interleave
+from benchmarks.networks import SHIPPED, made, opened
+
+
+def shipped(
+    run: Run, work: Path, *, model: Path | None, seq: int, samples: int, errors: int, backends: list[str], link: str | None
+) -> None:
+    """Without a model a network of the shipped one's shape with random weights."""
+    network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
+    interleave(run, network, seq, backends, samples=samples, errors=errors, link=link)

@@ -24,11 +24,11 @@ lint: $(VENV)/.installed-dev ## ruff, mypy --strict, and the import rules betwee
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev ## the benchmark harness, from the repository root; ARGS are its own
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.installed-dev ## measure the shipped model; ARGS="ladder --quick --json FILE" and the like choose otherwise
+	$(BIN)/python -m benchmarks $(or $(ARGS),shipped $(MODEL))
 
-train: $(VENV)/.installed ## train the shipped model from scratch on this machine's CPU: hours; may be interrupted and goes on where it was
-	$(BIN)/privinf train $(ARGS)
+train: $(VENV)/.installed ## train the shipped model from scratch on a CPU, in runs/pylib; interrupted, the same command goes on
+	$(BIN)/privinf train $(or $(ARGS),-o runs/pylib --minutes 94)
 
 clean: ## remove .venv, build output and caches; training runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -130,16 +130,22 @@ def make_options(
 
 def write_tokens(tokens: Iterable[TokenLike], *, quiet: bool) -> None:
     """Writes each token as it arrives, flushed: its text, or its id where there is no tokenizer."""
-    separator = ""
-    for token in tokens:
-        if quiet:
-            continue
-        if token.text is None:
-            sys.stdout.write(f"{separator}{token.id}")
-            separator = " "
-        else:
-            sys.stdout.write(token.text)
-        sys.stdout.flush()
+    separator, written = "", False
+    try:
+        for token in tokens:
+            if quiet:
+                continue
+            written = True
+            if token.text is None:
+                sys.stdout.write(f"{separator}{token.id}")
+                separator = " "
+            else:
+                sys.stdout.write(token.text)
+            sys.stdout.flush()
+    except BaseException:
+        if written and sys.stderr.isatty():
+            sys.stderr.write("\n")  # what is said of the failure starts a line of its own
+        raise
     if not quiet:
         sys.stdout.write("\n")
         sys.stdout.flush()

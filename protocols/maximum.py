@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -24,13 +24,39 @@ def _pairs(size: int) -> tuple[tuple[int, int], ...]:
     return tuple(combinations(range(size), 2))
 
 
-def _subsets(size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+@lru_cache
+def _subsets(size: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """(i, T): for each candidate but the last, the non-empty sets of its opponents."""
-    for i in range(size - 1):
-        others = [j for j in range(size) if j != i]
-        for count in range(1, size):
-            for chosen in combinations(others, count):
-                yield i, chosen
+    opponents = [(i, [j for j in range(size) if j != i]) for i in range(size - 1)]
+    return tuple((i, chosen) for i, others in opponents for count in range(1, size) for chosen in combinations(others, count))
+
+
+@lru_cache
+def _coefficients(size: int) -> Tensor:
+    """(2^pairs, size - 1 + subsets): by the opened bits of all pairs, the coefficients of "i wins", i < size - 1.
+
+    Candidate i wins if it beats all others, the product of [i beats j] = alpha + gamma rho_ij: first the coefficient of 1
+    for each i, then those of the products of rhos for each of `_subsets`.
+    """
+    pairs, table = _pairs(size), []
+    for pattern in range(1 << len(pairs)):
+        row = []
+        for i, chosen in (*((i, ()) for i in range(size - 1)), *_subsets(size)):
+            value = 1
+            for j in range(size):
+                if j != i:
+                    bit = pattern >> pairs.index((min(i, j), max(i, j))) & 1
+                    alpha = bit if i < j else 1 - bit  # the first of equals wins
+                    value *= 1 - 2 * alpha if j in chosen else alpha
+            row.append(value)
+        table.append(row)
+    return torch.tensor(table, dtype=torch.int64)
+
+
+@lru_cache
+def _candidates(size: int) -> Tensor:
+    """The candidate of each of `_subsets`."""
+    return torch.tensor([i for i, _ in _subsets(size)])
 
 
 def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
@@ -114,10 +140,18 @@ class _Selector:
     group: Group
     name: int
     place: tuple[int, int]
-    bits: int
-    alone: list[Tensor]  # per candidate but the last: the coefficient of 1
-    coefficients: list[Tensor]  # per (candidate, opponents)
+    alone: Tensor  # (H, groups, size - 1): the coefficient of 1 for each candidate but the last
+    coefficients: Tensor  # (H, groups, products)
     products: Tensor  # shares, (H, groups, products)
+
+    def weighted(self, difference: Tensor, own: Tensor, shared: Tensor | None) -> Tensor:
+        """A share of sum_i w_i d_i for d_i (H, groups, size - 1).
+
+        `difference` is the public part of d, `own` this party's share of d, `shared` that of the products times d's masks.
+        """
+        product = difference[..., like(_candidates(self.group.size), difference)] * self.products
+        product = product if shared is None else product - shared
+        return (self.alone * own).sum(-1) + (self.coefficients * product).sum(-1)
 
 
 def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
@@ -125,32 +159,20 @@ def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: 
     group = _group(rows.fields(), *place)
     size, pairs = group.size, _pairs(group.size)
     shape = (wire.shape[0], len(group.index), len(pairs))
+    c = blank(*shape)
     if known(wire.masked):
         x = wire.masked[:, like(group.index, wire.masked)]
         c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
-    else:
-        c = blank(*shape)
     name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, rows.fields(), *place))
-    subsets = list(_subsets(size))
-    mask = party.take(SelectorMask(name, 0, (*shape[:-1], len(subsets)), bits, rows.fields(), *place))
-
+    shape = (*shape[:-1], len(_subsets(size)))
+    products = party.take(SelectorMask(name, 0, shape, bits, rows.fields(), *place)).shares[0]
     if not known(beta):
-        return _Selector(group, name, place, bits, [], [], mask.shares[0])
-
-    def affine(i: int, j: int) -> tuple[Tensor, Tensor]:
-        """[i beats j] = alpha + gamma rho."""
-        b = beta[..., pairs.index((min(i, j), max(i, j)))]
-        return (b, 1 - 2 * b) if i < j else (1 - b, 2 * b - 1)
-
-    def coefficient(i: int, chosen: tuple[int, ...]) -> Tensor:
-        value = torch.ones_like(c[..., 0])
-        for j in range(size):
-            if j != i:
-                value = value * affine(i, j)[1 if j in chosen else 0]
-        return value
-
-    alone = [coefficient(i, ()) for i in range(size - 1)]
-    return _Selector(group, name, place, bits, alone, [coefficient(i, t) for i, t in subsets], mask.shares[0])
+        return _Selector(group, name, place, beta, beta, products)
+    pattern = beta[..., 0]
+    for k in range(1, len(pairs)):
+        pattern = pattern | (beta[..., k] << k)
+    coefficients = like(_coefficients(size), beta)[pattern]
+    return _Selector(group, name, place, coefficients[..., : size - 1], coefficients[..., size - 1 :], products)
 
 
 def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tensor:
@@ -160,14 +182,9 @@ def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tens
         return blank(*selector.products.shape[:-1])
     index = like(selector.group.index, wire.masked)
     x, r = wire.masked[:, index], wire.mask[:, index]
-    value = x[..., -1] - r[..., -1] if party.is_server else -r[..., -1]
-    for i, alone in enumerate(selector.alone):
-        own = r[..., -1] - r[..., i]
-        value = value + alone * (x[..., i] - x[..., -1] + own if party.is_server else own)
-    for k, (i, _) in enumerate(_subsets(selector.group.size)):
-        difference = x[..., i] - x[..., -1]
-        value = value + selector.coefficients[k] * (difference * selector.products[..., k] - mask.shares[0][..., k])
-    return value
+    difference, own = x[..., :-1] - x[..., -1:], r[..., -1:] - r[..., :-1]
+    value = selector.weighted(difference, difference + own if party.is_server else own, mask.shares[0]) - r[..., -1]
+    return value + x[..., -1] if party.is_server else value
 
 
 def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tensor:
@@ -175,13 +192,9 @@ def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tenso
     if not known(selector.products):
         return blank(*selector.products.shape[:-1])
     x = values[:, like(selector.group.index, values)]
-    value = x[..., -1] if party.is_server else torch.zeros_like(selector.products[..., 0])
-    for i, alone in enumerate(selector.alone):
-        if party.is_server:
-            value = value + alone * (x[..., i] - x[..., -1])
-    for k, (i, _) in enumerate(_subsets(selector.group.size)):
-        value = value + selector.coefficients[k] * (x[..., i] - x[..., -1]) * selector.products[..., k]
-    return value
+    difference = x[..., :-1] - x[..., -1:]
+    value = selector.weighted(difference, difference if party.is_server else difference * 0, None)
+    return value + x[..., -1] if party.is_server else value
 
 
 def _at(x: Shares, index: Tensor) -> Tensor:

@@ -89,34 +89,60 @@ def like(constant: Tensor, x: Tensor) -> Tensor:
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes of `count` packed elements: whole bytes side by side, then one plane for each remaining bit."""
+    """Bytes of `count` packed elements: no more than their bits, each plane of bits rounded up to whole bytes."""
     return count * (bits // 8) + (bits % 8) * (-(-count // 8))
 
 
+def _words(bits: int) -> list[tuple[str, int]]:
+    """How an element's whole bytes are cut into machine words, highest bits last: (type, position in bytes)."""
+    words, at = [], 0
+    for size in (8, 4, 2, 1):
+        if bits // 8 & size:
+            words.append((f"<u{size}", at))
+            at += size
+    return words
+
+
 def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Ring elements to `packed_size` bytes, little endian; the upper bits of the int64 do not travel."""
+    """Ring elements to `packed_size` bytes, little endian; the upper bits of the int64 do not travel.
+
+    In sections, since copying words is fast and copying odd numbers of bytes is not: the elements' lowest words of 8, 4, 2
+    and 1 bytes, as many as their whole bytes need, then a plane for each remaining bit.
+    """
     flat = x.detach().reshape(-1).contiguous().cpu().numpy()
-    count, whole = flat.size, bits // 8
-    out = np.empty(packed_size(count, bits), np.uint8)
-    if whole:
-        out[: count * whole].reshape(count, whole)[:] = flat.view(np.uint8).reshape(count, 8)[:, :whole]
-    at, plane = count * whole, -(-count // 8)
-    rest = (flat >> (8 * whole)).astype(np.uint8) if bits % 8 else flat
-    for bit in range(bits % 8):
-        out[at : at + plane] = np.packbits((rest >> bit) & 1, bitorder="little")
-        at += plane
+    out = np.empty(packed_size(flat.size, bits), np.uint8)
+    at = 0
+    for word, place in _words(bits):
+        section = (flat >> (8 * place)).astype(word) if place else flat.astype(word)
+        out[at : at + section.nbytes] = section.view(np.uint8)
+        at += section.nbytes
+    if bits % 8:
+        plane = -(-flat.size // 8)
+        rest = (flat >> (bits - bits % 8)).astype(np.uint8)
+        for bit in range(bits % 8):
+            out[at : at + plane] = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
+            at += plane
     return out
 
 
 def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The inverse of `pack`; representatives in [0, 2^bits)."""
-    raw = np.frombuffer(data, np.uint8)
-    count, whole = int(np.prod(shape, dtype=np.int64)), bits // 8
-    out = np.zeros((count, 8), np.uint8)
-    if whole:
-        out[:, :whole] = raw[: count * whole].reshape(count, whole)
-    at, plane = count * whole, -(-count // 8)
-    for bit in range(bits % 8):
-        out[:, whole] |= np.unpackbits(raw[at : at + plane], count=count, bitorder="little") << bit
-        at += plane
-    return torch.from_numpy(out.view(np.int64).reshape(shape)).to(device)
+    raw, count = np.frombuffer(data, np.uint8), int(np.prod(shape, dtype=np.int64))
+    out, at = np.zeros(count if bits < 8 else 0, np.int64), 0
+    for word, place in _words(bits):
+        size = count * int(word[-1])
+        section = np.frombuffer(raw[at : at + size], word).astype(np.int64)
+        if place:
+            section <<= 8 * place
+            out |= section
+        else:
+            out = section
+        at += size
+    if bits % 8:
+        plane = -(-count // 8)
+        rest = np.unpackbits(raw[at : at + plane], count=count, bitorder="little")
+        for bit in range(1, bits % 8):
+            at += plane
+            rest |= np.unpackbits(raw[at : at + plane], count=count, bitorder="little") << bit
+        out |= rest.astype(np.int64) << (bits - bits % 8)
+    return torch.from_numpy(out.reshape(shape)).to(device)

@@ -221,7 +221,7 @@ def test_a_dealer_refuses_fields_that_do_not_fit(fields: list[Any]) -> None:
     [
         ["CompareMask", 1, [4], [4], 2**31 - 1],
         ["CompareMask", 1, [4], [4], 0],
-        ["CompareMask", 1, [4], [4], 32],
+        ["CompareMask", 1, [4], [4], 44],
         ["Mask", [2**16, 2**16], 40, 0],
         ["Mask", [-1], 40, 0],
         ["Mask", [2] * 9, 40, 0],

@@ -88,6 +88,15 @@ class PrivateValue(crypten.CrypTensor):  # type: ignore[misc]
     def op_softmax(self, node: Any) -> Any:
         return self._missing(node)
 
+    def op_layer_norm(self, node: Any) -> Any:
+        return self._missing(node)
+
+    def op_gelu(self, node: Any) -> Any:
+        return self._missing(node)
+
+    def op_relu(self, node: Any) -> Any:
+        return self._missing(node)
+
     def op_matmul(self, node: Any, other: Any) -> Any:
         return self._missing(node)
 

@@ -19,7 +19,8 @@ from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 
 MAX_DIGIT = 6  # a one-hot digit is one 64-bit word
-MAX_BITS = 31  # five digits: the 37 products of their variables' masks fit one word
+MAX_BITS = 43  # seven digits; more would want a tree, since the products of masks double with each
+JOINT_BITS = 60  # products of masks side by side in one element
 
 
 @lru_cache
@@ -47,6 +48,12 @@ def _joint(number: int) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(found))
 
 
+def joint_widths(number: int) -> tuple[int, ...]:
+    """Bits of the elements that hold the products of masks."""
+    count = len(_joint(number))
+    return tuple(min(JOINT_BITS, count - at) for at in range(0, count, JOINT_BITS))
+
+
 @dataclass(frozen=True)
 class CompareMask(Kind):
     """For [x - y >= 0] where c = (x - y) + R: one-hot digits of R, masks of the ANDs' inputs and their products, and rho.
@@ -59,6 +66,10 @@ class CompareMask(Kind):
     r_shape: tuple[int, ...]
     bits: int
 
+    def bounded(self) -> bool:
+        """See `Kind`: the work for the products of masks grows fast."""
+        return super().bounded() and self.bits <= MAX_BITS
+
     def difference(self, masks: Masks) -> Tensor:
         """R."""
         return masks.mask(self.wire).reshape(self.r_shape)
@@ -70,9 +81,9 @@ class CompareMask(Kind):
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        joint = _joint(len(digits(self.bits)))
-        words = tuple(Part(self.r_shape, 1 << width, xor=True) for _, width in digits(self.bits))
-        return (*words, *((Part(self.shape, len(joint), xor=True),) if joint else ()))
+        words = (Part(self.r_shape, 1 << width, xor=True) for _, width in digits(self.bits))
+        joint = (Part(self.shape, width, xor=True) for width in joint_widths(len(digits(self.bits))))
+        return (*words, *joint)
 
     def deal(
         self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
@@ -80,16 +91,14 @@ class CompareMask(Kind):
         r = reduce(self.difference(masks), self.bits)
         one = torch.ones_like(r)
         values = [one << ((r >> at) & ((1 << width) - 1)) for at, width in digits(self.bits)]
-        joint = _joint(len(digits(self.bits)))
-        if joint:
+        for bit, product in enumerate(_joint(len(digits(self.bits)))):
             variables = server[1] ^ client[1]
-            packed = torch.zeros_like(variables)
-            for bit, product in enumerate(joint):
-                value = variables >> product[0]
-                for variable in product[1:]:
-                    value = value & (variables >> variable)
-                packed |= (value & 1) << bit
-            values.append(packed)
+            value = variables >> product[0]
+            for variable in product[1:]:
+                value = value & (variables >> variable)
+            if bit % JOINT_BITS == 0:
+                values.append(torch.zeros_like(variables))
+            values[-1] |= (value & 1) << (bit % JOINT_BITS)
         return values, server[0] ^ client[0] ^ (r >> (self.bits - 1))
 
 
@@ -99,7 +108,7 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
     c = (x - y) + R in [0, 2^k) is public. Steps: msb(x - y) = msb(c) ^ msb(R) ^ [c_low < R_low]. Per digit, each party
     has its XOR share of [c_d < R_d] and [c_d = R_d] from the one-hot, alone; the inputs of the ANDs are opened masked,
     D shares the products of their masks, so that all ANDs of all digits are one round; then the bit is opened under rho.
-    Domain: -2^(k-1) <= x - y < 2^(k-1), k <= 31. Exact.
+    Domain: -2^(k-1) <= x - y < 2^(k-1), k <= 43. Exact.
     Rounds: 2 (1 for a single digit). Bits each way: 2 (digits - 1), then 1. Learns: uniform bits, both.
     """
     assert kind.bits <= MAX_BITS, f"a comparison of {kind.bits} bits is wider than {MAX_BITS}"
@@ -125,22 +134,26 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
         mine = variables ^ own_mask
         (theirs,) = yield [Item(mine, 2 * (number - 1))]
         opened = mine ^ theirs
-        joint = correlation.shares[number]
+        joint, places = correlation.shares[number:], {product: k for k, product in enumerate(_joint(number))}
         for term in _terms(number):
             for size in range(len(term) + 1):
                 for masked in combinations(sorted(term), size):
-                    value = joint >> _joint(number).index(masked) if size > 1 else own_mask >> masked[0] if size else None
+                    if size > 1:
+                        element, bit_in_it = divmod(places[masked], JOINT_BITS)
+                        value: Tensor | None = joint[element] >> bit_in_it
+                    else:
+                        value = own_mask >> masked[0] if size else None
                     for variable in term:
                         if variable not in masked:
                             value = opened >> variable if value is None else value & (opened >> variable)
                     assert value is not None
                     if size or party.is_server:
                         borrow = borrow ^ value
-    bit = (borrow & 1) ^ correlation.own[0]
+    result = (borrow & 1) ^ correlation.own[0]
     if party.is_server:
-        bit = bit ^ ((c >> (kind.bits - 1)) & 1) ^ 1
-    (theirs,) = yield [Item(bit, 1)]
-    return correlation.name, bit ^ theirs
+        result = result ^ ((c >> (kind.bits - 1)) & 1) ^ 1
+    (theirs,) = yield [Item(result, 1)]
+    return correlation.name, result ^ theirs
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,9 @@ def compare(count: int, bits: int, *, masks: int | None = None) -> Declared:
     widths = [low // number + (k < low % number) for k in range(number)]
     cost = _dealt(*((count if masks is None else masks, 2**width) for width in widths))
     if number > 1:
-        cost += _exchanged((count, 2 * (number - 1))) + _dealt((count, 3 * 2 ** (number - 1) - 2 * number - 1))
+        products = 3 * 2 ** (number - 1) - 2 * number - 1
+        joint = [min(60, products - at) for at in range(0, products, 60)]  # 60 to an element
+        cost += _exchanged((count, 2 * (number - 1))) + _dealt(*((count, width) for width in joint))
     return cost + _exchanged((count, 1))
 
 

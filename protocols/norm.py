@@ -25,8 +25,8 @@ from protocols.shares import Shares, Wire
 from protocols.table import WORD, one_hot, read
 from protocols.truncation import rescale
 
-OCTAVES = 13  # powers of four below the largest sum of squares that are told apart
-COMPARE_BITS = 31
+OCTAVES = 19  # powers of four below the largest sum of squares that are told apart
+COMPARE_BITS = 43
 MANTISSA_FRAC = 16
 RING = 44  # of the mantissa and the Newton step
 INDEX_FRAC = 8
@@ -39,6 +39,11 @@ def centred(size_bits: int) -> tuple[int, int]:
     """Ring and fraction bits of x - mean: they hold the sum of squares, and the product with the inverse."""
     frac = min(14, (60 - size_bits) // 2)
     return max(2 * frac + size_bits + 2, frac + INVERSE_FRAC + size_bits // 2 + 8), frac
+
+
+def octaves(size_bits: int) -> int:
+    """Powers of four that are told apart: fewer where the smallest would be below the sum's resolution."""
+    return min(OCTAVES, (2 * centred(size_bits)[1] + size_bits - 3) // 2)
 
 
 @lru_cache
@@ -115,7 +120,7 @@ def _grow(party: Party, name: int, beta: Tensor, rho: Tensor, x: Wire, base: int
     mask = party.take(BitMask(name, x.name, tuple(beta.shape), x.bits, (*x.shape, 1)))
     if not known(beta, x.masked):
         return Shares(blank(*x.shape), x.bits, x.frac)
-    steps = like(torch.tensor([base**j - base ** (j - 1) for j in range(1, OCTAVES + 1)]), x.masked)
+    steps = like(torch.tensor([base**j - base ** (j - 1) for j in range(1, beta.shape[-1] + 1)]), x.masked)
     # b = 1 - [x >= threshold] = (1 - beta) + (2 beta - 1) rho
     big, r, bit, sign = x.masked[..., None], x.mask[..., None], 1 - beta, 2 * beta - 1
     part = sign * (big * rho - mask.shares[0]) - bit * r
@@ -131,7 +136,7 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     product. The sum of squares s + d epsilon, below 2^size_bits, is opened; its octave, in powers of four, by `compare`
     on its upper bits; m = s F in [1/4, 1) and the upper bits of m are opened; table and Newton give 1 / sqrt(m); times the
     root of F (powers of two) and of d; opened; times x - mean.
-    Domain: sums of squares from 2^(size_bits - 28) to 2^size_bits (below, the result is too small); size_bits even.
+    Domain: sums of squares from 2^(size_bits - 40) (or the resolution) to 2^size_bits (below, the result is too small); size_bits even.
     Error: relative 2e-4 of the inverse root, and 2^-14 absolute of x - mean (2^-11 for the largest sums) before it is scaled.
     Rounds: 11 + those of `compare`. Learns: uniform values, both.
     """
@@ -145,9 +150,9 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     (s,) = yield from open_masked(party, [_squares(party, c, epsilon)])
     shift = max(0, s.frac + size_bits - (COMPARE_BITS - 2))
     upper = party.take(UpperMask(s.name, s.shape, shift, COMPARE_BITS, 0))
-    top = s.frac + size_bits - shift
-    thresholds = like(torch.tensor([1 << (top - 2 * j) for j in range(1, OCTAVES + 1)]), s.masked)
-    shape = (*s.shape, OCTAVES)
+    top, number = s.frac + size_bits - shift, octaves(size_bits)
+    thresholds = like(torch.tensor([1 << (top - 2 * j) for j in range(1, number + 1)]), s.masked)
+    shape = (*s.shape, number)
     difference = reduce((s.masked >> shift)[..., None] - thresholds, COMPARE_BITS) if known(s.masked) else blank(*shape)
     name, beta = yield from compare(party, difference, CompareMask(upper.name, shape, (*s.shape, 1), COMPARE_BITS))
     rho = party.take(BitMask(name, 0, shape, 64)).shares[0]
@@ -157,7 +162,7 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     index = yield from rescale(party, m, bits=INDEX_BITS, frac=INDEX_FRAC)
     m_wire, index_wire = yield from open_masked(party, [m, index])
     y = yield from _newton(party, m_wire, index_wire)
-    y = yield from rescale(party, y, bits=INVERSE_FRAC + OCTAVES + 16, frac=INVERSE_FRAC, nonnegative=True)
+    y = yield from rescale(party, y, bits=INVERSE_FRAC + number + 18, frac=INVERSE_FRAC, nonnegative=True)
     (y_wire,) = yield from open_masked(party, [y])
     # times the root of the width, eight fraction bits, and 2^(-size / 2)
     y = _grow(party, name, beta, rho, y_wire, 2).times(math.isqrt(width << 16), 8)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.lowering.nodes import CausalAttention
+from privinf.lowering.nodes import CausalAttention, LayerNorm
 from protocols.errors import ConfigError
 
 Ranges = dict[str, dict[str, float]]
@@ -26,7 +26,8 @@ SINGLE_TOKENS = 16
 
 
 def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
-    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`.
+    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`;
+    for LayerNorm a row's sum of squares about its mean, as `squares`.
 
     Each is multiplied by `headroom` and rounded up to a power of two. `score_seen` is the largest score itself.
     """
@@ -49,6 +50,9 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
             scores = q.matmul(k.transpose(2, 3)).tril()  # (B, H, T, T), masked ones are never computed privately
             for part, value in (("q", q), ("k", k), ("v", v), ("score", scores)):
                 note(node.name, part, value)
+        if isinstance(node, LayerNorm):
+            x = operands[0].double()
+            note(node.name, "squares", (x - x.mean(-1, keepdim=True)).square().sum(-1) + x.shape[-1] * node.epsilon)
 
     with torch.no_grad():
         for values in inputs:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-import privinf.lowering.table_layout  # noqa: F401  registers its rules
+import privinf.lowering.table_layout  # registers its rules
+import privinf.lowering.table_nonlinear  # noqa: F401  likewise
 from privinf.crypten_adapter import Graph
 from privinf.lowering.builder import Builder, Constant, Unsupported, Wire
 from privinf.lowering.draft import Draft

@@ -13,6 +13,7 @@ import torch
 from privinf.crypten_adapter import stock
 from privinf.lowering.layout_nodes import Cat, LastPosition, Permute, Reshape, Select, Slice
 from privinf.lowering.node_base import NODE_KINDS, Node, Shape, broadcast
+from privinf.lowering.nonlinear_nodes import Gelu, LayerNorm, Relu
 
 __all__ = [
     "NODE_KINDS",
@@ -22,7 +23,9 @@ __all__ = [
     "Cat",
     "CausalAttention",
     "Embedding",
+    "Gelu",
     "LastPosition",
+    "LayerNorm",
     "Linear",
     "MatMul",
     "Mul",
@@ -30,6 +33,7 @@ __all__ = [
     "Node",
     "Permute",
     "PositionBias",
+    "Relu",
     "Reshape",
     "Scale",
     "Select",
@@ -264,11 +268,13 @@ class CausalAttention(Node):
     heads: int
     head_dim: int
     scale: float
+    last_query: bool
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         heads: int
         head_dim: int
         scale: float = 1.0
+        last_query: bool = False
 
     @property
     def width(self) -> int:
@@ -284,7 +290,7 @@ class CausalAttention(Node):
         temperature = self.parameter_shapes.get("inverse_temperature")
         if len(shape) != 3 or shape[2] != 3 * self.width or (temperature is not None and shape[1] > temperature[1]):
             raise self.fail(f"input {list(shape)} does not hold q, k, v of {self.heads} heads of {self.head_dim}")
-        return (shape[0], shape[1], self.width)
+        return (shape[0], 1 if self.last_query else shape[1], self.width)
 
     def split_heads(self, qkv: Any) -> tuple[Any, Any, Any]:
         """(B, T, 3 d) -> q, k, v, each (B, H, T, d_k), not yet scaled."""
@@ -305,4 +311,5 @@ class CausalAttention(Node):
         q, k, v = self.split_heads(qkv)
         scores = self.scale_query(q).matmul(k.transpose(2, 3))  # (B, H, T, T)
         mixed = last_axis_softmax(scores, causal=True).matmul(v)  # (B, H, T, d_k)
-        return mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
+        merged = mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
+        return merged[:, qkv.size(1) - 1 :] if self.last_query else merged

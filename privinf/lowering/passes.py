@@ -19,13 +19,17 @@ from privinf.lowering.nodes import (
     Add,
     AddConstant,
     Bias,
+    CausalAttention,
     Embedding,
+    Gelu,
     LastPosition,
+    LayerNorm,
     Linear,
     Mul,
     MulConstant,
     Permute,
     PositionBias,
+    Relu,
     Reshape,
     Scale,
     Slice,
@@ -46,6 +50,8 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
     fold_linear(draft)
     recognise_attention(draft)
     fold_linear(draft)
+    sink_reshapes(draft)
+    tidy_layout(draft)
     sink_last_position(draft)
     fuse_siblings(draft)
     tidy_layout(draft)
@@ -154,7 +160,7 @@ def fold_at(draft: Draft, key: str) -> bool:
             if rows * columns <= rows * middle + middle * columns:
                 (first, first_bias), (second, bias) = doubles(before), doubles(node)
                 return put_linear(draft, key, node, source, first @ second, join(bias, first_bias, second))
-    if isinstance(node, Linear) and not isinstance(before, Linear):
+    if isinstance(node, Linear) and not isinstance(before, Linear) and not is_table(draft, node):
         affine = affine_of(before, width)
         if affine is not None and draft.shapes[draft.reads[source][0]] == draft.shapes[source]:
             weight, bias = doubles(node)
@@ -164,6 +170,13 @@ def fold_at(draft: Draft, key: str) -> bool:
         draft.replace(key, merged, [draft.reads[source][0]])
         return True
     return False
+
+
+def is_table(draft: Draft, node: Linear) -> bool:
+    """Whether a matrix is an embedding's table, transposed: it stays as it is, to be encoded and masked once for both."""
+    weight = node.value("weight").t()
+    tables = [other.value("weight") for other in draft.nodes.values() if isinstance(other, Embedding)]
+    return any(table.shape == weight.shape and torch.equal(table, weight) for table in tables)
 
 
 def doubles(node: Node) -> tuple[Tensor, Tensor | None]:
@@ -242,6 +255,11 @@ def sink_last_position(draft: Draft) -> None:
                 draft.drop(twin)
                 changed = True
             node = draft.producer(source)
+            if key in draft.nodes and isinstance(node, CausalAttention) and not node.last_query and draft.single_reader(source) == key:
+                values = {**node.attributes(), "last_query": True, "inverse_temperature": node.maybe("inverse_temperature")}
+                draft.replace(source, CausalAttention(node.name, node.layer, **values), draft.reads[source])
+                changed = True
+                continue
             if key not in draft.nodes or node is None or draft.single_reader(source) != key or not treats_rows_alike(draft, source):
                 continue
             name = f"{node.layer}.last_position" if node.layer else "last_position"
@@ -258,10 +276,28 @@ def treats_rows_alike(draft: Draft, key: str) -> bool:
         return False
     if isinstance(node, Scale):  # and Bias
         return last_axis_only(node)
-    return isinstance(node, Linear | Add | Sub | Mul | MulConstant)
+    return isinstance(node, Linear | Add | Sub | Mul | MulConstant | LayerNorm | Gelu | Relu)
 
 
 # ---- layout
+
+
+def sink_reshapes(draft: Draft) -> None:
+    """Reshape after a linear map rather than before it, where the rows stay: pairs of reshapes around it then cancel."""
+    for key in draft.order():
+        node = draft.nodes[key]
+        if not isinstance(node, Linear):
+            continue
+        before = draft.reads[key][0]
+        if not isinstance(draft.producer(before), Reshape):
+            continue
+        source = draft.reads[before][0]
+        if draft.shapes[source][-1:] == draft.shapes[before][-1:]:
+            inner = draft.add(node, [source])
+            name = node.name.removesuffix(".linear") + ".reshape"
+            draft.swap(key, draft.add(Reshape(name, node.layer, shape=list(draft.shapes[key])), [inner]))
+            draft.drop(key)
+    draft.prune()
 
 
 def tidy_layout(draft: Draft) -> None:

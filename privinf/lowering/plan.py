@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from privinf.crypten_adapter import Graph
+from protocols.activation import PRODUCT_BITS
+from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.linear import Weight
+from protocols.norm import centred
 from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC
 
 FRAC = 14  # of activations between nodes
@@ -24,7 +27,8 @@ QK_BITS = SCORE_BITS + 2 * QK_FRAC - SCORE_FRAC  # scores within 128 fit, and th
 V_FRAC = 12
 SUM_FRAC = 12
 LOGIT_FRAC = 8  # what is compared, and what a client may be given
-LARGEST_SCORE = 512.0  # headroom included: a score of 120 with the usual headroom of 4
+LARGEST_SCORE = 100.0  # seen at calibration; softmax is right up to 120
+_COMPARED = ("relu", "gelu")
 
 
 def up(bits: float) -> int:
@@ -45,37 +49,66 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
     RangeError where a value cannot fit: a score above 120, or a wire of more than 64 bits.
     """
     plans: dict[str, dict[str, Any]] = {}
-    for name, node, _ in graph.named_nodes():
+    for name, node, inputs in graph.named_nodes():
         bound = float(ranges[name]["out"])
         plan: dict[str, Any] = {}
         if node.op == "embedding":
-            plan = {"ring": _bits(name, FRAC, bound), "weight_frac": FRAC}
+            # the output is a row of the table: its range is known, not measured
+            plan = {"ring": _bits(name, FRAC, float(node.value("weight").abs().max())), "weight_frac": FRAC}
         elif node.op == "linear":
             plan = {"ring": _bits(name, FRAC + MATRIX_FRAC, bound), "weight_frac": MATRIX_FRAC}
-            readers = [graph.node(r) for r in graph.consumers(name)]
+            readers = _readers(graph, name)
             if name in graph.output_names and info.input_kind == "ids":
                 # the head: what is compared is a reduction of the product
                 plan |= {"out_frac": LOGIT_FRAC, "out_bits": plan["ring"] - (FRAC + MATRIX_FRAC - LOGIT_FRAC)}
             elif readers and all(r.op == "attention" for r in readers):
                 plan = _qkv(graph, name, readers[0], ranges, info)
+            elif readers and all(r.op in _COMPARED for r in readers):
+                # straight into the ring that is opened, by a reduction
+                opened = max(PRODUCT_BITS if r.op == "gelu" else _compare_bits(name, bound) for r in readers)
+                plan |= {"ring": max(plan["ring"], up(opened + MATRIX_FRAC)), "out_frac": FRAC, "out_bits": opened}
         elif node.op == "attention":
             plan = _attention(name, ranges[name], info)
+        elif node.op in _COMPARED:
+            plan = {"compare_bits": _compare_bits(name, float(ranges.get(inputs[0], {}).get("out", bound)))}
+        elif node.op == "layer_norm":
+            plan = {"size_bits": 2 * math.ceil(math.log2(float(ranges[name]["squares"])) / 2)}
+            ring, _ = centred(plan["size_bits"])
+            largest = float(ranges.get(inputs[0], {}).get("out", 1.0))
+            if ring > 62:
+                raise RangeError(f"a LayerNorm's sum of squares may reach 2^{plan['size_bits']}, which no ring of 64 bits holds", layer=name)
+            plan["input_bits"] = _bits(name, FRAC + 24, largest)
         elif node.op in ("scale", "mul_constant", "mul", "matmul", "softmax"):
             plan = {"ring": _bits(name, 2 * FRAC, bound)}
             if node.op == "scale":
                 plan["weight_frac"] = MATRIX_FRAC
         plans[name] = plan
-    widest = max((p.get("ring", 0) for p in plans.values()), default=0)
+    widest = max((p.get(key, 0) for p in plans.values() for key in ("ring", "input_bits", "out_bits")), default=0)
     canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
     for name, plan in plans.items():
         plan["bits"], plan["frac"] = canonical, FRAC
-        if graph.node(name).op == "attention":
+        if graph.node(name).op in ("attention", *_COMPARED):
             # straight into the ring of the linear maps that read it
-            readers = graph.consumers(name)
-            linear = readers and all(graph.node(reader).op == "linear" for reader in readers)
-            plan["out_bits"] = max(plans[reader]["ring"] for reader in readers) if linear else canonical
+            readers = _readers(graph, name)
+            linear = readers and all(reader.op == "linear" for reader in readers)
+            plan["out_bits"] = max(plans[reader.name]["ring"] for reader in readers) if linear else canonical
     _tie(graph, plans)
     return plans
+
+
+def _readers(graph: Graph, name: str) -> list[Any]:
+    """The nodes that read a value, through those that only take its last position."""
+    found = []
+    for reader in graph.consumers(name):
+        found += _readers(graph, reader) if graph.node(reader).op == "last_position" else [graph.node(reader)]
+    return found
+
+
+def _compare_bits(name: str, bound: float) -> int:
+    bits = _bits(name, FRAC, bound)
+    if bits > MAX_BITS:
+        raise RangeError(f"values up to {bound:g} are too large to be compared in {MAX_BITS} bits", layer=name)
+    return bits
 
 
 def _v_bits(name: str, bound: float, info: Any) -> int:
@@ -94,9 +127,9 @@ def _qkv(graph: Graph, name: str, reader: Any, ranges: Mapping[str, Mapping[str,
 
 
 def _attention(name: str, found: Mapping[str, float], info: Any) -> dict[str, Any]:
-    if found["score"] > LARGEST_SCORE:
+    if found["score_seen"] > LARGEST_SCORE:
         raise RangeError(
-            f"attention scores may reach {found['score']:g}; softmax is right up to {LARGEST_SCORE:g}",
+            f"attention scores reach {found['score_seen']:g}; the plan allows for {LARGEST_SCORE:g}",
             layer=name,
             remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
         )

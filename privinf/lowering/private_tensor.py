@@ -15,7 +15,9 @@ from torch import Tensor
 
 from privinf.crypten_adapter import CrypTensor, Graph, PrivateValue
 from privinf.lowering.plan import weights_of
+from protocols.activation import gelu, relu
 from protocols.linear import Weight, linear, lookup, scale
+from protocols.norm import layer_norm
 from protocols.opening import add_server_constant, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, matmul_wires, multiply
@@ -56,7 +58,7 @@ def label_of(node: Any) -> tuple[str, str]:
 
 
 @CrypTensor.register_cryptensor("privinf")
-class PrivinfTensor(PrivateValue):  # type: ignore[misc]
+class PrivinfTensor(PrivateValue):
     """Shares of a tensor at one party, or the ids that only the client knows (`ids`: (1, T), a meta tensor elsewhere)."""
 
     def __init__(self, runtime: Runtime, shares: Shares | None = None, ids: Tensor | None = None) -> None:
@@ -153,19 +155,21 @@ class PrivinfTensor(PrivateValue):  # type: ignore[misc]
     def op_attention(self, node: Any) -> PrivinfTensor:
         plan, x = node.plan, self.shares
         batch, count, _ = x.shape
-        assert batch == 1, "one sequence at a time"
         heads, width, offset = node.heads, node.head_dim, self.runtime.offset
+        asked = 1 if node.last_query else count
         rings = AttentionRings(**{name: plan[name] for name in AttentionRings.__dataclass_fields__})
 
         def part(index: int) -> Shares:
-            # (1, T, 3 d) -> (H, T, d_k)
-            return x.map(lambda v: v.reshape(count, 3, heads, width)[:, index].transpose(0, 1))
+            # (B, T, 3 d) -> (B H, T, d_k)
+            return x.map(lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width))
 
         def protocol() -> Protocol_[Shares]:
-            q = part(0)
+            q = part(0).map(lambda v: v[:, count - asked :])
             if "inverse_temperature" in node.parameter_shapes:
                 weight = self.runtime.weights[f"{node.name}.inverse_temperature"]
-                q = yield from scale(self.party, q, weight, bits=x.bits, window=(offset, offset + count))
+                apart = q.map(lambda v: v.reshape(batch, heads, asked, width))
+                q = yield from scale(self.party, apart, weight, bits=x.bits, window=(offset + count - asked, offset + count))
+                q = q.map(lambda v: v.reshape(batch * heads, asked, width))
             q = yield from rescale(self.party, q, bits=rings.qk_bits, frac=rings.qk_frac)
             k = yield from rescale(self.party, part(1), bits=rings.qk_bits, frac=rings.qk_frac)
             v = yield from rescale(self.party, part(2), bits=rings.v_bits, frac=rings.v_frac)
@@ -173,20 +177,39 @@ class PrivinfTensor(PrivateValue):  # type: ignore[misc]
             old_k, old_v = self.runtime.cache.get(node.name, (None, None))
             keys, values = Cached.join(old_k, k_wire), Cached.join(old_v, v_wire)
             self.runtime.cache[node.name] = (keys, values)
-            out = yield from attention(self.party, q_wire, keys, values, Rows(offset + 1, count, 1), rings)
-            return out.map(lambda value: value.transpose(0, 1).reshape(1, count, heads * width))
+            out = yield from attention(self.party, q_wire, keys, values, Rows(offset + count - asked + 1, asked, 1), rings)
+            # (B H, T, d_k) -> (B, T, d)
+            return out.map(lambda v: v.reshape(batch, heads, asked, width).transpose(1, 2).reshape(batch, asked, heads * width))
 
         return self._run(node, protocol())
 
     def op_softmax(self, node: Any) -> PrivinfTensor:
         x = self.shares
-        *outer, number, length = x.shape if len(x.shape) > 1 else (1, *x.shape)
+        *_, number, length = x.shape if len(x.shape) > 1 else (1, *x.shape)
         rows = Rows(1, number, 1) if node.causal else Rows(length, number, 0)
 
         def protocol() -> Protocol_[Shares]:
             packed = x.map(lambda v: rows.pack(v.reshape(-1, number, length)))
             p = yield from softmax(self.party, packed, rows, bits=node.plan["bits"], frac=node.plan["frac"])
             return p.map(lambda v: rows.unpack(v).reshape(x.shape))
+
+        return self._run(node, protocol())
+
+    def op_relu(self, node: Any) -> PrivinfTensor:
+        plan = node.plan
+        return self._run(node, relu(self.party, self.shares, compare_bits=plan["compare_bits"], bits=plan["out_bits"]))
+
+    def op_gelu(self, node: Any) -> PrivinfTensor:
+        plan = node.plan
+        return self._run(node, gelu(self.party, self.shares, node.form, compare_bits=plan["compare_bits"], bits=plan["out_bits"]))
+
+    def op_layer_norm(self, node: Any) -> PrivinfTensor:
+        x, plan = self.shares, node.plan
+        rows = x.map(lambda v: v.reshape(-1, v.shape[-1]))
+
+        def protocol() -> Protocol_[Shares]:
+            y = yield from layer_norm(self.party, rows, epsilon=node.epsilon, size_bits=plan["size_bits"], bits=plan["bits"])
+            return y.map(lambda v: v.reshape(x.shape))
 
         return self._run(node, protocol())
 

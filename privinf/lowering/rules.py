@@ -18,12 +18,16 @@ from privinf.lowering.nodes import (
     Add,
     CausalAttention,
     Embedding,
+    Gelu,
     LastPosition,
+    LayerNorm,
     Linear,
     MulConstant,
     Node,
     PositionBias,
+    Relu,
     Reshape,
+    Scale,
     Shape,
 )
 from protocols.errors import ConfigError
@@ -37,7 +41,18 @@ MAX_ELEMENTS = 2**34  # of one value, at the longest input
 NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,256}")
 
 # What a graph for any length is made of: each of these treats positions by the length that it finds.
-ANY_LENGTH: tuple[type[Node], ...] = (Embedding, PositionBias, Linear, CausalAttention, Add, MulConstant, LastPosition)
+ANY_LENGTH: tuple[type[Node], ...] = (
+    Embedding,
+    PositionBias,
+    Linear,
+    CausalAttention,
+    Add,
+    MulConstant,
+    LastPosition,
+    LayerNorm,
+    Gelu,
+    Relu,
+)
 
 
 @dataclass(frozen=True)
@@ -196,7 +211,8 @@ def tied_weights(graph: Graph, info: Info) -> Iterator[str]:
 def any_length_means_any_length(graph: Graph, info: Info) -> Iterator[str]:
     if info.any_length:
         for node in graph.nodes:
-            if not isinstance(node, ANY_LENGTH):
+            vector = isinstance(node, Scale) and len(node.parameter_shapes["weight"]) <= 1  # and Bias
+            if not (vector or isinstance(node, ANY_LENGTH)):
                 yield f"{node.name} ({node.op}) is made for one length"
 
 

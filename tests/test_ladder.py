@@ -1,0 +1,87 @@
+"""Every network of the ladder, private against float: in-process parties, the same program as over a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from privinf.lowering import convert
+from privinf.lowering.lowered import Lowered
+from privinf.lowering.plan import weights_of
+from privinf.lowering.private_tensor import Runtime, encode_weights
+from privinf.lowering.program import next_token
+from privinf.models.aero import AeroModel, initialise
+from privinf.models.checkpoint import save_checkpoint
+from privinf.models.config import ModelConfig
+from protocols.party import Party
+from tests.two_party import Outcome, execute, offline_walk
+
+LADDER = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM+ScFFN", "SM+ScFuFFN", "SM+ScFuFFN_i1", "SM(t)+ScFuFFN", "SM(t)+ScFuFFN_i1")
+IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
+
+
+def make(directory: Path, variant: str, outlier: float = 0.0, **sizes: int) -> tuple[Lowered, AeroModel]:
+    """A lowered model with random weights that are large enough for every nonlinearity to matter."""
+    values = {"n_layer": 2, "n_head": 2, "n_embd": 24, "vocab_size": 201, "n_positions": 16, **sizes}
+    config = ModelConfig.for_variant(variant, **values)
+    model = AeroModel(config)
+    initialise(model, 3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "temperature" not in name:
+                weight.mul_(2.5 if config.norm == "layernorm" else 1.5)
+        model.wpe.weight[0, 3] += outlier
+    save_checkpoint(model, config, directory, torch.float32)
+    return convert(directory), model.eval()
+
+
+def run(lowered: Lowered, ids: tuple[int, ...], *, logits: bool = True) -> Outcome:
+    """One pass at both parties."""
+    encoded = encode_weights(lowered.graph)
+    weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}
+
+    def program(party: Party) -> torch.Tensor | None:
+        known = not party.is_server and not offline_walk(party)
+        tokens = torch.tensor([ids])
+        return next_token(lowered.graph, Runtime.of(lowered.graph, party), tokens if known else tokens.to("meta"), logits=logits)
+
+    return execute(program, weights)
+
+
+@pytest.mark.parametrize("variant", LADDER)
+def test_logits_and_cost(tmp_path: Path, variant: str) -> None:
+    lowered, model = make(tmp_path, variant)
+    outcome = run(lowered, IDS)
+    exact = model(torch.tensor([IDS]))[:, -1].double()
+    assert float((outcome.client - exact).abs().max().detach()) < 0.02 + 2.0**-8
+    online, offline = outcome.counted["online"], outcome.counted["offline"]
+    assert (online["payload"], online["rounds"]) == (outcome.predicted.online_bytes, outcome.predicted.rounds)
+    assert offline["payload"] == outcome.predicted.peer_offline_bytes
+
+
+@pytest.mark.parametrize("length", [1, 2, 16])
+def test_lengths(tmp_path: Path, length: int) -> None:
+    lowered, model = make(tmp_path, "SM+LN+G")
+    ids = (IDS * 2)[:length]
+    outcome = run(lowered, ids)
+    assert float((outcome.client - model(torch.tensor([ids]))[:, -1]).abs().max()) < 0.02 + 2.0**-8
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    """One head, an odd head width, a vocabulary that is no power of two."""
+    lowered, model = make(tmp_path, "SM+LN+R", n_head=1, n_embd=15, vocab_size=197)
+    ids = tuple(i % 197 for i in IDS)
+    outcome = run(lowered, ids)
+    assert float((outcome.client - model(torch.tensor([ids]))[:, -1]).abs().max()) < 0.02 + 2.0**-8
+    exact = model(torch.tensor([ids]))[0, -1]
+    chosen = int(run(lowered, ids, logits=False).client)
+    assert float(exact.max() - exact[chosen]) < 2 * 0.02
+
+
+def test_residual_outliers_at_the_first_position(tmp_path: Path) -> None:
+    """Trained GPT-2s carry values of thousands there; LayerNorm, the rings of the residual stream and attention must hold them."""
+    lowered, model = make(tmp_path, "SM+LN+G", outlier=3000.0)
+    outcome = run(lowered, IDS)
+    assert float((outcome.client - model(torch.tensor([IDS]))[:, -1]).abs().max()) < 0.05

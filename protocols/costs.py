@@ -59,11 +59,13 @@ class Declared:
         return client
 
 
-def _dealt(*parts: tuple[int, int]) -> Declared:
+def dealt(*parts: tuple[int, int]) -> Declared:
+    """(count, bits) of each part that D sends."""
     return Declared(dealer=sum(packed_size(count, bits) for count, bits in parts))
 
 
-def _exchanged(*parts: tuple[int, int]) -> Declared:
+def exchanged(*parts: tuple[int, int]) -> Declared:
+    """(count, bits) of each part of one exchange."""
     return Declared(online=2 * sum(packed_size(count, bits) for count, bits in parts), steps=BOTH)
 
 
@@ -105,12 +107,12 @@ def rescale(count: int, bits: int, shift: int, to_bits: int, *, early: bool = Fa
     """From a ring of `bits` to one of `to_bits`, dropping `shift` fraction bits: nothing if the wrap drops out."""
     if to_bits <= bits - shift:
         return Declared()
-    return open_masked((count, 1), early=(early,)) + _dealt((count, to_bits - (bits - shift)))
+    return open_masked((count, 1), early=(early,)) + dealt((count, to_bits - (bits - shift)))
 
 
 def multiply(count: int, bits: int) -> Declared:
     """`count` products of opened wires; also `matmul_wires`, `scores` and `weighted`, by the elements of their result."""
-    return _dealt((count, bits))
+    return dealt((count, bits))
 
 
 def scores(heads: int, rows: Rows, bits: int) -> Declared:
@@ -131,12 +133,12 @@ def compare(count: int, bits: int, *, masks: int | None = None) -> Declared:
     low = bits - 1
     number = max(1, ceil(low / MAX_DIGIT))
     widths = [low // number + (k < low % number) for k in range(number)]
-    cost = _dealt(*((count if masks is None else masks, 2**width) for width in widths))
+    cost = dealt(*((count if masks is None else masks, 2**width) for width in widths))
     if number > 1:
         products = 3 * 2 ** (number - 1) - 2 * number - 1
         joint = [min(60, products - at) for at in range(0, products, 60)]  # 60 to an element
-        cost += _exchanged((count, 2 * (number - 1))) + _dealt(*((count, width) for width in joint))
-    return cost + _exchanged((count, 1))
+        cost += exchanged((count, 2 * (number - 1))) + dealt(*((count, width) for width in joint))
+    return cost + exchanged((count, 1))
 
 
 def levels(rows: Rows) -> list[Counter[int]]:
@@ -166,7 +168,7 @@ def _contest(heads: int, groups: Counter[int], bits: int, shared_bits: int, wire
         if size > 1:
             products = heads * number * (size - 1) * (2 ** (size - 1) - 1)
             one = compare(heads * number * comb(size, 2), bits)
-            cost = cost.beside(one + _dealt((products, shared_bits), *((products, wire) for wire in wires)))
+            cost = cost.beside(one + dealt((products, shared_bits), *((products, wire) for wire in wires)))
     return cost
 
 
@@ -189,7 +191,7 @@ def row_argmax(heads: int, length: int, bits: int, place_bits: int) -> Declared:
 
 def exponential(count: int) -> Declared:
     """D: a one-hot, the factor, and the factor times a mask."""
-    return _dealt((count, 2**exp.HIGH), (count, exp.OUT_BITS), (count, exp.OUT_BITS)) + _exchanged((count, exp.OUT_BITS))
+    return dealt((count, 2**exp.HIGH), (count, exp.OUT_BITS), (count, exp.OUT_BITS)) + exchanged((count, exp.OUT_BITS))
 
 
 def exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False) -> Declared:
@@ -197,7 +199,7 @@ def exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False) -> D
     count, upper = heads * rows.count, soft.SCORE_BITS - soft.DROP
     return (
         open_masked((count, soft.SCORE_BITS), early=(early,))
-        + _dealt((count, upper))
+        + dealt((count, upper))
         + row_maximum(heads, rows, upper)
         + exponential(count)
         + rescale(count, exp.OUT_BITS, exp.OUT_FRAC - soft.WEIGHT_FRAC, soft.NARROW)
@@ -213,11 +215,11 @@ def reciprocal(count: int, from_bits: int, from_frac: int, bound: float, bits: i
     if ring > from_bits:
         cost = rescale(count, from_bits, 0, ring)
     cost += open_masked((count, ring)) + compare(count * j, j + 5, masks=count)
-    cost += _dealt((count * j, max(wide, ring)), (count * j, ring)) + open_masked((count, ring), (count, rec.INDEX_BITS))
+    cost += dealt((count * j, max(wide, ring)), (count * j, ring)) + open_masked((count, ring), (count, rec.INDEX_BITS))
     one_hot = (count * 2**rec.INDEX_BITS // 64, 64)
-    cost += _dealt(one_hot, *[(count, ring)] * 5) + _exchanged((count, ring))
+    cost += dealt(one_hot, *[(count, ring)] * 5) + exchanged((count, ring))
     cost += rescale(count, ring, from_frac + j + 2 * rec.INDEX_FRAC - frac, wide)
-    return cost + open_masked((count, wide)) + _dealt((count * j, wide))
+    return cost + open_masked((count, wide)) + dealt((count * j, wide))
 
 
 def _inverse(heads: int, rows: Rows, from_bits: int, bits: int) -> Declared:

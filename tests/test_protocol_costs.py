@@ -254,7 +254,7 @@ CASES = [
     *(product_case((2, rows.count), (2, rows.number), 39, rows) for rows in LAYOUTS),
     *(matmul_case(*shapes, 27) for shapes in (((1, 1), (1, 1)), ((2, 3, 4), (2, 4, 5)))),
     *(rows_case(3, rows, 5, 29) for rows in LAYOUTS),
-    *(compare_case((3, 2), (3, 2), bits) for bits in (1, 2, 7, 8, 10, 13, 14, 19, 20, 25, 26, 31)),
+    *(compare_case((3, 2), (3, 2), bits) for bits in (1, 2, 7, 8, 10, 13, 14, 19, 20, 25, 26, 31, 32, 38, 43)),
     compare_case((5, 4, 9), (5, 4, 1), 13),
     compare_case((5, 4, 9), (5, 4, 1), 6),
     *(maximum_case(2, rows, bits) for rows in LAYOUTS for bits in (7, 10, 21)),

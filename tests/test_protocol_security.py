@@ -21,6 +21,7 @@ from protocols.correlations import Role, unpack_parts
 from protocols.exponential import exponential
 from protocols.linear import Weight, linear, lookup, mask_weight, scale, weight_mask
 from protocols.maximum import row_argmax, row_maximum, upper_wire
+from protocols.norm import layer_norm
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Item, Offline, Online, Party, Protocol_
 from protocols.prg import derive, new_seed
@@ -158,6 +159,10 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, AttentionRings())
 
+    def normalised(party: Party) -> Protocol_[Any]:
+        x = plain(party, same(GROUPS, 8) * torch.arange(1, 9), 56, 12, owner)
+        yield from layer_norm(party, x, epsilon=1e-5, size_bits=14, bits=40)
+
     def activations(party: Party) -> Protocol_[Any]:
         yield from relu(party, plain(party, same(BATCH), 40, 12, owner), compare_bits=20, bits=40)
         yield from gelu(party, plain(party, same(BATCH), 40, 12, owner), "tanh", compare_bits=20, bits=40)
@@ -177,6 +182,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         "softmax": (soft, {}),
         "attention": (attend, {}),
         "activations": (activations, {}),
+        "normalised": (normalised, {}),
     }
 
 

@@ -51,7 +51,12 @@ def scratch() -> Path:
     """A directory of this test process."""
     directory = Path(tempfile.mkdtemp(prefix="privinf-tests-"))
     owner = os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(directory, ignore_errors=True))
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a fork
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
     return directory
 
 
@@ -202,8 +207,12 @@ Hook = Callable[[], None]
 
 @dataclass(frozen=True)
 class SignalAt:
-    """A hook that makes a process signal itself when it enters the `number`-th transfer of messages (all its connections counted)."""
+    """A hook that makes a process signal itself when it enters the `number`-th transfer of messages with a peer in a phase.
 
+    `where` is `PEER:PHASE`, say `server:online`.
+    """
+
+    where: str
     number: int
     signal: int = signal.SIGKILL
 
@@ -211,11 +220,24 @@ class SignalAt:
         counter, transfer = itertools.count(1), Connection._transfer
 
         def counted(connection: Connection, *arguments: Any) -> Any:
-            if next(counter) == self.number:
+            if f"{connection.peer_role}:{connection.meter.phase}" == self.where and next(counter) == self.number:
                 os.kill(os.getpid(), self.signal)
             return transfer(connection, *arguments)
 
-        Connection._transfer = counted  # type: ignore[method-assign]
+        Connection._transfer = counted  # type: ignore
+
+
+@dataclass(frozen=True)
+class OtherRelease:
+    """A hook that makes a process speak the next version of the protocol."""
+
+    def __call__(self) -> None:
+        import msgspec
+
+        from privinf.party import messages
+
+        fields = [("protocol", int, 2), ("version", str, "9.9.9")]
+        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), 2, "9.9.9"  # type: ignore
 
 
 def _enter(words: list[str], out: str, err: str, hook: Hook | None) -> None:

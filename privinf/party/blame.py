@@ -20,8 +20,12 @@ def reason_for(connection: Connection, error: PrivinfError) -> str:
     message = error.message
     while prefix := next((p for p in _RELAYED if message.startswith(p)), ""):
         message = message.removeprefix(prefix)
-    about = error.peer if error.peer not in ("", f"{connection.peer_role} {connection.peer_name}", connection.peer_name) else ""
-    return f"{about}: {message}" if about and not message.startswith(("server ", "client ", "dealer ")) else message
+    about = error.peer
+    if about in ("", f"{connection.peer_role} {connection.peer_name}", connection.peer_name) or message != error.message:
+        return message
+    if about.rpartition(" ")[2] in message:
+        return message
+    return message.replace("the peer", about, 1) if "the peer" in message else f"{about}: {message}"
 
 
 def as_told(error: Exception, party: str) -> PrivinfError:

@@ -63,7 +63,7 @@ class DealerService(Service):
         with self._lock:
             session = self._sessions.get(join.token)
             if session is None or session.taken or session.client != connection.peer_fingerprint:
-                raise HandshakeError("no server has announced this session for your certificate", party="dealer")
+                raise HandshakeError("no server has announced this session for your certificate, or it has ended it", party="dealer")
             session.taken = True
         connection.timeout = self.options.timeout
         connection.send_control(SessionSeed(session.seed))

@@ -122,7 +122,7 @@ class Server(Service):
             return link
         except PrivinfError as error:
             where = f"the server cannot reach its dealer at {self.dealer}"
-            raise HandshakeError(f"{where}: {error.message}", party="server", remedy=error.remedy) from None
+            raise HandshakeError(f"{where}: {error.message}", party="server", peer=f"dealer {self.dealer}", remedy=error.remedy) from None
 
     def _set_up(self, connection: Connection, names: tuple[str, ...]) -> None:
         """Sends the masked weights that the client has not kept, one message each."""

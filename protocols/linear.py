@@ -49,9 +49,18 @@ def matmul(x: Tensor, w: Tensor) -> Tensor:
     return x @ w
 
 
+def matmul_transposed(x: Tensor, w: Tensor) -> Tensor:
+    """x @ w.T modulo 2^64; x (..., n), w (m, n). A large table is never copied into the other order."""
+    if not known(x, w):
+        return blank(*x.shape[:-1], w.shape[0])
+    flat = x.reshape(-1, x.shape[-1])
+    product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
+    return product.reshape(*x.shape[:-1], w.shape[0])
+
+
 def _times(x: Tensor, w: Tensor, diagonal: int, transposed: int) -> Tensor:
     if not diagonal:
-        return matmul(x, w.T if transposed else w)
+        return matmul_transposed(x, w) if transposed else matmul(x, w)
     return x * w if known(x, w) else blank(*x.shape)
 
 

@@ -72,7 +72,7 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
         elif node.op in _COMPARED:
             plan = {"compare_bits": _compare_bits(name, float(ranges.get(inputs[0], {}).get("out", bound)))}
         elif node.op == "layer_norm":
-            plan = {"size_bits": 2 * math.ceil(math.log2(float(ranges[name]["squares"])) / 2)}
+            plan = {"size_bits": up(math.log2(float(ranges[name]["squares"])))}
             ring, _ = centred(plan["size_bits"])
             largest = float(ranges.get(inputs[0], {}).get("out", 1.0))
             if ring > 62:

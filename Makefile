@@ -28,7 +28,7 @@ bench: $(VENV)/.installed-dev ## measure the shipped model; ARGS="ladder --quick
 	$(BIN)/python -m benchmarks $(or $(ARGS),shipped $(MODEL))
 
 train: $(VENV)/.installed ## train the shipped model from scratch on a CPU, in runs/pylib; interrupted, the same command goes on
-	$(BIN)/privinf train $(or $(ARGS),-o runs/pylib --minutes 94)
+	$(BIN)/privinf train $(ARGS)
 
 clean: ## remove .venv, build output and caches; training runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

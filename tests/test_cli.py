@@ -282,6 +282,13 @@ def test_the_cache_is_listed_and_removed_by_name(call: Call, tmp_path: Path) -> 
     assert json.loads(call("cache", "rm", "--all", "--cache", cache, "--json").out)["removed"] == ["lowered/abc"]
 
 
+def test_defaults_are_the_runtimes() -> None:
+    from privinf.cli import common
+    from privinf.party.options import MAX_NEW_TOKENS, Options
+
+    assert common.NEW_TOKENS == MAX_NEW_TOKENS and Options().timeout == common.TIMEOUT_S
+
+
 def test_bytes_for_people() -> None:
     assert [human_bytes(n) for n in (0, 999, 1000, 1_500_000, 2e10)] == ["0 B", "999 B", "1.0 kB", "1.5 MB", "20.00 GB"]
 
@@ -366,6 +373,7 @@ def test_a_run_as_a_user_types_it(checkpoint: Path, tmp_path: Path) -> None:
     assert plain.code == 0 and plain.err == ""
     ids = [int(word) for word in plain.out.split()]
     assert len(ids) == 2 and plain.out.endswith("\n")
+    two = json.loads(finish(start("explain", checkpoint, "--seq", 4, "--max-new-tokens", 2, "--cache", tmp_path / "cache", "--json")).out)
     result = finish(start("run", *common, "--max-new-tokens", 1, "--json"))
     assert result.code == 0 and result.err == "" and result.out.count("\n") == 1
     document = json.loads(result.out)
@@ -390,6 +398,7 @@ def test_a_run_as_a_user_types_it(checkpoint: Path, tmp_path: Path) -> None:
     online = document["traffic"]["online"]
     assert (online["payload"], online["rounds"]) == (foretold["online_bytes"], foretold["rounds"])
     assert document["traffic"]["offline"]["dealer"]["payload"] == foretold["dealer_bytes"]
+    assert two["total"]["online_bytes"] > foretold["online_bytes"]
 
 
 def test_a_run_that_cannot_be_is_refused_with_an_empty_stdout(checkpoint: Path, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ _COLUMNS = {
 def explain(
     model: common.Model,
     seq: Annotated[int, typer.Option("--seq", metavar="N", min=1, help="Tokens of the prompt.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Output tokens.")] = 1,
     logits: common.Logits = False,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
-    """Predict the cost of one prompt of N tokens and one output token.
+    """Predict the cost of one prompt of N tokens and one output token, or several.
 
     Nothing is run. The figures equal what `privinf run --max-new-tokens 1`
     counts, per layer and operator.
@@ -36,7 +37,7 @@ def explain(
     from privinf.lowering.explain import explain as predict
     from privinf.party.models import open_model
 
-    prediction = predict(open_model(model, options.cache), seq, logits=logits)
+    prediction = predict(open_model(model, options.cache), seq, logits=logits, new_tokens=max_new_tokens)
     if as_json:
         common.write_json(prediction)
     else:

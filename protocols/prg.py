@@ -6,12 +6,14 @@ cipher is the maintained one of the package `cryptography`.
 
 from __future__ import annotations
 
+import math
 import secrets
+from functools import cached_property
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from torch import Tensor
 
@@ -49,11 +51,15 @@ class Stream:
     """One keystream, read front to back."""
 
     def __init__(self, algorithm: algorithms.AES, counter: int) -> None:
-        # 64 bits name the stream, 64 bits count its blocks
-        self._encryptor = Cipher(algorithm, modes.CTR(counter.to_bytes(8, "big") + bytes(8))).encryptor()
+        self._algorithm, self._counter = algorithm, counter
 
     def __repr__(self) -> str:
         return "Stream(hidden)"
+
+    @cached_property
+    def _encryptor(self) -> CipherContext:
+        # when it is first read: many streams never are. 64 bits name the stream, 64 bits count its blocks
+        return Cipher(self._algorithm, modes.CTR(self._counter.to_bytes(8, "big") + bytes(8))).encryptor()
 
     def raw(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The next `size` bytes."""
@@ -65,7 +71,7 @@ class Stream:
 
     def uniform(self, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform elements of Z_2^bits, int64; the keystream is read in the narrowest machine word that holds them."""
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         word: type[np.generic] = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.int64
         values = self.raw(count * np.dtype(word).itemsize).view(word)
         x = torch.from_numpy(values.astype(np.int64, copy=False).reshape(shape))

@@ -6,6 +6,8 @@ An element of Z_2^k, k <= 64, is held in an int64 whose upper 64 - k bits are ar
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -127,7 +129,7 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The inverse of `pack`; representatives in [0, 2^bits)."""
-    raw, count = np.frombuffer(data, np.uint8), int(np.prod(shape, dtype=np.int64))
+    raw, count = np.frombuffer(data, np.uint8), math.prod(shape)
     out, at = np.zeros(count if bits < 8 else 0, np.int64), 0
     for word, place in _words(bits):
         size = count * int(word[-1])

@@ -51,7 +51,7 @@ class Stream:
     """One keystream, read front to back."""
 
     def __init__(self, algorithm: algorithms.AES, counter: int) -> None:
-        self._algorithm, self._counter = algorithm, counter
+        self._algorithm, self._name = algorithm, counter.to_bytes(8, "big")
 
     def __repr__(self) -> str:
         return "Stream(hidden)"
@@ -59,7 +59,7 @@ class Stream:
     @cached_property
     def _encryptor(self) -> CipherContext:
         # when it is first read: many streams never are. 64 bits name the stream, 64 bits count its blocks
-        return Cipher(self._algorithm, modes.CTR(self._counter.to_bytes(8, "big") + bytes(8))).encryptor()
+        return Cipher(self._algorithm, modes.CTR(self._name + bytes(8))).encryptor()
 
     def raw(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The next `size` bytes."""

@@ -417,13 +417,14 @@ def test_a_local_session(local: LocalSession) -> None:
     assert local.costs["total"]["online_bytes"] == local.traffic["online"]["payload"]
 
 
-def test_a_local_session_drops_what_its_caller_turns_away_from(local: LocalSession) -> None:
+def test_a_local_session_drops_what_its_caller_turns_away_from(local: LocalSession, caplog: pytest.LogCaptureFixture) -> None:
     for _ in local.generate("def", max_new_tokens=25, ignore_eos=True):
         break
     tokens = [token.id for token in local.generate(ids=[1, 2], max_new_tokens=2, ignore_eos=True)]
     assert t.is_greedy([1, 2], tokens) and len(tokens) == 2
     with pytest.raises(ConfigError, match="the prompt is empty"):
         list(local.generate(""))
+    assert not [record for record in caplog.records if record.name.startswith("privinf")]  # the error says it all
     answers: dict[int, list[int]] = {}
 
     def ask(number: int) -> None:

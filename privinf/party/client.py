@@ -108,7 +108,8 @@ class Client:
             session = self._open(made)
         try:
             yield session
-            self.result, self.logits = result_of(session), session.logits
+            with sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=f"server {self.server}"):
+                self.result, self.logits = result_of(session), session.logits
             session.end()
         except BaseException as error:
             self._drop(session, error)

@@ -20,7 +20,7 @@ from privinf.party.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Dealer, KindHash, from_wire
-from protocols.errors import CorrelationError, HandshakeError, TransportError
+from protocols.errors import CorrelationError, HandshakeError
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
@@ -33,9 +33,8 @@ MAX_WEIGHTS = 1 << 31  # of one model, in sum
 class _Session:
     client: str  # fingerprint
     seed: bytes = field(repr=False)
-    taken: bool = False  # a client has shown the token
-    joined: threading.Event = field(default_factory=threading.Event)
-    connection: Connection | None = None  # the client's, once it has joined
+    joined: threading.Event = field(default_factory=threading.Event)  # it has its seed
+    connection: Connection | None = None  # the client's, once it has shown the token
 
 
 class DealerService(Service):
@@ -62,18 +61,17 @@ class DealerService(Service):
     def _join(self, connection: Connection, join: Join) -> None:
         with self._lock:
             session = self._sessions.get(join.token)
-            if session is None or session.taken or session.client != connection.peer_fingerprint:
-                raise HandshakeError("no server has announced this session for your certificate, or it has ended it", party="dealer")
-            session.taken = True
-        connection.timeout = self.options.timeout
-        connection.send_control(SessionSeed(session.seed))
-        connection.establish()
-        with self._lock:
-            if self._sessions.get(join.token) is not session:
-                raise TransportError("the server has ended this session", party="dealer")
-            self.hand_over(connection)  # before the server's thread may use and close it
+            if session is None or session.connection is not None or session.client != connection.peer_fingerprint:
+                message = "no server has announced this session for your certificate, or it has ended it"
+                raise HandshakeError(message, party="dealer")
+            self.hand_over(connection)  # from now on the server's thread tells it of a failure, and closes it
             session.connection = connection
-        session.joined.set()
+        try:
+            connection.timeout = self.options.timeout
+            connection.send_control(SessionSeed(session.seed))
+            connection.establish()
+        finally:
+            session.joined.set()
 
     def _serve(self, connection: Connection, register: Register) -> None:
         connection.timeout = self.options.timeout

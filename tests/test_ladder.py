@@ -80,6 +80,16 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert float(exact.max() - exact[chosen]) < 2 * 0.02
 
 
+def test_small_ranges(tmp_path: Path) -> None:
+    """Values far inside of GELU's edges still compare with them."""
+    config = ModelConfig.for_variant("SM+LN+G", n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
+    model = AeroModel(config).eval()
+    initialise(model, 0)
+    save_checkpoint(model, config, tmp_path, torch.float32)
+    outcome = run(convert(tmp_path), (1, 2, 3))
+    assert float((outcome.client - model(torch.tensor([[1, 2, 3]]))[:, -1]).abs().max().detach()) < 0.01
+
+
 def test_residual_outliers_at_the_first_position(tmp_path: Path) -> None:
     """Trained GPT-2s carry values of thousands there; LayerNorm, the rings of the residual stream and attention must hold them."""
     lowered, model = make(tmp_path, "SM+LN+G", outlier=3000.0)

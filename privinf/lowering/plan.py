@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privinf.crypten_adapter import Graph
-from protocols.activation import PRODUCT_BITS
+from protocols.activation import EDGE, PRODUCT_BITS
 from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
@@ -76,7 +76,9 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             ring, _ = centred(plan["size_bits"])
             largest = float(ranges.get(inputs[0], {}).get("out", 1.0))
             if ring > 62:
-                raise RangeError(f"a LayerNorm's sum of squares may reach 2^{plan['size_bits']}, which no ring of 64 bits holds", layer=name)
+                raise RangeError(
+                    f"a LayerNorm's sum of squares may reach 2^{plan['size_bits']}, which no ring of 64 bits holds", layer=name
+                )
             plan["input_bits"] = _bits(name, FRAC + 24, largest)
         elif node.op in ("scale", "mul_constant", "mul", "matmul", "softmax"):
             plan = {"ring": _bits(name, 2 * FRAC, bound)}
@@ -105,7 +107,8 @@ def _readers(graph: Graph, name: str) -> list[Any]:
 
 
 def _compare_bits(name: str, bound: float) -> int:
-    bits = _bits(name, FRAC, bound)
+    # GELU compares with its edges too, whatever the range
+    bits = _bits(name, FRAC, max(bound, EDGE))
     if bits > MAX_BITS:
         raise RangeError(f"values up to {bound:g} are too large to be compared in {MAX_BITS} bits", layer=name)
     return bits

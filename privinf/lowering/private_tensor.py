@@ -161,7 +161,9 @@ class PrivinfTensor(PrivateValue):
 
         def part(index: int) -> Shares:
             # (B, T, 3 d) -> (B H, T, d_k)
-            return x.map(lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width))
+            return x.map(
+                lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width)
+            )
 
         def protocol() -> Protocol_[Shares]:
             q = part(0).map(lambda v: v[:, count - asked :])

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from privinf import lowering
 from privinf.lowering.lowered import Lowered
 from privinf.version import VERSION
 from protocols.errors import ConfigError
@@ -15,7 +16,10 @@ log = logging.getLogger("privinf")
 
 
 def _fingerprint(checkpoint: Path) -> str:
+    """Of a checkpoint and of the code that lowers it: a kept lowering never outlives a change of either."""
     digest = hashlib.sha256(VERSION.encode())
+    for source in sorted(Path(lowering.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         path = checkpoint / name
         digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")

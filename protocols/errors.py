@@ -64,7 +64,9 @@ class ProtocolDesync(PrivinfError):
 
 
 class RangeError(PrivinfError):
-    """A value cannot be held by the ring that the plan gives it."""
+    """A model's values are larger than any ring can hold; found when it is converted."""
+
+    exit_code = 2
 
 
 class CorrelationError(PrivinfError):

@@ -5,7 +5,7 @@ PrivinfError
 |-- HandshakeError       the peer refused, or is not whom we expect      (exit 3)
 |-- TransportError       the peer could not be reached, hung or vanished (exit 3 before a session, 4 within)
 |-- ProtocolDesync       the parties no longer run the same program      (exit 4)
-|-- RangeError           a value cannot be held by its ring              (exit 4)
+|-- RangeError           a model's values fit no ring                    (exit 2)
 |-- CorrelationError     a correlation is missing, damaged or spent      (exit 4)
 `-- UnsupportedOpError   the model needs an operator that has no protocol (exit 5)
 """

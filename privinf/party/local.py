@@ -251,7 +251,7 @@ class LocalSession:
         except PrivinfError as error:
             done = True
             for role in ("server", "dealer"):  # the client saw a connection break; here is why
-                if isinstance(error, TransportError) and self._parties[role].has_died(0.3):
+                if not isinstance(error, ConfigError) and self._parties[role].has_died(0.3):
                     raise self._parties[role].death() from error
             raise
         finally:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from privinf.transport.connection import Connection
-from protocols.errors import ConfigError, PrivinfError, TransportError
+from protocols.errors import ConfigError, PrivinfError, ProtocolDesync, RangeError, TransportError
 
 TELL_S = 1.0
 """The longest that a farewell may take: its receiver is perhaps the one that hangs."""
@@ -34,11 +34,11 @@ def as_told(error: Exception, party: str) -> PrivinfError:
 
 
 def farewell(connection: Connection, error: BaseException | None) -> None:
-    """Tells a peer why we give up. Nothing about a wrong input, which is nobody's business but its owner's."""
-    if isinstance(error, PrivinfError) and not isinstance(error, ConfigError):
+    """Tells a peer why we give up. Nothing about a wrong input or a value out of range, which are nobody's business but their owner's."""
+    if isinstance(error, PrivinfError) and not isinstance(error, ConfigError | RangeError):
         connection.timeout = min(connection.timeout, TELL_S)
         with contextlib.suppress(PrivinfError):  # it may have gone already, which may be the error itself
-            connection.send_error(reason_for(connection, error))
+            connection.send_error(reason_for(connection, error), desync=isinstance(error, ProtocolDesync))
 
 
 @contextlib.contextmanager

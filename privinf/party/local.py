@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from privinf.party.options import MAX_NEW_TOKENS, Options
-from privinf.party.text import Token
+from privinf.party.text import Token, whole_numbers
 from privinf.transport.keys import init_keys
 from protocols import errors
 from protocols.errors import ConfigError, PrivinfError, TransportError
 
-END_S = 6.0
+END_S = 10.0
 QUICK_END_S = 2.0
 """How long the processes may take to end by themselves when something has failed. They are ended by force then."""
 SILENCE_S = 30.0
@@ -269,7 +269,7 @@ class LocalSession:
         logits: bool = False,
     ) -> Iterator[Token]:
         """As `privinf.Client.generate`."""
-        numbers = None if ids is None else [int(number) for number in ids]
+        numbers = None if ids is None else whole_numbers(ids)
         query = {"prompt": prompt, "ids": numbers, "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits}
         for event in self._ask(query):
             if event["event"] == "token":

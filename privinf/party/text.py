@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +28,27 @@ def load_tokenizer(data: bytes | None) -> Any:
         return None
     from tokenizers import Tokenizer
 
-    try:
+    with _ours("the model's tokenizer cannot be read"):
         return Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises a bare Exception
-        raise ConfigError(f"the model's tokenizer cannot be read: {error}") from None
+
+
+@contextlib.contextmanager
+def _ours(message: str) -> Iterator[None]:
+    """The library raises a bare Exception, and where its own code panics, not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ConfigError(message) from error
+        raise
+
+
+def whole_numbers(ids: Sequence[int]) -> list[int]:
+    """Ids of any integer type; ConfigError for anything else."""
+    try:
+        return [operator.index(number) for number in ids]
+    except TypeError:
+        raise ConfigError("prompt ids are whole numbers") from None
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +70,11 @@ class Prompt:
         if ids is None:
             if tokenizer is None:
                 raise ConfigError("this model has no tokenizer", remedy="give the prompt as --prompt-ids 1,2,3")
-            ids = tokenizer.encode(text).ids
+            if not isinstance(text, str):
+                raise ConfigError("the prompt is no text")
+            with _ours("the prompt is no text that the tokenizer can read"):
+                ids = tokenizer.encode(text).ids
+        ids = whole_numbers(ids)
         if not ids:
             raise ConfigError("the prompt is empty", remedy="give at least one token")
         if len(ids) > info.n_positions:

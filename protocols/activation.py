@@ -6,7 +6,7 @@ table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_, parallel
@@ -120,9 +120,7 @@ class PiecesMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, PRODUCT_BITS) for _ in range(5))
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         (a, b), r = server[0] + client[0], masks.mask(self.x)
         word, sign = one_hot(masks.mask(self.index), shares[0])
         return (word, sign, sign * a, sign * b, sign * r, sign * b * r), None

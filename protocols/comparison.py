@@ -6,7 +6,6 @@ one-hot digits of the mask in place of oblivious transfer, and ABY2.0's multi-in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -14,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 
@@ -85,9 +84,7 @@ class CompareMask(Kind):
         joint = (Part(self.shape, width, xor=True) for width in joint_widths(len(digits(self.bits))))
         return (*words, *joint)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r = reduce(self.difference(masks), self.bits)
         one = torch.ones_like(r)
         values = [one << ((r >> at) & ((1 << width) - 1)) for at, width in digits(self.bits)]
@@ -169,8 +166,6 @@ class BitMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         rho = masks.mask(self.compare)
         return (rho * masks.mask(self.wire).reshape(self.spread) if self.wire else rho,), None

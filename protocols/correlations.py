@@ -24,6 +24,10 @@ from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
 from protocols.ring import pack, packed_size, reduce, unpack
 
+Tensors = Sequence[Tensor]
+Dealt = tuple[Sequence[Tensor], Tensor | None]
+"""The values to share, and what later kinds may refer to by this correlation's name."""
+
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
 MAX_AXES = 8
 
@@ -91,9 +95,7 @@ class Kind:
         """What is shared between S and C."""
         return ()
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's."""
         raise NotImplementedError
 
@@ -124,9 +126,7 @@ class Mask(Kind):
 
     client_parts = server_parts
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (), reduce(server[0] + client[0], self.bits)
 
 

@@ -7,7 +7,7 @@ not from a machine's libm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, like, reduce
 from protocols.rows import Rows
@@ -105,9 +105,7 @@ class ExpMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return Part(self.shape, 1 << HIGH, xor=True), Part(self.shape, OUT_BITS), Part(self.shape, OUT_BITS)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r = reduce(masks.mask(self.x) - Rows(*self.rows).spread(masks.mask(self.maximum) << self.shift), BITS)
         place = -(r >> LOW) & ((1 << HIGH) - 1)
         # the server's bit at the hot place is 1 and the client's 0, or the other way round

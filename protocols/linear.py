@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
 from protocols.ring import add, blank, known, reduce
@@ -86,9 +86,7 @@ class LinearMask(Kind):
         """The part of the weight that this product reads; diagonal weights (H, n) become (H, rows, 1)."""
         return weight[:, self.window[0] : self.window[1], None] if self.window else weight
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (_times(client[0], self.select(masks.weight_mask(self.weight)), self.diagonal, self.transposed),), None
 
     def prepare(self, weights: Mapping[str, Tensor], own: Sequence[Tensor], shares: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import CompareMask, compare
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.opening import open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
@@ -76,9 +76,7 @@ class UpperMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),) if self.deals else ()
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         upper = reduce(masks.mask(self.wire) >> self.shift, self.bits)
         return ((upper,) if self.deals else ()), upper
 
@@ -119,9 +117,7 @@ class SelectorMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)
         r = masks.mask(self.wire)[:, group.index] if self.wire else None
         pairs, values = _pairs(group.size), []

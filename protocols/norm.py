@@ -7,7 +7,6 @@ as in `table`. The affine part belongs to the linear map that follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
@@ -66,9 +65,7 @@ class SquareMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (masks.mask(self.wire).square().sum(-1),), None
 
 
@@ -88,9 +85,7 @@ class InverseRootMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return Part((*self.shape, _WORDS), WORD, xor=True), Part((8, *self.shape), RING)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         a, r = server[0] + client[0], masks.mask(self.mantissa)
         word, sign = one_hot(masks.mask(self.index), shares[0])
         powers = torch.stack([sign, sign * a, sign * a * a, sign * a * a * a])

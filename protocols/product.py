@@ -5,13 +5,13 @@ A wire is opened once; every product that reads it costs the dealer a sharing of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
 from protocols.rows import Rows
@@ -31,9 +31,7 @@ class ProductMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = masks.mask(self.y)
         return (masks.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
 
@@ -50,9 +48,7 @@ class MatmulMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (masks.mask(self.x) @ torch.cat([masks.mask(name) for name in self.y], -2),), None
 
 
@@ -62,9 +58,7 @@ class RowsTimesMatrixMask(MatmulMask):
 
     rows: tuple[int, ...] = ()
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         x = Rows(*self.rows).unpack(masks.mask(self.x))
         return (x @ torch.cat([masks.mask(name) for name in self.y], -2),), None
 
@@ -75,9 +69,7 @@ class MatrixTimesRowsMask(MatmulMask):
 
     rows: tuple[int, ...] = ()
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = torch.cat([masks.mask(name) for name in self.y], -2)
         return (Rows(*self.rows).pack(masks.mask(self.x) @ y.transpose(-1, -2)),), None
 

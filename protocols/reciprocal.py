@@ -6,7 +6,6 @@ the table is read through a rotated one-hot (Pika, 2022/826) whose sign the deal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
@@ -63,9 +62,7 @@ class ReciprocalMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, self.bits) for _ in range(5))
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         a, r = server[0] + client[0], masks.mask(self.mantissa)
         word, sign = one_hot(masks.mask(self.index), shares[0])
         return (word, sign, sign * a, a * a, r * a, r * a * a), None

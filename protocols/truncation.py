@@ -5,13 +5,10 @@ Source: Cheetah's truncation and extension with known sign (ePrint 2022/207), SI
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
-from protocols.correlations import Kind, Masks, Part
+from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
@@ -33,9 +30,7 @@ class OrMask(Kind):
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
-    def deal(
-        self, masks: Masks, server: Sequence[Tensor], client: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
+    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (server[0] & client[0],), None
 
 

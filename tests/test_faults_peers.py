@@ -6,74 +6,28 @@ Each is refused in one readable line, and the services go on serving others.
 from __future__ import annotations
 
 import contextlib
-import logging
-import random
 import secrets
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
 from privinf.party import service as service_module
 from privinf.party.client import Client
-from privinf.party.messages import Deal, Hello, Join, Needs, Pass, Register, Run, SessionSeed, WeightRecord, Welcome, greet
+from privinf.party.messages import Hello, Join, Register, SessionSeed, Welcome, greet
+from privinf.party.options import Options
 from privinf.party.server import Server
-from privinf.transport.connection import Connection
-from privinf.transport.keys import load_credentials
-from privinf.transport.listener import dial, parse_address
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
+from privinf.transport.listener import parse_address
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from tests import trio as t
+from tests.peers import as_client, dialled, is_well, load_fingerprint, said
+from tests.peers import parties as parties
+from tests.peers import quiet as quiet
 from tests.tls_pair import inject, outcome
 from tests.trio import Trio, trio
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        made.client(cache=made.cache).run(__import__("torch").tensor([[1]]))  # the set-up is kept
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "privinf")
-
-
-def is_well(parties: Trio) -> bool:
-    return [token.id for token in parties.client().generate(ids=[1, 2, 3], max_new_tokens=1)] != []
-
-
-def said(caplog: pytest.LogCaptureFixture, role: str, words: str = "") -> str:
-    """The one warning of a service that holds these words; all of its warnings are readable lines."""
-
-    def found() -> list[str]:
-        lines = [r.getMessage() for r in list(caplog.records) if r.name == f"privinf.{role}" and r.levelno >= logging.WARNING]
-        assert all("\n" not in line and line.isprintable() and len(line) < 700 and "internal error" not in line for line in lines), lines
-        return [line for line in lines if words in line]
-
-    lines: list[str] = t.wait_for(found, 15, lambda: caplog.text)
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def dialled(address: str, role: str, peer: str, keys: Path | None = None) -> Connection:
-    """A connection as one of the parties, past TLS."""
-    return dial(address, load_credentials(keys or t.keys(), role), peer, 10.0)
-
-
-@contextlib.contextmanager
-def as_client(parties: Trio) -> Iterator[Connection]:
-    """A client past the comparison of versions."""
-    with dialled(parties.server.address, "client", "server") as connection:
-        greet(connection)
-        yield connection
-
 
 # ---- strangers
 
@@ -112,6 +66,19 @@ def test_connections_that_say_nothing_keep_nobody_out(parties: Trio, caplog: pyt
         assert is_well(parties) and time.monotonic() - began < 4
         t.wait_for(lambda: "later connections have not shown a certificate either" in caplog.text, 10)
         t.wait_for(lambda: not parties.server._strangers and not parties.dealer._strangers, 15)  # the handshake's deadline
+
+
+def test_a_server_and_a_dealer_that_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Something listens there, and takes the connection, and that is all."""
+    with trio(cache=t.scratch() / "cache", timeout=1.5) as parties, socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        error = outcome(Client(address, dealer=address, keys=str(t.keys()), options=Options(timeout=1.0)).connect)
+        assert "did not finish the TLS handshake in time" in str(error) and error.exit_code == 3
+        parties.server.dealer = address
+        error = outcome(lambda: parties.client(timeout=10.0).connect())
+        assert f"the server cannot reach its dealer at {address}: the peer did not finish" in str(error) and error.exit_code == 3
+        assert "cannot reach its dealer" in said(caplog, "server") and time.monotonic() - began < 8
 
 
 def test_a_peer_with_a_certificate_that_says_nothing(
@@ -309,188 +276,3 @@ def test_session_tokens(parties: Trio, caplog: pytest.LogCaptureFixture) -> None
     t.wait_for(lambda: not parties.dealer._sessions)
     assert refusal in str(outcome(lambda: join(token)))
     assert caplog.text.count(refusal) == 5 and token.hex() not in caplog.text and repr(token) not in caplog.text
-
-
-def load_fingerprint(path: Path) -> str:
-    from privinf.transport.tls import fingerprint
-
-    return fingerprint(ssl.PEM_cert_to_DER_cert(path.read_text()))
-
-
-# ---- a client that asks for what it may not
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        (Pass(33), "asks for more than the model's 32 positions"),
-        (Pass(1 << 20), "asks for more than the model's 32 positions"),
-        (Pass(1, True), "does not give logits"),
-        (Run(), "another kind of pass"),
-        ({"type": "Nonsense"}, "a control message that is not a"),
-        ({"type": "Pass", "count": 0}, "a control message that is not a"),
-    ],
-)
-def test_requests_that_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, request_: Any, words: str) -> None:
-    with trio(cache=t.scratch() / "cache", allow_logits=False) as parties:
-        session = parties.client().connect()
-        session.connection.send_control(request_)
-        session.connection.timeout = 10
-        error = outcome(lambda: session.connection.receive_control(Hello))
-        assert words in str(error) and error.exit_code == 4
-        assert words in said(caplog, "server") and words in said(caplog, "dealer")
-        assert words in str(outcome(lambda: session.link and session.link.receive_control(Hello)))
-        session.close()
-        assert is_well(parties)
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [(("nope",), "asks for a weight 'nope' that the model does not have"), (("wte.embedding.weight",) * 2, "asks for a weight twice")],
-)
-def test_set_ups_that_are_refused(parties: Trio, caplog: pytest.LogCaptureFixture, asked: tuple[str, ...], words: str) -> None:
-    with as_client(parties) as connection:
-        connection.receive_control(Welcome)
-        connection.send_control(Needs(()))
-        connection.send_control(Needs(asked))
-        connection.max_frame = 1 << 26
-        error = outcome(lambda: [connection.receive() for _ in range(9)])
-        assert words in str(error) and isinstance(error, HandshakeError)
-    assert words in said(caplog, "server")
-
-
-def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
-    """It has its token and asks for a pass, and the dealer never sees it: all three come to an end."""
-    with trio(cache=t.scratch() / "cache", timeout=1.5) as parties:
-        with as_client(parties) as connection:
-            connection.receive_control(Welcome)
-            connection.send_control(Needs(()))
-            connection.send_control(Needs(()))
-            connection.timeout = 15
-            connection.receive_control(__import__("privinf.party.messages", fromlist=["Session"]).Session)
-            connection.send_control(Pass(3))
-            began = time.monotonic()
-            outcome(lambda: connection.receive_control(Hello))
-            assert time.monotonic() - began < 6
-        t.wait_for(lambda: not parties.dealer._sessions and not parties.dealer._attended and not parties.server._attended, 10)
-        assert is_well(parties)
-
-
-@pytest.mark.parametrize(
-    "kinds", [[["Nope", 1]], [["Mask"]], [[]], [["Mask", [1 << 30, 1 << 30], 64, 0]], [["LinearMask", "w", [4], 4, 99, 0, 0, []]]]
-)
-def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytest.LogCaptureFixture, kinds: list[Any]) -> None:
-    token, fingerprint = secrets.token_bytes(16), load_fingerprint(t.keys() / "client" / "cert.pem")
-    with dialled(parties.dealer.address, "server", "dealer") as server, dialled(parties.dealer.address, "client", "dealer") as client:
-        greet(server)
-        server.send_control(Register(token, fingerprint, secrets.token_bytes(32), (WeightRecord("w", (4, 4), 32, 14),)))
-        server.receive_control(SessionSeed)
-        greet(client)
-        client.send_control(Join(token))
-        client.receive_control(SessionSeed)
-        for each in (server, client):
-            each.establish()
-        server.send_control(Deal(kinds))
-        errors = [outcome(lambda each=each: each.receive_control(Hello)) for each in (server, client)]  # type: ignore[misc]
-        assert all("was asked for" in str(error) for error in errors)
-    assert "was asked for" in said(caplog, "dealer", "was asked for")
-    assert is_well(parties)
-
-
-# ---- a server whose bundle lies
-
-
-def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The bundle with a change in its graph."""
-    document = msgspec.json.decode(t.lowered().bundle())
-    change(document["graph"])
-    return msgspec.json.encode(document)
-
-
-def plans(graph: dict[str, Any], **values: Any) -> None:
-    for plan in graph["plan"].values():
-        plan.update({key: value for key, value in values.items() if key in plan})
-
-
-LIES: dict[str, Callable[[], bytes]] = {
-    "not json": lambda: b"\x00\x01 not a bundle",
-    "empty": lambda: b"",
-    "another id": lambda: edited(lambda graph: graph["info"].update(id="0" * 32)),
-    "no plan": lambda: edited(lambda graph: graph.update(plan={})),
-    "a ring of no bits": lambda: edited(lambda graph: plans(graph, ring=0)),
-    "a ring of a million bits": lambda: edited(lambda graph: plans(graph, ring=10**6)),
-    "bits that are words": lambda: edited(lambda graph: plans(graph, bits="many")),
-    "no nodes": lambda: edited(lambda graph: graph.update(nodes=[])),
-    "nodes upside down": lambda: edited(lambda graph: graph["nodes"].reverse()),
-    "no vocabulary": lambda: edited(lambda graph: graph["info"].update(vocab=0, n_positions=0)),
-    "weights of 2^40": lambda: edited(
-        lambda graph: [node["parameters"].update({key: [2**40, 2**40] for key in node["parameters"]}) for node in graph["nodes"]]
-    ),
-    "a tokenizer that is none": lambda: msgspec.json.encode({**msgspec.json.decode(t.lowered().bundle()), "tokenizer": "bm8="}),
-}
-
-
-@contextlib.contextmanager
-def lying(parties: Trio, bundle: bytes, digest: str | None = None) -> Iterator[Trio]:
-    import hashlib
-
-    server, kept = parties.server, (parties.server._bundle, parties.server._digest)
-    server._bundle, server._digest = bundle, digest or hashlib.sha256(bundle).hexdigest()
-    try:
-        yield parties
-    finally:
-        server._bundle, server._digest = kept
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_bundles_that_lie(parties: Trio, lie: str) -> None:
-    with lying(parties, LIES[lie]()):
-        began = time.monotonic()
-        error = outcome(lambda: list(parties.client(fresh=True).generate("x", max_new_tokens=1)))
-        assert isinstance(error, HandshakeError | ProtocolDesync | ConfigError | TransportError) and time.monotonic() - began < 10
-    assert is_well(parties)
-
-
-def test_a_bundle_of_another_digest_or_size(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
-    with lying(parties, t.lowered().bundle(), "0" * 64):
-        assert "does not have the digest that the server gave" in str(outcome(lambda: parties.client(fresh=True).connect()))
-    with lying(parties, t.lowered().bundle(), "../../../etc/passwd"):
-        assert "does not have the digest" in str(outcome(lambda: parties.client(fresh=True).connect()))
-    with lying(parties, t.lowered().bundle()):
-        monkeypatch.setattr("privinf.party.server.len", lambda data: 1 << 50, raising=False)
-        outcome(lambda: parties.client(fresh=True).connect())
-
-
-def test_bundles_with_random_changes(parties: Trio) -> None:
-    """Whatever a bundle says, a client ends with an error of ours, or with a session."""
-    rng = random.Random(7)
-    ended = 0
-    for _ in range(40):
-        document = msgspec.json.decode(t.lowered().bundle())
-        for _ in range(rng.choice((1, 1, 2))):
-            change(document["graph"], rng)
-        with lying(parties, msgspec.json.encode(document)):
-            try:
-                list(parties.client(fresh=True, timeout=3.0).generate(ids=[1, 2], max_new_tokens=1))
-            except PrivinfError as error:
-                ended += 1
-                assert "\n" not in str(error)
-    assert ended > 10 and is_well(parties)
-
-
-def change(value: Any, rng: random.Random) -> None:
-    """Replaces one leaf, or removes one entry, somewhere in a JSON document."""
-    while True:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        if not keys:
-            return
-        key = rng.choice(keys)
-        inner = value[key]
-        if isinstance(inner, dict | list) and inner and rng.random() < 0.9:
-            value = inner
-            continue
-        if rng.random() < 0.3:
-            del value[key]
-        else:
-            value[key] = rng.choice([0, 1, -1, 7, 63, 64, 65, 2**40, 1.5, "x", None, True, [], {}, [1, 2], inner])
-        return

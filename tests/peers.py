@@ -1,0 +1,66 @@
+"""A dealer and a server in threads, and connections to them that are not always what they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from privinf.party.messages import greet
+from privinf.transport.connection import Connection
+from privinf.transport.keys import load_credentials
+from privinf.transport.listener import dial
+from tests import trio as t
+from tests.trio import Trio, trio
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
+        assert is_well(made)  # and the set-up is kept
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "privinf")
+
+
+def is_well(parties: Trio) -> bool:
+    return [token.id for token in parties.client().generate(ids=[1, 2, 3], max_new_tokens=1)] != []
+
+
+def said(caplog: pytest.LogCaptureFixture, role: str, words: str = "") -> str:
+    """The one warning of a service that holds these words; all of its warnings are readable lines."""
+
+    def found() -> list[str]:
+        lines = [r.getMessage() for r in list(caplog.records) if r.name == f"privinf.{role}" and r.levelno >= logging.WARNING]
+        assert all("\n" not in line and line.isprintable() and len(line) < 700 and "internal error" not in line for line in lines), lines
+        return [line for line in lines if words in line]
+
+    lines: list[str] = t.wait_for(found, 15, lambda: caplog.text)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def dialled(address: str, role: str, peer: str, keys: Path | None = None) -> Connection:
+    """A connection as one of the parties, past TLS."""
+    return dial(address, load_credentials(keys or t.keys(), role), peer, 10.0)
+
+
+@contextlib.contextmanager
+def as_client(parties: Trio) -> Iterator[Connection]:
+    """A client past the comparison of versions."""
+    with dialled(parties.server.address, "client", "server") as connection:
+        greet(connection)
+        yield connection
+
+
+def load_fingerprint(path: Path) -> str:
+    from privinf.transport.tls import fingerprint
+
+    return fingerprint(ssl.PEM_cert_to_DER_cert(path.read_text()))

@@ -246,6 +246,31 @@ def test_bundle_does_not_depend_on_the_weights() -> None:
     assert structure(1.0) == structure(0.3)
 
 
+def test_bundle_does_not_depend_on_folded_scalars(tmp_path: Path) -> None:
+    """A LayerNorm's epsilon takes up the betas when a checkpoint is folded; the client could compute them from it."""
+
+    def structure(beta: float) -> Any:
+        config = ModelConfig.for_variant("SM+LN+ScG", vocab_size=VOCAB, n_positions=12, n_embd=16, n_layer=2, n_head=4)
+        model = AeroModel(config)
+        initialise(model, 0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("beta"):
+                    parameter.fill_(beta)
+        directory = tmp_path / str(beta)
+        save_checkpoint(model, config, directory)
+        made = convert(directory)
+        made.save(directory / "lowered")
+        for server in (made, load(directory / "lowered")):
+            (last,) = [node for node in server.graph.nodes if node.name == "ln_f.layer_norm"]
+            assert last.epsilon == pytest.approx(1e-5 / beta**4)
+        document = json.loads(made.bundle())
+        del document["graph"]["plan"], document["graph"]["info"]["id"]
+        return document
+
+    assert structure(0.75) == structure(0.6)
+
+
 def change(data: bytes, path: str, value: Any) -> bytes:
     """A bundle with the entry at `a.0.b` replaced."""
     document = json.loads(data)

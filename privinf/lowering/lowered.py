@@ -119,7 +119,8 @@ class Lowered:
         """What the client gets: structure, parameter shapes, ring plan, tokenizer; no weight, no range, no seed."""
         from privinf.lowering.schema import Bundle, Manifest, records_of
 
-        manifest = Manifest(self.info, tuple(self.graph.input_names), tuple(self.graph.output_names), records_of(self.graph), self.plan)
+        records = records_of(self.graph, public=True)
+        manifest = Manifest(self.info, tuple(self.graph.input_names), tuple(self.graph.output_names), records, self.plan)
         return msgspec.json.encode(Bundle(manifest, self.tokenizer))
 
     @classmethod

@@ -27,6 +27,7 @@ class Node(Module):
     arity: ClassVar[int | None] = 1  # inputs; None: any number from 1
     required: ClassVar[tuple[str, ...]] = ()  # parameters
     optional: ClassVar[tuple[str, ...]] = ()
+    server_only: ClassVar[tuple[str, ...]] = ()  # attributes into which a private number may have been folded, and that C does not need
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """What the graph file holds of this node besides name, layer, inputs and parameter shapes."""

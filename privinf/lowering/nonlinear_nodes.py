@@ -14,6 +14,7 @@ class LayerNorm(Node):
     """(x - mean) / sqrt(variance + epsilon) over the last axis of (..., d); scale and shift are nodes of their own, or folded."""
 
     op = "layer_norm"
+    server_only = ("epsilon",)  # a folded checkpoint's is divided by the square of its betas, which are weights
     epsilon: float
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -118,9 +118,14 @@ def check_plan_value(where: str, value: Any, depth: int) -> None:
         raise ConfigError(f"{where}: a value of the wrong kind")
 
 
-def records_of(graph: Graph) -> tuple[NodeRecord, ...]:
+def records_of(graph: Graph, *, public: bool = False) -> tuple[NodeRecord, ...]:
+    """The nodes' records; `public`: those of the bundle, without what only the server needs."""
+
+    def attributes(node: Any) -> dict[str, Any]:
+        return {key: value for key, value in node.attributes().items() if not (public and key in node.server_only)}
+
     return tuple(
-        NodeRecord(node.name, node.op, node.layer, tuple(inputs), node.attributes(), dict(node.parameter_shapes))
+        NodeRecord(node.name, node.op, node.layer, tuple(inputs), attributes(node), dict(node.parameter_shapes))
         for _, node, inputs in graph.named_nodes()
     )
 

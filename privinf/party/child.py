@@ -87,8 +87,7 @@ class _Forward(logging.Handler):
     def __init__(self, parent: Parent, *, debug: bool) -> None:
         super().__init__()
         self._parent = parent
-        if not debug:
-            self.setFormatter(_Plain())
+        self.setFormatter(logging.Formatter("%(message)s") if debug else _Plain())
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -271,6 +271,30 @@ def test_bundle_does_not_depend_on_folded_scalars(tmp_path: Path) -> None:
     assert structure(0.75) == structure(0.6)
 
 
+class Numbers(torch.nn.Module):
+    """Numbers that are taken out of parameters, as Python has them."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(round(scale * 10))
+        self.linear, self.factor = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.tensor(scale))
+        self.register_buffer("count", torch.tensor(round(scale * 10)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.linear(x)) * self.factor.item() + 3 * self.factor.item()
+        y = torch.relu(y * self.count.item()) / self.linear.weight.norm().item()
+        return y
+
+
+def test_bundle_holds_no_number_that_was_taken_out_of_a_parameter() -> None:
+    def structure(scale: float) -> Any:
+        document = json.loads(lower(Numbers(scale), torch.randn(3, 4)).bundle())
+        del document["graph"]["plan"], document["graph"]["info"]["id"]
+        return document
+
+    assert structure(0.7) == structure(0.3)
+
+
 def change(data: bytes, path: str, value: Any) -> bytes:
     """A bundle with the entry at `a.0.b` replaced."""
     document = json.loads(data)

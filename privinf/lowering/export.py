@@ -290,6 +290,8 @@ def evaluate(target: Any, args: list[Any], kwargs: dict[str, Any], private: bool
     def wrap(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(wrap(part) for part in value)
+        if private and isinstance(value, int | float):
+            value = torch.tensor(value)  # `weight.item()` is no number in the code
         return constant(value, private) if isinstance(value, Tensor) else value
 
     options = {key: plain(value) for key, value in kwargs.items()}

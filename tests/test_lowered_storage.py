@@ -103,6 +103,18 @@ def test_a_failed_save_leaves_the_old_model(lowered: Lowered, saved: Path, monke
     assert load(saved).info == lowered.info and list(saved.parent.iterdir()) == [saved]
 
 
+def test_changed_weights_are_not_kept_under_the_old_masks(saved: Path) -> None:
+    """W + B and W' + B give W - W' away, to every client that gets both."""
+    model = load(saved)
+    with torch.no_grad():
+        model.graph.nodes[-1].value("weight").add_(0.25)
+    with pytest.raises(ConfigError, match="lower the changed model anew"):
+        model.save(saved)
+    with pytest.raises(ConfigError, match="lower the changed model anew"):
+        model.check_weights()
+    load(saved).check_weights()
+
+
 def truncate(name: str, keep: float) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         data = (directory / name).read_bytes()

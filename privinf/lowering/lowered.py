@@ -6,6 +6,7 @@ graph's structure, the ring plan and the tokenizer, and nothing else that depend
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import secrets
@@ -84,6 +85,7 @@ class Lowered:
         self.mask_seed = mask_seed
         self.headroom = headroom
         self.set_plan(plan or {})
+        self._sealed = self._digest()
 
     def __repr__(self) -> str:
         return f"Lowered({self.info.variant}, id {self.info.id}, {len(self.graph.nodes)} nodes{'' if self.has_weights else ', no weights'})"
@@ -92,6 +94,18 @@ class Lowered:
     def has_weights(self) -> bool:
         """True at the server; a graph from a bundle has shapes only."""
         return all(node.has_values for node in self.graph.nodes)
+
+    def _digest(self) -> bytes:
+        digest = hashlib.sha256()
+        for node in self.graph.nodes:
+            for key in node.parameter_shapes if node.has_values and not getattr(node, "tied_to", None) else ():
+                digest.update(node.value(key).detach().cpu().contiguous().numpy())
+        return digest.digest()
+
+    def check_weights(self) -> None:
+        """ConfigError if the weights are not those that were lowered: two versions under one mask would give both away."""
+        if self._digest() != self._sealed:
+            raise ConfigError("the weights have been changed since they were lowered", remedy="lower the changed model anew")
 
     def set_plan(self, plan: Plan) -> None:
         """Take over a ring plan; each node gets its own part as `node.plan`."""

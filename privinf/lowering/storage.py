@@ -36,6 +36,7 @@ def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
     target = Path(directory)
     if lowered.mask_seed is None or not lowered.has_weights:
         raise ConfigError("this model came as a bundle, without weights: only the server can save it")
+    lowered.check_weights()
     if target.exists() and not (target.is_dir() and (is_lowered(target) or not any(target.iterdir()))):
         raise ConfigError(f"{target} is there already and holds something else", remedy="choose another directory")
     try:

@@ -68,6 +68,7 @@ class Server(Service):
     def _prepare(self) -> None:
         if not self.lowered.has_weights or self.lowered.mask_seed is None:
             raise ConfigError("this model came without weights and cannot be served")
+        self.lowered.check_weights()
         graph = self.lowered.graph
         self._weights = {name: record for name, (record, _, _) in weights_of(graph).items()}
         self._encoded = encode_weights(graph)

@@ -1,7 +1,7 @@
 """Rewriting passes over a draft: what can only be seen once the whole graph is there.
 
 No pass decides by the value of a weight: the client sees the structure, which must not depend on the weights. (A causal mask is
-structure, and is compared by value.)
+structure, and is compared by value; a head that equals an embedding's table is tied to it.)
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
 log = logging.getLogger("privinf.dealer")
+MAX_PASS = 1 << 31  # elements of one pass, of all its parts
 MAX_CONTROL = 4 * 2**20
 MAX_WEIGHTS = 1 << 31  # of one model, in sum
 
@@ -113,6 +114,9 @@ class DealerService(Service):
         kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
         for kind in kinds:
             digest.update(kind)
+        parts = (part for kind in kinds for part in (*kind.server_parts(), *kind.client_parts(), *kind.shared_parts()))
+        if sum(part.count for part in parts) > MAX_PASS:
+            raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
         client.send_control(Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)))
         waiting = bytearray()
         for kind in kinds:

@@ -10,6 +10,7 @@ from pathlib import Path
 from privinf import lowering
 from privinf.lowering.lowered import Lowered
 from privinf.version import VERSION
+from protocols import ring
 from protocols.errors import ConfigError
 
 log = logging.getLogger("privinf")
@@ -18,7 +19,7 @@ log = logging.getLogger("privinf")
 def _fingerprint(checkpoint: Path) -> str:
     """Of a checkpoint and of the code that lowers it: a kept lowering never outlives a change of either."""
     digest = hashlib.sha256(VERSION.encode())
-    for source in sorted(Path(lowering.__file__).parent.glob("*.py")):
+    for source in sorted((*Path(lowering.__file__).parent.glob("*.py"), *Path(ring.__file__).parent.glob("*.py"))):
         digest.update(source.read_bytes())
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         path = checkpoint / name

@@ -189,8 +189,11 @@ class _Session:
         module_output(graph, runtime, inputs, observe=observe)
 
     def _pass(self, request: Pass | Run) -> None:
-        trace = Trace(Role.SERVER, self.store.next_name)
+        first = self.store.next_name
+        trace = Trace(Role.SERVER, first)
         self._walk(self.runtime.sketch(Party(Role.SERVER, trace)), request)
+        for place, kind in enumerate(trace.kinds):
+            self.store.expect(first + place, kind)
         self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
         self.connection.meter.phase = "offline"
         early: deque[memoryview] = deque()

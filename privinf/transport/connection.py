@@ -299,7 +299,7 @@ class Connection(Endpoint):
         with contextlib.suppress(OSError, ssl.SSLError):
             if not self._mid_send and not stream.unsent:
                 if goodbye:
-                    stream.encrypt(pack_header(0, Kind.GOODBYE, 0, 0, time.time_ns()))
+                    stream.encrypt(pack_header(0, Kind.GOODBYE, 0, 0, 0))
                 with contextlib.suppress(ssl.SSLError):
                     stream.tls.unwrap()  # close_notify
                 stream.push()
@@ -384,7 +384,7 @@ def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:
 
 
 def _heartbeat_frame() -> bytes:
-    return pack_header(0, Kind.HEARTBEAT, 0, 0, time.time_ns())
+    return pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
 
 
 def _beat(ref: weakref.ref[Connection], stop: threading.Event, period: float) -> None:

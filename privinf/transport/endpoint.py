@@ -182,7 +182,7 @@ class Endpoint(ABC):
         size, meter = len(view), self.meter
         flags |= meter.phase_index
         depth = meter.depth() + 1 if kind is Kind.DATA else 0
-        stamp = time.time_ns()
+        stamp = time.time_ns() if self._shaper else 0  # our clock is the peer's business only where a link is emulated
         starts = range(0, size, self.max_frame) if size > self.max_frame else (0,)
         frames = []
         for start in starts:

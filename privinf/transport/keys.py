@@ -178,8 +178,8 @@ def load_credentials(directory: Path | str, role: str) -> Credentials:
             raise ConfigError(f"{path} has expired on {one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC", remedy=renew)
         if one.not_valid_before_utc > _now():
             raise ConfigError(f"{path} is not valid before {one.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", remedy="set the clock here")
-    if found.key.stat().st_mode & 0o007:
-        raise ConfigError(f"{found.key} can be read by every user of this machine", remedy=f"run `chmod 600 {found.key}`")
+    if found.key.stat().st_mode & 0o077:
+        raise ConfigError(f"{found.key} can be read by other users of this machine", remedy=f"run `chmod 600 {found.key}`")
     return found
 
 

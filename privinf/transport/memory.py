@@ -100,7 +100,7 @@ class MemoryConnection(Endpoint):
             if self._wire.closed[self._side]:
                 return
             if goodbye and not self._wire.closed[1 - self._side]:
-                self._wire.to[1 - self._side].append(pack_header(0, Kind.GOODBYE, 0, 0, time.time_ns()))
+                self._wire.to[1 - self._side].append(pack_header(0, Kind.GOODBYE, 0, 0, 0))
                 self.meter.current.sent += HEADER.size
             self._wire.closed[self._side] = True
             self._wire.changed.notify_all()

@@ -71,8 +71,8 @@ class Shaper:
         self._busy_out = 0
 
     def release(self, stamp: int, size: int, now: int) -> int:
-        """When a frame of `size` bytes that left at `stamp` is delivered; frames must be given in their order."""
-        start = max(min(stamp, now), self._busy_in)  # a stamp from the future is a clock that was set back: do not wait for it
+        """When a frame of `size` bytes that left at `stamp` (0: not told, so now) is delivered; frames must be given in their order."""
+        start = max(min(stamp or now, now), self._busy_in)  # a stamp from the future is a clock that was set back: do not wait for it
         self._busy_in = start + round(size * self._ns_per_byte)
         return self._busy_in + self._half_rtt
 

@@ -207,6 +207,7 @@ def test_entropy_and_its_penalty() -> None:
 # ---- configurations
 
 
+SHIPPED = Path(__file__).parent.parent / "models" / "pylib"
 AERO: dict[str, Any] = SIZES | {"model_type": "aero", "norm": "none", "ffn": "fused", "ffn_scaled": True}
 
 
@@ -432,7 +433,25 @@ def test_a_tokenizer_must_be_one_and_fit(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"tokenizer\.json"):
             load_tokenizer(path)
-    shipped = Path(__file__).parent.parent / "models" / "pylib" / "tokenizer.json"
-    if shipped.is_file():
-        with pytest.raises(ConfigError, match="vocab_size"):
-            load_tokenizer(shipped, ModelConfig.from_dict(AERO))
+    with pytest.raises(ConfigError, match="vocab_size"):
+        load_tokenizer(SHIPPED / "tokenizer.json", ModelConfig.from_dict(AERO))
+
+
+# ---- the shipped model
+
+
+def test_the_shipped_model_is_small_whole_and_within_the_ring() -> None:
+    model, config, tokenizer_file = load_checkpoint(SHIPPED)
+    assert tokenizer_file is not None and (SHIPPED / "model.safetensors").stat().st_size <= 12 << 20
+    assert (config.variant, config.n_layer, config.n_embd, config.n_positions) == ("SM(t)+ScFuFFN", 6, 256, 256)
+    tokenizer = load_tokenizer(tokenizer_file, config)
+    assert config.stop_ids == {tokenizer.token_to_id("<|endoftext|>")} and tokenizer.get_vocab_size() == config.vocab_size
+    text = Path(__file__).read_text("utf-8")  # Python that it was not trained on
+    ids = torch.tensor(tokenizer.encode(text).ids[: 8 * 256]).reshape(8, 256)
+    trace = Trace()
+    logits = model(ids, trace=trace)
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert float(loss) < 4.5  # ln 3072 is 8.03
+    assert max(float((q @ k.transpose(2, 3)).abs().max()) for q, k in zip(trace.queries, trace.keys, strict=True)) < 64
+    assert max(float(x.abs().max()) for x in trace.residual) < 48 and float(logits.abs().max()) < 40
+    torch.testing.assert_close(model.folded()(ids[:1]), logits[:1], rtol=0, atol=3e-4)

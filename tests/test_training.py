@@ -138,8 +138,7 @@ def test_a_few_steps_lower_the_loss(tokens: Tokens, tmp_path: Path, variant: str
     config = ModelConfig.for_variant(variant, vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2)
     run = trainer(tokens, tmp_path, config, **options)
     before = run.validate()["held_out_loss"]
-    run.run(40, None)
-    after = run.validate()
+    after = run.run(40, None)
     assert before == pytest.approx(np.log(300), abs=0.5) and after["held_out_loss"] < before - 1.5
     assert after["bits_per_byte"] * tokens.held_out_bytes == pytest.approx(
         after["held_out_loss"] / np.log(2) * (len(tokens.held_out) - 1), rel=1e-6
@@ -160,6 +159,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tokens: Tokens, tm
     a, b = load_file(tmp_path / "whole" / STATE), load_file(tmp_path / "parts" / STATE)
     assert a.keys() == b.keys() and any(name.startswith("exp_avg_sq.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
+    logs = [[json.loads(line)["step"] for line in (tmp_path / part / METRICS).read_text().splitlines()] for part in ("whole", "parts")]
+    assert logs == [[1, 10, 12, 12], [1, 5, 5, 10, 12, 12]]
     assert not list((tmp_path / "parts").glob("*.tmp"))
 
 

@@ -141,7 +141,7 @@ def train(
     started = time.monotonic()
     try:
         with say:
-            trainer.run(steps, minutes, sample)
+            measured = trainer.run(steps, minutes, sample)
     except KeyboardInterrupt:
         if trainer.between_steps:
             trainer.save()
@@ -155,7 +155,7 @@ def train(
         "parameters": parameters,
         "checkpoint": str(checkpoint),
         "run": str(output / RUN),
-    } | trainer.validate()
+    } | measured
     _plot(output)
     took = time.monotonic() - started
     say.line(f"done in {took:.0f} s: held-out perplexity {result['held_out_perplexity']:.2f}; the model is in {checkpoint}")
@@ -230,8 +230,9 @@ def _plot(output: Path) -> None:
         recent = [loss for _, loss in training[max(0, index - span) : index + 1]]
         smooth.append(sum(recent) / len(recent))
     axes.plot([step for step, _ in training], smooth, label="training", linewidth=1)
-    held = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
-    axes.plot([step for step, _ in held], [loss for _, loss in held], "o-", label="held-out modules", markersize=3)
+    *samples, whole = [row for row in rows if "held_out_loss" in row]
+    axes.plot([row["step"] for row in samples], [row["held_out_loss"] for row in samples], "o-", label="held-out, a sample", markersize=3)
+    axes.plot([whole["step"]], [whole["held_out_loss"]], "*", label="held-out, all of it", markersize=10)
     axes.set_xlabel("step")
     axes.set_ylabel("cross entropy, nats per token")
     axes.grid(alpha=0.3)

@@ -191,9 +191,10 @@ class Trainer:
         save_every_s: float = 180.0,
         validate_every_s: float = 600.0,
         stop_after: int | None = None,
-    ) -> None:
+    ) -> dict[str, float]:
         """Trains until `steps` or `minutes` of training time, whichever comes first, counting what earlier calls did.
 
+        What it returns, and records last, is measured on all held-out text; what it reports on the way, on a sample of it.
         `stop_after` interrupts after that many steps of the whole, as if the process had been ended: for tests and for trying things.
         """
         if steps is None and minutes is None:
@@ -207,14 +208,16 @@ class Trainer:
             if ended or now - saved > save_every_s:
                 self.save()
                 saved = time.monotonic()
-            if self.step and (ended or now - validated > validate_every_s):
-                extra = self.validate(None if ended and fraction >= 1 else 24)
+            if ended or now - validated > validate_every_s:
+                extra = self.validate()
                 self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | extra)
                 rate = rate_at(self.settings, self.step, fraction)
                 report(Progress(self.step, fraction, extra["held_out_loss"], rate, recent, self.elapsed, extra))
                 validated = time.monotonic()
             if ended:
-                return
+                whole = self.validate(None)
+                self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | whole)
+                return whole
             before = time.monotonic()
             values = self.train_step(fraction)
             took = time.monotonic() - before
@@ -275,6 +278,7 @@ class Trainer:
                 if state:
                     self.optimizer.state[parameter] = state
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed_s"])
+            self._forget_after(self.step)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{path}: not the state of a training run: {error}", remedy="remove it to start anew") from None
         return True
@@ -287,6 +291,13 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        """Takes out of the metrics what will now be done again."""
+        path = self.directory / METRICS
+        if path.is_file():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
 
 
 def _difference(there: Any, here: Any) -> str:

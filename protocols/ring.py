@@ -7,6 +7,7 @@ An element of Z_2^k, k <= 64, is held in an int64 whose upper 64 - k bits are ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -90,6 +91,9 @@ def like(constant: Tensor, x: Tensor) -> Tensor:
     return constant if constant.device == x.device else constant.to(x.device)
 
 
+BLOCK = 1 << 18  # elements, a multiple of 8
+
+
 def packed_size(count: int, bits: int) -> int:
     """Bytes of `count` packed elements: no more than their bits, each plane of bits rounded up to whole bytes."""
     return count * (bits // 8) + (bits % 8) * (-(-count // 8))
@@ -105,6 +109,11 @@ def _words(bits: int) -> list[tuple[str, int]]:
     return words
 
 
+def _blocks(count: int) -> Iterator[slice]:
+    """Whole bytes of every plane: large tensors are packed block by block, so that nothing of their size is made on the way."""
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
+
+
 def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Ring elements to `packed_size` bytes, little endian; the upper bits of the int64 do not travel.
 
@@ -113,38 +122,39 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """
     flat = x.detach().reshape(-1).contiguous().cpu().numpy()
     out = np.empty(packed_size(flat.size, bits), np.uint8)
-    at = 0
-    for word, place in _words(bits):
-        section = (flat >> (8 * place)).astype(word) if place else flat.astype(word)
-        out[at : at + section.nbytes] = section.view(np.uint8)
-        at += section.nbytes
-    if bits % 8:
-        plane = -(-flat.size // 8)
-        rest = (flat >> (bits - bits % 8)).astype(np.uint8)
-        for bit in range(bits % 8):
-            out[at : at + plane] = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
-            at += plane
+    for block in _blocks(flat.size):
+        part, at = flat[block], 0
+        for word, place in _words(bits):
+            size = int(word[-1])
+            section = out[at + block.start * size : at + block.stop * size].view(word)
+            section[:] = part >> (8 * place) if place else part  # the cast drops the upper bits
+            at += flat.size * size
+        if bits % 8:
+            rest = (part >> (bits - bits % 8)).astype(np.uint8)
+            for bit in range(bits % 8):
+                plane = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
+                out[at + block.start // 8 : at + block.start // 8 + plane.size] = plane
+                at += -(-flat.size // 8)
     return out
 
 
 def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The inverse of `pack`; representatives in [0, 2^bits)."""
     raw, count = np.frombuffer(data, np.uint8), math.prod(shape)
-    out, at = np.zeros(count if bits < 8 else 0, np.int64), 0
-    for word, place in _words(bits):
-        size = count * int(word[-1])
-        section = np.frombuffer(raw[at : at + size], word).astype(np.int64)
-        if place:
-            section <<= 8 * place
-            out |= section
-        else:
-            out = section
-        at += size
-    if bits % 8:
-        plane = -(-count // 8)
-        rest = np.unpackbits(raw[at : at + plane], count=count, bitorder="little")
-        for bit in range(1, bits % 8):
-            at += plane
-            rest |= np.unpackbits(raw[at : at + plane], count=count, bitorder="little") << bit
-        out |= rest.astype(np.int64) << (bits - bits % 8)
+    out = np.empty(count, np.int64)
+    for block in _blocks(count):
+        part, at = out[block], 0
+        part[:] = 0
+        for word, place in _words(bits):
+            size = int(word[-1])
+            section = raw[at + block.start * size : at + block.stop * size].view(word).astype(np.int64)
+            part |= section << (8 * place) if place else section
+            at += count * size
+        if bits % 8:
+            rest = np.zeros(part.size, np.uint8)
+            for bit in range(bits % 8):
+                plane = raw[at + block.start // 8 : at + -(-block.stop // 8)]
+                rest |= np.unpackbits(plane, count=part.size, bitorder="little") << bit
+                at += -(-count // 8)
+            part |= rest.astype(np.int64) << (bits - bits % 8)
     return torch.from_numpy(out.reshape(shape)).to(device)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.ring import (
+    BLOCK,
     add,
     blank,
     common_shape,
@@ -125,3 +126,12 @@ def test_blanks_have_the_shape_of_the_sum(shape: list[int], data: st.DataObject)
     assert common_shape(a, b) == tuple(want) == common_shape(b, a)
     for combine in (add, subtract, multiply):
         assert combine(a, blank(*other)).shape == want and combine(blank(*shape), b).is_meta
+
+
+@pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("bits", [1, 21, 36, 60, 64])
+def test_packing_goes_on_across_blocks(count: int, bits: int) -> None:
+    x = torch.randint(-(2**63), 2**63 - 1, (count,))
+    packed = pack(x, bits)
+    assert len(packed) == packed_size(count, bits)
+    assert torch.equal(unpack(packed.data, (count,), bits), reduce(x, bits))

@@ -204,6 +204,7 @@ class ClientSession:
         self.link: Connection | None = None
         self._closed = threading.Event()
         self._dialled: list[Connection] = []
+        self._masked: dict[str, Tensor] = {}  # the masked weights
 
     def __repr__(self) -> str:
         return f"ClientSession({self.client.server}, prompt and tokens hidden)"
@@ -256,7 +257,8 @@ class ClientSession:
         for done, name in enumerate(missing):
             store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
             self.progress("set-up", (done + 1) / len(missing))
-        party = Party(Role.CLIENT, None, dict(store.load(model, self.weights)))
+        self._masked.update(store.load(model, self.weights))
+        party = Party(Role.CLIENT, None, self._masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         self.runtime = Runtime.of(self.lowered.graph, party)
         return connection.receive_control(Session).token
@@ -365,6 +367,7 @@ class ClientSession:
             farewell(connection, error)
         for connection in self._dialled:
             connection.close()
+        self._masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory
 
 
 class _Feed:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from privinf.crypten_adapter import crypten_module
 from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
@@ -95,3 +96,18 @@ def test_residual_outliers_at_the_first_position(tmp_path: Path) -> None:
     lowered, model = make(tmp_path, "SM+LN+G", outlier=3000.0)
     outcome = run(lowered, IDS)
     assert float((outcome.client - model(torch.tensor([IDS]))[:, -1]).abs().max()) < 0.05
+
+
+def test_one_graph_on_stock_crypten_and_on_our_protocols(tmp_path: Path) -> None:
+    """The same graph object; each output within its own fixed-point error of float's, hence of the other's."""
+    crypten = crypten_module()
+    if not crypten.is_initialized():
+        crypten.init()
+    lowered, model = make(tmp_path, "SM(t)+ScFuFFN")
+    exact = model(torch.tensor([IDS]))[:, -1].detach()
+    ours = run(lowered, IDS).client.float()
+    one_hot = torch.nn.functional.one_hot(torch.tensor([IDS]), lowered.info.vocab).float()
+    stock = lowered.graph.encrypted_copy()(crypten.cryptensor(one_hot)).get_plain_text()
+    torch.testing.assert_close(ours, exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(stock, exact, atol=0.05, rtol=0)
+    torch.testing.assert_close(ours, stock, atol=0.07, rtol=0)

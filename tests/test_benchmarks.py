@@ -20,6 +20,7 @@ from benchmarks.measure import Run, interleave
 from benchmarks.micro import cases, run_case
 from benchmarks.networks import Network, made
 from benchmarks.output import as_csv, markdown
+from benchmarks.scenarios import ladder as scenario
 from benchmarks.schema import VERSION, Result, check, encode, median, read
 from protocols.errors import ConfigError, UnsupportedOpError
 
@@ -107,9 +108,18 @@ def test_tables_and_csv(run: Run) -> None:
     assert str(Path.home()) not in encode(result).decode() and str(ROOT) not in encode(result).decode()
 
 
-def test_a_network_that_does_not_lower_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedOpError, match="gelu"):
-        made("SM+G", tmp_path, **TINY)
+def test_a_network_that_does_not_lower_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent from the rows, never invented; the others are still measured."""
+
+    def refused(variant: str, work: Path, **sizes: int) -> Network:
+        raise UnsupportedOpError(f"{variant}: aten.nonsense")
+
+    monkeypatch.setattr(scenario, "made", refused)
+    found = Run("ladder")
+    scenario.ladder(found, tmp_path, quick=True, seq=5, samples=1, backends=["privinf"], link=None)
+    assert not found.rows
+    assert {absent.what for absent in found.absent} >= {"SM+LN+G", "SM+ScFuFFN"}
+    assert all("aten.nonsense" in absent.reason for absent in found.absent)
 
 
 def test_micro_counts() -> None:

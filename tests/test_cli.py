@@ -149,7 +149,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call: Call, words: list[str], s
         (errors.PeerUnreachableError("x"), 3),
         (errors.TransportError("x"), 4),
         (errors.ProtocolDesync("x"), 4),
-        (errors.RangeError("x"), 4),
+        (errors.RangeError("x"), 2),
         (errors.CorrelationError("x"), 4),
         (errors.UnsupportedOpError("x"), 5),
         (FileNotFoundError(2, "No such file", "x"), 2),

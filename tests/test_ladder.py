@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from privinf.crypten_adapter import crypten_module
-from privinf.lowering import convert
+from privinf.lowering import convert, lower
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights
-from privinf.lowering.program import next_token
+from privinf.lowering.program import module_output, next_token
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint
 from privinf.models.config import ModelConfig
@@ -89,6 +90,20 @@ def test_small_ranges(tmp_path: Path) -> None:
     save_checkpoint(model, config, tmp_path, torch.float32)
     outcome = run(convert(tmp_path), (1, 2, 3))
     assert float((outcome.client - model(torch.tensor([[1, 2, 3]]))[:, -1]).abs().max().detach()) < 0.01
+
+
+@pytest.mark.parametrize("module", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.LayerNorm(8), nn.Sequential(nn.GELU(), nn.Linear(8, 2))])
+def test_a_nonlinearity_of_the_input_itself(module: nn.Module) -> None:
+    x = torch.randn(2, 8) * 2
+    lowered = lower(module.eval(), x)
+    encoded = encode_weights(lowered.graph)
+    weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}
+
+    def program(party: Party) -> torch.Tensor | None:
+        known = x.to("meta") if offline_walk(party) else x if not party.is_server else torch.zeros_like(x)
+        return module_output(lowered.graph, Runtime.of(lowered.graph, party), [known])
+
+    assert float((execute(program, weights).client - module(x)).abs().max().detach()) < 0.01
 
 
 def test_residual_outliers_at_the_first_position(tmp_path: Path) -> None:

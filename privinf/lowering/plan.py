@@ -70,7 +70,9 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
         elif node.op == "attention":
             plan = _attention(name, ranges[name], info)
         elif node.op in _COMPARED:
-            plan = {"compare_bits": _compare_bits(name, float(ranges.get(inputs[0], {}).get("out", bound)))}
+            compared = _compare_bits(name, float(ranges.get(inputs[0], {}).get("out", bound)))
+            # what it reads is opened in this ring, whatever made it
+            plan = {"compare_bits": compared, "opened": PRODUCT_BITS if node.op == "gelu" else compared}
         elif node.op == "layer_norm":
             plan = {"size_bits": up(math.log2(float(ranges[name]["squares"])))}
             ring, _ = centred(plan["size_bits"])
@@ -85,7 +87,7 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             if node.op == "scale":
                 plan["weight_frac"] = MATRIX_FRAC
         plans[name] = plan
-    widest = max((p.get(key, 0) for p in plans.values() for key in ("ring", "input_bits", "out_bits")), default=0)
+    widest = max((p.get(key, 0) for p in plans.values() for key in ("ring", "input_bits", "out_bits", "opened")), default=0)
     canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
     for name, plan in plans.items():
         plan["bits"], plan["frac"] = canonical, FRAC

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -279,6 +279,8 @@ class LocalSession:
         """A private pass; see `privinf.Client.run`."""
         from privinf.party.child import decode_tensor, encode_tensor
 
+        if not all(hasattr(x, "detach") for x in inputs):
+            raise ConfigError("a private pass takes tensors")
         events = {event["event"]: event for event in self._ask({"inputs": [encode_tensor(x) for x in inputs]})}
         return decode_tensor(events["output"]["output"])
 
@@ -332,4 +334,7 @@ class LocalSession:
 
 def local_session(model: Any, **options: Any) -> LocalSession:
     """`with privinf.local_session(lowered) as session:`; `options` are the fields of `privinf.Options`."""
+    unknown = sorted(set(options) - {field.name for field in fields(Options)})
+    if unknown:
+        raise ConfigError(f"no such option: {', '.join(unknown)}", remedy="the fields of privinf.Options are the options")
     return LocalSession(model, Options(**options))

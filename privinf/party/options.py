@@ -28,6 +28,9 @@ class Options:
     cache: Path = field(default_factory=default_cache)
     expect: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", Path(self.cache))
+
     @property
     def emulated(self) -> Link | None:
         """The parsed link, ConfigError if it is malformed."""

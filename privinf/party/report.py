@@ -62,6 +62,7 @@ def result_of(session: ClientSession) -> dict[str, Any]:
         "ring_bits": max((entry.get("bits", 0) for entry in plan), default=0),
         "fractional_bits": max((entry.get("frac", 0) for entry in plan), default=0),
         "model": model_of(session.lowered),
+        **({"logits": [x.reshape(-1).tolist() for x in session.logits]} if session.logits else {}),
     }
 
 

@@ -54,7 +54,7 @@ _LOCAL = {  # OpenSSL's reasons for a handshake that fails at our end
     "UNSUPPORTED_PROTOCOL": ("the peer does not speak TLS 1.3", ""),
     "NO_PROTOCOLS_AVAILABLE": ("the peer does not speak TLS 1.3", ""),
     "WRONG_VERSION_NUMBER": ("the peer does not speak TLS", "check the port: something else may be listening or dialling there"),
-    "HTTP_REQUEST": ("the peer speaks plain HTTP", "this port is for privinf's own clients; use `privinf gateway` for HTTP"),
+    "HTTP_REQUEST": ("the peer speaks plain HTTP", "this port is for privinf's own clients"),
     "HTTPS_PROXY_REQUEST": ("the peer speaks HTTP to a proxy", "this port is for privinf's own clients"),
 }
 

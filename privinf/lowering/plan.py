@@ -46,7 +46,7 @@ def _bits(name: str, frac: int, bound: float) -> int:
 def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: Any) -> dict[str, dict[str, Any]]:
     """The plan of every node: `ranges` gives the largest size (headroom included) of each node's `out`, and of `q`, `k`, `v`, `score`.
 
-    RangeError where a value cannot fit: a score above 120, or a wire of more than 64 bits.
+    RangeError where a value cannot fit: a score above LARGEST_SCORE at calibration, or a wire of more than 64 bits.
     """
     plans: dict[str, dict[str, Any]] = {}
     for name, node, inputs in graph.named_nodes():

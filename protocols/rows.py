@@ -50,10 +50,6 @@ class Rows:
         """Elements of the full matrix, which local products pass over."""
         return self.number * self.columns
 
-    def row_of(self) -> Tensor:
-        """(N,): the row of each element."""
-        return _row_of(self)
-
     def pack(self, x: Tensor) -> Tensor:
         """(..., number, columns) -> (..., N)."""
         if x.is_meta:

@@ -153,14 +153,10 @@ def _attention(name: str, found: Mapping[str, float], info: Any) -> dict[str, An
 
 def _tie(graph: Graph, plans: dict[str, dict[str, Any]]) -> None:
     """A head that is the embedding's table, transposed, gets the table's encoding: one weight, one mask."""
-    tables = [node for node in graph.nodes if node.op == "embedding"]
     for node in graph.nodes:
-        for table in tables:
-            if node.op == "linear" and getattr(node, "tied_to", None) == table.name:
-                ring = max(plans[node.name]["ring"], plans[table.name]["ring"])
-                plans[table.name]["weight_bits"] = ring
-                plans[node.name]["weight_bits"] = ring
-                plans[node.name]["tied"] = table.name
+        table = getattr(node, "tied_to", None)
+        if table is not None:
+            plans[table]["weight_bits"] = max(plans[node.name]["ring"], plans[table].get("weight_bits", plans[table]["ring"]))
 
 
 def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
@@ -168,7 +164,7 @@ def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
     found: dict[str, tuple[Weight, Any, str]] = {}
     for node in graph.nodes:
         for key in ("weight", "inverse_temperature"):
-            if key not in node.parameter_shapes or node.op in ("position_bias", "bias") or "tied" in node.plan:
+            if key not in node.parameter_shapes or node.op in ("position_bias", "bias") or getattr(node, "tied_to", None):
                 continue
             bits = node.plan.get("weight_bits", node.plan.get("ring", 64))
             name = f"{node.name}.{key}"

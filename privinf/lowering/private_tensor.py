@@ -123,7 +123,7 @@ class PrivinfTensor(PrivateValue):
         return self._as(add_server_constant(self.party, self.shares, None if rows is None else rows[offset : offset + count]))
 
     def op_linear(self, node: Any) -> PrivinfTensor:
-        plan, tied = node.plan, node.plan.get("tied")
+        plan, tied = node.plan, node.tied_to
         weight = self.runtime.weights[f"{tied or node.name}.weight"]
         bias = self._constant(node, "bias", self.shares.frac + weight.frac)
 

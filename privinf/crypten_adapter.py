@@ -193,9 +193,6 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
     def node(self, name: str) -> Any:
         return self._modules[name]
 
-    def inputs_of(self, name: str) -> tuple[str, ...]:
-        return tuple(self._graph[name])
-
     def consumers(self, name: str) -> tuple[str, ...]:
         """The nodes that read the value `name`, each once."""
         return tuple(reader for reader, inputs in self._graph.items() if name in inputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import time
@@ -26,16 +27,9 @@ _PART = ".part-"
 _STALE_S = 3600.0
 
 
-def _count(weight: Weight) -> int:
-    count = 1
-    for size in weight.shape:
-        count *= size
-    return count
-
-
 def packed_bytes(weight: Weight) -> int:
     """Bytes of the masked weight on a wire and in its file."""
-    return packed_size(_count(weight), weight.bits)
+    return packed_size(math.prod(weight.shape), weight.bits)
 
 
 def write_private(path: Path, *parts: bytes | memoryview) -> None:

@@ -132,6 +132,21 @@ def micro(samples: Samples = 5, json: Json = None, csv: Csv = None, markdown: Ma
 
 
 @app.command()
+def passes(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="With a tokenizer.")] = Path("models/pylib"),
+    count: Annotated[int, typer.Option("--count", min=1, help="Private passes.")] = 1000,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The histogram, as .svg or .png.")] = None,
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --plot docs/errors.svg --json passes.json`"""
+    from benchmarks.scenarios.passes import passes as scenario
+
+    _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count, plot=plot))
+
+
+@app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results, as --json wrote them.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: stdout.")] = None,

@@ -1,0 +1,117 @@
+"""Many private passes of a trained model on different text, each against float: not one logit may be off by more than BOUND."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Run
+from benchmarks.networks import Network, opened
+from benchmarks.schema import Absent
+from privinf.models.checkpoint import load_checkpoint
+from privinf.models.corpus import encode_corpus, read_corpus
+from privinf.party.local import LocalSession
+from privinf.party.options import Options
+from protocols.errors import ConfigError
+
+BOUND = 0.05
+LENGTHS = (1, 4, 8, 12, 16, 20, 24, 32, 48, 64)  # of the prompts, in turn; the context's length where that is less
+FULL = 25  # each prompt of this many fills the context
+BINS = 40
+
+
+def passes(run: Run, work: Path, *, model: Path, count: int, plot: Path | None) -> None:
+    """One local session, so that correlations of all passes come from one dealer and the set-up is paid once.
+
+    Adds the worst logit error of every pass (all V logits of the last position), quantiles over passes and over single logits,
+    and writes the histogram of the worst errors as a picture. A pass beyond BOUND stands in `absent` with its length and place.
+    """
+    network = opened(model, work)
+    exact = _float_model(model, network)
+    worst: list[float] = []
+    single: list[Tensor] = []
+    agree = 0
+    try:
+        with LocalSession(network.directory, Options(cache=work / "cache", timeout=600.0)) as session:
+            for number, ids in enumerate(_prompts(network, model, count)):
+                wanted, found = exact(ids), session.run(ids).double().reshape(-1)
+                error = (found - wanted).abs()
+                single.append(error)
+                worst.append(float(error.max()))
+                agree += int(found.argmax() == wanted.argmax())
+                if not worst[-1] <= BOUND:
+                    run.absent.append(Absent(f"prompt {number}, {ids.shape[1]} tokens", f"a logit is off by {worst[-1]:.4f}"))
+    finally:
+        if worst:
+            _add(run, network, worst, torch.cat(single), agree)
+            if plot is not None:
+                _picture(plot, worst)
+
+
+def _float_model(model: Path, network: Network) -> torch.nn.Module:
+    """Ids (1, T) to the last position's logits (V,), in float64, from the checkpoint itself where there is one."""
+    if (model / "model.safetensors").is_file() and (model / "config.json").is_file():
+        return _Last(load_checkpoint(model)[0].double())
+    return _Last(network.lowered.graph)
+
+
+class _Last(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = self.inner(ids)
+        return out.double()[..., -1, :].reshape(-1) if out.dim() == 3 else out.double().reshape(-1)
+
+
+def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
+    """Ids (1, T) of `count` places, evenly spread over the modules of the standard library that no training sees."""
+    from tokenizers import Tokenizer
+
+    info = network.lowered.info
+    if network.lowered.tokenizer is None or not info.is_language_model:
+        raise ConfigError(f"{model}: has no tokenizer, and the prompts are text")
+    documents = [document for document in read_corpus() if document.held_out]
+    stream = encode_corpus(documents, Tokenizer.from_buffer(network.lowered.tokenizer)).held_out.astype("int64")
+    room = len(stream) - info.n_positions
+    if room < count:
+        raise ConfigError(f"{count} prompts are more than the held-out text has places")
+    for number in range(count):
+        length = info.n_positions if number % FULL == FULL - 1 else min(LENGTHS[number % len(LENGTHS)], info.n_positions)
+        start = number * room // count
+        yield torch.from_numpy(stream[start : start + length])[None]
+
+
+def _add(run: Run, network: Network, worst: list[float], single: Tensor, agree: int) -> None:
+    passed, count = torch.tensor(worst, dtype=torch.float64), len(worst)
+    run.note(f"weights of {network.lowered.info.variant}: {network.weights}; logits of the last position, {len(single):,} in all")
+    lengths = f"{', '.join(map(str, LENGTHS))} tokens in turn, each {FULL}th of {network.lowered.info.n_positions}"
+    run.note(f"prompts of {lengths}, from modules of the standard library that training does not see")
+    run.measure("worst logit error", max(worst), "", network, of=f"{count} passes", samples=tuple(round(error, 6) for error in worst))
+    for share in (0.5, 0.99, 0.999):
+        name = f"{share * 100:g} % of the passes' worst errors are below"
+        run.measure(name, float(passed.quantile(share)), "", network, of=f"{count} passes")
+    ordered = single.sort().values
+    for share in (0.5, 0.999):
+        name = f"{share * 100:g} % of all logits' errors are below"
+        run.measure(name, float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]), "", network, of=f"{count} passes")
+    run.measure(f"passes with a logit off by more than {BOUND}", int((~(passed <= BOUND)).sum()), f"of {count}", network)
+    run.measure("greedy tokens equal to float's", agree, f"of {count}", network)
+
+
+def _picture(path: Path, worst: list[float]) -> None:
+    """The histogram; the bound is marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 2.8), dpi=90, layout="constrained")
+    axes = figure.subplots()
+    axes.hist(worst, bins=BINS, color="tab:blue")
+    axes.axvline(BOUND, color="tab:red", linestyle="--", label=f"bound, {BOUND}")
+    axes.set(xlabel="worst error of a logit in a pass, against float", ylabel=f"passes, of {len(worst)}")
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

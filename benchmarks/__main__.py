@@ -140,7 +140,7 @@ def passes(
     csv: Csv = None,
     markdown: Markdown = None,
 ) -> None:
-    """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --plot docs/errors.svg --json passes.json`"""
+    """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --plot errors.png --json passes.json`"""
     from benchmarks.scenarios.passes import passes as scenario
 
     _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count, plot=plot))

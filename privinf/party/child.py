@@ -235,6 +235,8 @@ class _Queries:
         return made
 
     def _answer(self, number: int, query: dict[str, Any]) -> None:
+        from privinf.party.report import snapshot
+
         client, session, emit = self._client(number), None, self._parent.emit
         self._running = number, client
         try:
@@ -254,7 +256,7 @@ class _Queries:
             client.close()
             for peer, connection in (("server", session.connection), ("dealer", session.link)) if session else ():
                 if connection is not None:
-                    self._links.append({"peer": peer, **connection.meter.snapshot()})
+                    self._links.append(snapshot(peer, connection))
 
 
 def main(role: str) -> int:

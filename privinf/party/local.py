@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Self
@@ -173,14 +173,21 @@ class LocalSession:
     """`with LocalSession("model_dir") as session:`; the same parties and the same code as over a network.
 
     The model is a lowered or a checkpoint directory, or a `Lowered`. Raises PrivinfError. `result` holds the contract's
-    fields of the last query; `parties` those of `run` after the session has ended. Several threads may ask at a time, and
+    fields of the last query; `parties` those of `run` after the session has ended. `devices` are of single roles. Several threads may ask at a time, and
     are answered one after the other.
     """
 
     def __init__(
-        self, model: Any, options: Options | None = None, *, dump: Path | None = None, clock: bool = False, progress: Any = None
+        self,
+        model: Any,
+        options: Options | None = None,
+        *,
+        dump: Path | None = None,
+        clock: bool = False,
+        devices: Mapping[str, str] | None = None,
+        progress: Any = None,
     ) -> None:
-        self.options, self._clock = options or Options(), clock
+        self.options, self._clock, self._devices = options or Options(), clock, devices or {}
         self._model, self._dump, self._progress = model, dump, progress or (lambda phase, share: None)
         self._parties: dict[str, Party] = {}
         self._stack = contextlib.ExitStack()
@@ -221,12 +228,13 @@ class LocalSession:
         if self._dump is not None:
             common["dump"] = str(self._dump)
         parties = self._parties
-        parties["dealer"].say({**common, "scratch": str(root)})
-        parties["server"].say({**common, "model": str(Path(model).absolute())})
+        own = {role: {**common, "options": {**options, "device": self._devices.get(role, self.options.device)}} for role in parties}
+        parties["dealer"].say({**own["dealer"], "scratch": str(root)})
+        parties["server"].say({**own["server"], "model": str(Path(model).absolute())})
         dealer = parties["dealer"].await_event("listening")["address"]
         parties["server"].say({"dealer": dealer})
         server = parties["server"].await_event("listening")["address"]
-        parties["client"].say({**common, "server": server, "dealer": dealer})
+        parties["client"].say({**own["client"], "server": server, "dealer": dealer})
         parties["client"].await_event("ready")
 
     def _ask(self, query: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from privinf.transport.meter import PHASES, Cell
 if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
     from privinf.party.client import ClientSession
+    from privinf.transport.connection import Connection
 
 TRUST = "dealer"
 TRUST_TEXT = "semi-honest server and client; the dealer is a third party trusted only not to collude"
@@ -31,6 +32,11 @@ def traffic_of(peer: Mapping[str, Cell], dealer: Cell) -> dict[str, Any]:
         both.add(part)
     offline = {**counters(both), "dealer": counters(dealer), "peer": counters(peer["offline"])}
     return {"setup": counters(peer["setup"]), "offline": offline, "online": counters(peer["online"])}
+
+
+def snapshot(peer: str, connection: Connection) -> dict[str, Any]:
+    """A connection's counters by phase and label, and what its socket itself has taken and given, for measurements."""
+    return {"peer": peer, "socket": {"sent": connection.raw_sent, "received": connection.raw_received}, **connection.meter.snapshot()}
 
 
 def model_of(lowered: Lowered) -> dict[str, Any]:

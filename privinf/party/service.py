@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from privinf.party.blame import as_told, farewell
 from privinf.party.options import Options
-from privinf.party.report import traffic_of
+from privinf.party.report import snapshot, traffic_of
 from privinf.transport.connection import Connection
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
@@ -51,7 +51,7 @@ class Service:
         self._accepting: threading.Thread | None = None
         self._closing = False
         self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
-        self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them: role of the peer, and the meter's snapshot
+        self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them, see `report.snapshot`
 
     @property
     def address(self) -> str:
@@ -97,7 +97,7 @@ class Service:
                 self._connections.discard(connection)
                 for phase in PHASES:
                     self._totals[connection.peer_role, phase].add(connection.meter.total(phase))
-                self.ended.append({"peer": connection.peer_role, **connection.meter.snapshot()})
+                self.ended.append(snapshot(connection.peer_role, connection))
 
     def traffic(self) -> dict[str, Any]:
         """The contract's `traffic`, of all connections so far."""

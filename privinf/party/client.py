@@ -21,6 +21,7 @@ from privinf.party.blame import farewell, sane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
 from privinf.party.options import MAX_NEW_TOKENS, REACH_S, Options
 from privinf.party.report import result_of
+from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore, packed_bytes
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
@@ -124,13 +125,15 @@ class Client:
         max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
         logits: bool = False,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[Token]:
-        """New tokens as they come, greedily, the end token included. The prompt is a text, or ids where there is no tokenizer.
+        """New tokens as they come, the end token included. The prompt is a text, or ids where there is no tokenizer.
 
-        With `logits` the server reveals rounded logits, if it allows it, and the client chooses. ConfigError for an empty
-        or too long prompt. The numbers of prompt tokens and of new tokens are public.
+        Greedy unless `sampling` says otherwise. With `logits`, and for any choice but the greedy one, the server reveals rounded
+        logits, if it allows it, and the client chooses. ConfigError for an empty or too long prompt. The numbers of prompt
+        tokens and of new tokens are public.
         """
-        return self._generate([], prompt, ids, max_new_tokens, ignore_eos, logits)
+        return self._generate([], prompt, ids, max_new_tokens, ignore_eos, logits, sampling)
 
     def _generate(
         self,
@@ -140,14 +143,13 @@ class Client:
         max_new_tokens: int,
         ignore_eos: bool,
         logits: bool,
+        sampling: Sampling,
     ) -> Iterator[Token]:
         if max_new_tokens < 1:
             raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
         with self._session(made) as session:
             start = Prompt.read(session.lowered, prompt, ids)
-            if logits:
-                session.want_logits()
-            yield from session.generate(start, max_new_tokens, ignore_eos, logits)
+            yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling)
 
     async def generate_async(
         self,
@@ -157,12 +159,13 @@ class Client:
         max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
         logits: bool = False,
+        sampling: Sampling = GREEDY,
     ) -> AsyncIterator[Token]:
         """`generate` for services: the protocol runs in a worker thread. Cancelling it ends the session."""
         import asyncio
 
         made: list[ClientSession] = []
-        tokens, done = self._generate(made, prompt, ids, max_new_tokens, ignore_eos, logits), object()
+        tokens, done = self._generate(made, prompt, ids, max_new_tokens, ignore_eos, logits, sampling), object()
         try:
             while (token := await asyncio.to_thread(next, tokens, done)) is not done:
                 assert isinstance(token, Token)
@@ -279,27 +282,30 @@ class ClientSession:
             peer = f"server {self.client.server}"
             raise HandshakeError("this server does not give logits", party="client", peer=peer, remedy="start it with --allow-logits")
 
-    def generate(self, prompt: Prompt, max_new_tokens: int, ignore_eos: bool, logits: bool) -> Iterator[Token]:
-        """Passes: one over the prompt, then one for each token but the last."""
-        info = self.lowered.info
-        self.prompt, self.streamer = prompt, Streamer(prompt.tokenizer)
-        ids, stop = list(prompt.ids), set() if ignore_eos else set(info.eos)
-        count = min(max_new_tokens, info.n_positions - len(prompt.ids) + 1)
+    def generate(self, prompt: Prompt, max_new_tokens: int, ignore_eos: bool, logits: bool, sampling: Sampling = GREEDY) -> Iterator[Token]:
+        """Passes: one over the prompt, which goes on from what the session has cached, then one for each token but the last."""
+        info, logits = self.lowered.info, logits or not sampling.greedy
+        if logits:
+            self.want_logits()
+        self.prompt, self.streamer, sampler = prompt, Streamer(prompt.tokenizer, sampling.stop), Sampler(sampling)
+        self.tokens, self.logits, self.finish_reason = [], [], "length"
+        ids, stop = list(prompt.ids), {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
+        count = min(max_new_tokens, info.n_positions - self.runtime.offset - len(prompt.ids) + 1)
         for left in reversed(range(count)):
             out = self._pass(Pass(len(ids), logits), [torch.tensor([ids])])
             if logits:
                 self.logits.append(out)
-            token = int(out.argmax()) if logits else int(out)
+            token = sampler.choose(out) if logits else int(out)
             if not 0 <= token < info.vocab:
                 raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=f"server {self.client.server}")
             self.tokens.append(token)
             ids = [token]
-            if token in stop:
-                self.finish_reason = "stop"
-                yield Token(token, self.streamer.rest())
+            text = None if token in stop else self.streamer.add(token)
+            if token in stop or self.streamer.stopped:
+                self.finish_reason, left = "stop", 0
+            yield Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""))
+            if self.finish_reason == "stop":
                 return
-            text = self.streamer.add(token)
-            yield Token(token, text if left or text is None else text + (self.streamer.rest() or ""))
 
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
         """See `Client.run`."""

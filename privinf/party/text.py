@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from privinf.party.sampling import Stops
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,12 +86,23 @@ class Prompt:
 
 
 class Streamer:
-    """Turns new tokens into text as they come; bytes of a character that is not complete yet are held back."""
+    """Turns new tokens into text as they come, up to the first stop text.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    Bytes of a character that is not complete yet are held back, and so is what may become a stop text.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        if stop and tokenizer is None:
+            raise ConfigError("this model has no tokenizer, and so no stop texts", remedy="give token ids at which to stop")
+        self._tokenizer, self._stops = tokenizer, Stops(stop)
         self._ids: list[int] = []
-        self.text = None if tokenizer is None else ""
+        self._shown: list[str] = []
+        self.text = None if tokenizer is None else ""  # decoded so far
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has come."""
+        return self._stops.found
 
     def add(self, token: int) -> str | None:
         """The text that this token completes."""
@@ -101,15 +113,22 @@ class Streamer:
         if text.endswith("\ufffd"):
             return ""
         new, self.text = text[len(self.text) :], text
-        return str(new)
+        return self._show(new)
 
     def rest(self) -> str | None:
         """At the end: what was held back."""
         if self.text is None:
             return None
         held, self.text = self.text, str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        return self.text[len(held) :]
+        return self._show(self.text[len(held) :], last=True)
+
+    def _show(self, new: str, *, last: bool = False) -> str:
+        self._shown.append(self._stops.add(new, last=last))
+        return self._shown[-1]
 
     def finish(self) -> str | None:
         """The whole text, incomplete characters included."""
-        return None if self.text is None else str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        if self.text is None:
+            return None
+        self.rest()
+        return "".join(self._shown)

@@ -1,11 +1,13 @@
-"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`. Strict in, atomic out, never a pickle.
+"""Checkpoint directories: `config.json`, `model.safetensors` (or its shards), `tokenizer.json`. Strict in, atomic out, never a pickle.
 
 Every tensor of the model must be there, in shape and finite, and nothing else; whatever is wrong is named, all at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from privinf.models.config import ModelConfig
 from protocols.errors import ConfigError
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+INDEX = "model.safetensors.index.json"  # of weights in several files, as Hugging Face writes large ones
+SHARD = re.compile(r"[A-Za-z0-9_.\-]{1,128}\.safetensors")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREFIX = "transformer."
 SHOWN_FAULTS = 8
@@ -31,8 +35,14 @@ def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, Path
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory", remedy="a checkpoint is a directory with config.json and model.safetensors")
     config = ModelConfig.from_file(directory / CONFIG)
-    tensors = read_tensors(directory / WEIGHTS)
-    state = _checked(tensors, config, str(directory / WEIGHTS))
+    files = weight_files(directory)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in read_tensors(file).items():
+            if name in tensors:
+                raise ConfigError(f"{file}: {name}: is in another shard too")
+            tensors[name] = tensor
+    state = _checked(tensors, config, str(files[0] if len(files) == 1 else directory / INDEX))
     with torch.device("meta"):
         model = AeroModel(config)
     model.load_state_dict(state, assign=True)  # strict
@@ -77,6 +87,20 @@ def load_tokenizer(path: Path, config: ModelConfig | None = None) -> Tokenizer:
 
 
 # ---- files
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory: one, or the shards that an index names."""
+    if (directory / WEIGHTS).exists() or not (directory / INDEX).is_file():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{index}: not an index of shards", remedy="save the checkpoint again") from None
+    if not names or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names):
+        raise ConfigError(f"{index}: a shard's name is no plain name of a safetensors file")
+    return [directory / name for name in sorted(names)]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

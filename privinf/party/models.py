@@ -9,6 +9,7 @@ from pathlib import Path
 
 from privinf import lowering
 from privinf.lowering.lowered import Lowered
+from privinf.models.checkpoint import weight_files
 from privinf.version import VERSION
 from protocols import ring
 from protocols.errors import ConfigError
@@ -21,9 +22,12 @@ def _fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256(VERSION.encode())
     for source in sorted((*Path(lowering.__file__).parent.glob("*.py"), *Path(ring.__file__).parent.glob("*.py"))):
         digest.update(source.read_bytes())
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        path = checkpoint / name
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
+    for path in (checkpoint / "config.json", *weight_files(checkpoint), checkpoint / "tokenizer.json"):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(b"-")
     return digest.hexdigest()
 
 

@@ -1,0 +1,162 @@
+"""Directories that Hugging Face's `GPT2LMHeadModel.save_pretrained` writes: converted unchanged, against `transformers`' own logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from privinf.lowering import convert
+from privinf.models.checkpoint import load_checkpoint
+from privinf.party.models import _fingerprint
+from protocols.errors import ConfigError
+from tests.test_ladder import run
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES: dict[str, Any] = {"vocab_size": 201, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 4, "initializer_range": 0.15}
+IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
+FLOAT = 2e-5  # of two float32 evaluations in different order, times the size of the logits
+PRIVATE = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+
+
+def saved(directory: Path, *, dtype: torch.dtype = torch.float32, shard: str | None = None, bare: bool = False, **fields: Any) -> Any:
+    """Writes a random model as `transformers` does, with no parameter at its resting value; returns what `transformers` reads back."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    settings = {**SIZES, **fields}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.0 if bare else 0.1))
+    model.to(dtype).save_pretrained(directory, **({"max_shard_size": shard} if shard else {}))
+    return GPT2LMHeadModel.from_pretrained(directory).float().eval()
+
+
+def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
+    """(T, V)."""
+    with torch.no_grad():
+        logits: Tensor = model(torch.tensor([ids])).logits[0]
+    return logits
+
+
+def assert_ours_is_theirs(directory: Path, model: Any, ids: tuple[int, ...] = IDS) -> None:
+    """Our float model at every position, and a private pass at the last."""
+    wanted = theirs(model, ids)
+    with torch.no_grad():
+        found = load_checkpoint(directory)[0](torch.tensor([ids]))[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=FLOAT * max(1.0, float(wanted.abs().max())))
+    private = run(convert(directory), ids).client
+    assert float((private - wanted[-1]).abs().max()) < PRIVATE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation_function": "gelu_new"},
+        {"activation_function": "gelu", "tie_word_embeddings": False},
+        {"activation_function": "relu", "n_inner": 40, "layer_norm_epsilon": 1e-3},
+        {"n_embd": 21, "n_head": 3, "n_inner": 33},  # heads of width 7
+        {"n_embd": 15, "n_head": 1, "vocab_size": 333, "n_layer": 1},
+        {"dtype": torch.bfloat16, "shard": "20KB"},
+        {"dtype": torch.float16, "tie_word_embeddings": False, "activation_function": "relu"},
+    ],
+    ids=lambda fields: ",".join(f"{name}={value}" for name, value in fields.items()),
+)
+def test_ours_is_theirs(tmp_path: Path, fields: dict[str, Any]) -> None:
+    model = saved(tmp_path, **fields)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == ("shard" in fields)
+    assert_ours_is_theirs(tmp_path, model)
+
+
+def test_a_model_as_they_initialise_it(tmp_path: Path) -> None:
+    """Nothing moved, the default range: small values throughout; and a context that is filled."""
+    model = saved(tmp_path, bare=True, initializer_range=0.02)
+    for length in (1, SIZES["n_positions"]):
+        assert_ours_is_theirs(tmp_path, model, (IDS * 2)[:length])
+
+
+@pytest.mark.slow
+def test_gpt2s_own_size(tmp_path: Path) -> None:
+    """12 layers, 12 heads, width 768, 50257 tokens, 1024 positions: 500 MB, a few minutes and 6 GB."""
+    fields = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "initializer_range": 0.02}
+    model = saved(tmp_path, bare=True, **fields)
+    assert_ours_is_theirs(tmp_path, model, (50256, 11, 40000, 3, 3, 257))
+
+
+# ---- shards
+
+
+def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
+    saved(tmp_path / "whole", shard="20KB")
+    index = json.loads((tmp_path / "whole" / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 2
+
+    def refused(text: str, **changes: Any) -> None:
+        directory = tmp_path / "damaged"
+        shutil.copytree(tmp_path / "whole", directory)
+        for name, data in changes.items():
+            path = directory / (shards[int(name[1:])] if name.startswith("s") else "model.safetensors.index.json")
+            path.unlink() if data is None else path.write_text(data)
+        with pytest.raises(ConfigError, match=text) as caught:
+            load_checkpoint(directory)
+        assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+        shutil.rmtree(directory)
+
+    refused(f"{shards[1]}: no such file", s1=None)
+    refused(f"{shards[0]}: truncated", s0="{}")
+    refused("not an index of shards", index="[]")
+    refused("not an index of shards", index='{"weight_map": {"wte.weight": ["x"]}}')
+    for name in ("../outside.safetensors", "/etc/passwd", "model.bin", 3):
+        refused("no plain name", index=json.dumps({"weight_map": {"wte.weight": name}}))
+    refused("missing", index=json.dumps({"weight_map": {"wte.weight": shards[0]}}))
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "whole", copy)
+    shutil.copy(copy / shards[0], copy / "again.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate([*shards, "again.safetensors"]))}))
+    with pytest.raises(ConfigError, match="in another shard too"):
+        load_checkpoint(copy)
+
+
+def test_a_change_of_any_shard_is_another_model(tmp_path: Path) -> None:
+    """What the cache of lowered checkpoints goes by."""
+    saved(tmp_path, shard="20KB")
+    found = {_fingerprint(tmp_path)}
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        found.add(_fingerprint(tmp_path))
+    assert len(found) == 1 + len(list(tmp_path.glob("*.safetensors")))
+
+
+# ---- side by side
+
+
+def test_transformers_may_be_imported_before_crypten(tmp_path: Path) -> None:
+    """In a process of its own; in this one it was CrypTen first."""
+    code = (
+        "import torch\n"
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "from privinf.crypten_adapter import crypten_module\n"
+        "crypten_module().init()\n"
+        "small = GPT2Config(vocab_size=9, n_positions=4, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)\n"
+        "logits = GPT2LMHeadModel(small)(torch.tensor([[1, 2]])).logits\n"
+        "assert float((crypten_module().cryptensor(logits.detach()).get_plain_text() - logits).abs().max()) < 1e-3\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from privinf.lowering.lowered import Lowered
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime
-from privinf.lowering.program import module_output, next_token
-from privinf.party.blame import farewell, sane
-from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
-from privinf.party.options import MAX_NEW_TOKENS, REACH_S, Options
+from privinf.party.blame import sane
+from privinf.party.options import MAX_NEW_TOKENS, Options
 from privinf.party.report import result_of
-from privinf.party.sampling import GREEDY, Sampler, Sampling
-from privinf.party.setup import ClientStore, packed_bytes
-from privinf.party.text import Prompt, Streamer, Token
-from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
+from privinf.party.sampling import GREEDY, Sampling
+from privinf.party.session import ClientSession, Progress
+from privinf.party.text import Prompt, Token
 from privinf.transport.keys import load_credentials
-from privinf.transport.listener import dial, parse_address
-from privinf.transport.shaper import Link
-from protocols.correlations import Role, Store
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
-from protocols.party import Offline, Online, Party
-
-Progress = Callable[[str, float], None]  # (phase, share done)
-MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
-
-
-@dataclass
-class Timing:
-    """Seconds: set-up, the offline steps in sum, and the online part of each new token."""
-
-    setup_s: float
-    offline_s: float
-    tokens_s: list[float]
+from privinf.transport.listener import parse_address
+from protocols.errors import ConfigError, ProtocolDesync
+from protocols.party import Party
 
 
 class Client:
@@ -191,214 +166,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class ClientSession:
-    """One session with a server and its dealer."""
-
-    def __init__(self, client: Client, progress: Progress) -> None:
-        self.client, self.options, self.progress = client, client.options, progress
-        self.timing = Timing(0.0, 0.0, [])
-        self.prompt: Prompt | None = None
-        self.tokens: list[int] = []
-        self.streamer: Streamer | None = None
-        self.finish_reason = "length"
-        self.logits: list[Tensor] = []
-        self.link: Connection | None = None
-        self._closed = threading.Event()
-        self._dialled: list[Connection] = []
-        self._masked: dict[str, Tensor] = {}  # the masked weights
-
-    def __repr__(self) -> str:
-        return f"ClientSession({self.client.server}, prompt and tokens hidden)"
-
-    def open(self) -> None:
-        """Handshake, set-up and the dealer."""
-        began = time.perf_counter()
-        self.connection = self._dial(self.client.server, "server", self.options.timeout, self.options.emulated)
-        self.connection.meter.phase = "setup"
-        with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=self.client.server):
-            token = self._set_up(self.connection)
-        self.connection.establish()
-        self.link = link = self._dial(self.client.dealer, "dealer", min(REACH_S, self.options.timeout))
-        link.meter.phase = "offline"
-        greet(link)
-        link.send_control(Join(token))
-        self.store = Store(Role.CLIENT, link.receive_control(SessionSeed).seed, self.options.device)
-        link.establish()
-        self.timing.setup_s = time.perf_counter() - began
-
-    def _dial(self, address: str, role: str, connect_s: float, emulated: Link | None = None) -> Connection:
-        connection = dial(address, self.client.credentials, role, self.options.timeout, emulated, connect_s=connect_s)
-        self._dialled.append(connection)
-        if self._closed.is_set():  # meanwhile, by another thread
-            connection.close()
-        return connection
-
-    def _set_up(self, connection: Connection) -> bytes:
-        """Compares versions and models, and fetches what is not kept of the model; the session's token."""
-        greet(connection)
-        self.welcome = connection.receive_control(Welcome)
-        expect, model, peer = self.options.expect, self.welcome.model, f"server {self.client.server}"
-        if expect and expect != model:
-            what, remedy = f"the server has the model {model!r}, not the expected {expect!r}", "compare with what `privinf serve` prints"
-            raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
-        store = ClientStore(self.options.cache)
-        bundle = store.bundle(self.welcome.bundle)
-        connection.send_control(Needs(() if bundle is not None else ("bundle",)))
-        if bundle is None:
-            bundle = self._receive_bundle(store)
-        self.lowered = Lowered.from_bundle(bundle)
-        if self.lowered.info.id != model:
-            raise HandshakeError("the server's bundle is of another model than it says", party="client", peer=peer)
-        self.weights = {name: record for name, (record, _, _) in weights_of(self.lowered.graph).items()}
-        if sum(packed_bytes(weight) for weight in self.weights.values()) > MAX_SETUP:
-            raise HandshakeError(f"the server's model asks for a set-up of more than {MAX_SETUP} bytes", party="client", peer=peer)
-        missing = store.missing(model, self.weights)
-        connection.send_control(Needs(tuple(missing)), MAX_KINDS)
-        connection.max_frame = 64 * 2**20
-        for done, name in enumerate(missing):
-            store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
-            self.progress("set-up", (done + 1) / len(missing))
-        self._masked.update(store.load(model, self.weights))
-        party = Party(Role.CLIENT, None, self._masked)
-        party.on_label = lambda label: setattr(connection.meter, "label", label)
-        self.runtime = Runtime.of(self.lowered.graph, party)
-        return connection.receive_control(Session).token
-
-    def _receive_bundle(self, store: ClientStore) -> bytes:
-        self.connection.max_frame = self.welcome.size
-        bundle = bytes(self.connection.receive(self.welcome.size, Kind.CONTROL))
-        self.connection.max_frame = 64 * 2**10
-        if hashlib.sha256(bundle).hexdigest() != self.welcome.bundle:
-            peer = f"server {self.client.server}"
-            raise HandshakeError("the public bundle does not have the digest that the server gave", party="client", peer=peer)
-        store.keep_bundle(bundle)
-        return bundle
-
-    def want_logits(self) -> None:
-        """HandshakeError unless the server gives them."""
-        if not self.welcome.logits:
-            peer = f"server {self.client.server}"
-            raise HandshakeError("this server does not give logits", party="client", peer=peer, remedy="start it with --allow-logits")
-
-    def generate(self, prompt: Prompt, max_new_tokens: int, ignore_eos: bool, logits: bool, sampling: Sampling = GREEDY) -> Iterator[Token]:
-        """Passes: one over the prompt, which goes on from what the session has cached, then one for each token but the last."""
-        info, logits = self.lowered.info, logits or not sampling.greedy
-        if logits:
-            self.want_logits()
-        self.prompt, self.streamer, sampler = prompt, Streamer(prompt.tokenizer, sampling.stop), Sampler(sampling)
-        self.tokens, self.logits, self.finish_reason = [], [], "length"
-        ids, stop = list(prompt.ids), {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
-        count = min(max_new_tokens, info.n_positions - self.runtime.offset - len(prompt.ids) + 1)
-        for left in reversed(range(count)):
-            out = self._pass(Pass(len(ids), logits), [torch.tensor([ids])])
-            if logits:
-                self.logits.append(out)
-            token = sampler.choose(out) if logits else int(out)
-            if not 0 <= token < info.vocab:
-                raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=f"server {self.client.server}")
-            self.tokens.append(token)
-            ids = [token]
-            text = None if token in stop else self.streamer.add(token)
-            if token in stop or self.streamer.stopped:
-                self.finish_reason, left = "stop", 0
-            yield Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""))
-            if self.finish_reason == "stop":
-                return
-
-    def run(self, inputs: Sequence[Tensor]) -> Tensor:
-        """See `Client.run`."""
-        info = self.lowered.info
-        shapes = [tuple(size or 1 for size in spec.shape) for spec in info.inputs]
-        if info.is_language_model and len(inputs) == 1 and inputs[0].dim() in (1, 2) and not inputs[0].is_floating_point():
-            self.want_logits()
-            ids = inputs[0].reshape(1, -1).long()
-            self.prompt = Prompt.read(self.lowered, None, ids[0].tolist())
-            return self._pass(Pass(ids.shape[1], True), [ids]).float()
-        if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
-            wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
-            raise ConfigError(f"the model takes {wanted}, not {[tuple(x.shape) for x in inputs]}")
-        rows = min(
-            (w.shape[0] for n in self.lowered.graph.nodes if n.op == "embedding" for w in [self.weights[f"{n.name}.weight"]]), default=0
-        )
-        for x, spec in zip(inputs, info.inputs, strict=True):
-            if x.is_floating_point() != (spec.kind == "float"):
-                raise ConfigError(f"the input {spec.name} is to be {'real numbers' if spec.kind == 'float' else 'ids'}")
-            if not bool((torch.isfinite(x) if spec.kind == "float" else (x >= 0) & (x < rows)).all()):
-                raise ConfigError(f"the input {spec.name} is not finite, or an id in it is outside of the vocabulary")
-        return self._pass(Run(), list(inputs))
-
-    def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
-        if isinstance(request, Run):
-            return module_output(self.lowered.graph, runtime, inputs, observe=observe)
-        return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, observe=observe)
-
-    def _pass(self, request: Pass | Run, inputs: list[Tensor]) -> Tensor:
-        """One query: what does not depend on it first, then the query itself."""
-        began, meter, party = time.perf_counter(), self.connection.meter, self.runtime.party
-        meter.phase, meter.label = "online", ("", "")
-        peer = f"server {self.client.server}"
-        with sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=peer):
-            self.connection.send_control(request)
-            assert self.link is not None
-            dealt = self.link.receive_control(Dealt)
-            meter.phase = "offline"
-            feed = _Feed(self.link, dealt.size, lambda share: self.progress("offline", share))
-            ahead = Party(Role.CLIENT, None, party.weights)
-            offline = ahead.engine = Offline(ahead, self.connection, self.store, feed.take)
-            self._walk(self.runtime.sketch(ahead), request, [x.to("meta") for x in inputs])
-            if offline.hash.digest() != dealt.digest or feed.left:
-                remedy = "install the same release on all machines"
-                raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
-            middle = time.perf_counter()
-            meter.phase = "online"
-            party.engine = Online(Role.CLIENT, self.connection, self.store)
-            result = self._walk(self.runtime, request, inputs, self.client.probe(party) if self.client.probe else None)
-            with party.label("", ""):  # what follows belongs to no operator
-                pass
-            assert result is not None
-        self.timing.offline_s += middle - began
-        self.timing.tokens_s.append(time.perf_counter() - middle)
-        return result
-
-    def end(self) -> None:
-        """Says that no query follows."""
-        self.connection.send_control(End())
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Closes both connections, from any thread; a peer that still listens is told why."""
-        self._closed.set()
-        for connection in self._dialled:
-            farewell(connection, error)
-        for connection in self._dialled:
-            connection.close()
-        self._masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory
-
-
-class _Feed:
-    """The dealer's payload of one pass, cut into correlations as they are asked for."""
-
-    def __init__(self, link: Connection, size: int, progress: Callable[[float], None]) -> None:
-        self._link, self._total, self.left, self._progress = link, size, size, progress
-        self._buffer = memoryview(b"")
-
-    def take(self, size: int) -> memoryview:
-        """The next bytes."""
-        parts = []
-        while size > len(self._buffer):
-            if len(self._buffer):
-                parts.append(self._buffer)
-                size -= len(self._buffer)
-            if self.left <= 0:
-                raise ProtocolDesync("the dealer sent fewer correlations than are needed", party="client")
-            self._buffer = self._link.receive()
-            if not self._buffer:
-                raise ProtocolDesync("the dealer sent an empty message", party="client")
-            self.left -= len(self._buffer)
-            self._progress(1 - max(self.left, 0) / max(self._total, 1))
-        last, self._buffer = self._buffer[:size], self._buffer[size:]
-        return memoryview(b"".join([*parts, last])) if parts else last
 
 
 __all__ = ["Client", "ClientSession", "Token"]

@@ -12,7 +12,7 @@ from privinf.transport.meter import PHASES, Cell
 
 if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
-    from privinf.party.client import ClientSession
+    from privinf.party.session import ClientSession
     from privinf.transport.connection import Connection
 
 TRUST = "dealer"

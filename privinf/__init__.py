@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from privinf.party.dealer import DealerService
     from privinf.party.local import LocalSession, local_session
     from privinf.party.options import Options
+    from privinf.party.sampling import Sampling
     from privinf.party.server import Server
     from protocols.errors import (
         ConfigError,
@@ -42,6 +43,7 @@ __all__ = [
     "PrivinfError",
     "ProtocolDesync",
     "RangeError",
+    "Sampling",
     "Server",
     "TransportError",
     "UnsupportedOpError",
@@ -58,6 +60,7 @@ _HOMES = {
     "LocalSession": "privinf.party.local",
     "Lowered": "privinf.lowering",
     "Options": "privinf.party.options",
+    "Sampling": "privinf.party.sampling",
     "Server": "privinf.party.server",
     "convert": "privinf.lowering",
     "load": "privinf.lowering",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,11 @@ def test_the_generator_is_as_documented() -> None:
     sampler = Sampler(Sampling(1.0, seed=seed))
     for n in range(50):
         u, total = (int.from_bytes(stream[8 * n : 8 * n + 8], "little") >> 11) / 2**53, 0.0
+        passed = []
         for token, share in p:
             total += share
-            if total > u:
-                break
-        assert sampler.choose(logits) == token
+            passed += [token] if total > u else []
+        assert sampler.choose(logits) == passed[0]
 
 
 def test_seeds() -> None:
@@ -186,7 +187,7 @@ def test_a_reply_is_sampled_and_stopped(tmp_path: Path) -> None:
         assert [token.id for token in tokens] == [token.id for token in greedy[:count]] and tokens[-1].text == ""
 
         sampling = Sampling(1.3, top_k=20, top_p=0.9, seed=5)
-        ids = [token.id for token in client.generate(ids=[1, 2, 3], max_new_tokens=6, ignore_eos=True, sampling=sampling)]
+        ids = [token.id for token in client.generate(ids=[1, 2, 3], max_new_tokens=6, ignore_eos=True, logits=True, sampling=sampling)]
         again = Sampler(sampling)
         assert ids == [again.choose(logits) for logits in client.logits] and len(client.logits) == 6
         for done, logits in enumerate(client.logits):
@@ -199,3 +200,24 @@ def test_sampling_is_refused_where_the_server_gives_no_logits(tmp_path: Path) ->
         with pytest.raises(HandshakeError, match=r"does not give logits .*--allow-logits"):
             list(parties.client().generate("abc", sampling=Sampling(0.7)))
         assert len(list(parties.client().generate("abc", max_new_tokens=1, sampling=Sampling(0.7, top_k=1)))) == 1
+
+
+def test_the_command_line_samples_and_stops(capfd: pytest.CaptureFixture[str]) -> None:
+    from privinf.cli import app
+
+    for words, says in ((("--top-k", "3"), "--temperature"), (("--temperature", "-1"), "the temperature"), (("--stop", ""), "stop texts")):
+        assert app.main(["run", "nowhere", "--prompt", "x", *words]) == 2
+        assert says in capfd.readouterr().err
+
+    def ask(*words: str) -> tuple[int, dict[str, Any], str]:
+        process = served.generate("--prompt", "abc", "--max-new-tokens", 4, "--ignore-eos", "--json", *words)
+        return process.wait(), json.loads(process.out or "{}"), process.err
+
+    with t.services("--allow-logits") as served:
+        code, whole, _ = ask("--temperature", "1", "--seed", "1")
+        assert code == 0 and len(whole["tokens"]) == 4 and "logits" not in whole
+        code, cut, _ = ask("--stop", whole["text"][0], "--temperature", "0.9", "--top-k", "1")
+        assert code == 0 and cut["finish_reason"] in ("stop", "length") and whole["text"][0] not in cut["text"]
+    with t.services() as served:
+        code, _, error = ask("--temperature", "1")
+        assert code == 3 and "does not give logits" in error

@@ -28,6 +28,15 @@ PromptIds = Annotated[str | None, typer.Option("--prompt-ids", metavar="1,2,3", 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The most tokens to generate.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end token.")]
 Logits = Annotated[bool, typer.Option("--logits", help="Ask for rounded logits too, which the server must allow.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="X", help="0: the best token, always; above: chosen by the client from logits.")
+]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Choose among the K best tokens; 0: among all.")]
+TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="Choose among the best tokens that have the probability P together.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Names the random numbers of the choice; default: fresh ones.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the reply before this text; may be given several times.")
+]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="The address to listen on; port 0 takes any free one.")]
 ServerAddress = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 DealerAddress = Annotated[str, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")]
@@ -99,6 +108,15 @@ def _read(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give --prompt-file a text file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text", remedy="give --prompt-file a text file") from None
+
+
+def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str] | None) -> Any:
+    """The choice of tokens; ConfigError if an option of it would have no effect."""
+    from privinf.party.sampling import Sampling
+
+    if temperature == 0 and (top_k or top_p != 1 or seed is not None):
+        raise ConfigError("--top-k, --top-p and --seed choose among several tokens", remedy="give a --temperature above 0 too")
+    return Sampling(temperature, top_k, top_p, seed, tuple(stop or ()))
 
 
 def check_timeout(timeout: float) -> None:

@@ -20,6 +20,11 @@ def generate(
     max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
     ignore_eos: common.IgnoreEos = False,
     logits: common.Logits = False,
+    temperature: common.Temperature = 0.0,
+    top_k: common.TopK = 0,
+    top_p: common.TopP = 1.0,
+    seed: common.Seed = None,
+    stop: common.Stop = None,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -34,6 +39,8 @@ def generate(
     Example: privinf generate --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --prompt "def main("
     """
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
+    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop)
+    choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
@@ -41,7 +48,7 @@ def generate(
     with Screen(quiet=as_json) as screen:
         screen.say(f"connecting to {server}")
         with Client(server, dealer=dealer, keys=str(keys), options=options, progress=screen.progress) as client:
-            tokens = client.generate(given.text, ids=given.ids, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, logits=logits)
+            tokens = client.generate(given.text, ids=given.ids, **choice)
             screen.write_tokens(tokens, given)
             result = client.result
         screen.summary(result)

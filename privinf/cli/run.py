@@ -13,6 +13,11 @@ def run(
     max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
     ignore_eos: common.IgnoreEos = False,
     logits: common.Logits = False,
+    temperature: common.Temperature = 0.0,
+    top_k: common.TopK = 0,
+    top_p: common.TopP = 1.0,
+    seed: common.Seed = None,
+    stop: common.Stop = None,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -27,6 +32,8 @@ def run(
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
+    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop)
+    choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
     from privinf.cli.screen import Screen
     from privinf.party.local import LocalSession
@@ -34,7 +41,7 @@ def run(
     with Screen(quiet=as_json) as screen:
         screen.say("starting dealer, server and client")
         with LocalSession(model, options, progress=screen.progress) as session:
-            tokens = session.generate(given.text, ids=given.ids, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, logits=logits)
+            tokens = session.generate(given.text, ids=given.ids, **choice)
             screen.write_tokens(tokens, given)
         screen.summary(session.result)
     if as_json:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privinf.party.options import Options
+from privinf.party.sampling import Sampling
 from protocols.errors import PrivinfError
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ class _Queries:
                 output = client.run(*(decode_tensor(x) for x in query["inputs"]))
                 emit("output", query=number, output=encode_tensor(output))
             else:
-                for token in client.generate(**query):
+                for token in client.generate(**{**query, "sampling": Sampling(**query["sampling"])}):
                     emit("token", query=number, id=token.id, text=token.text)
                     if number in self._dropped:
                         return

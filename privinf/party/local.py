@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from privinf.party.options import MAX_NEW_TOKENS, Options
+from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.text import Token, whole_numbers
 from privinf.transport.keys import init_keys
 from protocols import errors
@@ -173,8 +174,8 @@ class LocalSession:
     """`with LocalSession("model_dir") as session:`; the same parties and the same code as over a network.
 
     The model is a lowered or a checkpoint directory, or a `Lowered`. Raises PrivinfError. `result` holds the contract's
-    fields of the last query; `parties` those of `run` after the session has ended. `devices` are of single roles. Several threads may ask at a time, and
-    are answered one after the other.
+    fields of the last query; `parties` those of `run` after the session has ended. `devices` are of single roles. Several threads may
+    ask at a time, and are answered one after the other.
     """
 
     def __init__(
@@ -275,11 +276,12 @@ class LocalSession:
         max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
         logits: bool = False,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[Token]:
         """As `privinf.Client.generate`."""
         numbers = None if ids is None else whole_numbers(ids)
         query = {"prompt": prompt, "ids": numbers, "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits}
-        for event in self._ask(query):
+        for event in self._ask({**query, "sampling": asdict(sampling)}):
             if event["event"] == "token":
                 yield Token(event["id"], event["text"])
 
@@ -307,7 +309,7 @@ class LocalSession:
             from privinf.party.models import open_model
 
             lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
-            logits = bool(self._asked.get("logits", True))
+            logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy
             tokens = max(1, len(self.result["tokens"]))
             self._predicted = explain(lowered, self.result["prompt_tokens"] or 1, logits=logits, new_tokens=tokens)
         return self._predicted

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from protocols.errors import ConfigError
-from protocols.prg import Prg, derive, new_seed
+
+if TYPE_CHECKING:  # torch is loaded where it computes: the process that starts the parties of `privinf run` has no use for it
+    from torch import Tensor
 
 MAX_TEMPERATURE = 100.0
 MAX_STOPS, MAX_STOP_CHARS = 16, 1000
@@ -83,6 +82,8 @@ GREEDY = Sampling()
 
 def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The tokens that may be chosen, (n,) int64, most probable first and the lower id first among equals; their probabilities, float64."""
+    import torch
+
     values, ids = torch.sort(logits.reshape(-1).double(), descending=True, stable=True)
     if sampling.greedy:
         return ids[:1], torch.ones(1, dtype=torch.float64)
@@ -106,6 +107,8 @@ class Sampler:
     """
 
     def __init__(self, sampling: Sampling) -> None:
+        from protocols.prg import Prg, derive, new_seed
+
         self._sampling = sampling
         seed = new_seed() if sampling.seed is None else sampling.seed.to_bytes(16, "little")
         self._stream = Prg(derive(seed, _PURPOSE)).stream(0)
@@ -115,6 +118,8 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> int:
         """A token's id from logits, (V,) or (1, V)."""
+        import torch
+
         ids, p = kept(logits, self._sampling)
         u = (int.from_bytes(self._stream.raw(8).tobytes(), "little") >> 11) / 2**53
         passed = torch.cumsum(p, 0) > u

@@ -15,12 +15,12 @@ from torch import Tensor
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime
-from privinf.lowering.program import module_output, next_token
+from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.party.blame import farewell, sane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
 from privinf.party.options import REACH_S
 from privinf.party.sampling import GREEDY, Sampler, Sampling
-from privinf.party.setup import ClientStore, packed_bytes
+from privinf.party.setup import ClientStore
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind

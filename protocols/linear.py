@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.matrix import matmul, matmul_transposed
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
 from protocols.ring import add, blank, known, reduce
@@ -30,38 +31,16 @@ class Weight:
     frac: int
 
 
-def weight_mask(seed: bytes, weight: Weight) -> Tensor:
+def weight_mask(seed: bytes, weight: Weight, device: torch.device | str = "cpu") -> Tensor:
     """B: uniform in the weight's ring, fresh per (seed, tensor, encoding); a seed belongs to one lowering."""
     key = derive(seed, f"weight mask {weight.name} {weight.shape} {weight.bits} {weight.frac}")
-    return Prg(key).stream(0).uniform(weight.shape, weight.bits)
+    return Prg(key).stream(0).uniform(weight.shape, weight.bits, device)
 
 
 def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
     """W~ = W + B, what S sends to C once."""
     assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
-    return reduce(encoded + weight_mask(seed, weight), weight.bits)
-
-
-def matmul(x: Tensor, w: Tensor) -> Tensor:
-    """x @ w modulo 2^64; x (..., n), w (n, m)."""
-    if x.is_meta or w.is_meta:
-        return blank(*x.shape[:-1], w.shape[-1])
-    return x @ w
-
-
-def matmul_transposed(x: Tensor, w: Tensor) -> Tensor:
-    """x @ w.T modulo 2^64; x (..., n), w (m, n). A large table is never copied into the other order."""
-    if not known(x, w):
-        return blank(*x.shape[:-1], w.shape[0])
-    flat = x.reshape(-1, x.shape[-1])
-    product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
-    return product.reshape(*x.shape[:-1], w.shape[0])
-
-
-def _times(x: Tensor, w: Tensor, diagonal: int, transposed: int) -> Tensor:
-    if not diagonal:
-        return matmul_transposed(x, w) if transposed else matmul(x, w)
-    return x * w if known(x, w) else blank(*x.shape)
+    return reduce(encoded + weight_mask(seed, weight, encoded.device), weight.bits)
 
 
 @dataclass(frozen=True)
@@ -86,12 +65,19 @@ class LinearMask(Kind):
         """The part of the weight that this product reads; diagonal weights (H, n) become (H, rows, 1)."""
         return weight[:, self.window[0] : self.window[1], None] if self.window else weight
 
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product that this mask is for, modulo 2^bits."""
+        w = self.select(weight)
+        if self.diagonal:
+            return x * w if known(x, w) else blank(*x.shape)
+        return matmul_transposed(x, w, self.bits) if self.transposed else matmul(x, w, self.bits)
+
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        return (_times(client[0], self.select(masks.weight_mask(self.weight)), self.diagonal, self.transposed),), None
+        return (self.times(client[0], masks.weight_mask(self.weight)),), None
 
     def prepare(self, weights: Mapping[str, Tensor], own: Sequence[Tensor], shares: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """C, before the query: its share of the output, (share of r B) - r W~."""
-        return (shares[0] - _times(own[0], self.select(weights[self.weight]), self.diagonal, self.transposed),)
+        return (shares[0] - self.times(own[0], weights[self.weight]),)
 
 
 def linear(party: Party, x: Shares, weight: Weight, *, bits: int, transposed: bool = False, client_only: bool = False) -> Protocol_[Shares]:
@@ -130,7 +116,7 @@ def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_o
         shared = correlation.shares[0]
         value = shared
         if known(total):
-            value = _times(total, kind.select(party.weights[weight.name]), kind.diagonal, kind.transposed) + shared
+            value = kind.times(total, party.weights[weight.name]) + shared
     else:
         outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
         yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]

@@ -229,8 +229,7 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
     As `row_maximum`, in one round less; the winner's place travels along as a second wire, and the last level opens nothing.
     """
     places_wire: Wire | None = None
-    own_places = torch.arange(rows.columns).expand(wire.shape[0], -1)
-    own_places = own_places.to(wire.masked.device)
+    own_places = torch.arange(rows.columns, device=wire.masked.device).expand(wire.shape[0], -1)
     assert rows.step == 0 and rows.number == 1, "rows of one length, one a group"
     levels = tournament(rows)
     if not levels:

@@ -72,7 +72,7 @@ class Stream:
     def uniform(self, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform elements of Z_2^bits, int64; the keystream is read in the narrowest machine word that holds them."""
         count = math.prod(shape)
-        word: type[np.generic] = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.int64
+        word: type[np.generic] = np.uint8 if bits <= 8 else np.int16 if bits <= 16 else np.int32 if bits <= 32 else np.int64
         values = self.raw(count * np.dtype(word).itemsize).view(word)
-        x = torch.from_numpy(values.astype(np.int64, copy=False).reshape(shape))
-        return reduce(x, bits).to(device)
+        # AES runs on the CPU; narrow words move, and become int64 where they are used. What a sign extends is cleared
+        return reduce(torch.from_numpy(values.reshape(shape)).to(device).to(torch.int64), bits)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.matrix import matmul
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
 from protocols.rows import Rows
@@ -49,7 +50,7 @@ class MatmulMask(Kind):
         return (Part(self.shape, self.bits),)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        return (masks.mask(self.x) @ torch.cat([masks.mask(name) for name in self.y], -2),), None
+        return (matmul(masks.mask(self.x), torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RowsTimesMatrixMask(MatmulMask):
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         x = Rows(*self.rows).unpack(masks.mask(self.x))
-        return (x @ torch.cat([masks.mask(name) for name in self.y], -2),), None
+        return (matmul(x, torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class MatrixTimesRowsMask(MatmulMask):
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = torch.cat([masks.mask(name) for name in self.y], -2)
-        return (Rows(*self.rows).pack(masks.mask(self.x) @ y.transpose(-1, -2)),), None
+        return (Rows(*self.rows).pack(matmul(masks.mask(self.x), y.transpose(-1, -2), self.bits)),), None
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -129,7 +130,7 @@ def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
     shape = (*x.shape[:-1], y.masked.shape[-1])
     mask = party.take(MatmulMask(x.name, y.names, shape, bits))
     party.macs(3 * x.masked.numel() * shape[-1])
-    return Shares(_beaver(party, x, y, mask.shares[0], torch.matmul), bits, x.frac + y.frac)
+    return Shares(_beaver(party, x, y, mask.shares[0], lambda a, b: matmul(a, b, bits)), bits, x.frac + y.frac)
 
 
 def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
@@ -137,7 +138,7 @@ def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
     heads, _, width = q.shape
     mask = party.take(MatrixTimesRowsMask(q.name, k.names, (heads, rows.count), bits, rows.fields()))
     party.macs(3 * heads * rows.total * width)
-    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(a @ b.transpose(-1, -2)))
+    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(matmul(a, b.transpose(-1, -2), bits)))
     return Shares(product, bits, q.frac + k.frac)
 
 
@@ -146,5 +147,5 @@ def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
     heads, _, width = v.masked.shape
     mask = party.take(RowsTimesMatrixMask(p.name, v.names, (heads, rows.number, width), bits, rows.fields()))
     party.macs(3 * heads * rows.total * width)
-    product = _beaver(party, p, v, mask.shares[0], lambda a, b: rows.unpack(a) @ b)
+    product = _beaver(party, p, v, mask.shares[0], lambda a, b: matmul(rows.unpack(a), b, bits))
     return Shares(product, bits, p.frac + v.frac)

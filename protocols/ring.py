@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -86,9 +87,14 @@ def multiply(a: Tensor, b: int | Tensor) -> Tensor:
     return a * b if known(a, b) else blank(*common_shape(a, b))
 
 
+@lru_cache(maxsize=512)
+def _moved(constant: Tensor, device: torch.device) -> Tensor:
+    return constant.to(device)
+
+
 def like(constant: Tensor, x: Tensor) -> Tensor:
-    """A public constant on x's device, so that both can meet in one operator."""
-    return constant if constant.device == x.device else constant.to(x.device)
+    """A public constant, which nobody changes, on x's device, so that both can meet in one operator; it is moved there once."""
+    return constant if constant.device == x.device else _moved(constant, x.device)
 
 
 BLOCK = 1 << 18  # elements, a multiple of 8

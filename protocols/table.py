@@ -7,8 +7,13 @@ the sign of (S's bit - C's bit) at the hot place, which the dealer knows.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from protocols.ring import like
 
 WORD = 64
 
@@ -32,14 +37,20 @@ def _rotate(words: Tensor, places: Tensor) -> Tensor:
     return (words.gather(-1, which) << low) | carried
 
 
+@lru_cache
+def _octet_bits() -> Tensor:
+    """(256, 8): the bits of every octet, lowest first."""
+    octets = np.arange(256, dtype=np.uint8)[:, None]
+    return torch.from_numpy(np.unpackbits(octets, axis=1, bitorder="little").astype(np.int64))
+
+
 def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
     """One party's sums of its bits times the entries: words (..., n), index (...), tables (t, 64 n) -> (t, ...).
 
     Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
     """
     octets = _rotate(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
-    bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1  # (256, 8)
-    sums = tables.cpu().reshape(len(tables), -1, 1, 8).mul(bits).sum(-1).to(words.device)  # (t, 8 n, 256)
+    sums = like(tables, words).reshape(len(tables), -1, 1, 8).mul(like(_octet_bits(), words)).sum(-1)  # (t, 8 n, 256)
     out = torch.zeros((len(tables), *index.shape), dtype=torch.int64, device=words.device)
     for k in range(octets.shape[-1]):
         place = octets[..., k].long()

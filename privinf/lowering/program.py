@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
 from privinf.lowering.plan import FRAC, LOGIT_FRAC
 from privinf.lowering.private_tensor import PrivinfTensor, Runtime
 from protocols.correlations import Role
+from protocols.linear import Weight
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Protocol_, Trace
@@ -69,9 +70,14 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
         return party.run(finish())
 
 
+def packed_bytes(weight: Weight) -> int:
+    """Of a masked weight, on the wire and in its file."""
+    return packed_size(math.prod(weight.shape), weight.bits)
+
+
 def setup_bytes(runtime: Runtime) -> dict[str, int]:
     """Bytes of each masked weight, sent once."""
-    return {name: packed_size(int(torch.Size(w.shape).numel()), w.bits) for name, w in runtime.weights.items()}
+    return {name: packed_bytes(w) for name, w in runtime.weights.items()}
 
 
 def costs(trace: Trace, setup: dict[str, int] | None = None) -> dict[str, Any]:

@@ -8,46 +8,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import math
-import os
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from privinf.files import sweep, write_private
+from privinf.lowering.program import packed_bytes
 from protocols.errors import ConfigError
 from protocols.linear import Weight
-from protocols.ring import packed_size, unpack
+from protocols.ring import unpack
 
 log = logging.getLogger("privinf")
 _DIGEST = 32
-_PART = ".part-"
-_STALE_S = 3600.0
 
 
-def packed_bytes(weight: Weight) -> int:
-    """Bytes of the masked weight on a wire and in its file."""
-    return packed_size(math.prod(weight.shape), weight.bits)
-
-
-def write_private(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file of mode 0600 whole or not at all; ConfigError in one line where the disk refuses."""
+def _write(path: Path, *parts: bytes | memoryview) -> None:
+    """`write_private`, ConfigError in one line where the disk refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_private(path, *parts)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot write {path}: {reason}", remedy="free space or choose another --cache") from None
@@ -82,7 +61,7 @@ class ClientStore:
 
     def keep_bundle(self, data: bytes) -> None:
         """Keeps a bundle under its digest."""
-        write_private(self.root / "bundles" / hashlib.sha256(data).hexdigest(), data)
+        _write(self.root / "bundles" / hashlib.sha256(data).hexdigest(), data)
 
     def _path(self, model: str, weight: Weight) -> Path:
         name = hashlib.sha256(repr(weight).encode()).hexdigest()[:32]
@@ -104,19 +83,12 @@ class ClientStore:
                 data = None
             if data is None:
                 found.append(name)
-        self._sweep(self.root / "setup" / model)
+        sweep(self.root / "setup" / model)
         return found
-
-    def _sweep(self, directory: Path) -> None:
-        """Removes what processes that were killed while they wrote have left."""
-        for path in directory.glob(f"{_PART}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_S:
-                    path.unlink()
 
     def keep(self, model: str, weight: Weight, data: memoryview) -> None:
         """Keeps one masked weight."""
-        write_private(self._path(model, weight), hashlib.sha256(data).digest(), data)
+        _write(self._path(model, weight), hashlib.sha256(data).digest(), data)
 
     def load(self, model: str, weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
         """Every masked weight, once none is missing; ConfigError if one has gone or changed since."""

@@ -9,10 +9,8 @@ The role is a URI among a certificate's alternative names, `privinf:server` and 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
-import os
 import re
 import secrets
 import shutil
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from privinf.files import write_private
 from protocols.errors import ConfigError
 
 ROLES = ("server", "client", "dealer")
@@ -86,8 +85,8 @@ def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int 
         try:
             for role in ROLES:
                 _issue(staging / role, role, names, ca, key, days)
-            _write(staging / "ca.pem", _pem(ca))
-            _write(staging / "ca.key", _key_pem(key))
+            write_private(staging / "ca.pem", _pem(ca))
+            write_private(staging / "ca.key", _key_pem(key))
             for name in (*ROLES, "ca.pem", "ca.key"):  # the CA's key last: with it, `renew` can make everything else
                 (staging / name).rename(directory / name)
         finally:
@@ -237,9 +236,9 @@ def _issue(
         .sign(ca_key, hashes.SHA256())
     )
     bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(bundle / "ca.pem", _pem(ca))
-    _write(bundle / "key.pem", _key_pem(key))
-    _write(bundle / "cert.pem", _pem(certificate))
+    write_private(bundle / "ca.pem", _pem(ca))
+    write_private(bundle / "key.pem", _key_pem(key))
+    write_private(bundle / "cert.pem", _pem(certificate))
 
 
 def _builder(
@@ -278,21 +277,6 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file that never has more than the owner's permissions, and never half of its content."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 # ---- reading

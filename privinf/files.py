@@ -1,0 +1,72 @@
+"""Files that belong to one user alone and exist whole or not at all, also after a crash or on a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+PART = ".part-"
+STALE_S = 3600.0
+
+
+def make_private(directory: Path) -> None:
+    """Makes a directory of mode 0700 and whatever is missing above it; OSError."""
+    for missing in [path for path in (directory, *directory.parents) if not path.exists()][::-1]:
+        with contextlib.suppress(FileExistsError):  # by another process
+            missing.mkdir(mode=0o700)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes what was renamed or removed in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Gives a written and synchronised file its name, durably."""
+    os.replace(part, path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def part_file(directory: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file of mode 0600 to write to; removed at the end of the block unless it was moved meanwhile. OSError."""
+    make_private(directory)
+    descriptor, name = tempfile.mkstemp(dir=directory, prefix=PART)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, Path(name)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def finish(file: BinaryIO) -> None:
+    """Makes a file's content durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_private(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file of mode 0600 whole or not at all, durably; OSError."""
+    with part_file(path.parent) as (file, part):
+        for each in parts:
+            file.write(each)
+        finish(file)
+        move_into_place(part, path)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what processes that were killed while they wrote have left."""
+    for path in directory.glob(f"{PART}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()

@@ -39,17 +39,17 @@ class Runtime:
     cache: Cache = field(default_factory=dict)
     offset: int = 0  # positions in the cache
     constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
+    device: torch.device | str = "cpu"  # where this party computes
 
     @staticmethod
-    def of(graph: Graph, party: Party) -> Runtime:
+    def of(graph: Graph, party: Party, device: torch.device | str = "cpu") -> Runtime:
         """A walk with an empty cache."""
-        return Runtime(party, {name: record for name, (record, _, _) in weights_of(graph).items()})
+        return Runtime(party, {name: record for name, (record, _, _) in weights_of(graph).items()}, device=device)
 
     def sketch(self, party: Party) -> Runtime:
         """A walk on shapes from the same state; what it does to the cache is forgotten."""
-        return Runtime(
-            party, self.weights, {n: (k.shape_only(), v.shape_only()) for n, (k, v) in self.cache.items()}, self.offset, self.constants
-        )
+        shapes = {n: (k.shape_only(), v.shape_only()) for n, (k, v) in self.cache.items()}
+        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device)
 
 
 def label_of(node: Any) -> tuple[str, str]:
@@ -97,7 +97,7 @@ class PrivinfTensor(PrivateValue):
             return None
         found = self.runtime.constants.get((node.name, key, frac))
         if found is None:
-            found = self.runtime.constants[node.name, key, frac] = encode(node.value(key), frac)
+            found = self.runtime.constants[node.name, key, frac] = encode(node.value(key), frac).to(self.runtime.device)
         return found
 
     def _canonical(self, node: Any, x: Shares) -> Protocol_[Shares]:
@@ -125,10 +125,12 @@ class PrivinfTensor(PrivateValue):
     def op_linear(self, node: Any) -> PrivinfTensor:
         plan, tied = node.plan, node.tied_to
         weight = self.runtime.weights[f"{tied or node.name}.weight"]
-        bias = self._constant(node, "bias", self.shares.frac + weight.frac)
+        in_frac = plan.get("in_frac", self.shares.frac)
+        bias = self._constant(node, "bias", in_frac + weight.frac)
 
         def protocol() -> Protocol_[Shares]:
-            y = yield from linear(self.party, self.shares.narrow(plan["ring"]), weight, bits=plan["ring"], transposed=bool(tied))
+            x = yield from rescale(self.party, self.shares, bits=plan["ring"], frac=in_frac)
+            y = yield from linear(self.party, x, weight, bits=plan["ring"], transposed=bool(tied))
             y = add_server_constant(self.party, y, bias)
             if plan.get("raw"):
                 return y
@@ -282,9 +284,9 @@ class PrivinfTensor(PrivateValue):
         return self._moved(lambda v: v[:, -1])
 
 
-def encode_weights(graph: Graph) -> dict[str, Tensor]:
-    """S's encoded weights by name, int64."""
-    return {name: encode(node.value(key), record.frac) for name, (record, node, key) in weights_of(graph).items()}
+def encode_weights(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """S's encoded weights by name, int64, on a device."""
+    return {name: encode(node.value(key), record.frac).to(device) for name, (record, node, key) in weights_of(graph).items()}
 
 
 __all__ = ["Cache", "PrivinfTensor", "Runtime", "encode_weights"]

@@ -24,12 +24,22 @@ from protocols.truncation import rescale
 OUTPUT_FRAC = 10  # of a lowered module's revealed output
 
 
+def _moved(runtime: Runtime, x: Tensor) -> Tensor:
+    """An input where the party computes; what is not known yet stays a shape."""
+    return x if x.is_meta else x.to(runtime.device)
+
+
+def _back(x: Tensor) -> Tensor:
+    """A revealed output where its reader expects it."""
+    return x if x.is_meta else x.cpu()
+
+
 def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, observe: Any = None) -> Tensor | None:
     """One pass over new positions, ids (1, n); at C the next token's id (1,), or with `logits` the rounded logits (1, V).
 
     Elsewhere `ids` is a meta tensor of the same shape, and the result None. The cache grows by n positions.
     """
-    out = graph(PrivinfTensor(runtime, ids=ids), observe=observe).shares
+    out = graph(PrivinfTensor(runtime, ids=_moved(runtime, ids)), observe=observe).shares
     party = runtime.party
 
     def choose() -> Protocol_[Tensor | None]:
@@ -45,7 +55,7 @@ def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, obs
     with party.label("", "reveal" if logits else "argmax"):
         result = party.run(choose())
     runtime.offset += ids.shape[1]
-    return None if result is None else result.reshape(1, -1) if logits else result.reshape(1)
+    return None if result is None else _back(result.reshape(1, -1) if logits else result.reshape(1))
 
 
 def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, observe: Any = None) -> Tensor | None:
@@ -53,6 +63,7 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
     party, bits = runtime.party, max(node.plan["bits"] for node in graph.nodes)
 
     def private(x: Tensor) -> PrivinfTensor:
+        x = _moved(runtime, x)
         if not x.is_floating_point():  # ids of an embedding, which only the client knows
             return PrivinfTensor(runtime, ids=x)
         value = blank(*x.shape) if x.is_meta else encode(x, FRAC)
@@ -64,7 +75,7 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
         frac = min(OUTPUT_FRAC, out.frac)  # a vocabulary's head has fewer already
         rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - frac), frac=frac)
         shown = yield from reveal(party, rounded, to=Role.CLIENT)
-        return None if shown is None or shown.is_meta else decode(shown, rounded.bits, frac).float()
+        return None if shown is None or shown.is_meta else _back(decode(shown, rounded.bits, frac).float())
 
     with party.label("", "reveal"):
         return party.run(finish())

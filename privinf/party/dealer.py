@@ -89,7 +89,7 @@ class DealerService(Service):
             connection.send_control(SessionSeed(server_seed))
             connection.establish()
             connection.timeout = IDLE_S
-            self._deal(connection, session, Dealer(server_seed, session.seed, masks))
+            self._deal(connection, session, Dealer(server_seed, session.seed, masks, self.options.device))
         except Exception as error:
             if session.connection is not None:
                 self.tell(session.connection, as_told(error, self.role))
@@ -138,5 +138,5 @@ class DealerService(Service):
             found = self._masks.get((seed, weights))
             if found is None:
                 self._masks.clear()
-                found = self._masks[seed, weights] = {w.name: weight_mask(seed, w) for w in weights}
+                found = self._masks[seed, weights] = {w.name: weight_mask(seed, w, self.options.device) for w in weights}
             return found

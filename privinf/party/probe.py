@@ -27,7 +27,7 @@ def dumping(directory: Path, role: str) -> Callable[[Party], Any]:
         def observe(node: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, PrivinfTensor) and output.held is not None:
                 meta = {"bits": str(output.held.bits), "frac": str(output.held.frac)}
-                save_file({"share": output.held.value.contiguous()}, directory / f"{number}.{role}.{node.name}", meta)
+                save_file({"share": output.held.value.contiguous().cpu()}, directory / f"{number}.{role}.{node.name}", meta)
 
         return observe
 

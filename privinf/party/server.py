@@ -71,7 +71,7 @@ class Server(Service):
         self.lowered.check_weights()
         graph = self.lowered.graph
         self._weights = {name: record for name, (record, _, _) in weights_of(graph).items()}
-        self._encoded = encode_weights(graph)
+        self._encoded = encode_weights(graph, self.options.device)
         self._bundle = self.lowered.bundle()
         self._digest = hashlib.sha256(self._bundle).hexdigest()
 
@@ -150,7 +150,7 @@ class _Session:
         self.server, self.connection, self.link, self.store = server, connection, link, store
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
-        self.runtime = Runtime.of(server.lowered.graph, party)
+        self.runtime = Runtime.of(server.lowered.graph, party, store.device)
 
     def serve(self) -> None:
         while True:

@@ -113,10 +113,10 @@ class ClientSession:
         for done, name in enumerate(missing):
             store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
             self.progress("set-up", (done + 1) / len(missing))
-        self._masked.update(store.load(model, self.weights))
+        self._masked.update((name, masked.to(self.options.device)) for name, masked in store.load(model, self.weights))
         party = Party(Role.CLIENT, None, self._masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
-        self.runtime = Runtime.of(self.lowered.graph, party)
+        self.runtime = Runtime.of(self.lowered.graph, party, self.options.device)
         return connection.receive_control(Session).token
 
     def _receive_bundle(self, store: ClientStore) -> bytes:

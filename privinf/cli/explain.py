@@ -1,4 +1,4 @@
-"""`privinf explain`: the cost of a pass, before it."""
+"""`privinf explain`: the cost of a pass, before it, and the rings that its values live in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def explain(
     """Predict the cost of one prompt of N tokens and one output token, or several.
 
     Nothing is run. The figures equal what `privinf run --max-new-tokens 1`
-    counts, per layer and operator.
+    counts, per layer and operator. Below them stands the ring plan: of each
+    wire the bits that it travels in, how many are fraction, the largest value
+    that it is planned for, and what that follows from.
 
     Example: privinf explain models/pylib --seq 128
     """
@@ -55,10 +57,40 @@ def _show(prediction: dict[str, Any]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for op in [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]:
         table.add_row(op["layer"], op["op"], *(_figure(key, op[key]) for key in _COLUMNS), style="bold" if op["layer"] == "total" else "")
+    plan = Table(box=None, pad_edge=False)
+    for title in ("operator", "wire", "bits", "fraction", "values up to", "from", "layers"):
+        plan.add_column(title, justify="right" if title in ("bits", "fraction", "values up to") else "left", no_wrap=title != "layers")
+    for row in _grouped(prediction["wires"]):
+        plan.add_row(*row)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
     console.print(table)
+    console.print("\nring plan", style="bold")
+    console.print(plan)
+
+
+def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Wires that differ in their layer alone share a line; operators and their wires in the order of the first layer."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    order = {each: place for place, each in enumerate(dict.fromkeys((each["op"], each["wire"]) for each in wires))}
+    for each in wires:
+        bound = "" if each["range"] is None else f"{each['range']:.4g}"
+        key = (each["op"], each["wire"], str(each["bits"]), str(each["frac"]), bound, each["from"] or "the server knows")
+        found.setdefault(key, []).append(each["layer"])
+    return [(*key, _layers(layers)) for key, layers in sorted(found.items(), key=lambda item: order[item[0][:2]])]
+
+
+def _layers(names: list[str]) -> str:
+    """`h.0 to h.3, h.5`: runs of numbered layers in short."""
+    runs: list[list[str]] = []
+    for name in names:
+        stem, _, number = name.rpartition(".")
+        if runs and number.isdigit() and runs[-1][-1] == f"{stem}.{int(number) - 1}":
+            runs[-1].append(name)
+        elif name:
+            runs.append([name])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _figure(key: str, value: int) -> str:

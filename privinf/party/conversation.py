@@ -1,0 +1,134 @@
+"""A session that is kept between queries, so that the next one sends only what is new.
+
+One session is one sequence: both parties hold the masked keys and values of the positions so far, and a further query is one pass over
+the new positions. A prompt that begins with the whole sequence goes on from there; any other needs a conversation of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+from privinf.lowering.lowered import Lowered
+from privinf.party.client import Client
+from privinf.party.options import MAX_NEW_TOKENS
+from privinf.party.sampling import GREEDY, Sampling
+from privinf.party.session import ClientSession
+from privinf.party.text import Prompt, Token
+from protocols.errors import ConfigError, TransportError
+
+
+class Conversation:
+    """`Conversation(client)`; then `open`, any number of `generate`, one at a time, and `close`. Also a context manager.
+
+    After an error in a pass, or when the caller turns away from a reply before its end, the conversation is over.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._made: list[ClientSession] = []
+        self._guard = threading.Lock()
+        self._over = False
+        self._cached: list[int] = []
+        self._last: int | None = None  # the last new token, which no pass has taken in yet
+        self.used = time.monotonic()
+        """When it was opened or last used, by time.monotonic()."""
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self._cached)} positions, hidden)"
+
+    def open(self) -> Self:
+        """Connects; PrivinfError."""
+        self._client._open(self._made)
+        with self._guard:
+            over = self._over
+        if over:
+            self.close()
+            raise TransportError("this conversation was closed", party="client")
+        return self
+
+    @property
+    def session(self) -> ClientSession:
+        """The session that it is, once it is open."""
+        return self._made[-1]
+
+    @property
+    def lowered(self) -> Lowered:
+        """The public bundle."""
+        return self.session.lowered
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be used further."""
+        return bool(self._made) and not self._over
+
+    @property
+    def ids(self) -> list[int]:
+        """The sequence so far, the last new token included."""
+        return [*self._cached, *([] if self._last is None else [self._last])]
+
+    @property
+    def room(self) -> int:
+        """How many positions the model's context has left."""
+        return self.lowered.info.n_positions - len(self._cached)
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        ignore_eos: bool = False,
+        logits: bool = False,
+        sampling: Sampling = GREEDY,
+        keep_last: bool = True,
+    ) -> Iterator[Token]:
+        """New tokens after the sequence so far and these ids, as `Client.generate`; only what is new goes through a pass.
+
+        The last token of the reply before this one is part of the sequence unless `keep_last` is false: an end token, say, which
+        the next prompt does not hold.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
+        if not self.usable:
+            raise TransportError("this conversation is over", party="client", remedy="begin another one")
+        fresh = [*([] if self._last is None or not keep_last else [self._last]), *ids]
+        session = self.session
+        prompt = Prompt.read(session.lowered, None, fresh)
+        if len(fresh) > self.room:
+            what = f"the conversation has {len(self._cached) + len(fresh)} tokens, and the model's context "
+            raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
+        try:
+            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling)
+            *before, self._last = session.tokens
+            self._cached += [*fresh, *before]
+            self.used = time.monotonic()
+        except BaseException as error:  # also GeneratorExit: the caller has turned away
+            self.close(error)
+            raise
+
+    def end(self) -> None:
+        """Tells the peers that no query follows, and closes."""
+        try:
+            if self.usable:
+                self.session.end()
+        finally:
+            self.close()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes at once, from any thread, also while another one waits in it; may be called again."""
+        with self._guard:
+            self._over = True
+            made = list(self._made)
+        for session in made:
+            self._client._drop(session, error)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.end()
+        else:
+            self.close()

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from privinf.lowering.calibrate import calibration_ids
 from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
 from privinf.lowering.lowered import Info, InputSpec, Lowered, finish_lowering
+from privinf.lowering.schema import MAX_TEMPLATE
 from privinf.models.checkpoint import load_checkpoint
+from protocols.errors import ConfigError
+
+
+def chat_template_of(checkpoint: Path) -> str:
+    """How a chat becomes a prompt, in Jinja, from `chat_template.jinja` or `tokenizer_config.json`; empty if they do not say.
+
+    Of several named templates the one that is called `default`. ConfigError for a file that cannot be read.
+    """
+    template: Any
+    place = checkpoint / "chat_template.jinja"
+    try:
+        if place.is_file():
+            template = place.read_text("utf-8")
+        else:
+            place = checkpoint / "tokenizer_config.json"
+            found = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+            template = found.get("chat_template") if isinstance(found, dict) else None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: cannot be read: {error}") from None
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if not isinstance(template, str | None) or len(template or "") > MAX_TEMPLATE:
+        raise ConfigError(f"{place}: the chat template is no text, or one of more than {MAX_TEMPLATE} characters")
+    return template or ""
 
 
 def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Lowered:
@@ -40,6 +68,7 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
         n_positions=config.n_positions,
         bos=config.bos_token_id,
         eos=tuple(sorted(config.stop_ids)),
+        chat_template=chat_template_of(Path(checkpoint)),
     )
     inputs = list(calibration_ids(tokenizer, config.vocab_size, config.n_positions))
     return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom)

@@ -48,6 +48,7 @@ class Info(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_positions: int = 0
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    chat_template: str = ""  # Jinja, as the checkpoint's tokenizer has it; empty if it has none
 
     @property
     def any_length(self) -> bool:

@@ -19,6 +19,7 @@ from protocols.errors import ConfigError
 
 MAX_BYTES = 128 * 2**20
 MAX_PLAN_TEXT = 64
+MAX_TEMPLATE = 1 << 16
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
@@ -92,6 +93,8 @@ def check_info(info: Info) -> None:
         raise ConfigError("info.variant is no name")
     if len(info.id) != 32 or set(info.id) - set("0123456789abcdef"):
         raise ConfigError("info.id is not 128 bits in hex")
+    if len(info.chat_template) > MAX_TEMPLATE:
+        raise ConfigError(f"info.chat_template: {len(info.chat_template)} characters, of at most {MAX_TEMPLATE}")
     for token in (*info.eos, *(() if info.bos is None else (info.bos,))):
         if not 0 <= token < 2**31:
             raise ConfigError(f"info: the token {token}")

@@ -22,7 +22,8 @@ def _fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256(VERSION.encode())
     for source in sorted((*Path(lowering.__file__).parent.glob("*.py"), *Path(ring.__file__).parent.glob("*.py"))):
         digest.update(source.read_bytes())
-    for path in (checkpoint / "config.json", *weight_files(checkpoint), checkpoint / "tokenizer.json"):
+    others = [checkpoint / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    for path in (checkpoint / "config.json", *weight_files(checkpoint), *others):
         if path.is_file():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -98,7 +98,8 @@ class PairCompareMask(CompareMask):
 
     def difference(self, masks: Masks) -> Tensor:
         group = _group(self.rows, self.level, self.group)
-        r = masks.mask(self.wire)[:, group.index]
+        r = masks.mask(self.wire)
+        r = r[:, like(group.index, r)]
         return torch.stack([r[..., i] - r[..., j] for i, j in _pairs(group.size)], -1)
 
 
@@ -119,7 +120,7 @@ class SelectorMask(Kind):
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)
-        r = masks.mask(self.wire)[:, group.index] if self.wire else None
+        r = masks.mask(self.wire)[:, like(group.index, rho)] if self.wire else None
         pairs, values = _pairs(group.size), []
         for i, opponents in _subsets(group.size):
             product = rho[..., pairs.index((min(i, opponents[0]), max(i, opponents[0])))]
@@ -194,8 +195,8 @@ def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tenso
 
 
 def _at(x: Shares, index: Tensor) -> Tensor:
-    """A share's elements at public positions of its last axis."""
-    return x.value[:, like(index, x.value)] if known(x.value) else blank(x.shape[0], len(index))
+    """A share's elements at public positions (n, 1) of its last axis."""
+    return x.value[:, like(index, x.value)[:, 0]] if known(x.value) else blank(x.shape[0], len(index))
 
 
 def _joined(results: Sequence[Tensor], order: Tensor, bits: int, frac: int) -> Shares:
@@ -216,7 +217,7 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
     for number, level in enumerate(tournament(rows)):
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
         selectors = yield from parallel(*(_choose(party, wire, rows, place, wire.bits) for place in places))
-        alone = [_at(unmasked(party, wire), g.index[:, 0]) for g in level.groups if g.size == 1]
+        alone = [_at(unmasked(party, wire), g.index) for g in level.groups if g.size == 1]
         results = [*alone, *(_selected(party, selector, wire, rows) for selector in selectors)]
         joined = _joined(results, level.order, wire.bits, wire.frac)
         (wire,) = yield from open_masked(party, [joined])
@@ -237,7 +238,7 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
     for number, level in enumerate(levels):
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
         selectors = yield from parallel(*(_choose(party, wire, rows, place, max(bits, wire.bits)) for place in places))
-        alone = [g.index[:, 0] for g in level.groups if g.size == 1]
+        alone = [g.index for g in level.groups if g.size == 1]
         held = unmasked(party, places_wire) if places_wire is not None else private_input(own_places, bits, 0, own=party.is_server)
         indices = [_at(held, index) for index in alone]
         for selector in selectors:

@@ -25,6 +25,8 @@ from protocols.errors import HandshakeError, PrivinfError, TransportError
 
 MAX_SESSIONS = 64
 """Peers that are served at a time; the next one is told to come again later."""
+AGAIN = "come again later"
+"""In the refusal of a party that is full, by which the gateway knows it."""
 MAX_STRANGERS = 64
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
@@ -189,7 +191,7 @@ class Service:
                 self._attended.add(thread)
         if full:
             refusal = HandshakeError(
-                f"the {self.role} serves {MAX_SESSIONS} peers already; come again later", party=self.role, peer=connection.peer_name
+                f"the {self.role} serves {MAX_SESSIONS} peers already; {AGAIN}", party=self.role, peer=connection.peer_name
             )
             self.tell(connection, refusal)
             self.retire(connection)

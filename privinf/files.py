@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from protocols.errors import ConfigError
+
 PART = ".part-"
 STALE_S = 3600.0
 
@@ -41,12 +43,13 @@ def part_file(directory: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file of mode 0600 to write to; removed at the end of the block unless it was moved meanwhile. OSError."""
     make_private(directory)
     descriptor, name = tempfile.mkstemp(dir=directory, prefix=PART)
+    file = os.fdopen(descriptor, "wb")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file, Path(name)
+        yield file, Path(name)
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        for end in (file.close, lambda: os.unlink(name)):  # what a full disk says to the first has been said before
+            with contextlib.suppress(OSError):
+                end()
 
 
 def finish(file: BinaryIO) -> None:
@@ -70,3 +73,13 @@ def sweep(directory: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_S:
                 path.unlink()
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turns what a disk says into a ConfigError of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot write {path}: {reason}", remedy="free space or choose another --cache") from None

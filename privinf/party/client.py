@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -74,7 +75,7 @@ class Client:
                 self._waiting = None
 
     @contextlib.contextmanager
-    def _session(self, made: list[ClientSession]) -> Iterator[ClientSession]:
+    def _session(self, made: list[ClientSession], *, query: bool = True) -> Iterator[ClientSession]:
         """A session for one query; its result is kept, and both peers are told how it ended."""
         with self._guard:
             session, self._waiting = self._waiting, None
@@ -84,13 +85,36 @@ class Client:
             session = self._open(made)
         try:
             yield session
-            with sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=f"server {self.server}"):
-                self.result, self.logits = result_of(session), session.logits
+            if query:
+                with self._sane():
+                    self.result, self.logits = result_of(session), session.logits
             session.end()
         except BaseException as error:
             self._drop(session, error)
             raise
         self._drop(session)
+
+    def _sane(self) -> contextlib.AbstractContextManager[None]:
+        return sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=f"server {self.server}")
+
+    def prepare(
+        self, seq: int | Sequence[int], *, max_new_tokens: int = MAX_NEW_TOKENS, logits: bool = False, count: int = 1
+    ) -> dict[str, Any]:
+        """Prepares `count` queries for each number of prompt tokens in `seq`, so that such a query later pays its online part only.
+
+        A query uses one if its prompt has exactly that many tokens, it asks for at most `max_new_tokens`, and for logits or not as
+        here; each is used once. They are kept in the cache here and at the server. Returns {`prepared`: a list of {`seq`,
+        `max_new_tokens`, `logits`, `index`, `bytes`}, `seconds`, `traffic`, `model`}. ConfigError for lengths that do not fit the
+        model; HandshakeError where the server keeps no more.
+        """
+        wanted = [seq] if isinstance(seq, int) else list(seq)
+        if min(max_new_tokens, count, len(wanted)) < 1:
+            raise ConfigError("nothing to prepare", remedy="give at least one prompt length, one new token, and a count of 1")
+        began = time.perf_counter()
+        with self._session([], query=False) as session, self._sane():
+            made = [session.prepare(length, max_new_tokens, logits) for length in wanted for _ in range(count)]
+            found = result_of(session)
+        return {"prepared": made, "seconds": time.perf_counter() - began, **{name: found[name] for name in ("traffic", "model")}}
 
     def generate(
         self,
@@ -124,7 +148,7 @@ class Client:
             raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
         with self._session(made) as session:
             start = Prompt.read(session.lowered, prompt, ids)
-            yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling)
+            yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling, prepared=True)
 
     async def generate_async(
         self,

@@ -9,18 +9,21 @@ import logging
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
-from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Register, SessionSeed, greet
+from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
 from privinf.party.options import IDLE_S, Options
 from privinf.party.service import Service
+from privinf.party.stock import Lane, Stock
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Dealer, KindHash, from_wire
-from protocols.errors import CorrelationError, HandshakeError
+from protocols.errors import ConfigError, CorrelationError, HandshakeError
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
@@ -47,6 +50,7 @@ class DealerService(Service):
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
+        self._stock = Stock(self.options.cache, self.role)
         self._lock = threading.Lock()
         self._expanding = threading.Lock()
 
@@ -85,11 +89,10 @@ class DealerService(Service):
                 raise HandshakeError("this session token is in use", party="dealer")
             self._sessions[register.token] = session
         try:
-            masks = self._weight_masks(register.mask_seed, weights)
             connection.send_control(SessionSeed(server_seed))
             connection.establish()
             connection.timeout = IDLE_S
-            self._deal(connection, session, Dealer(server_seed, session.seed, masks, self.options.device))
+            self._deal(connection, session, lambda: self._weight_masks(register.mask_seed, weights), server_seed)
         except Exception as error:
             if session.connection is not None:
                 self.tell(session.connection, as_told(error, self.role))
@@ -100,15 +103,35 @@ class DealerService(Service):
             if session.connection is not None:
                 self.retire(session.connection)
 
-    def _deal(self, connection: Connection, session: _Session, dealer: Dealer) -> None:
+    def _deal(self, connection: Connection, session: _Session, masks: Callable[[], dict[str, Tensor]], server_seed: bytes) -> None:
+        dealer: Dealer | None = None  # made when it is first needed: a query that was prepared needs none
         while True:
-            request = connection.receive_control(Deal | End, MAX_KINDS)
+            request = connection.receive_control(Deal | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
                 return
+            if isinstance(request, Mark):
+                connection.send_control(self._mark(connection, session, request))
+                continue
             if not session.joined.wait(self.options.timeout):
                 raise HandshakeError("the client did not join its session in time", party="dealer")
             assert session.connection is not None
+            if isinstance(request, Reseed):
+                server_seed, session.seed, dealer = new_seed(), new_seed(), None
+                connection.send_control(SessionSeed(server_seed))
+                session.connection.send_control(SessionSeed(session.seed))
+                continue
+            dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device)
             self._deal_pass(session.connection, dealer, request)
+
+    def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
+        """Keeps what is spent of the prepared queries of this pair of certificates."""
+        lane = Lane(request.model, session.client, connection.peer_fingerprint, request.terms)
+        try:
+            with self._stock.open(lane, self.options.timeout) as shelf:
+                return mark_at_dealer(shelf, request)
+        except ConfigError as error:
+            log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
+            return Marked(request.spent, False)
 
     def _deal_pass(self, client: Connection, dealer: Dealer, request: Deal) -> None:
         kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()

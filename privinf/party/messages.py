@@ -3,6 +3,9 @@
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
 each query; End. Server and dealer: Register, Seed, then a Deal for each pass. Client and dealer: Join, Seed, then a Dealt
 and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
+
+To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
+Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
 """
 
 from __future__ import annotations
@@ -17,11 +20,15 @@ from protocols.errors import HandshakeError
 
 MAX_BUNDLE = 64 * 2**20
 MAX_KINDS = 16 * 2**20  # bytes of one pass's list
+MAX_HELD = 1024  # prepared queries of one lane
 CHUNK = 2**20  # payload bytes of one of the dealer's messages, at least
 
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Seed = Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]
 Digest = Annotated[str, msgspec.Meta(max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Held = Annotated[tuple[tuple[Index, Token], ...], msgspec.Meta(max_length=MAX_HELD)]
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -58,7 +65,7 @@ class Session(msgspec.Struct, frozen=True):
 class Pass(msgspec.Struct, frozen=True, tag=True):
     """C: a pass over `count` new positions; the token alone, or rounded logits."""
 
-    count: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    count: Count
     logits: bool = False
 
 
@@ -68,6 +75,85 @@ class Run(msgspec.Struct, frozen=True, tag=True):
 
 class End(msgspec.Struct, frozen=True, tag=True):
     """C: no more queries."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a prepared query is for: a prompt of `seq` tokens, at most `tokens` new ones, and whether logits are revealed."""
+
+    seq: Count
+    tokens: Count
+    logits: bool = False
+
+    @property
+    def passes(self) -> list[Pass]:
+        """One over the prompt, then one for each new token but the last."""
+        return [Pass(count, self.logits) for count in (self.seq, *[1] * (self.tokens - 1))]
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """C: asks for a query to be prepared; its highest spent index of the lane, and the indices and serials that it holds."""
+
+    terms: Terms
+    spent: Index
+    held: Held
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """S: the index and the serial that the prepared query will have."""
+
+    index: Index
+    serial: Token
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """C, then S: the prepared query is on the disk."""
+
+
+class Spend(msgspec.Struct, frozen=True, tag=True):
+    """C: would use a prepared query for what follows; as in `Prepare`."""
+
+    terms: Terms
+    spent: Index
+    held: Held
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """S: the highest index that any of the three has marked as spent, and the one to be used; 0 for none."""
+
+    spent: Index
+    index: Index
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """C: it has marked this index as spent; 0 where it could not."""
+
+    index: Index
+
+
+class Go(msgspec.Struct, frozen=True):
+    """S: whether S and D have marked it too."""
+
+    ok: bool
+
+
+class Mark(msgspec.Struct, frozen=True, tag=True):
+    """S to D: what S knows to be spent of a lane, and if not 0 the index that is to be spent now."""
+
+    model: Digest
+    terms: Terms
+    spent: Index
+    index: Index = 0
+
+
+class Marked(msgspec.Struct, frozen=True):
+    """D: the highest spent index of the lane now; not `ok` where D could not do what was asked."""
+
+    spent: Index
+    ok: bool
+
+
+class Reseed(msgspec.Struct, frozen=True, tag=True):
+    """S to D: new seeds for both, for a query that is prepared; D sends each its own."""
 
 
 class WeightRecord(msgspec.Struct, frozen=True):

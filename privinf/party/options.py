@@ -27,6 +27,8 @@ class Options:
     device: str = "cpu"
     cache: Path = field(default_factory=default_cache)
     expect: str | None = None
+    keep_queries: int = 64  # prepared, of one client, at a server
+    keep_bytes: int = 4 * 2**30  # of them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))

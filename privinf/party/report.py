@@ -63,6 +63,7 @@ def result_of(session: ClientSession) -> dict[str, Any]:
             "per_token_s": list(timing.tokens_s),
         },
         "traffic": traffic_of({phase: meter.total(phase) for phase in PHASES}, session.link.meter.total()),
+        "prepared": session.prepared is not None,
         "trust": TRUST,
         "trust_model": TRUST_TEXT,
         "ring_bits": max((entry.get("bits", 0) for entry in plan), default=0),

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,29 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output, next_token
+from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
-from privinf.party.messages import MAX_KINDS, Deal, End, Needs, Pass, Register, Run, Session, SessionSeed, WeightRecord, Welcome, greet
+from privinf.party.messages import (
+    MAX_KINDS,
+    Deal,
+    End,
+    Needs,
+    Pass,
+    Prepare,
+    Register,
+    Run,
+    Session,
+    SessionSeed,
+    Spend,
+    WeightRecord,
+    Welcome,
+    greet,
+)
 from privinf.party.models import open_model
 from privinf.party.options import IDLE_S, REACH_S, Options
+from privinf.party.prepared import Prepared
 from privinf.party.service import Service
+from privinf.party.stock import Stock
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.listener import dial, parse_address
@@ -63,6 +81,7 @@ class Server(Service):
             self._listener.close()
             raise
         self.dealer, self.allow_logits = dealer, allow_logits
+        self.fingerprint, self.stock = self.credentials.fingerprint, Stock(options.cache, self.role)
         self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
 
     def _prepare(self) -> None:
@@ -106,7 +125,7 @@ class Server(Service):
         connection.establish()
         connection.timeout = IDLE_S
         log.info("session with client %s", connection.peer_name)
-        _Session(self, connection, link, store).serve()
+        ServerSession(self, connection, link, store).serve()
         link.send_control(End())
         log.info("session with client %s ended", connection.peer_name)
 
@@ -143,11 +162,14 @@ class Server(Service):
         return self._encoded
 
 
-class _Session:
+class ServerSession:
     """One client's passes: the cache of keys and values, and the correlations."""
 
     def __init__(self, server: Server, connection: Connection, link: Connection, store: Store) -> None:
         self.server, self.connection, self.link, self.store = server, connection, link, store
+        self._prepared: Prepared | None = None
+        self._due: deque[Pass] = deque()  # the passes of a prepared query
+        self._prepares = False
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         self.runtime = Runtime.of(server.lowered.graph, party, store.device)
@@ -155,23 +177,36 @@ class _Session:
     def serve(self) -> None:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
-            request = self.connection.receive_control(Pass | Run | End)
+            request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
             if isinstance(request, End):
                 return
             self._check(request)
             self.connection.timeout = self.server.options.timeout
-            self._pass(request)
+            if isinstance(request, Prepare):
+                self._prepares = True
+                prepare_at_server(self, request)
+            elif isinstance(request, Spend):
+                self._spend(request)
+            else:
+                self._pass(request)
             self.connection.timeout = IDLE_S
 
-    def _check(self, request: Pass | Run) -> None:
+    def _check(self, request: Pass | Run | Prepare | Spend) -> None:
         info = self.server.lowered.info
-        if isinstance(request, Pass) != info.is_language_model:
+        if isinstance(request, Run) == info.is_language_model:
             raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
+        if not isinstance(request, Prepare) and self._prepares:
+            raise ProtocolDesync("a session that prepares queries answers none", party="server")
+        if isinstance(request, Run):
+            return
         if isinstance(request, Pass):
-            if request.logits and not self.server.allow_logits:
-                raise HandshakeError("this server does not give logits", party="server", remedy="start it with --allow-logits")
-            if self.runtime.offset + request.count > info.n_positions:
-                raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
+            logits, end = request.logits, self.runtime.offset + request.count
+        else:
+            logits, end = request.terms.logits, self.runtime.offset + request.terms.seq + request.terms.tokens - 1
+        if logits and not self.server.allow_logits:
+            raise HandshakeError("this server does not give logits", party="server", remedy="start it with --allow-logits")
+        if end > info.n_positions:
+            raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
 
     def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
         graph, info = self.server.lowered.graph, self.server.lowered.info
@@ -188,19 +223,44 @@ class _Session:
         ]
         module_output(graph, runtime, inputs, observe=observe)
 
-    def _pass(self, request: Pass | Run) -> None:
-        first = self.store.next_name
+    def fresh_runtime(self) -> Runtime:
+        """An empty context, for a query that is prepared."""
+        return Runtime.of(self.server.lowered.graph, Party(Role.SERVER), self.store.device)
+
+    def ask_dealer(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+        """Walks a pass on shapes, from the state of this runtime, and asks for its correlations; the state after it, and what it needs."""
         trace = Trace(Role.SERVER, first)
-        self._walk(self.runtime.sketch(Party(Role.SERVER, trace)), request)
-        for place, kind in enumerate(trace.kinds):
-            self.store.expect(first + place, kind)
+        sketch = runtime.sketch(Party(Role.SERVER, trace))
+        self._walk(sketch, request)
         self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
+        return sketch, trace
+
+    def receive_early(self, trace: Trace) -> Iterator[memoryview]:
+        """What the client sends ahead of a pass."""
         self.connection.meter.phase = "offline"
-        early: deque[memoryview] = deque()
         for parts in trace.early:
             data = self.connection.exchange(None, sum(part.size for part in parts))
             assert data is not None
-            early.append(data)
+            yield data
+
+    def _spend(self, request: Spend) -> None:
+        if self.runtime.offset or self._prepared is not None:
+            raise ProtocolDesync("the client would use a prepared query within another one", party="server")
+        self._prepared = spend_at_server(self, request)
+        if self._prepared is not None:
+            self.store, self._due = self._prepared.store(self.store.device), deque(request.terms.passes)
+
+    def _pass(self, request: Pass | Run) -> None:
+        if self._prepared is not None:
+            if not self._due or request != self._due.popleft():
+                raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
+            early = self._prepared.next_pass(self.store)
+        else:
+            first = self.store.next_name
+            _, trace = self.ask_dealer(request, self.runtime, first)
+            for name, kind in enumerate(trace.kinds, first):
+                self.store.expect(name, kind)
+            early = deque(self.receive_early(trace))
         self.connection.meter.phase = "online"
         party = self.runtime.party
         party.engine = Online(Role.SERVER, self.connection, self.store, early)

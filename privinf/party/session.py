@@ -16,11 +16,14 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime
 from privinf.lowering.program import module_output, next_token, packed_bytes
+from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
-from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Welcome, greet
+from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
 from privinf.party.options import REACH_S
+from privinf.party.prepared import Prepared
 from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore
+from privinf.party.stock import Lane, Stock
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
@@ -58,6 +61,8 @@ class ClientSession:
         self.finish_reason = "length"
         self.logits: list[Tensor] = []
         self.link: Connection | None = None
+        self.stock = Stock(self.options.cache, Role.CLIENT)
+        self.prepared: Prepared | None = None  # the prepared query that this one uses
         self._closed = threading.Event()
         self._dialled: list[Connection] = []
         self._masked: dict[str, Tensor] = {}  # the masked weights
@@ -135,8 +140,56 @@ class ClientSession:
             peer = f"server {self.client.server}"
             raise HandshakeError("this server does not give logits", party="client", peer=peer, remedy="start it with --allow-logits")
 
-    def generate(self, prompt: Prompt, max_new_tokens: int, ignore_eos: bool, logits: bool, sampling: Sampling = GREEDY) -> Iterator[Token]:
-        """Passes: one over the prompt, which goes on from what the session has cached, then one for each token but the last."""
+    # ---- queries prepared ahead of time
+
+    def lane(self, terms: Terms) -> Lane:
+        """Of queries that are prepared on these terms."""
+        return Lane(self.lowered.info.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
+
+    def lanes(self, seq: int, tokens: int, logits: bool) -> list[Lane]:
+        """Those of which a prepared query may be here."""
+        model, fingerprint = self.lowered.info.id, self.client.credentials.fingerprint
+        return self.stock.lanes(model, fingerprint, self.connection.peer_fingerprint, seq, tokens, logits)
+
+    def prepare(self, seq: int, max_new_tokens: int, logits: bool) -> dict[str, Any]:
+        """Prepares one query, see `Client.prepare`."""
+        if logits:
+            self.want_logits()
+        n_positions = self.lowered.info.n_positions
+        if not self.lowered.info.is_language_model:
+            raise ConfigError("this model is no language model; nothing can be prepared for it")
+        if not 1 <= seq <= n_positions:
+            raise ConfigError(f"a prompt has 1 to {n_positions} tokens with this model, not {seq}")
+        return prepare_at_client(self, Terms(seq, min(max_new_tokens, n_positions - seq + 1), logits))
+
+    def _spend(self, seq: int, tokens: int, logits: bool) -> None:
+        """From here on a query that was prepared is used, if one fits."""
+        began = time.perf_counter()
+        self.prepared = spend_at_client(self, seq, tokens, logits)
+        if self.prepared is not None:
+            self.store = self.prepared.store(self.options.device)
+        self.timing.offline_s += time.perf_counter() - began
+
+    def fresh_runtime(self) -> Runtime:
+        """An empty context, for a query that is prepared."""
+        return Runtime.of(self.lowered.graph, Party(Role.CLIENT), self.options.device)
+
+    # ---- queries
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        ignore_eos: bool,
+        logits: bool,
+        sampling: Sampling = GREEDY,
+        *,
+        prepared: bool = False,
+    ) -> Iterator[Token]:
+        """Passes: one over the prompt, which goes on from what the session has cached, then one for each token but the last.
+
+        With `prepared` a query that was prepared is used if one fits; then the session is over after this query.
+        """
         info, revealed = self.lowered.info, logits or not sampling.greedy
         if revealed:
             self.want_logits()
@@ -144,6 +197,8 @@ class ClientSession:
         self.tokens, self.logits, self.finish_reason = [], [], "length"
         ids, stop = list(prompt.ids), {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
         count = min(max_new_tokens, info.n_positions - self.runtime.offset - len(prompt.ids) + 1)
+        if prepared:
+            self._spend(len(ids), count, revealed)
         for left in reversed(range(count)):
             out = self._pass(Pass(len(ids), revealed), [torch.tensor([ids])])
             if logits:
@@ -168,6 +223,7 @@ class ClientSession:
             self.want_logits()
             ids = inputs[0].reshape(1, -1).long()
             self.prompt = Prompt.read(self.lowered, None, ids[0].tolist())
+            self._spend(ids.shape[1], 1, True)
             return self._pass(Pass(ids.shape[1], True), [ids]).float()
         if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
             wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
@@ -194,16 +250,11 @@ class ClientSession:
         peer = f"server {self.client.server}"
         with sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=peer):
             self.connection.send_control(request)
-            assert self.link is not None
-            dealt = self.link.receive_control(Dealt)
-            meter.phase = "offline"
-            feed = _Feed(self.link, dealt.size, lambda share: self.progress("offline", share))
-            ahead = Party(Role.CLIENT, None, party.weights)
-            offline = ahead.engine = Offline(ahead, self.connection, self.store, feed.take)
-            self._walk(self.runtime.sketch(ahead), request, [x.to("meta") for x in inputs])
-            if offline.hash.digest() != dealt.digest or feed.left:
-                remedy = "install the same release on all machines"
-                raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
+            if self.prepared is not None:
+                self.prepared.next_pass(self.store)
+            else:
+                sketch = self.runtime.sketch(Party(Role.CLIENT, None, party.weights))
+                self.walk_offline(request, sketch, self.store, [x.to("meta") for x in inputs], lambda done: self.progress("offline", done))
             middle = time.perf_counter()
             meter.phase = "online"
             party.engine = Online(Role.CLIENT, self.connection, self.store)
@@ -214,6 +265,20 @@ class ClientSession:
         self.timing.offline_s += middle - began
         self.timing.tokens_s.append(time.perf_counter() - middle)
         return result
+
+    def walk_offline(
+        self, request: Pass | Run, sketch: Runtime, store: Store, inputs: list[Tensor], progress: Callable[[float], None]
+    ) -> None:
+        """What does not depend on the query: takes what the dealer deals for a pass, and sends what can be sent ahead."""
+        assert self.link is not None
+        dealt = self.link.receive_control(Dealt)
+        self.connection.meter.phase = "offline"
+        feed = _Feed(self.link, dealt.size, progress)
+        offline = sketch.party.engine = Offline(sketch.party, self.connection, store, feed.take)
+        self._walk(sketch, request, inputs)
+        if offline.hash.digest() != dealt.digest or feed.left:
+            peer, remedy = f"server {self.client.server}", "install the same release on all machines"
+            raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
 
     def end(self) -> None:
         """Says that no query follows."""

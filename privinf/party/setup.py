@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from privinf.files import sweep, write_private
+from privinf.files import refusals, sweep, write_private
 from privinf.lowering.program import packed_bytes
 from protocols.errors import ConfigError
 from protocols.linear import Weight
@@ -25,11 +25,8 @@ _DIGEST = 32
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
     """`write_private`, ConfigError in one line where the disk refuses."""
-    try:
+    with refusals(path):
         write_private(path, *parts)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot write {path}: {reason}", remedy="free space or choose another --cache") from None
 
 
 def _read(path: Path) -> bytes | None:

@@ -46,6 +46,11 @@ class Credentials:
     key: Path
     ca: Path
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate, as a peer sees it: SHA-256 in hexadecimal."""
+        return _load_certificate(self.cert).fingerprint(hashes.SHA256()).hex()
+
 
 @dataclass(frozen=True)
 class KeyInfo:

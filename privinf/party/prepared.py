@@ -1,0 +1,212 @@
+"""The file of one prepared query: seed, correlations of all its passes, and a digest over all of it.
+
+    MAGIC, length of the header (4 bytes), header, the passes' data, footer, length of the footer (8 bytes), SHA-256 (32 bytes)
+
+Header and footer are msgpack. A pass's data are at the client its shares, packed, in the order of the kinds (where a kind computes
+something ahead of the query, the result); at the server the client's early messages. Neither party's file alone says anything about
+a query, and both together undo the masks of the one query that uses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+import torch
+from torch import Tensor
+
+from privinf.files import finish, refusals
+from privinf.party.messages import Index, Token
+from privinf.version import VERSION
+from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
+from protocols.correlations import Kind, Role, Store, from_wire, pack_parts, to_wire
+from protocols.errors import CorrelationError
+
+MAGIC = b"privinf prepared query 1\n"
+MAX_HEADER = 1 << 16
+_TAIL = 8 + 32
+
+
+class Damaged(Exception):
+    """A file that is not a whole prepared query of this release; the text says why."""
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Whose file it is. `serial` is the same in both parties' files of one prepared query."""
+
+    role: Annotated[str, msgspec.Meta(max_length=16)]
+    lane: Annotated[str, msgspec.Meta(max_length=200)]
+    index: Index
+    serial: Token
+    seed: Token
+    version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
+
+    def __repr__(self) -> str:
+        return f"Header({self.role}, {self.lane}, {self.index}, seed hidden)"
+
+
+class _PassRecord(msgspec.Struct, frozen=True):
+    """One pass: its kinds, the bytes of its data, and at the server the bytes of each early message."""
+
+    kinds: list[list[Any]]
+    size: int
+    early: list[int]
+
+
+class Writer:
+    """Streams one to the disk. ConfigError where the disk refuses."""
+
+    def __init__(self, file: BinaryIO, part: Path, header: Header) -> None:
+        self.part, self.header, self.size = part, header, 0
+        self._file, self._hash = file, hashlib.sha256()
+        self._passes: list[_PassRecord] = []
+        self._begun = 0
+        encoded = msgspec.msgpack.encode(header)
+        self.write(MAGIC + len(encoded).to_bytes(4, "big") + encoded)
+        self._begun = self.size
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Data of the present pass."""
+        with refusals(self.part.parent):
+            self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def end_pass(self, kinds: list[Kind], early: list[int]) -> None:
+        """What was written since the last call is one pass."""
+        self._passes.append(_PassRecord([to_wire(kind) for kind in kinds], self.size - self._begun, early))
+        self._begun = self.size
+
+    def seal(self) -> None:
+        """Writes the rest, durably; the file has no name yet."""
+        footer = msgspec.msgpack.encode(self._passes)
+        self.write(footer + len(footer).to_bytes(8, "big"))
+        with refusals(self.part.parent):
+            self._file.write(self._hash.digest())
+            finish(self._file)
+        self.size += 32
+
+
+class Prepared:
+    """A prepared query that is being used, pass by pass."""
+
+    def __init__(self, header: Header, passes: list[_PassRecord], data: list[bytes]) -> None:
+        self.header = header
+        self._passes = deque(zip(passes, data, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.header.lane}, {self.header.index}, contents hidden)"
+
+    @staticmethod
+    def read(path: Path) -> Prepared:
+        """A whole file, checked; Damaged or OSError."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header, start = _read_header(file)
+            file.seek(max(start, size - _TAIL))
+            length = int.from_bytes(file.read(8), "big")
+            if start + length + _TAIL > size:
+                raise Damaged("it is cut short, or damaged")
+            file.seek(size - _TAIL - length)
+            try:
+                passes = msgspec.msgpack.decode(file.read(length), type=list[_PassRecord])
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise Damaged("it is damaged") from None
+            if (
+                min((record.size for record in passes), default=0) < 0
+                or start + sum(record.size for record in passes) + length + _TAIL != size
+            ):
+                raise Damaged("it is cut short, or damaged")
+            file.seek(0)
+            digest = hashlib.sha256(file.read(start))
+            data = []
+            for record in passes:  # a buffer for each, which is freed after its pass
+                data.append(file.read(record.size))
+                digest.update(data[-1])
+            digest.update(file.read(length + 8))
+            if file.read() != digest.digest():
+                raise Damaged("it is damaged")
+        return Prepared(header, passes, data)
+
+    def store(self, device: torch.device | str) -> Store:
+        """A store that expands from this query's seed."""
+        return Store(Role(self.header.role), self.header.seed, device)
+
+    def next_pass(self, store: Store) -> deque[memoryview]:
+        """Puts the next pass's correlations into the store; at the server, the client's early messages."""
+        if not self._passes:
+            raise CorrelationError("all passes of the prepared query are used", party=self.header.role)
+        record, data = self._passes.popleft()
+        view, at, client = memoryview(data), 0, store.role is Role.CLIENT
+        for name, fields in enumerate(record.kinds, store.next_name):
+            kind = from_wire(fields)
+            store.expect(name, kind)
+            if client and kind.shared_parts():
+                store.put(name, view[at : at + kind.dealer_bytes])
+                at += kind.dealer_bytes
+        early: deque[memoryview] = deque()
+        for size in record.early:
+            early.append(view[at : at + size])
+            at += size
+        if at != len(data):
+            raise CorrelationError("a prepared query does not fit its own list of correlations", party=self.header.role)
+        return early
+
+
+class Recorder(Store):
+    """The client's store while a query is prepared: what a query would use goes to a file instead."""
+
+    def __init__(self, writer: Writer, device: torch.device | str) -> None:
+        super().__init__(Role.CLIENT, writer.header.seed, device)
+        self._writer = writer
+        self._kinds: list[Kind] = []
+
+    def expect(self, name: int, kind: Kind) -> None:
+        """Notes the next kind; the one before is complete."""
+        self._flush()
+        self._kinds.append(kind)
+
+    def prepare(self, name: int, shares: tuple[Tensor, ...]) -> None:
+        """The shares as they will be used, packed as the dealer's were."""
+        self._payloads[name] = memoryview(pack_parts(shares, self._kinds[-1].shared_parts()))
+
+    def _flush(self) -> None:
+        for payload in self._payloads.values():  # one at most
+            self._writer.write(payload)
+        self._payloads.clear()
+
+    def end_pass(self) -> None:
+        """All of a pass was asked for."""
+        self._flush()
+        self._writer.end_pass(self._kinds, [])
+        self.next_name += len(self._kinds)
+        self._kinds = []
+
+
+def _read_header(file: BinaryIO) -> tuple[Header, int]:
+    """The header, and where the data begin."""
+    fixed = len(MAGIC) + 4
+    start = file.read(fixed)
+    length = int.from_bytes(start[len(MAGIC) :], "big")
+    if len(start) < fixed or not start.startswith(MAGIC) or length > MAX_HEADER:
+        raise Damaged("it is no prepared query")
+    try:
+        header = msgspec.msgpack.decode(file.read(length), type=Header)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise Damaged("it is damaged") from None
+    if header.version != VERSION:
+        raise Damaged(f"it is of release {header.version[:64]!r}, not {VERSION}")
+    return header, fixed + length
+
+
+def read_header(path: Path) -> Header:
+    """Of a file whose rest is not looked at; Damaged or OSError."""
+    with path.open("rb") as file:
+        return _read_header(file)[0]
+
+
+__all__ = ["Damaged", "Header", "Prepared", "Recorder", "Writer", "read_header"]

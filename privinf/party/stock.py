@@ -1,0 +1,268 @@
+"""The stock: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which it keeps for good.
+
+    CACHE/prepared/LANE/INDEX.bin    a prepared query, at the server and the client (`prepared`)
+    CACHE/spent/LANE.json            the highest index that is spent, and the highest that was handed out
+    CACHE/spent/LANE.lock            locked by whoever reads or changes either
+
+A lane is one model, one client's and one server's certificate, and the terms of the query; its name begins with the party's role,
+so that all three may share a directory. An index is spent by a mark, durable before anything is used. So a crash loses at most the
+index that was marked, and a file of a marked index, from a crash or a backup, is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from privinf.files import make_private, move_into_place, part_file, refusals, sweep, write_private
+from privinf.party.messages import MAX_HELD, Terms
+from privinf.party.prepared import Damaged, Header, Prepared, Writer, read_header
+from protocols.errors import ConfigError
+
+log = logging.getLogger("privinf")
+MAX_LANES = 1024  # of one client, at one party
+LOCK_POLL_S = 0.02
+_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(-logits)?-[0-9a-f]{16}")
+
+
+class Lane(msgspec.Struct, frozen=True):
+    """What prepared queries are interchangeable for; certificates by their fingerprints."""
+
+    model: str
+    client: str
+    server: str
+    terms: Terms
+
+    def name(self, role: str) -> str:
+        """Of its files at this party."""
+        terms, digest = self.terms, hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{'-logits' if terms.logits else ''}-{digest[:16]}"
+
+
+class _Marks(msgspec.Struct, frozen=True):
+    """The content of a lane's mark file."""
+
+    lane: Lane
+    spent: int = 0
+    reserved: int = 0
+
+
+class Stock:
+    """One party's stock in its cache directory. Several processes may share it."""
+
+    def __init__(self, cache: Path, role: str) -> None:
+        self.cache, self.role = cache, role
+
+    @contextlib.contextmanager
+    def open(self, lane: Lane, wait_s: float) -> Iterator[Shelf]:
+        """A lane, locked against everyone else who uses this directory; ConfigError if another holds it for too long."""
+        with locked(self.cache, lane.name(self.role), wait_s):
+            yield Shelf(self, lane)
+
+    def lanes(self, model: str, client: str, server: str, seq: int, tokens: int, logits: bool) -> list[Lane]:
+        """Lanes of which a prepared query fits, those for the fewest new tokens first."""
+        found = []
+        for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-{seq}+*"):
+            match = _NAME.fullmatch(path.name)
+            if match and int(match[3]) >= tokens:
+                lane = Lane(model, client, server, Terms(seq, int(match[3]), logits))
+                if lane.name(self.role) == path.name:
+                    found.append(lane)
+        return sorted(found, key=lambda lane: lane.terms.tokens)
+
+    def kept(self, client: str) -> tuple[int, int]:
+        """How many prepared queries are kept for a client's certificate, and their bytes."""
+        sizes = []
+        for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-*/*.bin"):
+            with contextlib.suppress(OSError):  # it has just been used
+                sizes.append(path.stat().st_size)
+        return len(sizes), sum(sizes)
+
+    @contextlib.contextmanager
+    def writer(self, lane: Lane, header: Header) -> Iterator[Writer]:
+        """A prepared query on its way to the disk; gone at the end of the block unless a shelf has taken it."""
+        directory = self.cache / "prepared" / lane.name(self.role)
+        with contextlib.ExitStack() as stack:
+            with refusals(directory):
+                file, part = stack.enter_context(part_file(directory))
+            yield Writer(file, part, header)
+
+
+class Shelf:
+    """One lane, while its lock is held."""
+
+    def __init__(self, stock: Stock, lane: Lane) -> None:
+        self._role, self.lane = stock.role, lane
+        name = lane.name(stock.role)
+        self._directory = stock.cache / "prepared" / name
+        self._file = stock.cache / "spent" / f"{name}.json"
+
+    # ---- marks
+
+    def _marks(self) -> _Marks:
+        try:
+            marks = msgspec.json.decode(self._file.read_bytes(), type=_Marks)
+        except FileNotFoundError:
+            return _Marks(self.lane)
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+            remedy = "without it nothing of this lane is used here; restore the file, or renew this party's certificate"
+            raise ConfigError(f"cannot read what is spent from {self._file}: {reason}", party=self._role, remedy=remedy) from None
+        if marks.lane != self.lane:
+            raise ConfigError(f"{self._file} is of another lane", party=self._role, remedy="restore the file")
+        return marks
+
+    def _keep(self, marks: _Marks) -> None:
+        if not self._file.exists():
+            pattern = f"{self._role}-{self.lane.client[:16]}-*.json"
+            if sum(1 for _ in self._file.parent.glob(pattern)) >= MAX_LANES:
+                message = f"the {self._role} keeps marks of {MAX_LANES} kinds of prepared queries for this client already"
+                raise ConfigError(message, party=self._role, remedy="prepare for fewer lengths")
+        with refusals(self._file):
+            write_private(self._file, msgspec.json.encode(marks))
+
+    @property
+    def spent(self) -> int:
+        """The highest spent index; ConfigError if that cannot be known."""
+        return self._marks().spent
+
+    def raise_to(self, spent: int) -> int:
+        """Takes note of what another party knows to be spent, and makes the mark file if there is none; the highest spent index."""
+        marks = self._marks()
+        if spent > marks.spent or not self._file.exists():
+            self._keep(msgspec.structs.replace(marks, spent=max(spent, marks.spent)))
+        return max(spent, marks.spent)
+
+    def reserve(self, above: int) -> int:
+        """A new index, above this and all that were ever spent, kept or handed out here."""
+        marks = self._marks()
+        index = 1 + max(above, marks.spent, marks.reserved, *self._indices(), 0)
+        self._keep(msgspec.structs.replace(marks, reserved=index))
+        return index
+
+    def spend(self, index: int) -> bool:
+        """Marks an index as spent, durably, and removes its file; False if it was spent before. ConfigError if it cannot be marked."""
+        marks = self._marks()
+        if index <= marks.spent:
+            return False
+        self._keep(msgspec.structs.replace(marks, spent=index))
+        self.discard(index)
+        return True
+
+    # ---- files
+
+    def _path(self, index: int) -> Path:
+        return self._directory / f"{index:010d}.bin"
+
+    def _indices(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._directory.glob("*.bin") if path.stem.isascii() and path.stem.isdigit())
+
+    def discard(self, index: int) -> None:
+        """Removes a prepared query."""
+        with contextlib.suppress(OSError):
+            self._path(index).unlink()
+
+    def clear(self, spent: int) -> None:
+        """Removes what must not be used: all up to this index, with a line that says so."""
+        stale = [index for index in self._indices() if index <= spent]
+        for index in stale:
+            self.discard(index)
+        if stale:
+            what = f"{len(stale)} prepared quer{'y' if len(stale) == 1 else 'ies'} of {self._directory.name} refused and removed"
+            log.warning("%s: index %d and below are spent; a query was cut off, or a backup was copied back", what, spent)
+
+    def held(self) -> dict[int, bytes]:
+        """Index and serial of each prepared query that may be used; what is damaged, of another lane or release is removed."""
+        sweep(self._directory)
+        self.clear(self.spent)
+        found = {}
+        for index in self._indices()[:MAX_HELD]:
+            with self._sound(index):
+                header = read_header(self._path(index))
+                self._check(header, index)
+                found[index] = header.serial
+        return found
+
+    def load(self, index: int) -> Prepared | None:
+        """A prepared query, read whole and checked; None if it is no good, and then it is removed."""
+        with self._sound(index):
+            prepared = Prepared.read(self._path(index))
+            self._check(prepared.header, index)
+            return prepared
+        return None
+
+    def add(self, writer: Writer) -> None:
+        """Takes what a writer has sealed; ConfigError."""
+        path = self._path(writer.header.index)
+        with refusals(path):
+            move_into_place(writer.part, path)
+
+    def _check(self, header: Header, index: int) -> None:
+        if (header.role, header.lane, header.index) != (self._role, self.lane.name(self._role), index):
+            raise Damaged("it is of another model, client, server or place")
+
+    @contextlib.contextmanager
+    def _sound(self, index: int) -> Iterator[None]:
+        path = self._path(index)
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("cannot read the prepared query %s: %s; going on without it", path, error.strerror)
+        except Damaged as error:
+            self.discard(index)
+            log.warning("the prepared query %s was removed: %s", path, error)
+
+
+@contextlib.contextmanager
+def locked(cache: Path, name: str, wait_s: float) -> Iterator[None]:
+    """Holds a lane's lock; ConfigError if it cannot be had in time."""
+    path, deadline = cache / "spent" / f"{name}.lock", time.monotonic() + wait_s
+    with refusals(path):
+        make_private(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while True:
+            with refusals(path), contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{path} is held by another process for more than {wait_s:g} s", remedy="look for one that hangs")
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def overview(cache: Path) -> list[dict[str, Any]]:
+    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `logits`, `model`, `count`, `spent`."""
+    names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
+    names |= {path.stem for path in (cache / "spent").glob("*.json")}
+    found = []
+    for name in sorted(names):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        spent: int | None = 0
+        model: str | None = None
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                marks = msgspec.json.decode((cache / "spent" / f"{name}.json").read_bytes(), type=_Marks)
+                spent, model = marks.spent, marks.lane.model
+            except (msgspec.MsgspecError, ValueError):
+                spent = None
+        entry = {"role": match[1], "seq": int(match[2]), "max_new_tokens": int(match[3]), "logits": bool(match[4]), "model": model}
+        count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
+        found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent})
+    return found

@@ -20,15 +20,21 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")]
 Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write tables; without any file they go to stdout.")]
 Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of the prompt.")]
+Model = Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Timed passes of each backend, after one warm-up.")]
 Backends = Annotated[str, typer.Option("--backends", metavar="A,B", help="Among privinf, crypten, plain.")]
-LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|RTTms:MBITS", help="Emulate a link (privinf alone).")]
+Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda, or by party: client=cpu,server=cuda (privinf alone).")]
+LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|4g|RTTms:MBITS", help="Emulate a link (privinf alone).")]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _chosen(names: str) -> list[str]:
     from benchmarks.backends import backend
 
-    found = [name.strip() for name in names.split(",") if name.strip()]
+    found = _words(names)
     for name in found:
         backend(name)
     if not found:
@@ -65,12 +71,13 @@ def _perform(scenario: str, files: tuple[Path | None, Path | None, Path | None],
 
 @app.command()
 def shipped(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")] = None,
+    model: Model = None,
     seq: Seq = 128,
     samples: Samples = 3,
     errors: Annotated[int, typer.Option("--errors", min=0, help="Passes that measure the logits' error.")] = 2,
     backends: Backends = "privinf,crypten,plain",
     link: LinkName = None,
+    device: Device = "cpu",
     json: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
@@ -82,7 +89,9 @@ def shipped(
     _perform(
         "shipped",
         (json, csv, markdown),
-        lambda run, work: scenario(run, work, model=model, seq=seq, samples=samples, errors=errors, backends=names, link=link),
+        lambda run, work: scenario(
+            run, work, model=model, seq=seq, samples=samples, errors=errors, backends=names, link=link, device=device
+        ),
     )
 
 
@@ -92,7 +101,9 @@ def ladder(
     seq: Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of the prompt: 128, or 32 with --quick.")] = None,
     samples: Samples = 1,
     backends: Backends = "privinf,plain",
+    networks: Annotated[str, typer.Option("--networks", metavar="A,B", help="Names of the ladder; default: all.")] = "",
     link: LinkName = None,
+    device: Device = "cpu",
     json: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
@@ -100,12 +111,98 @@ def ladder(
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
 
-    names, length = _chosen(backends), seq or (32 if quick else 128)
+    options = {"backends": _chosen(backends), "link": link, "device": device, "networks": _words(networks)}
+    length = seq or (32 if quick else 128)
+    _perform("ladder", (json, csv, markdown), lambda run, work: scenario(run, work, quick=quick, seq=length, samples=samples, **options))
+
+
+@app.command()
+def scale(
+    quick: Annotated[bool, typer.Option("--quick", help="Two layers of width 64, instead of four of 256.")] = False,
+    samples: Samples = 3,
+    backends: Backends = "privinf",
+    device: Device = "cpu",
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """Growth with length (16 to 512), layers and width, beside the prediction. `python -m benchmarks scale --json scale.json`"""
+    from benchmarks.scenarios.scale import scale as scenario
+
+    names = _chosen(backends)
     _perform(
-        "ladder",
+        "scale",
         (json, csv, markdown),
-        lambda run, work: scenario(run, work, quick=quick, seq=length, samples=samples, backends=names, link=link),
+        lambda run, work: scenario(run, work, quick=quick, samples=samples, backends=names, device=device),
     )
+
+
+@app.command()
+def links(
+    model: Model = None,
+    seq: Seq = 128,
+    samples: Samples = 3,
+    names: Annotated[str, typer.Option("--links", metavar="A,B", help="As --link takes them, and loopback.")] = "loopback,lan,wan,4g",
+    kernel: Annotated[bool, typer.Option("--kernel", help="Also shaped by the kernel, in a network namespace (root, iproute2).")] = False,
+    device: Device = "cpu",
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """One pass over several links. `python -m benchmarks links models/pylib --links loopback,lan,wan --json links.json`"""
+    from benchmarks.links import link_of
+    from benchmarks.scenarios.links import links as scenario
+
+    chosen = _words(names)
+    for name in chosen:
+        link_of(name)
+    _perform(
+        "links",
+        (json, csv, markdown),
+        lambda run, work: scenario(run, work, model=model, seq=seq, samples=samples, names=chosen, kernel=kernel, device=device),
+    )
+
+
+@app.command()
+def generate(
+    model: Model = None,
+    lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "16,64,128,192,254",
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = 64,
+    samples: Samples = 2,
+    link: LinkName = None,
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """First token, one more token, tokens per second. `python -m benchmarks generate models/pylib --json generate.json`"""
+    from benchmarks.scenarios.generate import generate as scenario
+
+    words = _words(lengths)
+    if not words or not all(word.isdigit() and int(word) for word in words):
+        raise ConfigError(f"--lengths {lengths!r} is no list of whole numbers")
+    _perform(
+        "generate",
+        (json, csv, markdown),
+        lambda run, work: scenario(
+            run, work, model=model, lengths=[int(word) for word in words], tokens=tokens, samples=samples, link=link
+        ),
+    )
+
+
+@app.command()
+def pareto(
+    models: Annotated[list[Path] | None, typer.Argument(metavar="MODEL...", help="Default: all in models/ and runs/.")] = None,
+    seq: Seq = 128,
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """Perplexity of trained checkpoints beside their online bytes. `python -m benchmarks pareto --json pareto.json`"""
+    from benchmarks.scenarios.pareto import pareto as scenario
+    from benchmarks.scenarios.pareto import trained
+
+    found = models or trained(Path(__file__).parents[1])
+    _perform("pareto", (json, csv, markdown), lambda run, work: scenario(run, work, models=found, seq=seq))
 
 
 @app.command()
@@ -146,21 +243,83 @@ def passes(
     _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count, plot=plot))
 
 
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.md", help="Markdown; pictures go to a directory beside it.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="One page that needs nothing else.")]
+Readme = Annotated[Path | None, typer.Option("--readme", metavar="FILE", help="Its block between the markers of this harness is replaced.")]
+
+
 @app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results, as --json wrote them.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: stdout.")] = None,
+    out: Out = None,
+    html: Html = None,
+    readme: Readme = None,
 ) -> None:
-    """One page from results. `python -m benchmarks report a.json b.json --out docs/figures.md`"""
-    from benchmarks.output import markdown
+    """One page from results. `python -m benchmarks report results/*.json --out docs/figures.md --html report.html --readme README.md`"""
+    from benchmarks.report import as_markdown, sections, write
     from benchmarks.schema import read
 
-    head = "# Figures\n\nWritten by `python -m benchmarks report`, not by hand; `benchmarks/README.md` says how everything is counted.\n"
-    text = "\n".join([head, *(markdown(read(file)) for file in files)])
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        out.write_text(text, "utf-8")
+    results = [read(file) for file in files]
+    write(results, out=out, html=html, readme=readme)
+    if not (out or html or readme):
+        sys.stdout.write(as_markdown(sections(results)))
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json")],
+    after: Annotated[Path, typer.Argument(metavar="B.json")],
+) -> None:
+    """What changed beyond noise; exit code 1 if bytes or rounds grew. `python -m benchmarks compare before.json after.json`"""
+    from benchmarks.compare import compare as differences
+    from benchmarks.schema import read
+
+    text, regressed = differences(read(before), read(after))
+    sys.stdout.write(text)
+    if regressed:
+        raise typer.Exit(1)
+
+
+@app.command(name="all")
+def everything(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, tables, pictures, report.html.")] = Path("runs/bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of most of an hour.")] = False,
+    only: Annotated[str, typer.Option("--only", metavar="A,B", help="Stages; --list names them.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="Name the stages with their commands and minutes, and run nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a complete result in DIR.")] = False,
+    model: Annotated[Path, typer.Option("--model", metavar="MODEL")] = Path("models/pylib"),
+    device: Device = "cpu",
+    docs: Annotated[bool, typer.Option("--docs", help="Also write docs/figures.md and README's headline.")] = False,
+) -> None:
+    """Every scenario, then the report. `python -m benchmarks all --quick --out runs/bench` (what `make bench` does)"""
+    from benchmarks import report as page
+    from benchmarks.schema import read
+    from benchmarks.stages import ROOT, stages
+    from benchmarks.stages import everything as run_all
+
+    chosen, wanted = stages(quick, model, device), _words(only)
+    if unknown := sorted(set(wanted) - {stage.name for stage in chosen}):
+        raise ConfigError(f"there is no stage {unknown[0]!r}", remedy=f"choose among {', '.join(stage.name for stage in chosen)}")
+    chosen = [stage for stage in chosen if not wanted or stage.name in wanted]
+    if show:
+        for stage in chosen:
+            print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}")
+        return
+    results = [read(path) for path in run_all(chosen, out, fresh=fresh)]
+    page.write(results, out=out / "figures.md", html=out / "report.html")
+    if docs:
+        page.write(results, out=ROOT / "docs" / "figures.md", readme=ROOT / "README.md")
+    print(f"{out / 'report.html'}")
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of a result."""
+    import msgspec
+
+    from benchmarks.schema import Result
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Result)), indent=1).decode() + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

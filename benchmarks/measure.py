@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
+from benchmarks.links import link_of
 from benchmarks.networks import Network
-from benchmarks.schema import Absent, Goal, Measure, Result, Row, median, totals_of
+from benchmarks.schema import Absent, Goal, Link, Measure, Result, Row, Setting, Socket, median, totals_of
 
 
 class Run:
@@ -20,16 +22,17 @@ class Run:
         self.started = machine.now()
         self.machine = machine.machine()
         self.rows: list[Row] = []
+        self.sockets: list[Socket] = []
         self.measures: list[Measure] = []
         self.budget: list[Goal] = []
         self.absent: list[Absent] = []
         self.notes: list[str] = []
-        self.seconds: dict[tuple[str, str, int, str], tuple[float, ...]] = {}
+        self.seconds: dict[tuple[Setting, str], tuple[float, ...]] = {}
 
     def measure(self, name: str, value: float, unit: str, network: Network | None = None, seq: int = 0, **more: Any) -> None:
         """Adds one figure."""
-        variant = network.lowered.info.variant if network else ""
-        self.measures.append(Measure(name, float(value), unit, variant=variant, seq=seq, **more))
+        sizes = {key: value for key, value in network.sizes.items() if key != "heads"} if network else {}
+        self.measures.append(Measure(name, float(value), unit, **sizes, seq=seq, **more))
 
     def note(self, text: str) -> None:
         """Adds a remark, once."""
@@ -48,6 +51,7 @@ class Run:
             complete=complete,
             rows=tuple(self.rows),
             totals=tuple(totals_of(self.rows, self.seconds)),
+            sockets=tuple(self.sockets),
             measures=tuple(self.measures),
             budget=tuple(self.budget),
             absent=tuple(self.absent),
@@ -55,32 +59,46 @@ class Run:
         )
 
 
-def take(run: Run, network: Network, seq: int, name: str, used: Any) -> None:
+def take(run: Run, network: Network, seq: int, name: str, used: Any, link: Link = Link()) -> None:  # noqa: B008
     """Adds what a backend counted, once it is closed."""
     counted = used.counted()
     run.rows += counted.rows
+    run.sockets += counted.sockets
     for note in counted.notes:
         run.note(note)
     for party, peak in counted.memory.items():
-        run.measure("peak memory", peak, "B", network, seq, of=f"{name} {party}")
-    if hasattr(used, "samples"):
+        run.measure("peak memory", peak, "B", network, seq, of=f"{name} {party}", link=link)
+    for figure, value in counted.figures.items():
+        run.measure(figure, value, "B" if "payload" in figure else "", network, seq, of=name, link=link)
+    if counted.rows and hasattr(used, "samples"):
         for phase in ("setup", "offline", "online"):
             if samples := used.samples(phase):
-                run.seconds[name, network.lowered.info.variant, seq, phase] = samples
+                run.seconds[counted.rows[0].setting, phase] = samples
 
 
 def interleave(
-    run: Run, network: Network, seq: int, names: list[str], *, samples: int = 3, errors: int = 1, link: str | None = None
+    run: Run,
+    network: Network,
+    seq: int,
+    names: Sequence[str],
+    *,
+    samples: int = 3,
+    errors: int = 1,
+    link: str | None = None,
+    device: str = "cpu",
+    kernel: Link | None = None,
 ) -> None:
     """A warm-up of every backend, then `samples` passes of each in turn; then `errors` passes that reveal logits.
 
     Adds rows, peak memory, errors of the logits against float, and the ratios of seconds, bytes and rounds to ours.
     """
     makers = {name: backend(name) for name in names}
-    machine.require_memory(sum(maker.needs(network, seq) for maker in makers.values()), " and ".join(names))
-    used = {name: maker(network, seq, link=link) for name, maker in makers.items()}
+    vocab = network.lowered.info.vocab
+    machine.require_memory(sum(maker.needs(network.parameters, seq, vocab) for maker in makers.values()), " and ".join(names))
+    used = {name: maker(network, seq, link=link, device=device, kernel=kernel) for name, maker in makers.items()}
     done: dict[str, list[Sample]] = {name: [] for name in names}
     run.note(f"weights of {network.lowered.info.variant}: {network.weights}; largest attention score {network.largest_score:.1f}")
+    shaped = kernel or link_of(link)
     try:
         with ExitStack() as stack:
             for name in names:
@@ -88,15 +106,15 @@ def interleave(
             for number in range(samples + 1):
                 for name in names:
                     done[name].append(used[name].once(network.ids(seq, number)))
-            _errors(run, network, seq, used, errors)
+            _errors(run, network, seq, used, errors, shaped)
     finally:
         for name in names:
             if done[name] and name != "plain":
-                take(run, network, seq, name, used[name])
-        _seconds(run, network, seq, done)
+                take(run, network, seq, name, used[name], shaped)
+        _seconds(run, network, seq, done, shaped)
 
 
-def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], count: int) -> None:
+def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], count: int, link: Link) -> None:
     for name, one in used.items():
         if name == "plain" or not count:
             continue
@@ -106,31 +124,31 @@ def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], count: i
             exact, logits = network.floats(ids), one.once(ids, logits=True).logits
             worst.append(float((logits - exact).abs().max()))
             agree += int(logits.argmax() == exact.argmax())
-        run.measure("worst logit error", max(worst), "", network, seq, of=name, samples=tuple(worst))
-        run.measure("greedy tokens equal to float's", agree, f"of {count}", network, seq, of=name)
+        run.measure("worst logit error", max(worst), "", network, seq, of=name, samples=tuple(worst), link=link)
+        run.measure("greedy tokens equal to float's", agree, f"of {count}", network, seq, of=name, link=link)
 
 
-def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]]) -> None:
+def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]], link: Link) -> None:
     """Seconds of every backend, and how many times ours another takes, sample by sample."""
     online = {name: [s.seconds["online"] for s in found[1:]] for name, found in done.items()}
     for name, samples in online.items():
         if samples:
-            run.measure("online seconds", median(samples) or 0.0, "s", network, seq, of=name, samples=tuple(samples))
+            run.measure("online seconds", median(samples) or 0.0, "s", network, seq, of=name, samples=tuple(samples), link=link)
     for name, samples in online.items():
         pairs = list(zip(samples, online.get("privinf", []), strict=False))
         if name in ("privinf", "plain") or not pairs:
             continue
         ratios = tuple(other / ours for other, ours in pairs)
-        run.measure("online seconds, times ours", median(ratios) or 0.0, "x", network, seq, of=name, samples=ratios)
+        run.measure("online seconds, times ours", median(ratios) or 0.0, "x", network, seq, of=name, samples=ratios, link=link)
         for what, of_other, of_ours in _counts(run, network, seq, name):
             if of_ours:
-                run.measure(f"online {what}, times ours", of_other / of_ours, "x", network, seq, of=name)
+                run.measure(f"online {what}, times ours", of_other / of_ours, "x", network, seq, of=name, link=link)
 
 
 def _counts(run: Run, network: Network, seq: int, name: str) -> list[tuple[str, int, int]]:
     def of(which: str) -> tuple[int, int]:
-        rows = [r for r in run.rows if (r.backend, r.variant, r.seq, r.phase) == (which, network.lowered.info.variant, seq, "online")]
-        client = [r for r in rows if r.party == "client"]
+        own = {**network.sizes, "seq": seq, "backend": which, "phase": "online", "party": "client"}
+        client = [r for r in run.rows if all(getattr(r, key) == value for key, value in own.items())]
         return sum(r.bytes_sent + r.bytes_received for r in client), sum(r.rounds for r in client)
 
     (bytes_other, rounds_other), (bytes_ours, rounds_ours) = of(name), of("privinf")

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.networks import Network
 from protocols import reference
+from protocols.activation import gelu, relu
 from protocols.comparison import CompareMask, compare
 from protocols.linear import Weight, linear, lookup
 from protocols.maximum import row_argmax, row_maximum
+from protocols.norm import layer_norm
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
@@ -140,6 +143,28 @@ def _softmax(scale: float) -> Case:
     return Case(f"softmax, causal (4, 128, 128), scores of deviation {scale:g}", x.numel(), program, lambda: reference.softmax(x, rows))
 
 
+def _activation(name: str) -> Case:
+    x = normal(16384, scale=4.0)
+
+    def program(party: Party) -> Protocol_[Any]:
+        shares = input_of(party, x, 40, 12)
+        if name == "ReLU":
+            return (yield from relu(party, shares, compare_bits=20, bits=40))
+        return (yield from gelu(party, shares, "tanh", compare_bits=21, bits=40))
+
+    exact = functional.relu(x) if name == "ReLU" else functional.gelu(x, approximate="tanh")
+    return Case(f"{name}, opening included", x.numel(), program, lambda: exact)
+
+
+def _layer_norm() -> Case:
+    x = normal(128, 256)
+
+    def program(party: Party) -> Protocol_[Any]:
+        return (yield from layer_norm(party, input_of(party, x, 60, 12), epsilon=1e-5, size_bits=12, bits=40))
+
+    return Case("LayerNorm of 128 x 256, opening included", x.numel(), program, lambda: functional.layer_norm(x, (256,)))
+
+
 def cases() -> list[Case]:
     """All of them."""
     return [
@@ -153,6 +178,9 @@ def cases() -> list[Case]:
         _exponential(),
         _softmax(2.0),
         _softmax(10.0),
+        _activation("ReLU"),
+        _activation("GELU"),
+        _layer_norm(),
     ]
 
 

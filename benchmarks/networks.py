@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ class Network:
         return out.double().reshape(-1)
 
 
+def count(variant: str, **sizes: Any) -> int:
+    """Parameters of a network of the ladder, before it is made."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AeroModel(ModelConfig.for_variant(variant, **sizes)).parameters())
+
+
 def opened(model: Path, work: Path) -> Network:
     """A MODEL directory; a checkpoint is lowered into the working directory."""
     lowered = open_model(model, work)
@@ -88,6 +95,7 @@ def made(variant: str, work: Path, *, seed: int = 1, **sizes: Any) -> Network:
     save_checkpoint(model, config, work / f"{name}.checkpoint")
     del model
     lowered = convert(work / f"{name}.checkpoint")
+    shutil.rmtree(work / f"{name}.checkpoint")  # at GPT-2 size half a gigabyte
     lowered.save(work / name)
     network = Network(lowered, work / name, f"random, seed {seed}")
     if network.largest_score > LARGEST_SCORE:

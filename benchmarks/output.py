@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from benchmarks.schema import Measure, Result, Row, Total
+from benchmarks.links import name_of
+from benchmarks.schema import Goal, Measure, Result, Row, Setting, Total
 
 
 def as_csv(result: Result) -> str:
@@ -56,63 +57,89 @@ def _spread(samples: Sequence[float]) -> str:
 
 def _totals(totals: Sequence[Total]) -> str:
     def line(t: Total) -> list[object]:
-        link = f"{t.link.rtt_ms:g} ms, {t.link.mbit_s:g} Mbit/s, emulated" if t.link.emulated else "loopback"
+        where = [t.variant, f"{t.layers} x {t.width}", t.seq, t.backend, t.device, name_of(t.link)]
         seconds = ["" if t.seconds is None else f"{t.seconds:.3g}", _spread(t.samples) if t.samples else ""]
-        return [t.variant, t.seq, t.backend, link, t.phase, size(t.bytes_sent), t.rounds, *seconds]
+        return [*where, t.phase, size(t.bytes_sent), t.rounds, *seconds]
 
-    return table(("network", "T", "backend", "link", "phase", "sent, all parties", "rounds", "seconds", "spread"), map(line, totals))
+    head = ("network", "layers x width", "T", "backend", "device", "link", "phase", "sent, all parties", "rounds", "seconds", "spread")
+    return table(head, map(line, totals))
+
+
+PARTS = ("compute", "wait", "wire")
 
 
 def _operators(rows: Sequence[Row]) -> str:
-    """The client's link online: bytes both ways, rounds, seconds of each party, summed over layers."""
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    """The client's link online, of each setting's first link and length: bytes both ways, rounds, seconds of each party, all layers."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    seen: dict[tuple[str, str], Setting] = {}
     for row in rows:
-        if row.phase != "online":
+        if row.phase != "online" or seen.setdefault((row.variant, row.backend), row.setting) != row.setting:
             continue
         cells = found.setdefault((row.variant, row.backend, row.op or "(control)"), {})
         if row.party == "client":
             cells["bytes"] = cells.get("bytes", 0) + row.bytes_sent + row.bytes_received
             cells["rounds"] = cells.get("rounds", 0) + row.rounds
-        cells[row.party] = cells.get(row.party, 0) + (row.seconds or 0.0)
-        cells[f"{row.party} cpu"] = cells.get(f"{row.party} cpu", 0) + (row.cpu_seconds or 0.0)
-    names = ("client", "client cpu", "server", "server cpu")
+        cells["macs"] = cells.get("macs", 0) + (row.macs or 0)
+        cells["peak"] = max(cells.get("peak", 0), row.peak_bytes or 0)
+        for part in PARTS:
+            key = f"{row.party} {part}"
+            cells[key] = cells.get(key, 0) + (getattr(row, f"{part}_seconds") or 0.0)
+    names = [f"{party} {part}" for party in ("client", "server") for part in PARTS]
     lines = [
-        [*key, size(cells.get("bytes", 0)), int(cells.get("rounds", 0)), *(f"{cells.get(name, 0):.3f}" for name in names)]
+        [
+            *key,
+            size(cells.get("bytes", 0)),
+            int(cells.get("rounds", 0)),
+            f"{cells['macs'] / 1e6:,.1f}" if cells["macs"] else "",
+            size(cells["peak"]) if cells["peak"] else "",
+            *(f"{cells.get(name, 0):.3f}" for name in names),
+        ]
         for key, cells in found.items()
     ]
-    return table(("network", "backend", "operator, all layers", "bytes, both ways", "rounds", *(f"{name}, s" for name in names)), lines)
+    head = ("network", "backend", "operator, all layers", "bytes, both ways", "rounds", "mega-MACs", "peak so far")
+    return table((*head, *(f"{name}, s" for name in names)), lines)
 
 
-def _by_name(measures: Sequence[Measure]) -> str:
-    """A line for each thing measured, a column for each figure."""
+def by_name(measures: Sequence[Measure]) -> tuple[list[str], list[list[object]]]:
+    """Head and lines of a table: a line for each thing measured, a column for each figure."""
     names = list(dict.fromkeys(m.name for m in measures))
     units = {m.name: m.unit for m in measures}
     found: dict[str, dict[str, str]] = {}
     for m in measures:
         found.setdefault(m.of, {})[m.name] = number(m.value)
     head = [f"{name}, {units[name]}" if units[name] else name for name in names]
-    return table(("", *head), ([of, *(cells.get(name, "") for name in names)] for of, cells in found.items()))
+    return ["", *head], [[of, *(cells.get(name, "") for name in names)] for of, cells in found.items()]
 
 
 def _measures(measures: Sequence[Measure]) -> str:
-    lines = [[m.of, m.variant, m.seq or "", m.name, number(m.value, m.unit), _spread(m.samples) if m.samples else ""] for m in measures]
-    return table(("of", "network", "T", "what", "value", "spread"), lines)
+    def line(m: Measure) -> list[object]:
+        where = [m.of, m.variant, f"{m.layers} x {m.width}" if m.layers else "", m.seq or "", name_of(m.link)]
+        return [*where, m.name, number(m.value, m.unit), _spread(m.samples) if m.samples else ""]
+
+    return table(("of", "network", "layers x width", "T", "link", "what", "value", "spread"), map(line, measures))
+
+
+def budget(goals: Sequence[Goal]) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Head and lines of a table."""
+    head = ("", "others", "must", "goal", "measured")
+    return head, [[g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), number(g.measured, g.unit)] for g in goals]
+
+
+def provenance(result: Result) -> str:
+    """Where a result is from, in a paragraph."""
+    about = "{processor}, {cores} cores, one thread a party, no pinning; load {load} at the start".format_map(result.machine)
+    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
+    return f"`{result.command}`, commit {result.commit}, {result.started}. {about}. {versions}."
 
 
 def markdown(result: Result) -> str:
     """The whole result for people."""
     state = "" if result.complete else " (unfinished: what follows is what had been measured)"
-    about = "{processor}, {cores} cores, one thread a party; load {load} at the start".format_map(result.machine)
-    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
-    parts = [
-        f"## {result.scenario}{state}\n",
-        f"`{result.command}`, commit {result.commit}, {result.started}. {about}. {versions}.\n",
-    ]
-    budget = [(g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), number(g.measured, g.unit)) for g in result.budget]
+    parts = [f"## {result.scenario}{state}\n", provenance(result) + "\n"]
     for title, text in (
-        ("Budget", table(("", "others", "must", "goal", "measured"), budget)),
+        ("Budget", table(*budget(result.budget))),
         ("Totals", _totals(result.totals)),
-        ("Figures", (_by_name if result.scenario == "micro" else _measures)(result.measures)),
+        ("Figures", table(*by_name(result.measures)) if result.scenario == "micro" else _measures(result.measures)),
         ("Operators, online", _operators(result.rows)),
         ("Absent", table(("what", "why"), [(a.what, a.reason) for a in result.absent])),
     ):

@@ -1,12 +1,14 @@
 """What a run of the harness writes: one schema for all scenarios, versioned, read and written strictly.
 
-`rows` are what was counted at a socket, one for each party, peer, phase, layer and operator. `totals` are sums of the rows and nothing
-else. `measures` are single figures of a scenario: an error, a peak of memory, a ratio. What could not be measured stands in `absent`.
+`rows` are what was counted at a socket, one for each party, peer, phase, layer and operator. `totals` are sums of the rows and
+nothing else; the counters of the `sockets` themselves are what `check` holds the rows against. `measures` are single figures of a
+scenario: an error, a peak of memory, a ratio. What could not be measured stands in `absent`. `python -m benchmarks schema` prints
+the JSON Schema.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ import msgspec
 
 from protocols.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 Phase = Literal["setup", "offline", "online"]
 
 
@@ -26,8 +28,8 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     emulated: bool = False
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One counter. `bytes_*` are of this party's socket towards `peer`; `seconds` is the median of `samples`, wall time at this party."""
+class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was run, on what: rows of one setting add up."""
 
     variant: str
     layers: int
@@ -35,9 +37,23 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     seq: int
     backend: str
-    trust: str
-    device: str
+    device: str  # of all parties, or `client=cpu,server=cuda`
     link: Link
+
+    @property
+    def setting(self) -> Setting:
+        """These fields alone."""
+        return Setting(**{name: getattr(self, name) for name in Setting.__struct_fields__})
+
+
+class Row(Setting, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One counter. `bytes_*` are of this party's socket towards `peer`; `seconds` is the median of `samples`, wall time at this party.
+
+    Of `seconds`, this party computed `compute_seconds`, waited for the peer `wait_seconds`, and was in the transport (TLS, frames,
+    the kernel) `wire_seconds`; medians too. null is what was not measured.
+    """
+
+    trust: str
     layer: str
     op: str
     phase: Phase
@@ -45,26 +61,35 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peer: str
     bytes_sent: int
     bytes_received: int
+    payload: int | None = None  # of both, protocol elements: without TLS, frames and headers
     rounds: int
     seconds: float | None = None
     samples: tuple[float, ...] = ()
-    cpu_seconds: float | None = None  # of `seconds`, what this party's thread computed
+    compute_seconds: float | None = None
+    wait_seconds: float | None = None
+    wire_seconds: float | None = None
+    peak_bytes: int | None = None  # resident memory of the party, the peak until the operator's end
+    macs: int | None = None  # multiply-adds of the party on the critical path, by the walk on shapes
 
 
-class Total(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Total(Setting, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One phase of one pass: `bytes_*` summed over all rows, so over parties; `rounds` and `seconds` are the client's."""
 
-    variant: str
-    seq: int
-    device: str
-    backend: str
-    link: Link
     phase: Phase
     bytes_sent: int
     bytes_received: int
     rounds: int
     seconds: float | None = None
     samples: tuple[float, ...] = ()
+
+
+class Socket(Setting, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a party's socket itself took and gave during the pass of the rows, from the first byte of its handshake to the last."""
+
+    party: str
+    peer: str
+    bytes_sent: int
+    bytes_received: int
 
 
 class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,9 +100,11 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unit: str
     of: str = ""
     variant: str = ""
+    layers: int = 0
+    width: int = 0
     seq: int = 0
+    link: Link = Link()
     samples: tuple[float, ...] = ()
-    note: str = ""
 
 
 class Goal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +137,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     complete: bool = False
     rows: tuple[Row, ...] = ()
     totals: tuple[Total, ...] = ()
+    sockets: tuple[Socket, ...] = ()
     measures: tuple[Measure, ...] = ()
     budget: tuple[Goal, ...] = ()
     absent: tuple[Absent, ...] = ()
@@ -127,28 +155,42 @@ def median(samples: Iterable[float]) -> float | None:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-def totals_of(rows: Iterable[Row], seconds: dict[tuple[str, str, int, str], tuple[float, ...]]) -> list[Total]:
-    """Sums of the rows; `seconds` gives the client's samples by (backend, variant, seq, phase)."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+Seconds = Mapping[tuple[Setting, str], tuple[float, ...]]
+
+
+def totals_of(rows: Iterable[Row], seconds: Seconds) -> list[Total]:
+    """Sums of the rows; `seconds` gives the client's samples by setting and phase."""
+    groups: dict[tuple[Setting, Phase], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.variant, row.seq, row.device, row.backend, row.link, row.phase), []).append(row)
-    found = []
-    for (variant, seq, device, backend, link, phase), members in groups.items():
-        samples = seconds.get((backend, variant, seq, phase), ())
-        sent, received = sum(r.bytes_sent for r in members), sum(r.bytes_received for r in members)
-        rounds = sum(r.rounds for r in members if r.party == "client")
-        found.append(Total(variant, seq, device, backend, link, phase, sent, received, rounds, median(samples), samples))
-    return found
+        groups.setdefault((row.setting, row.phase), []).append(row)
+    return [
+        Total(
+            **msgspec.structs.asdict(setting),
+            phase=phase,
+            bytes_sent=sum(r.bytes_sent for r in own),
+            bytes_received=sum(r.bytes_received for r in own),
+            rounds=sum(r.rounds for r in own if r.party == "client"),
+            seconds=median(seconds.get((setting, phase), ())),
+            samples=seconds.get((setting, phase), ()),
+        )
+        for (setting, phase), own in groups.items()
+    ]
 
 
 def check(result: Result) -> Result:
-    """The sums; ConfigError where a total is not the sum of its rows."""
-    again = {(t.variant, t.seq, t.device, t.backend, t.link, t.phase): t for t in totals_of(result.rows, {})}
+    """The sums, byte for byte; ConfigError where a total or a socket's counter is not the sum of its rows."""
+    again = {(t.setting, t.phase): (t.bytes_sent, t.bytes_received, t.rounds) for t in totals_of(result.rows, {})}
     for total in result.totals:
-        own = again.get((total.variant, total.seq, total.device, total.backend, total.link, total.phase))
-        counted = own and (own.bytes_sent, own.bytes_received, own.rounds)
-        if counted != (total.bytes_sent, total.bytes_received, total.rounds):
+        if again.get((total.setting, total.phase)) != (total.bytes_sent, total.bytes_received, total.rounds):
             raise ConfigError(f"the total of {total.backend}, {total.variant}, {total.phase} is not the sum of its rows")
+    sums: dict[tuple[Setting, str, str], list[int]] = {}
+    for row in result.rows:
+        cell = sums.setdefault((row.setting, row.party, row.peer), [0, 0])
+        cell[0] += row.bytes_sent
+        cell[1] += row.bytes_received
+    for socket in result.sockets:
+        if sums.get((socket.setting, socket.party, socket.peer)) != [socket.bytes_sent, socket.bytes_received]:
+            raise ConfigError(f"the socket of {socket.backend}'s {socket.party} has not counted the sum of its rows, {socket.variant}")
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from benchmarks.networks import Network
-from benchmarks.schema import Row
+from benchmarks.schema import Row, Socket
 
 
 @dataclass
@@ -22,9 +22,11 @@ class Sample:
 
 @dataclass
 class Counted:
-    """What was counted once a backend has been closed: the rows of one pass, each party's peak memory."""
+    """What was counted once a backend has been closed: the rows of one pass, the sockets' own counters, each party's peak memory."""
 
     rows: list[Row] = field(default_factory=list)
+    sockets: list[Socket] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -40,7 +42,7 @@ class Backend(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     @staticmethod
-    def needs(network: Network, seq: int) -> int:
+    def needs(parameters: int, seq: int, vocab: int) -> int:
         """Bytes of memory, roughly, for the check before the start."""
 
     def once(self, ids: list[int], *, logits: bool = False) -> Sample:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.networks import Network
-from benchmarks.schema import Link, Row, median
+from benchmarks.schema import Link, Row, Socket, median
 from privinf.party.child import decode_tensor
 from protocols.errors import ConfigError
 
@@ -28,13 +28,14 @@ class CryptenBackend:
     trust = "party 0 can read everything: it makes all correlations itself (provider TFP, the default)"
 
     def __init__(self, network: Network, seq: int, **options: Any) -> None:
-        if options.get("link"):
+        if options.get("link") not in (None, "loopback"):
             raise ConfigError("the link of the backend crypten cannot be emulated", remedy="leave --link out, or the backend")
         self.network, self.seq = network, seq
         self._stack = ExitStack()
         self._parties: list[subprocess.Popen[str]] = []
         self._passes: list[list[dict[str, Any]]] = []  # by pass, by party
         self._memory: dict[str, int] = {}
+        self._audits: list[dict[str, float]] = []
 
     def __enter__(self) -> Self:
         try:
@@ -50,9 +51,7 @@ class CryptenBackend:
                     start_new_session=True,
                 )
                 self._parties.append(party)
-                self._say(
-                    rank, {"rank": rank, "rendezvous": f"file://{work}/rendezvous", "directory": str(self.network.directory.resolve())}
-                )
+                self._say(rank, {"rank": rank, "work": work, "directory": str(self.network.directory.resolve())})
             for rank in range(2):
                 self._hear(rank, "connected")
             self._ready = self._ask({}, "ready")
@@ -75,9 +74,9 @@ class CryptenBackend:
         self._stack.close()
 
     @staticmethod
-    def needs(network: Network, seq: int) -> int:
+    def needs(parameters: int, seq: int, vocab: int) -> int:
         """Two interpreters with torch, float weights and their shares, one-hot ids and the masks of their product."""
-        return 2 * (400 * 2**20 + 28 * network.parameters + 48 * seq * network.lowered.info.vocab)
+        return 2 * (400 * 2**20 + 28 * parameters + 48 * seq * vocab)
 
     def _say(self, rank: int, message: dict[str, Any]) -> None:
         stream = self._parties[rank].stdin
@@ -97,9 +96,12 @@ class CryptenBackend:
         raise ConfigError(f"party {rank} of CrypTen has ended before it was {event}", remedy="is there enough memory?")
 
     def once(self, ids: list[int], *, logits: bool = False) -> Sample:
-        """One pass to the last position's logits, which party 1 alone learns."""
+        """One pass to the last position's logits, which party 1 alone learns; one for `logits` is audited, not timed."""
         self._ask({}, "prepared")
-        out = decode_tensor(self._ask({"ids": ids}, "done")[1]["logits"]).double().reshape(-1)
+        done = self._ask({"ids": ids, "audit": logits}, "done")
+        out = decode_tensor(done[1]["logits"]).double().reshape(-1)
+        if logits:
+            self._audits.append(done[1]["audit"])
         time.sleep(SETTLE_S)
         found = self._ask({}, "pass")
         if (found[0]["sent"], found[1]["sent"]) != (found[1]["received"], found[0]["received"]):
@@ -122,39 +124,56 @@ class CryptenBackend:
 
     def counted(self) -> Counted:
         """Rows of the first pass; a party has received in an operator what the other has sent in it."""
-        rows = []
+        found = Counted(memory=dict(self._memory))
+        first, timed = self._passes[0], self._passes[1:] or self._passes
         for rank, party in enumerate(NAMES):
-            peer = NAMES[1 - rank]
+            both = {**self._setting, "party": party, "peer": NAMES[1 - rank]}
             setup, other = self._ready[rank]["setup"], self._ready[1 - rank]["setup"]
-            rows.append(self._row("", "weights", "setup", party, peer, setup["sent"], other["sent"], 0, (setup["seconds"],), ()))
-            for place, op in enumerate(self._passes[0][rank]["ops"]):
-                received = self._passes[0][1 - rank]["ops"][place]["sent"]
-                wall, cpu = (tuple(p[rank]["ops"][place][key] for p in self._passes[1:] or self._passes) for key in ("seconds", "cpu"))
-                rows.append(self._row(op["layer"], op["op"], "online", party, peer, op["sent"], received, op["rounds"], wall, cpu))
-        note = f"crypten: {self._ready[0]['connections']} TCP connections, rounds are calls of its communicator"
-        return Counted(
-            rows, dict(self._memory), [note, "crypten: no dealer; set-up is the encoding of the weights, without the masks of a pass"]
-        )
+            received = other["sent"] + first[rank]["received"]
+            found.sockets.append(Socket(**both, bytes_sent=setup["sent"] + first[rank]["sent"], bytes_received=received))
+            both["trust"] = self.trust
+            wall: tuple[float, ...] = (setup["seconds"],)
+            found.rows.append(
+                Row(
+                    **both,
+                    layer="",
+                    op="weights",
+                    phase="setup",
+                    bytes_sent=setup["sent"],
+                    bytes_received=other["sent"],
+                    rounds=0,
+                    seconds=wall[0],
+                    samples=wall,
+                )
+            )
+            for place, op in enumerate(first[rank]["ops"]):
+                wall, cpu = (tuple(p[rank]["ops"][place][key] for p in timed) for key in ("seconds", "cpu"))
+                found.rows.append(
+                    Row(
+                        **both,
+                        layer=op["layer"],
+                        op=op["op"],
+                        phase="online",
+                        bytes_sent=op["sent"],
+                        bytes_received=first[1 - rank]["ops"][place]["sent"],
+                        rounds=op["rounds"],
+                        seconds=median(wall),
+                        samples=wall,
+                        compute_seconds=median(cpu),
+                        wait_seconds=median(w - c for w, c in zip(wall, cpu, strict=True)),  # gloo's threads are the wire
+                        peak_bytes=op["peak"],
+                    )
+                )
+        found.notes += [
+            f"crypten: {self._ready[0]['connections']} TCP connections, rounds are calls of its communicator",
+            "crypten: no dealer; set-up is the encoding of the weights, without the masks of a pass",
+            "crypten: compute is its main thread's; wait holds the wire, which is the work of gloo's threads",
+        ]
+        for name in ("truncations", "truncation failures", "truncation failures, expected"):
+            if self._audits:
+                found.figures[f"{name} a pass"] = sum(audit[name] for audit in self._audits) / len(self._audits)
+        return found
 
-    def _row(
-        self, layer: str, op: str, phase: Any, party: str, peer: str, sent: int, received: int, rounds: int, wall: Any, cpu: Any
-    ) -> Row:
-        return Row(
-            **self.network.sizes,
-            seq=self.seq,
-            backend=self.name,
-            trust=self.trust,
-            device="cpu",
-            link=Link(),
-            layer=layer,
-            op=op,
-            phase=phase,
-            party=party,
-            peer=peer,
-            bytes_sent=sent,
-            bytes_received=received,
-            rounds=rounds,
-            seconds=median(wall),
-            samples=wall,
-            cpu_seconds=median(cpu),
-        )
+    @property
+    def _setting(self) -> dict[str, Any]:
+        return {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": "cpu", "link": Link()}

@@ -14,7 +14,10 @@ import struct
 import sys
 import time
 import warnings
+from multiprocessing.connection import Client, Listener
 from typing import Any
+
+from privinf.party.report import peak_rss_bytes
 
 SIOCOUTQ, ACKED, RECEIVED = 0x5411, 120, 128  # <linux/sockios.h>; offsets in struct tcp_info of <linux/tcp.h>
 
@@ -83,7 +86,8 @@ class Pass:
     def _note(self, layer: str, op: str) -> None:
         current = self._now()
         seconds, cpu, sent, rounds = (now - then for now, then in zip(current, self._last, strict=True))
-        self.ops.append({"layer": layer, "op": op, "seconds": seconds, "cpu": cpu, "sent": sent, "rounds": rounds})
+        counted = {"seconds": seconds, "cpu": cpu, "sent": sent, "rounds": rounds, "peak": peak_rss_bytes()}
+        self.ops.append({"layer": layer, "op": op, **counted})
         self._last = current
 
     def run(self, ids: list[int]) -> Any:
@@ -115,6 +119,55 @@ class Pass:
         return {"seconds": self.seconds, "ops": self.ops, "sent": sent, "received": received}
 
 
+class Audit:
+    """Both parties' shares before and after each truncation, side by side at party 1, over a Unix socket that the counters do not see.
+
+    Each party truncates its own share, which is wrong by 2^64 / scale where the two shares wrap: a value z is lost with
+    probability |z| / 2^64. Counted are the truncations, those that are off by more than 2 units, and what was to be expected.
+    """
+
+    def __init__(self, rank: int, address: str) -> None:
+        self.rank, self.found = rank, {"truncations": 0, "truncation failures": 0, "truncation failures, expected": 0.0}
+        if rank == 0:
+            with Listener(address, "AF_UNIX") as listener:
+                self.peer = listener.accept()
+        else:
+            while not os.path.exists(address):
+                time.sleep(0.01)
+            self.peer = Client(address, "AF_UNIX")
+
+    def run(self, tensor: Any, work: Any) -> Any:
+        """`work` over all truncations of the class of `tensor`."""
+        original = tensor.div_
+
+        def div_(one: Any, y: Any) -> Any:
+            before = one.share.clone()
+            result = original(one, y)
+            if isinstance(y, int) or (isinstance(y, float) and int(y) == y):
+                self._compare(before, one.share, int(y))
+            return result
+
+        tensor.div_ = div_
+        try:
+            return work()
+        finally:
+            tensor.div_ = original
+            self.peer.close()
+
+    def _compare(self, before: Any, after: Any, scale: int) -> None:
+        import torch
+
+        if self.rank == 0:
+            self.peer.send_bytes(torch.stack([before, after]).contiguous().numpy().tobytes())
+            return
+        theirs = torch.frombuffer(bytearray(self.peer.recv_bytes()), dtype=torch.int64).reshape(2, *before.shape)
+        z, quotient = theirs[0] + before, theirs[1] + after
+        off = (quotient - z.div(scale, rounding_mode="floor")).abs()
+        self.found["truncations"] += z.numel()
+        self.found["truncation failures"] += int((off > 2).sum())
+        self.found["truncation failures, expected"] += float(z.double().abs().sum()) / 2.0**64
+
+
 def emit(event: str, **values: Any) -> None:
     """One line for the harness."""
     sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
@@ -130,13 +183,12 @@ def main() -> None:
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "RANK": str(rank),
-        "RENDEZVOUS": config["rendezvous"],
+        "RENDEZVOUS": f"file://{config['work']}/rendezvous",
         "GLOO_SOCKET_IFNAME": "lo",
     }
     from privinf.crypten_adapter import crypten_module
     from privinf.lowering import load
     from privinf.party.child import encode_tensor
-    from privinf.party.report import peak_rss_bytes
 
     crypten = crypten_module()
     crypten.init()
@@ -150,11 +202,18 @@ def main() -> None:
     setup = {"seconds": time.perf_counter() - began, "sent": sockets.written() - before}
     sockets.close()
     emit("ready", setup=setup, provider=crypten.config.cfg.mpc.provider, connections=len(sockets))
+    ArithmeticSharedTensor, audits = crypten.mpc.primitives.ArithmeticSharedTensor, 0
     while sys.stdin.readline():
         one = Pass(crypten, graph, lowered.info.vocab, rank)
         emit("prepared")
-        logits = one.run(json.loads(sys.stdin.readline())["ids"])
-        emit("done", logits=None if logits is None else encode_tensor(logits))
+        query, audit = json.loads(sys.stdin.readline()), None
+        if query["audit"]:
+            audits += 1
+            audit = Audit(rank, f"{config['work']}/audit{audits}")
+            logits = audit.run(ArithmeticSharedTensor, lambda: one.run(query["ids"]))  # noqa: B023
+        else:
+            logits = one.run(query["ids"])
+        emit("done", logits=None if logits is None else encode_tensor(logits), audit=audit.found if audit else None)
         if not sys.stdin.readline():
             break
         emit("pass", **one.end())

@@ -29,9 +29,9 @@ class PlainBackend:
         torch.set_num_threads(self._threads)
 
     @staticmethod
-    def needs(network: Network, seq: int) -> int:
+    def needs(parameters: int, seq: int, vocab: int) -> int:
         """The weights are loaded anyway."""
-        return 4 * network.parameters
+        return 4 * parameters
 
     def once(self, ids: list[int], *, logits: bool = False) -> Sample:
         """One pass."""

@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.backends.base import Counted, Sample
+from benchmarks.links import NAMED, link_of
 from benchmarks.networks import Network
-from benchmarks.schema import Link, Row, median
+from benchmarks.schema import Link, Row, Socket, median
+from privinf.lowering.explain import explain
 from privinf.party.child import decode_tensor
 from privinf.party.local import LocalSession
 from privinf.party.options import Options
+from protocols.errors import ConfigError
 
 PARTIES = ("client", "server", "dealer")
+
+
+def devices_of(text: str) -> dict[str, str]:
+    """`cuda`, or `client=cpu,server=cuda`; who is not named computes on the CPU."""
+    if "=" not in text:
+        return dict.fromkeys(PARTIES, text)
+    found = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if unknown := sorted(set(found) - set(PARTIES)):
+        raise ConfigError(f"there is no party {unknown[0]!r}", remedy=f"name devices of {', '.join(PARTIES)}")
+    return found
 
 
 class PrivinfBackend:
@@ -24,24 +37,25 @@ class PrivinfBackend:
     trust = "dealer: a third party trusted only not to collude"
 
     def __init__(self, network: Network, seq: int, *, link: str | None = None, device: str = "cpu", **options: Any) -> None:
-        self.network, self.seq, self.link, self.device = network, seq, link, device
+        self.network, self.seq, self.link, self.devices = network, seq, NAMED.get(link or "", link), devices_of(device)
+        self.kernel: Link | None = options.get("kernel")  # what shapes the loopback that the processes see
         self._stack = ExitStack()
         self._seconds: list[dict[str, float]] = []
         self._passes, self._timed = 0, list[int]()  # how many passes there were, and which of them are samples
 
     def __enter__(self) -> Self:
         cache = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-bench-")))
-        options = Options(cache=cache, link=self.link, device=self.device, timeout=600.0)
-        self.session = self._stack.enter_context(LocalSession(self.network.directory, options, clock=True))
+        options = Options(cache=cache, link=self.link, timeout=600.0)
+        self.session = self._stack.enter_context(LocalSession(self.network.directory, options, clock=True, devices=self.devices))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @staticmethod
-    def needs(network: Network, seq: int) -> int:
+    def needs(parameters: int, seq: int, vocab: int) -> int:
         """Three interpreters with torch, the float and the encoded weights at S, masked ones at C, masks at D, and their packing."""
-        return 3 * 400 * 2**20 + 36 * network.parameters
+        return 3 * 400 * 2**20 + 36 * parameters
 
     def once(self, ids: list[int], *, logits: bool = False) -> Sample:
         """One pass; a session of its own, so that no cached key is reused."""
@@ -63,69 +77,76 @@ class PrivinfBackend:
 
     def counted(self) -> Counted:
         """Rows of the first pass; the seconds of the set-up are its own, those of each operator come from the passes after it."""
-        notes = ["privinf: the first pass is the warm-up of the seconds, and its bytes are the rows"]
-        memory = {role: party["peak_rss_bytes"] for role, party in self.session.parties.items() if party}
-        rows = [row for party in PARTIES for row in self._rows(party)]
-        return Counted(rows, memory, notes)
+        cost = explain(self.network.lowered, self.seq)
+        macs = {(op["layer"], op["op"]): op["macs"] for op in cost["ops"]}
+        found = Counted(notes=["privinf: the first pass is the warm-up of the seconds, and its bytes are the rows"])
+        found.memory |= {role: party["peak_rss_bytes"] for role, party in self.session.parties.items() if party}
+        for party in PARTIES:
+            self._count(found, party, macs)
+        total = cost["total"]
+        for name, phase, party, peer, predicted in (
+            ("online", "online", "client", "server", total["online_bytes"]),
+            ("offline between S and C", "offline", "client", "server", total["peer_offline_bytes"]),
+            ("dealer's", "offline", "dealer", None, total["dealer_bytes"]),
+            ("set-up", "setup", "client", "server", total["setup_bytes"]),
+        ):
+            own = [r for r in found.rows if (r.phase, r.party) == (phase, party) and peer in (None, r.peer)]
+            found.figures[f"{name} payload"] = sum(r.payload or 0 for r in own)
+            found.figures[f"{name} payload, predicted"] = predicted
+        found.figures["online rounds"] = sum(r.rounds for r in found.rows if (r.phase, r.party) == ("online", "client"))
+        found.figures["online rounds, predicted"] = total["rounds"]
+        return found
 
-    def _rows(self, party: str) -> list[Row]:
+    def _count(self, found: Counted, party: str, macs: dict[tuple[str, str], int]) -> None:
+        """Rows and sockets of the first connection to each peer."""
         details = self.session.details[party]
-        clock = self._clock(details["passes"])
+        passes = details["passes"]
+        timed = [passes[number] for number in (self._timed[1:] or self._timed)] if passes else []
+        peaks = {(op["layer"], op["op"]): int(op["peak"]) for op in passes[0]} if passes else {}
         first: dict[str, dict[str, Any]] = {}
         for link in details["links"]:
             first.setdefault(link["peer"], link)
-        rows = []
         for peer, link in first.items():
+            raw = link["socket"]
+            found.sockets.append(Socket(**self.setting, party=party, peer=peer, bytes_sent=raw["sent"], bytes_received=raw["received"]))
             for cell in link["labels"]:
                 label, phase = (cell["layer"], cell["op"]), cell["phase"]
-                wall, cpu = clock.get(label, ((), ())) if phase == "online" and any(label) else ((), ())
+                own = [op for ops in timed for op in ops if (op["layer"], op["op"]) == label] if phase == "online" and any(label) else []
+                wall = tuple(op["seconds"] for op in own)
                 if party == "client" and not any(label) and (phase, peer) in (("setup", "server"), ("offline", "dealer")):
                     wall = self.samples(phase)
-                rows.append(self._row(label, phase, party, peer, cell, wall, cpu))
-        return rows
+                found.rows.append(
+                    Row(
+                        **self.setting,
+                        trust=self.trust,
+                        layer=label[0],
+                        op=label[1],
+                        phase=phase,
+                        party=party,
+                        peer=peer,
+                        bytes_sent=cell["sent"],
+                        bytes_received=cell["received"],
+                        payload=cell["payload"],
+                        rounds=cell["rounds"],
+                        seconds=median(wall),
+                        samples=wall,
+                        compute_seconds=median(op["seconds"] - op["wait"] - op["wire"] for op in own),
+                        wait_seconds=median(op["wait"] for op in own),
+                        wire_seconds=median(op["wire"] for op in own),
+                        peak_bytes=peaks.get(label) if own else None,
+                        macs=macs.get(label) if own and party == "server" else None,
+                    )
+                )
 
-    def _row(
-        self,
-        label: tuple[str, str],
-        phase: Any,
-        party: str,
-        peer: str,
-        cell: dict[str, Any],
-        wall: tuple[float, ...],
-        cpu: tuple[float, ...],
-    ) -> Row:
-        options = Options(link=self.link).emulated
-        link = Link(options.rtt_ms, options.mbit_s, True) if options else Link()
-        return Row(
-            **self.network.sizes,
-            seq=self.seq,
-            backend=self.name,
-            trust=self.trust,
-            device=self.device,
-            link=link,
-            layer=label[0],
-            op=label[1],
-            phase=phase,
-            party=party,
-            peer=peer,
-            bytes_sent=cell["sent"],
-            bytes_received=cell["received"],
-            rounds=cell["rounds"],
-            seconds=median(wall),
-            samples=wall,
-            cpu_seconds=median(cpu),
-        )
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The fields that all rows share."""
+        used = {role: self.devices.get(role, "cpu") for role in PARTIES}
+        device = used["client"] if len(set(used.values())) == 1 else ",".join(f"{role}={name}" for role, name in used.items())
+        link = self.kernel or link_of(self.link)
+        return {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": device, "link": link}
 
     def samples(self, phase: str) -> tuple[float, ...]:
         """The client's seconds: the set-up happens in the first pass, which is the warm-up of the other phases."""
         used = self._seconds[:1] if phase == "setup" or len(self._seconds) == 1 else self._seconds[1:]
         return tuple(seconds[phase] for seconds in used)
-
-    def _clock(self, passes: list[list[dict[str, Any]]]) -> dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]]:
-        found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
-        for number in (self._timed[1:] or self._timed) if passes else ():
-            for op in passes[number]:
-                wall, cpu = found.setdefault((op["layer"], op["op"]), ([], []))
-                wall.append(op["seconds"])
-                cpu.append(op["cpu"])
-        return {label: (tuple(wall), tuple(cpu)) for label, (wall, cpu) in found.items()}

@@ -20,7 +20,7 @@ MB, GB = 1e6, 1e9
 def budget(run: Run, work: Path, *, seq: int, samples: int, positions: int) -> None:
     """One network, ours alone; then the prediction for the ladder's baseline."""
     network = made(VARIANT, work, **{**GPT2, "n_positions": positions})
-    machine.require_memory(PrivinfBackend.needs(network, seq), "the budget")
+    machine.require_memory(PrivinfBackend.needs(network.parameters, seq, network.lowered.info.vocab), "the budget")
     run.note(f"weights of {VARIANT}: {network.weights}; largest attention score {network.largest_score:.1f}; {positions} positions")
     used = PrivinfBackend(network, seq)
     more: dict[str, float] = {}

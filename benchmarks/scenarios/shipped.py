@@ -9,8 +9,17 @@ from benchmarks.networks import SHIPPED, made, opened
 
 
 def shipped(
-    run: Run, work: Path, *, model: Path | None, seq: int, samples: int, errors: int, backends: list[str], link: str | None
+    run: Run,
+    work: Path,
+    *,
+    model: Path | None,
+    seq: int,
+    samples: int,
+    errors: int,
+    backends: list[str],
+    link: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Without a model a network of the shipped one's shape with random weights."""
     network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
-    interleave(run, network, seq, backends, samples=samples, errors=errors, link=link)
+    interleave(run, network, seq, backends, samples=samples, errors=errors, link=link, device=device)

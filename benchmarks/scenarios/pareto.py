@@ -1,0 +1,55 @@
+"""Trained checkpoints: held-out perplexity in float beside what one private pass costs online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.backends.privinf_backend import PrivinfBackend
+from benchmarks.measure import Run
+from benchmarks.networks import opened
+from benchmarks.schema import Absent
+from privinf.models.checkpoint import load_checkpoint
+from privinf.models.corpus import encode_corpus, read_corpus
+from privinf.models.training import evaluate
+from protocols.errors import ConfigError
+
+WINDOWS = 200
+
+
+def trained(root: Path) -> list[Path]:
+    """Checkpoints with a tokenizer in the checkout: `models/*`, and what `privinf train` left in `runs/*`."""
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    found = sorted([*root.glob("models/*"), *root.glob("runs/*"), *root.glob("runs/*/*")])
+    return [path for path in found if all((path / name).is_file() for name in names)]
+
+
+def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
+    """Perplexities compare among models of one tokenizer, bits per byte among all. Text: modules of the standard library held out."""
+    from tokenizers import Tokenizer
+
+    if not models:
+        raise ConfigError("there is no trained checkpoint", remedy="name directories, or train one: make train")
+    documents = read_corpus()
+    for number, path in enumerate(models):
+        try:
+            model, config = load_checkpoint(path)
+            if seq > config.n_positions:
+                raise ConfigError(f"{seq} tokens do not fit {path.name}'s context of {config.n_positions}")
+            tokens = encode_corpus([d for d in documents if d.held_out], Tokenizer.from_file(str(path / "tokenizer.json")))
+            (work / str(number)).mkdir()
+            network = opened(path, work / str(number))
+        except ConfigError as error:
+            run.absent.append(Absent(path.name, " ".join(str(error).split())))
+            continue
+        found = evaluate(model, tokens, seq, WINDOWS)
+        run.measure("held-out perplexity", found["held_out_perplexity"], "", network, seq, of=path.name)
+        run.measure("bits per byte", found["bits_per_byte"], "", network, seq, of=path.name)
+        machine.require_memory(PrivinfBackend.needs(network.parameters, seq, config.vocab_size), path.name)
+        with PrivinfBackend(network, seq) as used:
+            used.once(network.ids(seq))
+            online = used.session.traffic["online"]
+        run.measure("online bytes", online["sent"] + online["received"], "B", network, seq, of=path.name)
+        run.measure("online rounds", online["rounds"], "", network, seq, of=path.name)
+    run.note(f"perplexity over {WINDOWS} windows of {seq} tokens, evenly spread over the held-out text")

@@ -176,7 +176,7 @@ class Offline:
             self.store.prepare(name, shares)
             correlation.__dict__["shares"] = shares
             return correlation
-        correlation = Correlation(kind, name, kind.client_parts(), None, None)
+        correlation = Correlation(kind, name, kind.client_parts(), None, None, self.store.device)
         if kind.drawn_early:
             # what was dealt is read in the online walk; what the client draws itself is needed for early messages
             correlation.__dict__["shares"] = correlation.shares

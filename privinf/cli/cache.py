@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from privinf.cli import common
 from protocols.errors import ConfigError
 
 app = typer.Typer(
-    help="List and remove what is kept between runs: lowered models, and a client's part of the set-up.\n\nExample: privinf cache ls"
+    help="List and remove what is kept between runs: lowered models, a client's set-up, prepared queries.\n\nExample: privinf cache ls"
 )
 
 
@@ -28,7 +29,7 @@ def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
         common.write_json({"cache": str(directory), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)})
         return
     for entry in entries:
-        print(f"{common.human_bytes(entry['bytes']):>10}  {entry['used']}  {entry['name']}")
+        print(f"{common.human_bytes(entry['bytes']):>10}  {entry['used']}  {entry['name']}{_about(entry)}")
     print(f"{common.human_bytes(sum(entry['bytes'] for entry in entries)):>10}  in {directory}")
 
 
@@ -41,6 +42,8 @@ def rm(
 ) -> None:
     """Remove entries by name, or all of them; they are made again when they are needed.
 
+    Which prepared queries were spent stays known: that is never removed.
+
     Example: privinf cache rm --all
     """
     directory = _directory(cache)
@@ -50,10 +53,9 @@ def rm(
     unknown = [name for name in names or () if name not in entries]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is not in {directory}", remedy="run `privinf cache ls` for the names")
-    chosen = list(entries) if everything else list(dict.fromkeys(names or ()))
+    chosen = [name for name, entry in entries.items() if (directory / name).exists()] if everything else list(dict.fromkeys(names or ()))
     for name in chosen:
-        path = directory / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        _remove(directory, name, entries[name])
     freed = sum(entries[name]["bytes"] for name in chosen)
     if as_json:
         common.write_json({"cache": str(directory), "removed": chosen, "bytes": freed})
@@ -67,21 +69,40 @@ def _directory(cache: Path | None) -> Path:
     return cache if cache is not None else default_cache()
 
 
+def _about(entry: dict[str, Any]) -> str:
+    """What a lane of prepared queries is for."""
+    if "count" not in entry:
+        return ""
+    spent = "damaged" if entry["spent"] is None else entry["spent"]
+    terms = f"{entry['seq']} prompt tokens, {entry['max_new_tokens']} new{', logits' if entry['logits'] else ''}"
+    return f"  ({entry['role']}: {terms}; {entry['count']} prepared, {spent} spent)"
+
+
+def _remove(directory: Path, name: str, entry: dict[str, Any]) -> None:
+    path = directory / name
+    if "count" not in entry:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return
+    from privinf.party.marks import locked
+
+    with locked(directory, path.name, common.TIMEOUT_S):
+        shutil.rmtree(path, ignore_errors=True)  # there may be a mark alone, which stays
+
+
 def _entries(directory: Path) -> list[dict[str, Any]]:
     """The entries KIND/NAME, largest first; none where there is no cache yet."""
-    import datetime
+    from privinf.party.marks import overview
 
+    lanes = {entry["name"]: entry for entry in overview(directory)}
     found = []
-    for kind in sorted(path for path in directory.glob("*") if path.is_dir() and not path.is_symlink()):
-        for path in sorted(kind.iterdir()):
-            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-            stats = [file.stat() for file in files]
-            newest = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
-            found.append(
-                {
-                    "name": str(path.relative_to(directory)),
-                    "bytes": sum(stat.st_size for stat in stats),
-                    "used": datetime.datetime.fromtimestamp(newest).isoformat(sep=" ", timespec="minutes"),
-                }
-            )
+    kinds = [path for path in directory.glob("*") if path.is_dir() and not path.is_symlink() and path.name != "spent"]
+    for path in sorted({*(path for kind in kinds for path in kind.iterdir()), *(directory / name for name in lanes)}):
+        name = str(path.relative_to(directory))
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        marks = directory / "spent" / f"{path.name}.json"
+        stats = [file.stat() for file in files]
+        dated = stats or [(marks if name in lanes and not path.exists() else path).stat()]
+        used = datetime.datetime.fromtimestamp(max(stat.st_mtime for stat in dated))
+        entry = {"name": name, "bytes": sum(stat.st_size for stat in stats), "used": used.isoformat(sep=" ", timespec="minutes")}
+        found.append({**entry, **lanes.get(name, {})})
     return sorted(found, key=lambda entry: -entry["bytes"])

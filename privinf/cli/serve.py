@@ -15,6 +15,8 @@ def serve(
     dealer: common.DealerAddress,
     keys: common.Keys,
     allow_logits: Annotated[bool, typer.Option("--allow-logits", help="Grant rounded logits to clients that ask for them.")] = False,
+    keep_queries: Annotated[int, typer.Option("--keep-queries", metavar="N", min=0, help="Prepared queries kept for one client.")] = 64,
+    keep_bytes: Annotated[int, typer.Option("--keep-bytes", metavar="B", min=0, help="Bytes of them.")] = 4 * 2**30,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -27,7 +29,8 @@ def serve(
 
     Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
     """
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
+    kept = {"keep_queries": keep_queries, "keep_bytes": keep_bytes}
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **kept)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.models import open_model
     from privinf.party.server import Server

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from privinf.party.marks import Lane
 from privinf.party.messages import (
     MAX_HELD,
     Chosen,
@@ -37,7 +38,7 @@ from privinf.party.messages import (
     Terms,
 )
 from privinf.party.prepared import Header, Prepared, Recorder
-from privinf.party.stock import Lane, Shelf
+from privinf.party.stock import Shelf
 from protocols.correlations import Role
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from protocols.party import Party

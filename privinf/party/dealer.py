@@ -16,10 +16,11 @@ from torch import Tensor
 
 from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
+from privinf.party.marks import Lane
 from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
 from privinf.party.options import IDLE_S, Options
 from privinf.party.service import Service
-from privinf.party.stock import Lane, Stock
+from privinf.party.stock import Stock
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Dealer, KindHash, from_wire

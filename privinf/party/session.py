@@ -18,12 +18,13 @@ from privinf.lowering.private_tensor import Runtime
 from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
+from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
 from privinf.party.options import REACH_S
 from privinf.party.prepared import Prepared
 from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore
-from privinf.party.stock import Lane, Stock
+from privinf.party.stock import Stock
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind

@@ -1,60 +1,29 @@
 """The stock: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which it keeps for good.
 
     CACHE/prepared/LANE/INDEX.bin    a prepared query, at the server and the client (`prepared`)
-    CACHE/spent/LANE.json            the highest index that is spent, and the highest that was handed out
-    CACHE/spent/LANE.lock            locked by whoever reads or changes either
+    CACHE/spent/LANE.json, .lock     its marks, see `marks`
 
-A lane is one model, one client's and one server's certificate, and the terms of the query; its name begins with the party's role,
-so that all three may share a directory. An index is spent by a mark, durable before anything is used. So a crash loses at most the
-index that was marked, and a file of a marked index, from a crash or a backup, is never used.
+An index is spent by a mark, durable before anything is used. So a crash loses at most the index that was marked, and a file of a
+marked index, from a crash or a backup, is never used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import logging
-import os
-import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from privinf.files import make_private, move_into_place, part_file, refusals, sweep, write_private
+from privinf.files import move_into_place, part_file, refusals, sweep, write_private
+from privinf.party.marks import LANE_NAME, Lane, Marks, locked
 from privinf.party.messages import MAX_HELD, Terms
 from privinf.party.prepared import Damaged, Header, Prepared, Writer, read_header
 from protocols.errors import ConfigError
 
 log = logging.getLogger("privinf")
 MAX_LANES = 1024  # of one client, at one party
-LOCK_POLL_S = 0.02
-_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(-logits)?-[0-9a-f]{16}")
-
-
-class Lane(msgspec.Struct, frozen=True):
-    """What prepared queries are interchangeable for; certificates by their fingerprints."""
-
-    model: str
-    client: str
-    server: str
-    terms: Terms
-
-    def name(self, role: str) -> str:
-        """Of its files at this party."""
-        terms, digest = self.terms, hashlib.sha256(msgspec.json.encode(self)).hexdigest()
-        return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{'-logits' if terms.logits else ''}-{digest[:16]}"
-
-
-class _Marks(msgspec.Struct, frozen=True):
-    """The content of a lane's mark file."""
-
-    lane: Lane
-    spent: int = 0
-    reserved: int = 0
 
 
 class Stock:
@@ -73,7 +42,7 @@ class Stock:
         """Lanes of which a prepared query fits, those for the fewest new tokens first."""
         found = []
         for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-{seq}+*"):
-            match = _NAME.fullmatch(path.name)
+            match = LANE_NAME.fullmatch(path.name)
             if match and int(match[3]) >= tokens:
                 lane = Lane(model, client, server, Terms(seq, int(match[3]), logits))
                 if lane.name(self.role) == path.name:
@@ -109,11 +78,11 @@ class Shelf:
 
     # ---- marks
 
-    def _marks(self) -> _Marks:
+    def _marks(self) -> Marks:
         try:
-            marks = msgspec.json.decode(self._file.read_bytes(), type=_Marks)
+            marks = msgspec.json.decode(self._file.read_bytes(), type=Marks)
         except FileNotFoundError:
-            return _Marks(self.lane)
+            return Marks(self.lane)
         except (OSError, msgspec.MsgspecError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is damaged"
             remedy = "without it nothing of this lane is used here; restore the file, or renew this party's certificate"
@@ -122,7 +91,7 @@ class Shelf:
             raise ConfigError(f"{self._file} is of another lane", party=self._role, remedy="restore the file")
         return marks
 
-    def _keep(self, marks: _Marks) -> None:
+    def _keep(self, marks: Marks) -> None:
         if not self._file.exists():
             pattern = f"{self._role}-{self.lane.client[:16]}-*.json"
             if sum(1 for _ in self._file.parent.glob(pattern)) >= MAX_LANES:
@@ -223,46 +192,3 @@ class Shelf:
         except Damaged as error:
             self.discard(index)
             log.warning("the prepared query %s was removed: %s", path, error)
-
-
-@contextlib.contextmanager
-def locked(cache: Path, name: str, wait_s: float) -> Iterator[None]:
-    """Holds a lane's lock; ConfigError if it cannot be had in time."""
-    path, deadline = cache / "spent" / f"{name}.lock", time.monotonic() + wait_s
-    with refusals(path):
-        make_private(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while True:
-            with refusals(path), contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > deadline:
-                raise ConfigError(f"{path} is held by another process for more than {wait_s:g} s", remedy="look for one that hangs")
-            time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def overview(cache: Path) -> list[dict[str, Any]]:
-    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `logits`, `model`, `count`, `spent`."""
-    names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
-    names |= {path.stem for path in (cache / "spent").glob("*.json")}
-    found = []
-    for name in sorted(names):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            continue
-        spent: int | None = 0
-        model: str | None = None
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                marks = msgspec.json.decode((cache / "spent" / f"{name}.json").read_bytes(), type=_Marks)
-                spent, model = marks.spent, marks.lane.model
-            except (msgspec.MsgspecError, ValueError):
-                spent = None
-        entry = {"role": match[1], "seq": int(match[2]), "max_new_tokens": int(match[3]), "logits": bool(match[4]), "model": model}
-        count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
-        found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent})
-    return found

@@ -1,0 +1,94 @@
+"""Lanes of prepared queries, and what is known of them without looking into any: their names, marks and locks.
+
+A lane is one model, one client's and one server's certificate, and the terms of the query; its name begins with the party's role,
+so that all three may share a directory. Within a lane indices grow by one.
+
+    CACHE/spent/LANE.json    the highest index that is spent, and the highest that was handed out
+    CACHE/spent/LANE.lock    locked by whoever reads or changes either, or the lane's files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from privinf.files import make_private, refusals
+from privinf.party.messages import Terms
+from protocols.errors import ConfigError
+
+LOCK_POLL_S = 0.02
+LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(-logits)?-[0-9a-f]{16}")
+
+
+class Lane(msgspec.Struct, frozen=True):
+    """What prepared queries are interchangeable for; certificates by their fingerprints."""
+
+    model: str
+    client: str
+    server: str
+    terms: Terms
+
+    def name(self, role: str) -> str:
+        """Of its files at this party."""
+        terms, digest = self.terms, hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{'-logits' if terms.logits else ''}-{digest[:16]}"
+
+
+class Marks(msgspec.Struct, frozen=True):
+    """The content of a lane's mark file."""
+
+    lane: Lane
+    spent: int = 0
+    reserved: int = 0
+
+
+@contextlib.contextmanager
+def locked(cache: Path, name: str, wait_s: float) -> Iterator[None]:
+    """Holds a lane's lock; ConfigError if it cannot be had in time."""
+    path, deadline = cache / "spent" / f"{name}.lock", time.monotonic() + wait_s
+    with refusals(path):
+        make_private(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while True:
+            with refusals(path), contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{path} is held by another process for more than {wait_s:g} s", remedy="look for one that hangs")
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def overview(cache: Path) -> list[dict[str, Any]]:
+    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `logits`, `model`, `count`, `spent`."""
+    names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
+    names |= {path.stem for path in (cache / "spent").glob("*.json")}
+    found = []
+    for name in sorted(names):
+        match = LANE_NAME.fullmatch(name)
+        if match is None:
+            continue
+        spent: int | None = 0
+        model: str | None = None
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                marks = msgspec.json.decode((cache / "spent" / f"{name}.json").read_bytes(), type=Marks)
+                spent, model = marks.spent, marks.lane.model
+            except (msgspec.MsgspecError, ValueError):
+                spent = None
+        entry = {"role": match[1], "seq": int(match[2]), "max_new_tokens": int(match[3]), "logits": bool(match[4]), "model": model}
+        count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
+        found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent})
+    return found

@@ -157,11 +157,11 @@ class Correlation:
     @cached_property
     def shares(self) -> tuple[Tensor, ...]:
         """This party's shares of the shared values."""
-        _ = self.own  # the stream is read in order
         parts = self.kind.shared_parts()
-        if self.payload is None:
-            return self._expand(parts)
-        return unpack_parts(self.payload, parts, self.device)
+        if self.payload is not None:
+            return unpack_parts(self.payload, parts, self.device)
+        _ = self.own  # the stream is read in order
+        return self._expand(parts)
 
 
 def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:

@@ -23,7 +23,19 @@ Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of the prompt.")]
 Model = Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Timed passes of each backend, after one warm-up.")]
 Backends = Annotated[str, typer.Option("--backends", metavar="A,B", help="Among privinf, crypten, plain.")]
-Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda, or by party: client=cpu,server=cuda (privinf alone).")]
+
+
+def _device(text: str) -> str:
+    """Checked before anything starts."""
+    from benchmarks.backends.privinf_backend import devices_of
+    from benchmarks.machine import require_devices
+
+    require_devices(devices_of(text).values())
+    return text
+
+
+DEVICE = typer.Option("--device", metavar="D", callback=_device, help="cpu, cuda, or by party: client=cpu,server=cuda (privinf alone).")
+Device = Annotated[str, DEVICE]
 LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|4g|RTTms:MBITS", help="Emulate a link (privinf alone).")]
 
 

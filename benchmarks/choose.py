@@ -46,7 +46,7 @@ def ladder_totals(results: Sequence[Result]) -> list[Total]:
 
 
 def smallest(results: Sequence[Result]) -> Total | None:
-    """The online total of SM+ScFuFFN_i6 at GPT-2 size where it was measured, otherwise of the largest size, there of the cheapest network."""
+    """The online total of SM+ScFuFFN_i6 at GPT-2 size where it was measured, otherwise the cheapest of the largest size."""
     found = totals(results, backend="privinf", phase="online", link=Link())
     at_size = [t for t in found if t.variant == SMALLEST and t.width >= 768]
     return min(at_size or found, key=lambda t: (-t.width, -t.seq, t.bytes_sent), default=None)

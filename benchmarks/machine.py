@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +39,19 @@ def require_memory(needed: int, what: str) -> None:
             f"{what} needs about {needed / 1e9:.1f} GB of memory, {found / 1e9:.1f} GB are free",
             remedy="choose a smaller network or fewer backends",
         )
+
+
+def require_devices(names: Iterable[str]) -> None:
+    """ConfigError for a device that this machine lacks: its rows are absent then, never invented."""
+    import torch
+
+    for name in names:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError):
+            raise ConfigError(
+                f"the device {name!r} is not here", remedy="leave --device out; the rows of a device are measured on it"
+            ) from None
 
 
 def machine() -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from msgspec.structs import replace
+
 from benchmarks import machine
 from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
@@ -57,6 +59,12 @@ class Run:
             absent=tuple(self.absent),
             notes=tuple(self.notes),
         )
+
+    @staticmethod
+    def remade(result: Result, rows: Sequence[Row]) -> Result:
+        """The result with other rows, and the totals that follow; the sockets' counters are left out."""
+        seconds = {(total.setting, total.phase): total.samples for total in result.totals}
+        return replace(result, rows=tuple(rows), totals=tuple(totals_of(rows, seconds)), sockets=())
 
 
 def take(run: Run, network: Network, seq: int, name: str, used: Any, link: Link = Link()) -> None:  # noqa: B008

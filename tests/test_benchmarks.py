@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 import benchmarks
-from benchmarks import machine
+from benchmarks import choose, machine, stages
 from benchmarks.__main__ import main
-from benchmarks.backends.privinf_backend import PrivinfBackend
+from benchmarks.backends.crypten_party import Audit
+from benchmarks.backends.privinf_backend import devices_of
+from benchmarks.compare import compare
+from benchmarks.links import kernel_link, link_of
 from benchmarks.measure import Run, interleave
 from benchmarks.micro import cases, run_case
 from benchmarks.networks import Network, made
 from benchmarks.output import as_csv, markdown
+from benchmarks.report import BEGIN, END
 from benchmarks.scenarios import ladder as scenario
 from benchmarks.schema import VERSION, Result, check, encode, median, read
 from protocols.errors import ConfigError, UnsupportedOpError
@@ -52,20 +59,50 @@ def test_ours_wins_over_the_package_that_crypten_installs() -> None:
     assert Path(benchmarks.__file__ or "").parent == ROOT / "benchmarks"
 
 
-def test_rows_are_the_socket_counters(network: Network) -> None:
-    backend = PrivinfBackend(network, 5)
-    with backend:
-        backend.once(network.ids(5))
-    rows = backend.counted().rows
-    for party, counters in backend.session.parties.items():
-        for phase in ("setup", "offline", "online"):
-            own = [row for row in rows if (row.party, row.phase) == (party, phase)]
-            if phase == "online":  # the client's counters were read before it said goodbye
-                assert 0 <= sum(r.bytes_sent for r in own) - counters["traffic"][phase]["sent"] <= 128
-                assert 0 <= sum(r.bytes_received for r in own) - counters["traffic"][phase]["received"] <= 128
-            links = [link[phase] for link in backend.session.details[party]["links"]]
-            for rows_say, socket_says in (("bytes_sent", "sent"), ("bytes_received", "received"), ("rounds", "rounds")):
-                assert sum(getattr(r, rows_say) for r in own) == sum(link[socket_says] for link in links)
+def test_rows_are_totals_are_the_socket_counters(run: Run) -> None:
+    """Byte for byte: each party's rows, the counters of its sockets themselves, and the totals."""
+    result = run.result(True)
+    assert {(s.backend, s.party, s.peer) for s in result.sockets} == {
+        *(("privinf", a, b) for a in ("client", "server", "dealer") for b in ("client", "server", "dealer") if a != b),
+        ("crypten", "client", "server"),
+        ("crypten", "server", "client"),
+    }
+    for socket in result.sockets:
+        own = [r for r in result.rows if (r.backend, r.party, r.peer) == (socket.backend, socket.party, socket.peer)]
+        assert (sum(r.bytes_sent for r in own), sum(r.bytes_received for r in own)) == (socket.bytes_sent, socket.bytes_received)
+    for backend in ("privinf", "crypten"):
+        both = [sum(x.bytes_sent for x in things if x.backend == backend) for things in (result.rows, result.totals, result.sockets)]
+        assert len(set(both)) == 1 and both[0] > 1000
+
+
+def test_a_socket_that_disagrees_is_refused(run: Run) -> None:
+    result = run.result(True)
+    wrong = msgspec.structs.replace(result.sockets[0], bytes_sent=result.sockets[0].bytes_sent + 1)
+    with pytest.raises(ConfigError, match="has not counted the sum of its rows"):
+        check(msgspec.structs.replace(result, sockets=(wrong, *result.sockets[1:])))
+
+
+def test_what_explain_predicts_is_what_is_counted(run: Run) -> None:
+    found = {m.name: m.value for m in run.measures if m.of == "privinf"}
+    for name in ("online payload", "offline between S and C payload", "dealer's payload", "set-up payload", "online rounds"):
+        assert found[name] == found[f"{name}, predicted"] > 0
+
+
+def test_seconds_are_compute_wait_and_wire(run: Run) -> None:
+    rows = [r for r in run.rows if r.backend == "privinf" and r.phase == "online" and r.op and r.party != "dealer"]
+    assert {r.party for r in rows} == {"client", "server"}
+    for row in rows:
+        parts = (row.compute_seconds, row.wait_seconds, row.wire_seconds)
+        assert row.seconds == pytest.approx(sum(part or 0.0 for part in parts)) and all(part is not None and part >= 0 for part in parts)
+        assert row.peak_bytes is not None and row.peak_bytes > 1e8
+    macs = {r.op: r.macs for r in rows if r.party == "server"}
+    assert macs["lm_head.linear"] == TINY["n_embd"] * TINY["vocab_size"] and all(r.macs is None for r in rows if r.party == "client")
+
+
+def test_truncations_of_crypten_are_audited(run: Run) -> None:
+    found = {m.name: m.value for m in run.measures if m.of == "crypten"}
+    assert found["truncations a pass"] > 1000 and 0 < found["truncation failures, expected a pass"] < 1e-3
+    assert found["truncation failures a pass"] == 0
 
 
 def test_both_ends_of_a_link_count_the_same(run: Run) -> None:
@@ -116,7 +153,7 @@ def test_a_network_that_does_not_lower_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(scenario, "made", refused)
     found = Run("ladder")
-    scenario.ladder(found, tmp_path, quick=True, seq=5, samples=1, backends=["privinf"], link=None)
+    scenario.ladder(found, tmp_path, quick=True, seq=5, samples=1, backends=["privinf"])
     assert not found.rows
     assert {absent.what for absent in found.absent} >= {"SM+LN+G", "SM+ScFuFFN"}
     assert all("aten.nonsense" in absent.reason for absent in found.absent)
@@ -142,6 +179,13 @@ def test_median(samples: list[float], middle: float | None) -> None:
         (["micro", "--json", "no/such/directory/x.json"], "no directory"),
         (["micro", "--samples", "0"], "--samples"),
         (["report", "no/such/result.json"], "cannot be read"),
+        (["compare", "no/such/a.json", "no/such/b.json"], "cannot be read"),
+        (["ladder", "--quick", "--networks", "SM+X"], "not on the ladder"),
+        (["ladder", "--quick", "--device", "clinet=cuda"], "no party 'clinet'"),
+        (["ladder", "--quick", "--device", "cuda:99"], "'cuda:99' is not here"),
+        (["links", "--links", "loopback,avian"], "cannot read the link"),
+        (["generate", "--lengths", "long"], "no list of whole numbers"),
+        (["all", "--only", "nosuch"], "no stage 'nosuch'"),
     ],
 )
 def test_errors_are_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,8 +202,13 @@ def test_another_schema_is_refused(saved: Path, change: dict[str, Any], capsys: 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_too_little_memory_is_said_before_the_start(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_said_before_the_start(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(machine, "available_bytes", lambda: 10**6)
+    monkeypatch.setattr(scenario, "made", None)  # not even a network is made
+    assert main(["ladder"]) == 2
+    assert "GB of memory" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="GB of memory"):
         interleave(Run("test"), network, 5, ["privinf"])
 
@@ -168,6 +217,7 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, capsys: pytest.Cap
     from benchmarks.scenarios import micro
 
     done: list[Any] = []
+    monkeypatch.setattr(micro, "cases", lambda: cases()[:2])
 
     def stop_at_second(*words: Any) -> Any:
         if done:
@@ -181,6 +231,142 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, capsys: pytest.Cap
     result: Result = read(path)
     assert not result.complete and result.measures
     assert "kept" in capsys.readouterr().err
+
+
+def test_compare_finds_what_grew(run: Run, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Payload and rounds exactly, bytes beyond what TLS says; seconds alone are no regression."""
+    result = run.result(True)
+
+    def changed(**more: Any) -> Result:
+        """The first row of ours online at the client that has payload, changed."""
+        at = next(i for i, r in enumerate(result.rows) if (r.backend, r.phase, r.party) == ("privinf", "online", "client") and r.payload)
+        row = result.rows[at]
+        row = msgspec.structs.replace(row, **{name: getattr(row, name) + by for name, by in more.items()})
+        return Run.remade(result, [*result.rows[:at], row, *result.rows[at + 1 :]])
+
+    assert compare(result, result) == (compare(result, result)[0], False)
+    assert "are the same" in compare(result, result)[0]
+    for worse in (changed(payload=1), changed(rounds=1), changed(bytes_sent=100_000)):
+        text, regressed = compare(result, worse)
+        assert regressed and "regression" in text
+        text, regressed = compare(worse, result)
+        assert not regressed and "better" in text
+    assert not compare(result, changed(bytes_sent=50))[1]
+    slow = [msgspec.structs.replace(t, seconds=99.0, samples=(99.0, 98.0)) if t.samples else t for t in result.totals]
+    text, regressed = compare(result, msgspec.structs.replace(result, totals=tuple(slow)))
+    assert not regressed and "beyond noise" in text
+    assert compare(result, Run.remade(result, [r for r in result.rows if r.backend != "crypten"]))[1]
+    worse_file = tmp_path / "worse.json"
+    worse_file.write_bytes(encode(changed(payload=1)))
+    assert main(["compare", str(saved), str(worse_file)]) == 1 and main(["compare", str(saved), str(saved)]) == 0
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match="different scenarios"):
+        compare(result, msgspec.structs.replace(result, scenario="other"))
+
+
+def test_the_report_is_whole(saved: Path, tmp_path: Path) -> None:
+    """Markdown with its pictures, a page without outside assets, README's block, and everything measured in the page's tables."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page, text = tmp_path / "report.html", tmp_path / "figures.md"
+    assert main(["report", str(saved), "--out", str(text), "--html", str(page), "--readme", str(readme)]) == 0
+    html = page.read_text()
+    assert "data:image/png;base64," in html and "attn.attention" in html
+    assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(|<script", html)
+    assert (tmp_path / "figures" / "waterfall.png").read_bytes().startswith(b"\x89PNG") and "figures/waterfall.png" in text.read_text()
+    lines = readme.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines and any("CrypTen" in line for line in lines)
+
+
+def test_a_readme_without_its_marks_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    assert main(["report", str(saved), "--readme", str(readme)]) == 2
+    assert "has no place for figures" in capsys.readouterr().err and readme.read_text() == "nothing"
+
+
+def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert "bytes_sent" in msgspec.json.decode(capsys.readouterr().out)["$defs"]["Row"]["properties"]
+
+
+def test_the_latency_model_is_in_half_round_trips() -> None:
+    class Fake:
+        rounds, bytes_sent, bytes_received = 10, 1_000_000, 500_000
+
+    assert choose.latency([Fake()] * 2, 100.0, 8.0, 0.5) == pytest.approx(20 * 0.05 + 2.0 + 0.5)  # type: ignore[list-item]
+
+
+def test_links_and_devices_by_name() -> None:
+    assert (link_of(None).emulated, link_of("loopback").rtt_ms, link_of("4g").rtt_ms, link_of("20ms:100").mbit_s) == (False, None, 50, 100)
+    assert devices_of("cuda") == {"client": "cuda", "server": "cuda", "dealer": "cuda"} and devices_of("server=cuda") == {"server": "cuda"}
+
+
+def test_the_kernel_shapes_a_loopback_of_its_own() -> None:
+    """What processes send within takes the time of the rate; without the rights for it, one line."""
+    code = "import socket, time; a, b = socket.create_server(('127.0.0.1', 0)), None; print(a.getsockname()[0])"
+    before = os.readlink("/proc/thread-self/ns/net") if os.path.exists("/proc/thread-self/ns/net") else ""
+    try:
+        with kernel_link(10.0, 50.0) as link:
+            assert os.readlink("/proc/thread-self/ns/net") != before and link.mbit_s == 50 and not link.emulated
+            shaped = subprocess.run(["tc", "qdisc", "show", "dev", "lo"], capture_output=True, text=True).stdout
+            assert "50Mbit" in shaped and "127.0.0.1" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    except (ConfigError, OSError) as error:
+        pytest.skip(str(error))
+    assert os.readlink("/proc/thread-self/ns/net") == before
+
+
+def test_an_audit_sees_a_truncation_that_failed(tmp_path: Path) -> None:
+    """Shares that wrap lose 2^64 / scale; the audit, not CrypTen, says so."""
+
+    class Tensor:
+        def __init__(self, share: torch.Tensor) -> None:
+            self.share = share
+
+        def div_(self, y: int) -> Any:
+            self.share = self.share.div(y, rounding_mode="trunc")
+            return self
+
+    good, bad = torch.tensor([[5 << 16, 7 << 16], [1 << 40, -(1 << 40)]]), torch.tensor([[2**63 - 1, 3], [2**63 - 1, 4]])
+    kinds = [type(f"Of{rank}", (Tensor,), {}) for rank in range(2)]
+    audits: list[Audit] = []
+
+    def party(rank: int) -> None:
+        audit = Audit(rank, str(tmp_path / "audit"))
+        audits.append(audit)
+        audit.run(kinds[rank], lambda: [kinds[rank](x[rank].clone()).div_(1 << 16) for x in (good, bad)])
+
+    threads = [threading.Thread(target=party, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    found = next(audit.found for audit in audits if audit.rank == 1)
+    assert (found["truncations"], found["truncation failures"]) == (4, 1)
+
+
+def test_stages_are_kept_failed_or_interrupted(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete result is kept, a stage that fails does not stop the others, Ctrl-C does."""
+    kept = tmp_path / "a.json"
+    kept.write_bytes(saved.read_bytes())
+    asked: list[str] = []
+
+    def process(code: int) -> Any:
+        def run(words: list[str]) -> int:
+            asked.append(words[3])
+            return code
+
+        return run
+
+    chosen = [stages.Stage(name, (name,), 1) for name in ("a", "b")]
+    monkeypatch.setattr(stages, "_run", process(2))
+    assert stages.everything(chosen, tmp_path, fresh=False) == [kept] and asked == ["b"]
+    monkeypatch.setattr(stages, "_run", process(130))
+    with pytest.raises(KeyboardInterrupt):
+        stages.everything(chosen, tmp_path, fresh=False)
+    monkeypatch.setattr(stages, "_run", process(2))
+    with pytest.raises(ConfigError, match="no stage left a result"):
+        stages.everything(chosen, tmp_path, fresh=True)
 
 
 def test_from_the_repository_root() -> None:

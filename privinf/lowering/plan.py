@@ -70,7 +70,8 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
         elif node.op == "attention":
             plan = _attention(name, ranges[name], info)
         elif node.op in _COMPARED:
-            compared = _compare_bits(name, float(ranges.get(inputs[0], {}).get("out", bound)))
+            largest = float(ranges.get(inputs[0], {}).get("out", bound))
+            compared = _compare_bits(name, largest, PRODUCT_BITS if node.op == "gelu" else MAX_BITS)
             # what it reads is opened in this ring, whatever made it
             plan = {"compare_bits": compared, "opened": PRODUCT_BITS if node.op == "gelu" else compared}
         elif node.op == "layer_norm":
@@ -108,11 +109,11 @@ def _readers(graph: Graph, name: str) -> list[Any]:
     return found
 
 
-def _compare_bits(name: str, bound: float) -> int:
+def _compare_bits(name: str, bound: float, most: int = MAX_BITS) -> int:
     # GELU compares with its edges too, whatever the range
     bits = _bits(name, FRAC, max(bound, EDGE))
-    if bits > MAX_BITS:
-        raise RangeError(f"values up to {bound:g} are too large to be compared in {MAX_BITS} bits", layer=name)
+    if bits > most:
+        raise RangeError(f"values up to {bound:g} are too large to be compared in {most} bits", layer=name)
     return bits
 
 

@@ -160,9 +160,10 @@ class Builder:
         tensor = term.tensor.float()
         masked = tensor <= MASKED
         if bool(masked.any()):
-            if bool((tensor[~masked] != 0).any()):
+            if not bool((tensor[~masked] != 0).any()):
+                return self.mask(self.expand(x, broadcast_shape(x.shape, term.shape)), masked)
+            if bool(tensor.isinf().any()) or _is_future(masked):
                 raise Unsupported("a mask with other values than 0 and minus infinity")
-            return self.mask(self.expand(x, broadcast_shape(x.shape, term.shape)), masked)
         return self._with_weight(Bias, x, term)
 
     def _with_weight(self, kind: type[Node], x: Wire, constant: Constant | float) -> Wire:
@@ -234,6 +235,13 @@ class Builder:
             y = self.emit(Add, self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half))
             x = y if size % 2 == 0 else self.emit(Cat, y, self.slice(x, dim, size - 1, size), dim=dim % len(x.shape))
         return x
+
+
+def _is_future(masked: Tensor) -> bool:
+    """Whether (..., T, T) masks what comes after each position. Large numbers anywhere else are no mask, but a term like any other."""
+    if masked.dim() < 2 or masked.shape[-2] != masked.shape[-1]:
+        return False
+    return bool((masked == torch.ones(masked.shape[-2:], dtype=torch.bool).triu(1)).all())
 
 
 def broadcast_shape(*shapes: Shape) -> Shape:

@@ -75,7 +75,15 @@ def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Any) -> None:
     """Hold the graph on floats against the module: a lowering that changes the function must not leave this house."""
     if not isinstance(expected, Tensor):
         raise UnsupportedOpError("the module must return one tensor")
-    found = graph(*(value.cpu().float() if value.is_floating_point() else value.cpu() for value in inputs))
+    beyond: list[str] = []  # the nodes with a value whose square no float32 holds, or that is not finite, in order
+
+    def observe(node: Any, operands: Any, output: Tensor) -> None:
+        if not bool((output.abs() < 1e19).all()):
+            beyond.append(node.name)
+
+    found = graph(*(value.cpu().float() if value.is_floating_point() else value.cpu() for value in inputs), observe=observe)
+    if not bool(torch.isfinite(expected).all()):
+        raise ConfigError("a value is not finite", layer=beyond[0] if beyond else "", remedy="the weights or the inputs are too large")
     tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 3e-2  # the module's own, in half precision
     expected = expected.cpu().float()
     near = tolerance * (1 + float(expected.abs().max())) if expected.numel() else 0.0

@@ -19,7 +19,9 @@ from privinf.models import corpus
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
 from privinf.models.config import ModelConfig
 from privinf.models.corpus import END, Tokens, batch_at, encode_corpus, read_corpus, train_tokenizer
-from privinf.models.training import METRICS, STATE, Diverged, Limits, Settings, Trainer, continue_text, evaluate, rate_at
+from privinf.models.evaluation import continue_text, evaluate
+from privinf.models.settings import Limits, Settings, rate_at
+from privinf.models.training import METRICS, STATE, Diverged, Trainer
 from protocols.errors import ConfigError
 
 SOURCE = '''def area_{n}(width, height):
@@ -86,15 +88,15 @@ def test_whole_modules_are_held_out_with_their_tests(sources: Path) -> None:
     assert 0 < len(held_out) < 7 and not held_out & {d.module for d in documents if not d.held_out}
 
 
-@pytest.mark.parametrize("files", [None, {}, {"a.py": ""}, {"a.txt": "x = 1"}, {"a.py": "x = 1"}, {"a/b.py": "x = 1", "a/c.py": "y = 2"}])
-def test_a_corpus_without_two_modules_is_refused(tmp_path: Path, files: dict[str, str] | None) -> None:
+@pytest.mark.parametrize("files", [None, {}, {"a.py": ""}, {".a.txt": "x = 1"}, {"a.py": "x = 1"}, {"a/b.txt": "x = 1"}])
+def test_a_corpus_without_two_files_is_refused(tmp_path: Path, files: dict[str, str] | None) -> None:
     root = tmp_path / "corpus"
     for name, text in (files or {}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     if files == {}:
         root.mkdir()
-    with pytest.raises(ConfigError, match=r"no such directory|is empty|one module"):
+    with pytest.raises(ConfigError, match=r"no such directory|is empty|one file"):
         read_corpus(root)
 
 

@@ -35,7 +35,8 @@ VERBS = {
     "compare": "Run one private and one float pass on the same prompt, and show the errors.",
     "doctor": "Check the installation, the devices, the clock, the certificates and the peers.",
     "cache": "List and remove what is kept between runs.",
-    "train": "Train a variant of the ladder on Python sources.",
+    "train": "Train a variant of the ladder on text or code.",
+    "analyze": "Show the entropy of a model's heads, and which FFNs it can do without.",
 }
 
 

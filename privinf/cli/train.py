@@ -1,10 +1,11 @@
-"""`privinf train`: trains a variant of the ladder on Python sources and writes a checkpoint directory."""
+"""`privinf train`: trains a variant of the ladder on text or code and writes a checkpoint directory."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,20 @@ from privinf.cli import common
 from protocols.errors import ConfigError
 
 OUTPUT = Path("runs/pylib")
-MINUTES = 95.0
+MINUTES = 55.0
+ARCHITECTURE = ("variant", "layers", "heads", "width", "positions", "vocab", "tie")
 PROMPTS = ("def main(", "import os\nimport sys\n\n", "class Node:\n    def __init__(self")
 
 
 def train(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for state, metrics and, in `checkpoint/`, the model.")] = OUTPUT,
     variant: Annotated[str, typer.Option(help="Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.")] = "SM(t)+ScFuFFN",
-    corpus: Annotated[Path | None, typer.Option(help="Directory of .py files; default: this interpreter's standard library.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Directory of text or code; default: this interpreter's standard library.")] = None,
+    files: Annotated[str | None, typer.Option(metavar="GLOB", help="Which files of the corpus, such as *.py.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="CHECKPOINT", help="Begin with these weights, architecture and tokenizer.")
+    ] = None,
     layers: Annotated[int, typer.Option(min=1)] = 6,
     heads: Annotated[int, typer.Option(min=1)] = 8,
     width: Annotated[int, typer.Option(min=1)] = 256,
@@ -38,10 +45,22 @@ def train(
     decay: Annotated[float, typer.Option(min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
     entropy_lambda: Annotated[float, typer.Option(help="Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.")] = 0.0,
     entropy_gamma: Annotated[float, typer.Option(help="Its tolerance, as a part of the largest entropy.")] = 0.2,
+    entropy_theta: Annotated[float, typer.Option(help="First value of its learnable thresholds, as a part of the largest entropy.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="First value of the learnable temperatures (AERO: 1e-2).")] = 1.0,
+    ffn_norm: Annotated[
+        Literal["none", "weight", "spectral"], typer.Option(help="Normalise the FFN matrices while training; folded at export.")
+    ] = "none",
+    initial: Annotated[Literal["ours", "gpt2"], typer.Option(help="Recipe of the first weights.")] = "ours",
+    range_weight: Annotated[float, typer.Option(help="Weight of the penalty on what fixed point cannot hold; 0 leaves it out.")] = 1e-2,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default: PyTorch's choice.")] = None,
-    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
-    compile: Annotated[bool, typer.Option(help="torch.compile: a quarter faster, needs a C++ compiler.")] = False,
+    bf16: Annotated[bool | None, typer.Option(help="Matrix products in bfloat16; default: where the processor has them.")] = None,
+    compile: Annotated[bool, typer.Option(help="torch.compile: faster, needs a C++ compiler.")] = False,
+    entropy_every: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Steps between records of every head's entropy; default: 25 records, or 100 steps."),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="The metrics also as TensorBoard events, in tensorboard/.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Train a variant of the ladder. Call it again with the same options to resume.
@@ -51,14 +70,23 @@ def train(
     import torch
 
     from privinf.models import corpus as corpora
-    from privinf.models.checkpoint import load_tokenizer
+    from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
     from privinf.models.config import ModelConfig
-    from privinf.models.training import RUN, Settings, Trainer, continue_text, write_run_file
+    from privinf.models.evaluation import continue_text
+    from privinf.models.pictures import plot_loss
+    from privinf.models.settings import Limits, Settings, bf16_is_fast
+    from privinf.models.training import RUN, Trainer, write_run_file
 
     if steps is None and minutes is None:
         minutes = MINUTES
     if threads is not None:
         torch.set_num_threads(threads)
+    given = [name for name in ARCHITECTURE if "DEFAULT" not in str(context.get_parameter_source(name))]
+    if start is not None and given:
+        raise ConfigError(
+            f"--from and {', '.join('--' + name for name in given)} were given", remedy="--from has an architecture of its own"
+        )
+    first = None if start is None else load_checkpoint(start)
 
     def sized(vocab_size: int, end: int) -> ModelConfig:
         return ModelConfig.for_variant(
@@ -73,35 +101,45 @@ def train(
             eos_token_id=end,
         )
 
-    sized(vocab, 0)  # refused before the work begins
+    if first is None:
+        sized(vocab, 0)  # refused before the work begins
     settings = Settings.checked(
         seed=seed,
         batch=batch,
-        length=positions,
+        length=positions if first is None else first[1].n_positions,
         learning_rate=learning_rate,
         warmup_steps=warmup,
         decay_fraction=decay,
-        bf16=bf16,
+        bf16=bf16_is_fast() if bf16 is None else bf16,
+        initial=initial,
+        temperature=temperature,
+        ffn_norm=ffn_norm,
         entropy_lambda=entropy_lambda,
         entropy_gamma=entropy_gamma,
+        entropy_theta=entropy_theta,
+        limits=Limits(weight=range_weight) if 0 <= range_weight < float("inf") else {"weight": range_weight},
     )
     say = _Speaker(quiet=as_json)
-    documents = corpora.read_corpus(corpus)
+    documents = corpora.read_corpus(corpus, files, say.line if corpus else lambda line: None)
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
     tokenizer_file = checkpoint / "tokenizer.json"
+    if first is not None and not tokenizer_file.is_file():
+        if first[2] is None:
+            raise ConfigError(f"{start}: has no tokenizer.json", remedy="without it the corpus cannot become its tokens")
+        write_atomically(tokenizer_file, first[2].read_bytes())
     if not tokenizer_file.is_file():
         say.line(f"training a tokenizer of {vocab} tokens on {len(documents)} files")
         corpora.save_tokenizer(corpora.train_tokenizer(documents, vocab), tokenizer_file)
     tokenizer = load_tokenizer(tokenizer_file)
     end = tokenizer.token_to_id(corpora.END)
-    if end is None or tokenizer.get_vocab_size() > 65536:
-        raise ConfigError(f"{tokenizer_file}: not a tokenizer of this program", remedy="remove it to have it trained anew")
-    config = sized(tokenizer.get_vocab_size(), end)
+    if end is None or tokenizer.get_vocab_size() > (vocab if first is None else 65536):
+        raise ConfigError(f"{tokenizer_file}: not a tokenizer of this run", remedy="remove it to have it trained anew")
+    config = sized(tokenizer.get_vocab_size(), end) if first is None else first[1]
     tokens = corpora.encode_corpus(documents, tokenizer)
     corpus_id = corpora.fingerprint(documents)
-    trainer = Trainer(config, settings, tokens, output, corpus_id, compile)
+    trainer = Trainer(config, settings, tokens, output, corpus_id, compile, None if first is None else first[0])
     resumed = trainer.resume()
     write_run_file(
         output,
@@ -111,6 +149,7 @@ def train(
             "settings": settings.model_dump(mode="json"),
             "steps": steps,
             "minutes": minutes,
+            "started_from": None if start is None else {"sha256": trainer.started_from},
             "corpus": {
                 "files": len(documents),
                 "sha256": corpus_id,
@@ -138,10 +177,13 @@ def train(
             for prompt in PROMPTS:
                 say.line(repr(prompt + tokenizer.decode(continue_text(trainer.model, tokenizer.encode(prompt).ids, 40))))
 
+    if tensorboard:
+        trainer.listeners.append(_tensorboard(output / "tensorboard"))
     started = time.monotonic()
     try:
         with say:
-            measured = trainer.run(steps, minutes, sample)
+            every = entropy_every or (max(1, steps // 25) if steps else 100)
+            measured = trainer.run(steps, minutes, sample, entropy_every=every)
     except KeyboardInterrupt:
         if trainer.between_steps:
             trainer.save()
@@ -156,7 +198,7 @@ def train(
         "checkpoint": str(checkpoint),
         "run": str(output / RUN),
     } | measured
-    _plot(output)
+    plot_loss(output)
     took = time.monotonic() - started
     say.line(f"done in {took:.0f} s: held-out perplexity {result['held_out_perplexity']:.2f}; the model is in {checkpoint}")
     if as_json:
@@ -212,30 +254,22 @@ class _Speaker:
             self.line(f"{100 * progress.fraction:5.1f} %  {text}, {progress.elapsed_s / 60:.1f} min")
 
 
-def _plot(output: Path) -> None:
-    """Writes loss.png from the metrics."""
-    import matplotlib
+def _tensorboard(directory: Path) -> Callable[[dict[str, Any]], None]:
+    """What writes a row of the metrics as TensorBoard events: numbers as scalars, the heads' entropies as a histogram."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("--tensorboard: the package tensorboard is missing", remedy="pip install tensorboard") from None
+    import torch
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    writer = SummaryWriter(str(directory))
 
-    from privinf.models.training import METRICS
+    def write(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                writer.add_scalar(name, value, row["step"])
+        if "entropy" in row:
+            writer.add_histogram("entropy", torch.tensor(row["entropy"]), row["step"])
+        writer.flush()
 
-    rows = [json.loads(line) for line in (output / METRICS).read_text("utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    span = max(1, len(training) // 200)
-    smooth = []
-    for index in range(len(training)):
-        recent = [loss for _, loss in training[max(0, index - span) : index + 1]]
-        smooth.append(sum(recent) / len(recent))
-    axes.plot([step for step, _ in training], smooth, label="training", linewidth=1)
-    *samples, whole = [row for row in rows if "held_out_loss" in row]
-    axes.plot([row["step"] for row in samples], [row["held_out_loss"] for row in samples], "o-", label="held-out, a sample", markersize=3)
-    axes.plot([whole["step"]], [whole["held_out_loss"]], "*", label="held-out, all of it", markersize=10)
-    axes.set_xlabel("step")
-    axes.set_ylabel("cross entropy, nats per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(output / "loss.png", dpi=120)
-    pyplot.close(figure)
+    return write

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,11 @@ class Projection(nn.Module):
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """x (..., in) -> (..., out), times a scalar if there is one."""
         if self.training:  # one kernel, and the scalar on the small side
-            weight, bias = (self.weight, self.bias) if factor is None else (self.weight * factor, self.bias * factor)
-            return F.linear(x, weight.t(), bias)
+            with torch.autocast("cpu", enabled=False):  # a normalised weight is computed when it is read
+                weight: Tensor = self.weight
+            if factor is None:
+                return F.linear(x, weight.t(), self.bias)
+            return F.linear(x, (weight * factor).t(), self.bias * factor)
         y = x @ self.weight + self.bias  # (..., in) @ (in, out) -> (..., out)
         return y if factor is None else y * factor
 
@@ -257,15 +261,16 @@ def _read(norm: nn.LayerNorm | None, weight: Tensor | None, p: float) -> None:
 
 
 @torch.no_grad()
-def initialise(model: AeroModel, seed: int) -> None:
+def initialise(model: AeroModel, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
     """Draws the weights of a model that is to be trained.
 
     With LayerNorm: GPT-2's own recipe. Without it nothing rescales the stream, so the embeddings start larger, queries and keys at twice
     the size of what they read, so that attention is not flat, and what the branches add is small, so that depth does not multiply.
+    `recipe="gpt2"` takes GPT-2's for every variant.
     """
     config = model.config
     generator = torch.Generator().manual_seed(seed)
-    normed = config.norm == "layernorm"
+    normed = config.norm == "layernorm" or recipe == "gpt2"
     branch = 1 / math.sqrt(2 * config.n_layer)
     inward = 0.02 if normed else 1 / math.sqrt(config.n_embd)
     for name, parameter in model.named_parameters():
@@ -279,7 +284,7 @@ def initialise(model: AeroModel, seed: int) -> None:
         elif name.endswith("c_proj.weight"):
             std = 0.02 * branch if normed else branch / math.sqrt(parameter.shape[0])
         elif name.endswith("fused.weight"):
-            std = 0.2 * branch * inward
+            std = 0.02 * branch if normed else 0.2 * branch * inward
         else:
             std = inward
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

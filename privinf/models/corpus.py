@@ -1,13 +1,15 @@
-"""What a model is trained on: a directory of Python sources, by default the standard library of the running interpreter.
+"""What a model is trained on: a directory of text or code, by default the Python sources of the running interpreter's standard library.
 
 Whole modules are held out, chosen by a hash of their name, and a module goes together with its tests, so that the held-out text is of
-modules that training never saw. Order and split depend on names and contents alone.
+modules that training never saw; in another directory a module is what lies under one name in it, or a file where that would be one module.
+Order and split depend on names and contents alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ SPLIT = r"(?:\r?\n[ \t]*)+| ?[A-Za-z]+| ?[0-9]{1,3}| ?[^\sA-Za-z0-9]+|\s+"
 
 @dataclass(frozen=True)
 class Document:
-    """One source file: its path below the corpus, and the module that it belongs to, which is held out or not as a whole."""
+    """One file: its path below the corpus, and the module that it belongs to, which is held out or not as a whole."""
 
     name: str
     module: str
@@ -60,27 +62,48 @@ def is_held_out(module: str) -> bool:
     return int.from_bytes(hashlib.sha256(module.encode()).digest()[:4], "big") % 100 < HELD_OUT_PERCENT
 
 
-def read_corpus(directory: Path | None = None) -> list[Document]:
-    """All readable UTF-8 `.py` files below a directory (default: the standard library), in the order of their names."""
+def read_corpus(
+    directory: Path | None = None, pattern: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> list[Document]:
+    """All UTF-8 text below a directory (default: the standard library's `.py` files), in the order of the files' names.
+
+    `pattern` narrows the files, such as `*.py`. Hidden and binary files are left out; those that are not UTF-8 too, and `say` is told so.
+    """
     root = Path(sysconfig.get_path("stdlib")) if directory is None else directory
     if not root.is_dir():
-        raise ConfigError(f"{root}: no such directory", remedy="name a directory of .py files with --corpus")
-    documents = []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        raise ConfigError(f"{root}: no such directory", remedy="name a directory of text files with --corpus")
+    found: list[tuple[Path, str]] = []
+    unreadable: list[str] = []
+    paths = root.rglob(pattern or ("*.py" if directory is None else "*"))
+    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root)
-        if any(part in SKIPPED or part.startswith(SKIPPED_PREFIXES) for part in name.parts):
+        if any(part in SKIPPED or part.startswith((".", *SKIPPED_PREFIXES)) for part in name.parts) or not path.is_file():
             continue
         try:
-            text = path.read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue  # tests of odd encodings
+            data = path.read_bytes()
+        except OSError:
+            unreadable.append(name.as_posix())
+            continue
+        if b"\0" in data[:8192]:  # not text
+            continue
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            unreadable.append(name.as_posix())
+            continue
         if text.strip() and END not in text:
-            documents.append((name.as_posix(), module_of(name), text))
-    if not documents:
-        raise ConfigError(f"{root}: the corpus is empty", remedy="it must hold .py files in UTF-8")
+            found.append((name, text))
+    skipped = f"{len(unreadable)} files left out, not UTF-8: {', '.join(unreadable[:3])}{', ...' * (len(unreadable) > 3)}"
+    if not found:
+        what = f"; {skipped}" if unreadable else ""
+        raise ConfigError(f"{root}: the corpus is empty{what}", remedy="it must hold text files in UTF-8")
+    if unreadable:
+        say(skipped)
+    of = module_of if len({module_of(name) for name, _ in found}) > 1 else lambda name: name.as_posix()
+    documents = [(name.as_posix(), of(name), text) for name, text in found]
     modules = sorted({module for _, module, _ in documents}, key=lambda module: hashlib.sha256(module.encode()).digest())
     if len(modules) < 2:
-        raise ConfigError(f"{root}: the corpus has one module, {modules[0]}", remedy="two at least are needed, so that one can be held out")
+        raise ConfigError(f"{root}: the corpus is one file, {modules[0]}", remedy="two at least are needed, so that one can be held out")
     held_out = {module for module in modules if is_held_out(module)}
     if len(held_out) in (0, len(modules)):  # a small corpus
         held_out = {modules[0]}
@@ -119,9 +142,9 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     write_atomically(path, tokenizer.to_str(pretty=True).encode())
 
 
-def encode_corpus(documents: list[Document], tokenizer: Tokenizer) -> Tokens:
-    """All documents as two streams of ids: what is trained on, what is held out."""
-    end = tokenizer.token_to_id(END)
+def encode_corpus(documents: list[Document], tokenizer: Tokenizer, end: int | None = None) -> Tokens:
+    """All documents as two streams of ids, `end` (by default END's) between them: what is trained on, what is held out."""
+    end = tokenizer.token_to_id(END) if end is None else end
     streams: dict[bool, list[NDArray[np.uint16]]] = {False: [np.array([end], np.uint16)], True: [np.array([end], np.uint16)]}
     for start in range(0, len(documents), 64):
         part = documents[start : start + 64]

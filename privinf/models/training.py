@@ -9,71 +9,36 @@ A private pass computes in a ring: values beyond its range wrap around. So the l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from privinf.models.aero import AeroModel, Trace, initialise
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.models.config import ModelConfig
 from privinf.models.corpus import Tokens, batch_at
-from privinf.models.entropy import entropy_penalty
+from privinf.models.entropy import bands, entropy_penalty
+from privinf.models.evaluation import entropy_of_heads, evaluate, spread_windows
+from privinf.models.normalisation import folded_norms, normalise_ffns
+from privinf.models.settings import Settings, rate_at
 from protocols.errors import ConfigError, PrivinfError
 
 STATE, METRICS, RUN = "state.safetensors", "metrics.jsonl", "run.json"
-
-
-class Limits(BaseModel):
-    """Where the penalty starts. The bound on scores is |q_i| max_j |k_j|, so it holds for every pair, seen or not."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    score_bound: float = 32.0
-    residual: float = 24.0
-    logit: float = 32.0
-    weight: float = 1e-2
-
-
-class Settings(BaseModel):
-    """All that a run depends on besides the model's configuration and the corpus."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-    seed: int = Field(default=1, ge=0)
-    batch: int = Field(default=16, ge=1)
-    length: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    warmup_steps: int = Field(default=200, ge=0)
-    decay_fraction: float = Field(default=0.4, ge=0, le=1)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    bf16: bool = True
-    entropy_lambda: float = Field(default=0.0, ge=0)
-    entropy_gamma: float = Field(default=0.2, ge=0, le=1)
-    limits: Limits = Limits()
-
-    @classmethod
-    def checked(cls, **values: Any) -> Settings:
-        """Settings, or a ConfigError that names every value at fault."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, not {fault['input']}" for fault in error.errors()]
-            raise ConfigError("training settings: " + "; ".join(faults)) from None
+LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
 
 
 class Diverged(PrivinfError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or stays far above that of guessing."""
 
     exit_code = 4
 
@@ -91,31 +56,40 @@ class Progress:
     extra: dict[str, float] = field(default_factory=dict)
 
 
-def rate_at(settings: Settings, step: int, fraction: float) -> float:
-    """Warmup by steps, then level, then linearly to zero over the last `decay_fraction` of the run."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    left = (1 - fraction) / settings.decay_fraction if settings.decay_fraction > 0 else 1.0
-    return settings.learning_rate * warm * min(1.0, max(0.0, left))
-
-
 class Trainer:
     """The state of a run in a directory: model, optimiser, step, and the clock so far."""
 
     def __init__(
-        self, config: ModelConfig, settings: Settings, tokens: Tokens, directory: Path, corpus_id: str = "", compile: bool = False
+        self,
+        config: ModelConfig,
+        settings: Settings,
+        tokens: Tokens,
+        directory: Path,
+        corpus_id: str = "",
+        compile: bool = False,
+        start: AeroModel | None = None,  # weights to begin with, instead of drawn ones
     ) -> None:
         if settings.length > config.n_positions:
             raise ConfigError(f"length: {settings.length} is more than n_positions, {config.n_positions}")
         batch_at(tokens.training, 0, 1, settings.length, settings.seed)  # enough text?
         self.config, self.settings, self.tokens, self.directory = config, settings, tokens, directory
         self.model = AeroModel(config)
-        initialise(self.model, settings.seed)
-        per_head = torch.full((config.n_layer, config.n_head), 0.5)  # theta, learnable, only with entropy regularisation
+        if start is None:
+            initialise(self.model, settings.seed, settings.initial)
+            for name, parameter in self.model.named_parameters():
+                if name.endswith("temperature"):
+                    nn.init.constant_(parameter, settings.temperature)
+        else:
+            self.model.load_state_dict(start.state_dict())
+        self.started_from = "" if start is None else _fingerprint(start)
+        if settings.ffn_norm != "none":
+            normalise_ffns(self.model, settings.ffn_norm, settings.seed)
+        per_head = torch.full((config.n_layer, config.n_head), settings.entropy_theta)  # learnable
         self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None
-        decayed = [p for name, p in self.model.named_parameters() if p.dim() == 2 and not name.endswith("temperature")]
-        free = [p for name, p in self.model.named_parameters() if p.dim() != 2 or name.endswith("temperature")]
-        free += [] if self.theta is None else [self.theta]
-        self.named = [(name, p) for name, p in self.model.named_parameters()] + ([] if self.theta is None else [("theta", self.theta)])
+        self.named = list(self.model.named_parameters()) + ([] if self.theta is None else [("theta", self.theta)])
+        lengths = "original0" if settings.ffn_norm == "weight" else "temperature"  # of a normalised weight: not to be pulled to zero
+        free = [p for name, p in self.named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths))]
+        decayed = [p for _, p in self.named if not any(p is other for other in free)]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}],
             lr=settings.learning_rate,
@@ -125,6 +99,8 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0
         self.between_steps = True  # else an interrupt hit while weights were changing, and the state is no state of the run
         self.corpus_id = corpus_id
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told what goes into the metrics
+        self.smooth: float | None = None  # the recent loss, for noticing divergence
         self.compiled_loss = torch.compile(self.loss) if compile else self.loss
 
     # ---- one step
@@ -166,11 +142,7 @@ class Trainer:
         total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_([p for _, p in self.named], settings.clip)
         loss = float(cross_entropy.detach())
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            raise Diverged(
-                f"training diverged at step {self.step}: loss {loss:.4g}, gradient norm {float(norm):.4g}",
-                remedy="lower --learning-rate, or choose a variant with LayerNorm or a scaled FFN",
-            )
+        self._check(loss, float(norm), ids)
         self.between_steps = False
         self.optimizer.step()
         with torch.no_grad():
@@ -180,6 +152,34 @@ class Trainer:
         self.step += 1
         self.between_steps = True
         return {"loss": loss, "rate": rate, "gradient_norm": float(norm)} | {name: float(x.detach()) for name, x in added.items()}
+
+    def _check(self, loss: float, norm: float, ids: Tensor) -> None:
+        """Raises Diverged before the weights are touched."""
+        self.smooth = loss if self.smooth is None else 0.9 * self.smooth + 0.1 * loss
+        guessing = math.log(self.config.vocab_size)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite and (self.step < LOST_AFTER or self.smooth < guessing + LOST_BY):
+            return
+        what = "" if finite else f", gradient norm {norm:.4g}"
+        raise Diverged(
+            f"training diverged at step {self.step}: loss {loss:.4g} (guessing evenly: {guessing:.2f}){what}; {self._why(ids)}",
+            remedy="lower --learning-rate, or choose a variant with LayerNorm or a scaled FFN, or --ffn-norm; what was saved is kept",
+        )
+
+    @torch.no_grad()
+    def _why(self, ids: Tensor) -> str:
+        """Where in the network the numbers go out of hand."""
+        trace = Trace()
+        self.model(ids[:2, :-1], trace=trace)
+        sizes = [float(x.abs().max()) for x in trace.residual]
+        first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
+        places = ["the embedding"]
+        for layer in range(self.config.n_layer):
+            places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * self.config.has_ffn(layer)
+        grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"
+        if first is not None:
+            return f"the residual stream is no longer finite after {places[first]}"
+        return grows + ("" if self.config.norm == "layernorm" else ", and no LayerNorm holds it")
 
     # ---- the whole run
 
@@ -191,14 +191,17 @@ class Trainer:
         save_every_s: float = 180.0,
         validate_every_s: float = 600.0,
         stop_after: int | None = None,
+        entropy_every: int | None = None,
     ) -> dict[str, float]:
         """Trains until `steps` or `minutes` of training time, whichever comes first, counting what earlier calls did.
 
         What it returns, and records last, is measured on all held-out text; what it reports on the way, on a sample of it.
         `stop_after` interrupts after that many steps of the whole, as if the process had been ended: for tests and for trying things.
+        `entropy_every` so many steps, the metrics get the entropy of every head on a sample of the training text.
         """
         if steps is None and minutes is None:
             raise ConfigError("no end is given", remedy="give --steps or --minutes")
+        sample = spread_windows(self.tokens.training, 4, self.settings.length)[:, :-1]
         saved = validated = time.monotonic()
         recent = 0.0
         while True:
@@ -214,6 +217,8 @@ class Trainer:
                 rate = rate_at(self.settings, self.step, fraction)
                 report(Progress(self.step, fraction, extra["held_out_loss"], rate, recent, self.elapsed, extra))
                 validated = time.monotonic()
+            if entropy_every and (ended or self.step % entropy_every == 0):
+                self._record_entropy(sample)
             if ended:
                 whole = self.validate(None)
                 self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | whole)
@@ -243,15 +248,22 @@ class Trainer:
             tensors["value." + name] = parameter.detach().clone()
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{kind}.{name}"] = value.detach().clone()
+        tensors |= {"buffer." + name: buffer.clone() for name, buffer in self._buffers()}
         facts = {
             "step": self.step,
             "elapsed_s": self.elapsed,
             "corpus": self.corpus_id,
             "config": json.loads(self.config.to_json()),
             "settings": self.settings.model_dump(mode="json"),
+            "started_from": self.started_from,
         }
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.directory / STATE, tensors, {"run": json.dumps(facts)})
+        with _writing(self.directory / STATE):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.directory / STATE, tensors, {"run": json.dumps(facts)})
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """The vectors of a spectral norm's power iteration."""
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if "parametrizations" in name]
 
     def resume(self) -> bool:
         """Takes up the state in the directory, if there is one; refuses one of another model, corpus or settings."""
@@ -265,6 +277,7 @@ class Trainer:
                 ("config", json.loads(self.config.to_json())),
                 ("corpus", self.corpus_id),
                 ("settings", self.settings.model_dump(mode="json")),
+                ("started_from", self.started_from),
             ):
                 if facts[what] != here:
                     raise ConfigError(
@@ -277,6 +290,8 @@ class Trainer:
                 state = {kind: tensors[f"{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in tensors}
                 if state:
                     self.optimizer.state[parameter] = state
+            for name, buffer in self._buffers():
+                buffer.copy_(tensors["buffer." + name])
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed_s"])
             self._forget_after(self.step)
         except (KeyError, ValueError, RuntimeError) as error:
@@ -285,12 +300,21 @@ class Trainer:
 
     def export(self, directory: Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes the model as a checkpoint directory (the tokenizer is the caller's)."""
-        save_checkpoint(self.model, self.config, directory, dtype)
+        with _writing(directory):
+            save_checkpoint(folded_norms(self.model), self.config, directory, dtype)
 
-    def _record(self, values: dict[str, float]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+    def _record(self, values: dict[str, Any]) -> None:
+        with _writing(self.directory / METRICS):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        for listener in self.listeners:
+            listener(values)
+
+    def _record_entropy(self, sample: Tensor) -> None:
+        entropy, e_max = entropy_of_heads(self.model, sample), math.log(max(2, sample.shape[1]))
+        rounded = [[round(value, 4) for value in row] for row in entropy.tolist()]
+        self._record({"step": self.step, "entropy": rounded, "entropy_max": round(e_max, 4)} | bands(entropy, e_max))
 
     def _forget_after(self, step: int) -> None:
         """Takes out of the metrics what will now be done again."""
@@ -300,61 +324,28 @@ class Trainer:
             write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
 
 
+def _fingerprint(model: AeroModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file could not be written; files are replaced whole, so that the one before is still there."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be written: {reason}", remedy="what was saved before is kept; make room, then resume") from None
+
+
 def _difference(there: Any, here: Any) -> str:
     if not isinstance(there, dict) or not isinstance(here, dict):
         return ""
     names = [name for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name)]
     return f" in {', '.join(names)}"
-
-
-@torch.no_grad()
-def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None = None) -> dict[str, float]:
-    """Held-out loss over consecutive windows of `length` tokens (all, or the first `windows` spread evenly), and the largest values met."""
-    stream = tokens.held_out
-    model.eval()
-    starts = list(range(0, max(1, len(stream) - length - 1), length))
-    if windows is not None and len(starts) > windows:
-        starts = [starts[index * len(starts) // windows] for index in range(windows)]
-    total, count = 0.0, 0
-    largest = {"score": 0.0, "residual": 0.0, "logit": 0.0}
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    for ids in _windows(stream, starts, length):
-        trace = Trace()
-        logits = model(ids[:, :-1], trace=trace)  # (B, T, V)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-        total, count = total + float(loss), count + ids[:, 1:].numel()
-        largest["logit"] = max(largest["logit"], float(logits.abs().max()))
-        largest["residual"] = max([largest["residual"], *(float(x.abs().max()) for x in trace.residual)])
-        for q, k in zip(trace.queries, trace.keys, strict=True):
-            scores = (q @ k.transpose(2, 3)).masked_fill(future[: ids.shape[1] - 1, : ids.shape[1] - 1], 0.0)
-            largest["score"] = max(largest["score"], float(scores.abs().max()))
-    loss_per_token = total / count
-    result = {
-        "held_out_loss": loss_per_token,
-        "held_out_perplexity": math.exp(min(loss_per_token, 50)),
-        "bits_per_byte": loss_per_token / math.log(2) * (len(stream) - 1) / tokens.held_out_bytes,
-        "held_out_tokens": float(count),
-    }
-    return result | {f"max_{name}": value for name, value in largest.items()}
-
-
-def _windows(stream: NDArray[np.uint16], starts: list[int], length: int) -> Iterator[Tensor]:
-    for first in range(0, len(starts), 8):
-        rows = [stream[start : start + length + 1] for start in starts[first : first + 8]]
-        for size in sorted({len(row) for row in rows}, reverse=True):  # the last window may be shorter
-            yield torch.from_numpy(np.stack([row for row in rows if len(row) == size]).astype(np.int64))
-
-
-@torch.no_grad()
-def continue_text(model: AeroModel, ids: list[int], new_tokens: int) -> list[int]:
-    """The greedy continuation of a prompt, up to an end token, `new_tokens` or the last position."""
-    model.eval()
-    out = list(ids)
-    for _ in range(min(new_tokens, model.config.n_positions - len(ids) + 1)):
-        out.append(int(model(torch.tensor([out]), last_only=True)[0].argmax()))
-        if out[-1] in model.config.stop_ids:
-            break
-    return out[len(ids) :]
 
 
 def write_run_file(directory: Path, facts: dict[str, Any]) -> None:

@@ -71,4 +71,6 @@ class Clock:
 
     def report(self) -> list[list[dict[str, Any]]]:
         """[[{`layer`, `op`, `seconds`, `cpu`, `wait`, `wire`, `peak`}]], a list for each pass."""
-        return [[{"layer": layer, "op": op, **dict(zip(FIELDS, cell, strict=True))} for (layer, op), cell in p.items()] for p in self.passes]
+        return [
+            [{"layer": layer, "op": op, **dict(zip(FIELDS, cell, strict=True))} for (layer, op), cell in p.items()] for p in self.passes
+        ]

@@ -75,6 +75,6 @@ def _wires(node: Any, own: Mapping[str, float], source: float | None, seen: str)
         yield "opened", plan["opened"], rings.FRAC, source, seen
         yield "compared", plan["compare_bits"], rings.FRAC, source, seen
     elif "ring" in plan and node.op != "embedding":
-        yield "product", plan["ring"], rings.FRAC + plan.get("weight_frac", rings.FRAC), out, seen
+        yield "product", plan["ring"], plan.get("in_frac", rings.FRAC) + plan.get("weight_frac", rings.FRAC), out, seen
     if not plan.get("raw"):
         yield "output", plan.get("out_bits", plan["bits"]), plan.get("out_frac", plan["frac"]), out, seen

@@ -27,6 +27,10 @@ QK_BITS = SCORE_BITS + 2 * QK_FRAC - SCORE_FRAC  # scores within 128 fit, and th
 V_FRAC = 12
 SUM_FRAC = 12
 LOGIT_FRAC = 8  # what is compared, and what a client may be given
+# what a linear map reads may be rounded to fewer fraction bits first, for nothing, so that its weight needs a narrower ring
+QKV_INPUT_FRAC = 13
+HEAD_INPUT_FRAC = 12
+SMALLEST = 2.0**-8  # of a range: smaller ones are not told apart
 LARGEST_SCORE = 100.0  # seen at calibration; softmax is right up to 120
 _COMPARED = ("relu", "gelu")
 
@@ -37,7 +41,7 @@ def up(bits: float) -> int:
 
 
 def _bits(name: str, frac: int, bound: float) -> int:
-    bits = up(frac + math.log2(max(bound, 1.0)) + 2)
+    bits = up(frac + math.log2(max(bound, SMALLEST)) + 2)
     if bits > 64:
         raise RangeError(f"values up to {bound:g} with {frac} fraction bits do not fit a ring of 64 bits", layer=name)
     return bits
@@ -60,7 +64,9 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             readers = _readers(graph, name)
             if name in graph.output_names and info.input_kind == "ids":
                 # the head: what is compared is a reduction of the product
-                plan |= {"out_frac": LOGIT_FRAC, "out_bits": plan["ring"] - (FRAC + MATRIX_FRAC - LOGIT_FRAC)}
+                out_bits = _bits(name, LOGIT_FRAC, bound)
+                plan |= {"ring": out_bits + HEAD_INPUT_FRAC + MATRIX_FRAC - LOGIT_FRAC, "in_frac": HEAD_INPUT_FRAC}
+                plan |= {"out_frac": LOGIT_FRAC, "out_bits": out_bits}
             elif readers and all(r.op == "attention" for r in readers):
                 plan = _qkv(graph, name, readers[0], ranges, info)
             elif readers and all(r.op in _COMPARED for r in readers):
@@ -68,7 +74,7 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
                 opened = max(PRODUCT_BITS if r.op == "gelu" else _compare_bits(name, bound) for r in readers)
                 plan |= {"ring": max(plan["ring"], up(opened + MATRIX_FRAC)), "out_frac": FRAC, "out_bits": opened}
         elif node.op == "attention":
-            plan = _attention(name, ranges[name], info)
+            plan = _attention(name, ranges[name], info, plans.get(inputs[0], {}))
         elif node.op in _COMPARED:
             largest = float(ranges.get(inputs[0], {}).get("out", bound))
             compared = _compare_bits(name, largest, PRODUCT_BITS if node.op == "gelu" else MAX_BITS)
@@ -88,7 +94,7 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             if node.op == "scale":
                 plan["weight_frac"] = MATRIX_FRAC
         plans[name] = plan
-    widest = max((p.get(key, 0) for p in plans.values() for key in ("ring", "input_bits", "out_bits", "opened")), default=0)
+    widest = max((max(_input_bits(p), *(p.get(key, 0) for key in ("input_bits", "out_bits", "opened"))) for p in plans.values()), default=0)
     canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
     for name, plan in plans.items():
         plan["bits"], plan["frac"] = canonical, FRAC
@@ -96,9 +102,14 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             # straight into the ring of the linear maps that read it
             readers = _readers(graph, name)
             linear = readers and all(reader.op == "linear" for reader in readers)
-            plan["out_bits"] = max(plans[reader.name]["ring"] for reader in readers) if linear else canonical
+            plan["out_bits"] = max(_input_bits(plans[reader.name]) for reader in readers) if linear else canonical
     _tie(graph, plans)
     return plans
+
+
+def _input_bits(plan: Mapping[str, Any]) -> int:
+    """The ring that a node's input needs before it is rounded to the fraction bits that the node reads."""
+    return int(plan.get("ring", 0)) + FRAC - int(plan.get("in_frac", FRAC))
 
 
 def _readers(graph: Graph, name: str) -> list[Any]:
@@ -117,22 +128,24 @@ def _compare_bits(name: str, bound: float, most: int = MAX_BITS) -> int:
     return bits
 
 
-def _v_bits(name: str, bound: float, info: Any) -> int:
-    return _bits(name, WEIGHT_FRAC + V_FRAC, bound * LARGEST * max(info.n_positions, 1))
+def _v_bits(bound: float, info: Any) -> float:
+    """Bits of the weighted sums of v."""
+    return WEIGHT_FRAC + V_FRAC + math.log2(max(1.0, bound * LARGEST * max(info.n_positions, 1))) + 2
 
 
 def _qkv(graph: Graph, name: str, reader: Any, ranges: Mapping[str, Mapping[str, float]], info: Any) -> dict[str, Any]:
     """A linear map whose output is opened for attention: its ring is wide enough for every later truncation to be a reduction."""
-    frac = FRAC + MATRIX_FRAC
-    scaled = frac + (MATRIX_FRAC if "inverse_temperature" in reader.parameter_shapes else 0)
-    v_bits = _v_bits(reader.name, float(ranges[reader.name]["v"]), info)
-    ring = up(max(QK_BITS + scaled - QK_FRAC, QK_BITS + frac - QK_FRAC, v_bits + frac - V_FRAC))
-    if ring > 64:
-        raise RangeError(f"values of v up to {ranges[reader.name]['v']:g} do not fit a ring of 64 bits", layer=reader.name)
-    return {"ring": ring, "weight_frac": MATRIX_FRAC, "raw": 1}
+    tempered = MATRIX_FRAC if "inverse_temperature" in reader.parameter_shapes else 0
+    v_bits = _v_bits(float(ranges[reader.name]["v"]), info)
+    for in_frac in (QKV_INPUT_FRAC, FRAC):
+        frac = in_frac + MATRIX_FRAC
+        ring = up(max(QK_BITS + frac + tempered - QK_FRAC, v_bits + frac - V_FRAC))
+        if ring + FRAC - in_frac <= 64:
+            return {"ring": ring, "weight_frac": MATRIX_FRAC, "in_frac": in_frac, "raw": 1}
+    raise RangeError(f"values of v up to {ranges[reader.name]['v']:g} do not fit a ring of 64 bits", layer=reader.name)
 
 
-def _attention(name: str, found: Mapping[str, float], info: Any) -> dict[str, Any]:
+def _attention(name: str, found: Mapping[str, float], info: Any, qkv: Mapping[str, Any]) -> dict[str, Any]:
     if found["score_seen"] > LARGEST_SCORE:
         raise RangeError(
             f"attention scores reach {found['score_seen']:g}; the plan allows for {LARGEST_SCORE:g}",
@@ -140,10 +153,16 @@ def _attention(name: str, found: Mapping[str, float], info: Any) -> dict[str, An
             remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
         )
     bound = float(found["v"])
+    v_bits = up(_v_bits(bound, info))
+    if qkv.get("raw"):
+        # what a reduction leaves of the map's ring holds the sums, and is often narrower than the next multiple of 4
+        v_bits = min(v_bits, qkv["ring"] - (qkv["in_frac"] + qkv["weight_frac"] - V_FRAC))
+    if v_bits > 64:
+        raise RangeError(f"values of v up to {bound:g} do not fit a ring of 64 bits", layer=name)
     return {
         "qk_bits": QK_BITS,
         "qk_frac": QK_FRAC,
-        "v_bits": _v_bits(name, bound, info),
+        "v_bits": v_bits,
         "v_frac": V_FRAC,
         "sum_frac": SUM_FRAC,
         "product_bits": _bits(name, SUM_FRAC + RECIPROCAL_FRAC, bound),

@@ -24,8 +24,9 @@ lint: $(VENV)/.installed-dev ## ruff, mypy --strict, and the import rules betwee
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev ## measure the shipped model; ARGS="ladder --quick --json FILE" and the like choose otherwise
-	$(BIN)/python -m benchmarks $(or $(ARGS),shipped $(MODEL))
+bench: $(VENV)/.installed-dev ## measure everything at small sizes into runs/bench/report.html; ARGS="ladder --json FILE" and the like choose otherwise
+	$(BIN)/python -m benchmarks $(or $(ARGS),all --quick --model $(MODEL) --out runs/bench)
+	$(if $(ARGS),,$(BIN)/python -m pytest benchmarks/test_micro.py --benchmark-autosave --benchmark-storage=runs/bench/micro --benchmark-columns=median,iqr)
 
 train: $(VENV)/.installed ## train the shipped model from scratch on a CPU, in runs/pylib; interrupted, the same command goes on
 	$(BIN)/privinf train $(ARGS)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.published import SMALLEST
-from benchmarks.schema import Link, Measure, Result, Row, Setting, Total
+from benchmarks.schema import Link, Measure, Predicted, Result, Row, Setting, Total
 
 ATTENTION = "attn.attention"
 
@@ -58,6 +58,11 @@ def rows_of(results: Iterable[Result], setting: Setting, **fields: Any) -> list[
         if found := [r for r in result.rows if r.setting == setting and matches(r, **fields)]:
             return found
     return []
+
+
+def predicted_of(results: Iterable[Result], setting: Setting) -> list[Predicted]:
+    """What was predicted of a setting, from the first result that has it."""
+    return next((found for result in results if (found := [p for p in result.predicted if p.setting == setting])), [])
 
 
 def latency(rows: Iterable[Row], rtt_ms: float, mbit_s: float, compute_s: float) -> float:

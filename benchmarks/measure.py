@@ -13,7 +13,7 @@ from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
 from benchmarks.links import link_of
 from benchmarks.networks import Network
-from benchmarks.schema import Absent, Goal, Link, Measure, Result, Row, Setting, Socket, median, totals_of
+from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Setting, Socket, median, totals_of
 
 
 class Run:
@@ -25,6 +25,7 @@ class Run:
         self.machine = machine.machine()
         self.rows: list[Row] = []
         self.sockets: list[Socket] = []
+        self.predicted: list[Predicted] = []
         self.measures: list[Measure] = []
         self.budget: list[Goal] = []
         self.absent: list[Absent] = []
@@ -54,6 +55,7 @@ class Run:
             rows=tuple(self.rows),
             totals=tuple(totals_of(self.rows, self.seconds)),
             sockets=tuple(self.sockets),
+            predicted=tuple(self.predicted),
             measures=tuple(self.measures),
             budget=tuple(self.budget),
             absent=tuple(self.absent),
@@ -72,6 +74,7 @@ def take(run: Run, network: Network, seq: int, name: str, used: Any, link: Link 
     counted = used.counted()
     run.rows += counted.rows
     run.sockets += counted.sockets
+    run.predicted += counted.predicted
     for note in counted.notes:
         run.note(note)
     for party, peak in counted.memory.items():

@@ -39,14 +39,17 @@ def _figure(width: float = 7.2, height: float = 3.4, columns: int = 1) -> tuple[
     return figure, axes
 
 
-def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], colours: Sequence[str], texts: Sequence[str]) -> None:
+def _bars(
+    axes: Axes, labels: Sequence[str], values: Sequence[float], colours: Sequence[str], texts: Sequence[str], *, log: bool = False
+) -> None:
     places = range(len(values))[::-1]
     axes.barh(places, values, color=colours, height=0.72)
     axes.set_yticks(places, labels)
-    axes.set_xscale("log")
     for place, number, text in zip(places, values, texts, strict=True):
         axes.annotate(text, (number, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_xlim(min(values) / 2.5, max(values) * 6)
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlim(min(values) / 2.5 if log else 0, max(values) * (6 if log else 1.25))
 
 
 def headline(results: Sequence[Result]) -> Figure | None:
@@ -63,7 +66,7 @@ def headline(results: Sequence[Result]) -> Figure | None:
     lines.append((f"privinf: {ours.variant}, measured", ours.bytes_sent / 1e9, OURS))
     figure, axes = _figure(8.2, 0.34 * len(lines) + 1)
     labels, values, colours = zip(*lines, strict=True)
-    _bars(axes, labels, values, colours, [f"{v:.3g} GB" for v in values])
+    _bars(axes, labels, values, colours, [f"{v:.3g} GB" for v in values], log=True)
     axes.set_xlabel("online bytes of one pass, GPT-2 size, T = 128, GB")
     return figure
 

@@ -92,6 +92,19 @@ class Socket(Setting, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bytes_received: int
 
 
+class Predicted(Setting, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `privinf explain` says of an operator, payload: how the dealer's stream and the set-up, one message each, split by operator."""
+
+    layer: str
+    op: str
+    online_bytes: int
+    rounds: int
+    dealer_bytes: int
+    peer_offline_bytes: int
+    setup_bytes: int
+    macs: int
+
+
 class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One figure: `name` says what, `of` whose; `samples` are raw."""
 
@@ -138,6 +151,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: tuple[Row, ...] = ()
     totals: tuple[Total, ...] = ()
     sockets: tuple[Socket, ...] = ()
+    predicted: tuple[Predicted, ...] = ()
     measures: tuple[Measure, ...] = ()
     budget: tuple[Goal, ...] = ()
     absent: tuple[Absent, ...] = ()

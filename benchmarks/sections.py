@@ -145,6 +145,11 @@ def _layers(results: Sequence[Result]) -> Entry:
     total = choose.smallest(results)
     rows = choose.rows_of(results, total.setting, phase="online") if total else []
     ops: dict[str, list[float]] = {}
+    ahead: dict[str, list[int]] = {}
+    for one in choose.predicted_of(results, total.setting) if total else []:
+        sums = ahead.setdefault(one.op, [0, 0, 0])
+        for place, cost in enumerate((one.peer_offline_bytes, one.dealer_bytes, one.setup_bytes)):
+            sums[place] += cost
     for row in rows:
         cell = ops.setdefault(row.op or "(control)", [0.0] * 9)
         if row.party == "client":
@@ -155,11 +160,24 @@ def _layers(results: Sequence[Result]) -> Entry:
         for place, part in enumerate(("compute_seconds", "wait_seconds", "wire_seconds")):
             cell[at + place] += getattr(row, part) or 0.0
     lines: list[list[object]] = [
-        [op, size(c[0]), int(c[1]), f"{c[2] / 1e6:,.0f}" if c[2] else "", *(f"{s:.3f}" for s in c[3:])] for op, c in ops.items()
+        [
+            op,
+            size(c[0]),
+            int(c[1]),
+            *(size(cost) if cost else "" for cost in ahead.get(op, [0, 0, 0])),
+            f"{c[2] / 1e6:,.0f}" if c[2] else "",
+            *(f"{s:.3f}" for s in c[3:]),
+        ]
+        for op, c in ops.items()
     ]
-    head = ("operator, all layers", "online bytes", "rounds", "mega-MACs")
+    head = ("operator, all layers", "online bytes", "rounds", "offline S-C", "from the dealer", "set-up", "mega-MACs")
     names = [f"{party} {part} s" for party in ("client", "server") for part in ("compute", "wait", "wire")]
-    text = f"{total.variant}, {total.layers} layers of width {total.width}, T = {total.seq}." if total else ""
+    text = ""
+    if total:
+        text = (
+            f"{total.variant}, {total.layers} layers of width {total.width}, T = {total.seq}. Online as counted; offline, dealer and "
+            "set-up split by operator as `privinf explain` predicts it (their sums are held against what is counted)."
+        )
     return "Bytes per layer", "waterfall", text, [((*head, *names), lines)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from benchmarks.networks import Network
-from benchmarks.schema import Row, Socket
+from benchmarks.schema import Predicted, Row, Socket
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Counted:
 
     rows: list[Row] = field(default_factory=list)
     sockets: list[Socket] = field(default_factory=list)
+    predicted: list[Predicted] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

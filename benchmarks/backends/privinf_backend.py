@@ -10,7 +10,7 @@ from typing import Any, Self
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.links import NAMED, link_of
 from benchmarks.networks import Network
-from benchmarks.schema import Link, Row, Socket, median
+from benchmarks.schema import Link, Predicted, Row, Socket, median
 from privinf.lowering.explain import explain
 from privinf.party.child import decode_tensor
 from privinf.party.local import LocalSession
@@ -18,6 +18,7 @@ from privinf.party.options import Options
 from protocols.errors import ConfigError
 
 PARTIES = ("client", "server", "dealer")
+COSTS = ("layer", "op", "online_bytes", "rounds", "dealer_bytes", "peer_offline_bytes", "setup_bytes", "macs")
 
 
 def devices_of(text: str) -> dict[str, str]:
@@ -80,6 +81,7 @@ class PrivinfBackend:
         cost = explain(self.network.lowered, self.seq)
         macs = {(op["layer"], op["op"]): op["macs"] for op in cost["ops"]}
         found = Counted(notes=["privinf: the first pass is the warm-up of the seconds, and its bytes are the rows"])
+        found.predicted += [Predicted(**self.setting, **{name: op[name] for name in COSTS}) for op in cost["ops"]]
         found.memory |= {role: party["peak_rss_bytes"] for role, party in self.session.parties.items() if party}
         for party in PARTIES:
             self._count(found, party, macs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,25 +112,31 @@ class _Recorder(Online):
 
 @dataclass
 class Session:
-    """Three parties that run one pass after another; weights are (public record, encoded tensor)."""
+    """Three parties that run one pass after another; weights are (public record, encoded tensor).
+
+    They compute on `device`, each of their steps in a context that `within` makes.
+    """
 
     weights: dict[str, tuple[Weight, Tensor]] = field(default_factory=dict)
     weight_seed: bytes = field(default_factory=new_seed)
+    device: str = "cpu"
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __post_init__(self) -> None:
         seeds = {role: new_seed() for role in Role}
-        masks = {name: weight_mask(self.weight_seed, w) for name, (w, _) in self.weights.items()}
-        self.held = {
-            Role.SERVER: {name: encoded for name, (_, encoded) in self.weights.items()},
-            Role.CLIENT: {name: mask_weight(encoded, self.weight_seed, w) for name, (w, encoded) in self.weights.items()},
-        }
-        self.stores = {role: Store(role, seeds[role]) for role in Role}
-        self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks)
+        with self.within():
+            masks = {name: weight_mask(self.weight_seed, w, self.device) for name, (w, _) in self.weights.items()}
+            encoded = {name: tensor.to(self.device) for name, (_, tensor) in self.weights.items()}
+            masked = {name: mask_weight(encoded[name], self.weight_seed, w) for name, (w, _) in self.weights.items()}
+        self.held = {Role.SERVER: encoded, Role.CLIENT: masked}
+        self.stores = {role: Store(role, seeds[role], self.device) for role in Role}
+        self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks, self.device)
 
     def trace(self, role: Role, program: Program) -> Trace:
         """The program on shapes."""
         trace = Trace(role, self.stores[role].next_name)
-        program(TestParty(role, trace, self.held[role], 0))
+        with self.within():
+            program(TestParty(role, trace, self.held[role], 0))
         return trace
 
     def run(self, program: Program, observe: Callable[[Party], None] | None = None) -> Outcome:
@@ -140,7 +147,8 @@ class Session:
         predicted = Cost()
         for cost in traces[Role.CLIENT].costs.values():
             predicted += cost
-        payload = b"".join(self.dealer.deal(kind) for kind in kinds)
+        with self.within():
+            payload = b"".join(self.dealer.deal(kind) for kind in kinds)
         self.dealer.end_pass()
         assert len(payload) == predicted.dealer_bytes
         splits = int(torch.randint(2**62, ()))
@@ -170,7 +178,8 @@ class Session:
 
         def guarded(role: Role) -> None:
             try:
-                walk(role)
+                with self.within():
+                    walk(role)
             except BaseException as error:
                 errors.append(error)
                 channels[role].close()

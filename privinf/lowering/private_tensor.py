@@ -97,7 +97,7 @@ class PrivinfTensor(PrivateValue):
             return None
         found = self.runtime.constants.get((node.name, key, frac))
         if found is None:
-            found = self.runtime.constants[node.name, key, frac] = encode(node.value(key), frac).to(self.runtime.device)
+            found = self.runtime.constants[node.name, key, frac] = encode(node.value(key).to(self.runtime.device), frac)
         return found
 
     def _canonical(self, node: Any, x: Shares) -> Protocol_[Shares]:
@@ -286,7 +286,7 @@ class PrivinfTensor(PrivateValue):
 
 def encode_weights(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """S's encoded weights by name, int64, on a device."""
-    return {name: encode(node.value(key), record.frac).to(device) for name, (record, node, key) in weights_of(graph).items()}
+    return {name: encode(node.value(key).to(device), record.frac) for name, (record, node, key) in weights_of(graph).items()}
 
 
 __all__ = ["Cache", "PrivinfTensor", "Runtime", "encode_weights"]

@@ -44,7 +44,7 @@ class Held(Tensor):
         return f"Held({tuple(self.shape)})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _compute(func, args, kwargs or {})
 
 
@@ -91,7 +91,7 @@ class second_device(TorchDispatchMode):
     """
 
     def __init__(self, moves: Counter[str] | None = None, *, strict: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.strict = strict
         self.moves: Counter[str] = Counter() if moves is None else moves
 

@@ -18,9 +18,9 @@ import privinf
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("privinf", "protocols")
-DISTRIBUTIONS = {"yaml": "PyYAML"}  # where the name that is imported is not the one that is installed
+# where the name that is imported is not the one that is installed
+DISTRIBUTIONS = {"yaml": "PyYAML", "sse_starlette": "sse-starlette", "prometheus_client": "prometheus-client"}
 FOR_OTHERS = {"sklearn"}  # required so that crypten's own requirement of that name can be built
-OPTIONAL = {"gateway": {"fastapi", "uvicorn", "sse_starlette", "prometheus_client"}}
 
 
 def sources() -> list[Path]:
@@ -78,9 +78,8 @@ def test_the_version_is_said_once() -> None:
 def test_requirements_are_what_is_imported() -> None:
     ours = {*PACKAGES, "__future__"}
     found = {name.split(".")[0] for path in sources() for name in imports(path)} - ours - set(sys.stdlib_module_names)
-    optional = {name for names in OPTIONAL.values() for name in names}
     required = {line.split(">")[0].split("=")[0] for line in setup_lines("install_requires")}
-    assert {DISTRIBUTIONS.get(name, name) for name in found - optional} == required - FOR_OTHERS
+    assert {DISTRIBUTIONS.get(name, name) for name in found} == required - FOR_OTHERS
 
 
 def test_no_requirement_names_a_build_or_a_host() -> None:

@@ -167,6 +167,10 @@ def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
             service.probe = dumping(Path(config["dump"]), "server")
         elif clock := _clock(config):
             service.probe = clock.begin
+    if config.get("watch"):
+        from privinf.party.watch import Watch
+
+        Watch(service, parent.emit)
     service.start()
     parent.emit("listening", address=service.address)
     while parent.lines.get() is not None:

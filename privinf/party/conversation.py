@@ -30,7 +30,7 @@ class Conversation:
         self._client = client
         self._made: list[ClientSession] = []
         self._guard = threading.Lock()
-        self._over = False
+        self._open = self._over = False
         self._cached: list[int] = []
         self._last: int | None = None  # the last new token, which no pass has taken in yet
         self.used = time.monotonic()
@@ -43,8 +43,8 @@ class Conversation:
         """Connects; PrivinfError."""
         self._client._open(self._made)
         with self._guard:
-            over = self._over
-        if over:
+            self._open = True
+        if self._over:
             self.close()
             raise TransportError("this conversation was closed", party="client")
         return self
@@ -62,7 +62,7 @@ class Conversation:
     @property
     def usable(self) -> bool:
         """Whether it can be used further."""
-        return bool(self._made) and not self._over
+        return self._open and not self._over
 
     @property
     def ids(self) -> list[int]:

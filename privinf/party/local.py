@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Self
@@ -47,8 +47,10 @@ def _environment(threads: int) -> dict[str, str]:
 class Party:
     """A party's process and the events that it emits."""
 
-    def __init__(self, role: str, *, stderr: IO[bytes] | None, threads: int = 1) -> None:
-        self.role = role
+    def __init__(
+        self, role: str, *, stderr: IO[bytes] | None, threads: int = 1, watch: Callable[[str, dict[str, Any]], None] | None = None
+    ) -> None:
+        self.role, self._watch = role, watch
         self.ended: dict[str, Any] | None = None
         self.detail: dict[str, Any] = {}
         self._stderr = stderr
@@ -86,6 +88,9 @@ class Party:
         if event["event"] == "ended":
             self.ended = {key: event[key] for key in ("pid", "peak_rss_bytes", "traffic")}
             self.detail = {key: event[key] for key in ("links", "passes")}
+        elif event["event"] == "seen":
+            if self._watch is not None:
+                self._watch(self.role, event)
         elif event["event"] == "log":
             logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
         elif event["event"] != "alive" and (waiting := self._queues.get(event.get("query"))) is not None:
@@ -176,6 +181,9 @@ class LocalSession:
     The model is a lowered or a checkpoint directory, or a `Lowered`. Raises PrivinfError. `result` holds the contract's
     fields of the last query; `parties` those of `run` after the session has ended. `devices` are of single roles. Several threads may
     ask at a time, and are answered one after the other.
+
+    With `watch` there are two processes, and the caller is the client, by `addresses` and `keys`: `watch` gets the role of a party
+    and what that party has received, see `privinf.party.watch`.
     """
 
     def __init__(
@@ -187,9 +195,13 @@ class LocalSession:
         clock: bool = False,
         devices: Mapping[str, str] | None = None,
         progress: Any = None,
+        watch: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
         self.options, self._clock, self._devices = options or Options(), clock, devices or {}
         self._model, self._dump, self._progress = model, dump, progress or (lambda phase, share: None)
+        self._watch = watch
+        self.addresses: dict[str, str] = {}
+        self.keys: Path | None = None
         self._parties: dict[str, Party] = {}
         self._stack = contextlib.ExitStack()
         self._numbers = itertools.count(1)
@@ -221,11 +233,12 @@ class LocalSession:
         elif not Path(model).is_dir():
             raise ConfigError(f"there is no model directory {model}")
         level = logging.getLogger("privinf").getEffectiveLevel()
-        for role in ("dealer", "server", "client"):  # side by side: each loads its libraries first
+        for role in ("dealer", "server", *(() if self._watch else ("client",))):  # side by side: each loads its libraries first
             stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
-            self._parties[role] = Party(role, stderr=stderr)
+            self._parties[role] = Party(role, stderr=stderr, watch=self._watch)
         options = {**asdict(self.options), "cache": str(self.options.cache.absolute())}
         common: dict[str, Any] = {"options": options, "keys": str(keys), "log_level": level, "clock": self._clock}
+        common["watch"] = self._watch is not None
         if self._dump is not None:
             common["dump"] = str(self._dump)
         parties = self._parties
@@ -235,8 +248,10 @@ class LocalSession:
         dealer = parties["dealer"].await_event("listening")["address"]
         parties["server"].say({"dealer": dealer})
         server = parties["server"].await_event("listening")["address"]
-        parties["client"].say({**own["client"], "server": server, "dealer": dealer})
-        parties["client"].await_event("ready")
+        self.addresses, self.keys = {"server": server, "dealer": dealer}, keys
+        if "client" in parties:
+            parties["client"].say({**own["client"], **self.addresses})
+            parties["client"].await_event("ready")
 
     def _ask(self, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a query but for progress; what is left of it when the caller turns away is dropped."""

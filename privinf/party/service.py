@@ -12,12 +12,14 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Self
 
 from privinf.party.blame import as_told, farewell
 from privinf.party.options import Options
 from privinf.party.report import snapshot, traffic_of
 from privinf.transport.connection import Connection
+from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
@@ -52,6 +54,7 @@ class Service:
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
         self._closing = False
+        self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.party.watch`, in local demos alone
         self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
         self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them, see `report.snapshot`
 
@@ -77,6 +80,7 @@ class Service:
             closing = self._closing
             if not closing:
                 self._connections.add(connection)
+                connection.on_message = self.watch and self.watch(connection)
         if closing:
             connection.close()
             raise TransportError(f"this {self.role} is being stopped", party=self.role)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import UnionType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -32,6 +32,7 @@ from privinf.transport.shaper import Link, Shaper
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
 
 T = TypeVar("T")
+OnMessage = Callable[[Kind, memoryview], None]
 SILENCE_S = 10.0
 """Longest time without any sign of life from the peer, seconds, unless the timeout is shorter."""
 _ERROR_CHARS = 500
@@ -86,6 +87,8 @@ class Endpoint(ABC):
         self._parts: list[memoryview] = []  # frames of a message whose last frame has not come
         self._joined = 0  # their bytes
         self._want: Want | None = None
+        self.on_message: OnMessage | None = None
+        """Sees every message that is received, its caller before it; for what shows a party's own view."""
 
     # ---- what callers use
 
@@ -278,6 +281,8 @@ class Endpoint(ABC):
                 self._parts, self._joined = [], 0
             if header.kind is Kind.DATA:
                 self.meter.data_received(header.phase, header.depth, len(message), count)
+            if self.on_message is not None:
+                self.on_message(header.kind, message)
             return message
         return None
 

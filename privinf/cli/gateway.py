@@ -1,0 +1,117 @@
+"""`privinf gateway`: the client's side as a local OpenAI-compatible service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privinf.cli import common
+from privinf.cli.signals import Stopped
+from protocols.errors import ConfigError
+
+HTTP = "127.0.0.1:8080"
+KEY_VARIABLE = "PRIVINF_API_KEY"
+MAX_TEMPLATE_BYTES = 1 << 18
+
+
+def gateway(
+    server: Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")] = None,
+    dealer: Annotated[str | None, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="DIR", help="What `privinf keys init` made, or the client's bundle.")
+    ] = None,
+    demo: Annotated[Path | None, typer.Option("--demo", metavar="MODEL", help="Start dealer and server here too, with this model.")] = None,
+    http: Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="Where to answer; port 0 takes any free one.")] = HTTP,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="KEY", help=f"What callers must show; default: ${KEY_VARIABLE}, or one made now.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The model's name for callers, beside its id.")] = "privinf",
+    chat_template: Annotated[
+        Path | None, typer.Option("--chat-template", metavar="FILE", help="A Jinja template for chats; an empty file: the plain form.")
+    ] = None,
+    expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="Refuse any model but the one with this id.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest reply that callers get.")] = 256,
+    active: Annotated[int, typer.Option("--active", metavar="N", min=1, max=64, help="Replies at a time.")] = 4,
+    waiting: Annotated[int, typer.Option("--waiting", metavar="N", min=0, help="Callers that may wait; the next gets a 429.")] = 16,
+    kept: Annotated[int, typer.Option("--kept", metavar="N", min=0, max=64, help="Idle conversations kept for a next turn.")] = 4,
+    keep: Annotated[float, typer.Option("--keep", metavar="S", min=0.0, help="How long an idle conversation is kept, seconds.")] = 300.0,
+    link: common.LinkName = None,
+    device: common.Device = "cpu",
+    timeout: common.Timeout = common.TIMEOUT_S,
+    cache: common.Cache = None,
+    as_json: common.Json = False,
+) -> None:
+    """Answer OpenAI-compatible requests on this machine, and ask the server privately.
+
+    The page at / shows a reply as it comes and what each party sees of it.
+    It serves until Ctrl-C or SIGTERM.
+
+    Example: privinf gateway --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client
+
+    To try it: privinf gateway --demo models/pylib
+    """
+    remote = [option for option, value in (("--server", server), ("--dealer", dealer), ("--keys", keys)) if value is None]
+    if (demo is None and remote) or (demo is not None and len(remote) < 3):
+        raise ConfigError(
+            "--demo starts the other parties itself" if demo else f"{', '.join(remote)} not given",
+            remedy="give --server, --dealer and --keys, or --demo MODEL alone",
+        )
+    key, made = _key(api_key)
+    template = None if chat_template is None else _template(chat_template)
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
+    from privinf.gateway.demo import Demo
+    from privinf.gateway.engine import Engine, Limits
+    from privinf.gateway.serve import listen_on, serve
+    from privinf.party.client import Client
+
+    with contextlib.ExitStack() as stack:
+        listener, watch = stack.enter_context(listen_on(http)), None
+        if demo is not None:
+            watch = stack.enter_context(Demo(demo, options))
+            server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
+        client = Client(str(server), dealer=str(dealer), keys=str(keys), options=options)
+        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens), template)
+        stack.callback(engine.close)
+        engine.start()
+
+        def listening(address: str) -> None:
+            info = engine.lowered.info
+            print(f"gateway listens on {address} with {info.variant}, id {info.id}", file=sys.stderr)
+            shown = f"#key={key}" if made else ""
+            if made:
+                print(f"API key, shown once: {key}", file=sys.stderr)
+            print(f"page: http://{address}/{shown}", file=sys.stderr, flush=True)
+            if as_json:
+                about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
+                common.write_json({**about, "api_key": key} if made else about)
+
+        try:
+            serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening)
+        except Stopped:
+            print("gateway stops", file=sys.stderr, flush=True)
+
+
+def _key(given: str | None) -> tuple[str, bool]:
+    """The API key, and whether it was made now."""
+    key = given if given is not None else os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return f"sk-privinf-{secrets.token_urlsafe(24)}", True
+    if not (key.isascii() and key.isprintable() and len(key) >= 8 and " " not in key):
+        raise ConfigError("the API key is no key", remedy="give at least 8 printable characters without blanks")
+    return key, False
+
+
+def _template(path: Path) -> str:
+    try:
+        text = path.read_bytes()[: MAX_TEMPLATE_BYTES + 1].decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if len(text) > MAX_TEMPLATE_BYTES:
+        raise ConfigError(f"{path}: longer than {MAX_TEMPLATE_BYTES} characters, which is no chat template")
+    return text

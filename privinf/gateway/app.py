@@ -1,0 +1,245 @@
+"""The HTTP service: who may call, what each path answers, and what happens when a caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sse_starlette.sse import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from privinf.gateway.engine import Engine, Query, Reply
+from privinf.gateway.metrics import Requests, families
+from privinf.gateway.page import Watch, add_page
+from privinf.gateway.wire import COMPLETION_TOKENS, ApiError, ChatRequest, CompletionRequest, Writer, as_api_error
+from privinf.party.metrics import registry_of
+from privinf.party.text import Token
+
+T = TypeVar("T")
+MAX_BODY = 2 << 20
+OPEN = ("/healthz", "/metrics", "/", "/page.js", "/page.css")
+"""Paths that need no key: they tell nothing about a prompt, a reply or a key."""
+PING_S = 15
+
+
+class CallerGone(Exception):
+    """The caller has closed its connection: there is nobody to answer."""
+
+
+def create_app(engine: Engine, *, api_key: str, name: str = "privinf", watch: Watch | None = None) -> FastAPI:
+    """The service over a started engine; `name` is the model's, beside its id. `watch` shows what the local parties of a demo get."""
+
+    @contextlib.asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        evicting = asyncio.create_task(engine.evict())
+        yield
+        evicting.cancel()
+
+    app = FastAPI(title="privinf", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    requests = Requests()
+    registry = registry_of(lambda: families(engine, requests))
+    app.add_middleware(_Door, key=api_key, requests=requests)
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        param = ".".join(place) if first["type"] != "json_invalid" else ""
+        return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param or None).response()
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        what = f"there is no {request.method} {request.url.path[:200]} here" if error.status_code in (404, 405) else str(error.detail)
+        return ApiError(error.status_code, what).response()
+
+    @app.exception_handler(CallerGone)
+    async def gone(_: Request, error: CallerGone) -> Response:
+        return Response(status_code=499)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        return {"status": "ok", "model": engine.lowered.info.id}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    def described(model: str) -> dict[str, Any]:
+        info = engine.lowered.info
+        about = {"context_length": info.n_positions, "variant": info.variant, "logits": engine.logits, "fingerprint": info.id}
+        return {"id": model, "object": "model", "created": started, "owned_by": "privinf", "privinf": about}
+
+    started, models = int(time.time()), (name, engine.lowered.info.id)
+
+    def check_model(model: str) -> None:
+        if model not in models:
+            message = f"there is no model {model[:100]!r} here; there is {name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [described(model) for model in models]}
+
+    @app.get("/v1/models/{model}")
+    async def one_model(model: str) -> dict[str, Any]:
+        check_model(model)
+        return described(model)
+
+    @app.post("/v1/completions", response_model=None)
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        check_model(body.model)
+        body.check()
+        try:
+            query = Query(body.single, body.max_tokens or COMPLETION_TOKENS, body.sampling(), body.ignore_eos)
+        except Exception as error:
+            raise as_api_error(error) from error
+        return await answer(request, body, query, Writer(body.model, chat=False))
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        check_model(body.model)
+        body.check()
+        maker = engine.chat
+        try:
+            sampling = body.sampling(maker.stop)
+            prompt = await asyncio.to_thread(maker.prompt, [message.plain() for message in body.messages])
+        except Exception as error:
+            raise as_api_error(error) from error
+        count = body.max_completion_tokens or body.max_tokens or engine.limits.new_tokens
+        query = Query(prompt, count, sampling, body.ignore_eos, special_tokens=maker.plain)
+        return await answer(request, body, query, Writer(body.model, chat=True), maker.shown)
+
+    async def answer(
+        request: Request,
+        body: CompletionRequest | ChatRequest,
+        query: Query,
+        writer: Writer,
+        shown: Callable[..., str] = lambda text, first: text,
+    ) -> Response:
+        reply = Reply()
+        pieces = _pieces(engine.stream(query, reply), shown)
+        try:
+            if not body.stream:
+                text = "".join(await while_there(request, _all(pieces)))
+                return JSONResponse(writer.whole(text, reply))
+            # the status is decided by the first token: until it has come, a refusal still is one
+            first = await while_there(request, anext(pieces, None))
+        except CallerGone:
+            raise
+        except Exception as error:
+            raise as_api_error(error) from error
+        options = body.stream_options
+        usage = bool(options and options.include_usage)
+        return EventSourceResponse(_events(first, pieces, reply, writer, usage), ping=PING_S, sep="\n")
+
+    add_page(app, engine, watch)
+    return app
+
+
+async def _pieces(tokens: AsyncIterator[Token], shown: Callable[..., str]) -> AsyncIterator[str]:
+    """Texts as they come; ids where the model has no tokenizer, with blanks between."""
+    first = True
+    async with contextlib.aclosing(tokens) as every:  # type: ignore[type-var]
+        async for token in every:
+            text = f"{'' if first else ' '}{token.id}" if token.text is None else shown(token.text, first=first)
+            first = first and not token.text and token.text is not None
+            yield text
+
+
+async def _all(pieces: AsyncIterator[str]) -> list[str]:
+    return [piece async for piece in pieces]
+
+
+async def _events(
+    first: str | None, pieces: AsyncIterator[str], reply: Reply, writer: Writer, usage: bool
+) -> AsyncIterator[dict[str, Any]]:
+    """The events of a stream; an error in the middle is an event too."""
+    async with contextlib.aclosing(pieces) as rest:  # type: ignore[type-var]
+        if writer.chat:
+            yield {"data": writer.piece(first=True)}
+        try:
+            if first:
+                yield {"data": writer.piece(first)}
+            async for piece in rest:
+                if piece:
+                    yield {"data": writer.piece(piece)}
+        except Exception as error:
+            yield {"data": json.dumps(as_api_error(error).body, ensure_ascii=False)}
+            return
+        yield {"data": writer.piece(finish=reply.finish_reason)}
+        if usage:
+            yield {"data": writer.last(reply)}
+        yield {"data": "[DONE]"}
+
+
+async def while_there(request: Request, work: Awaitable[T]) -> T:
+    """The result, or CallerGone as soon as the caller has left, and then the work is cancelled."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise CallerGone
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+class _Door:
+    """In front of everything: the key, and the size of a body; and behind everything the count of answers."""
+
+    def __init__(self, app: ASGIApp, *, key: str, requests: Requests) -> None:
+        self._app, self._key, self._requests = app, key.encode(), requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        taken = 0
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._requests.count(scope["path"], message["status"])
+            await send(message)
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY:
+                raise HTTPException(413, too_large)
+            return message
+
+        too_large = f"the body is larger than {MAX_BODY} bytes, which is no prompt"
+        if scope["path"] not in OPEN:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+                error = ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+                await error.response()(scope, receive, counted)
+                return
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > MAX_BODY:
+            await ApiError(413, too_large).response()(scope, receive, counted)
+            return
+        await self._app(scope, bounded, counted)

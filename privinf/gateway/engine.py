@@ -1,0 +1,348 @@
+"""Replies for many callers: a queue, a thread for each reply, and conversations that are kept, so that a next turn sends what is new."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from privinf.gateway.chat import Chat
+from privinf.party.client import Client
+from privinf.party.conversation import Conversation
+from privinf.party.sampling import GREEDY, Sampling
+from privinf.party.service import AGAIN
+from privinf.party.text import Prompt, Token, load_tokenizer
+from privinf.transport.meter import PHASES, Cell
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
+
+log = logging.getLogger("privinf.gateway")
+EVICT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Replies at a time, callers that wait for one, conversations that are kept and for how long, and the longest reply."""
+
+    active: int = 4
+    waiting: int = 16
+    kept: int = 4
+    keep_s: float = 300.0
+    new_tokens: int = 256
+
+
+class Full(PrivinfError):
+    """No room now; `retry_after` is in seconds."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, remedy=f"try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, repr=False)
+class Query:
+    """A prompt, as text or as ids, and how it is to be answered."""
+
+    prompt: str | list[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    ignore_eos: bool = False
+    special_tokens: bool = True  # whether the tokenizer adds its own; a chat template writes them itself
+
+
+@dataclass(eq=False, repr=False)
+class Held:
+    """A conversation and what is needed to see whether a prompt goes on from it."""
+
+    conversation: Conversation
+    text: str | None = None  # of the whole sequence, where the prompt was a text
+    ended: bool = False  # the last token ended the reply, and is not part of the text
+
+    def follow(self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None]) -> tuple[int, list[int], bool] | None:
+        """(positions in the cache, new ids, whether the last new token is kept) if the prompt goes on from here."""
+        so_far, room = self.conversation.ids, self.conversation.room
+        if not so_far:
+            return 0, ids, True
+        for keep in (True, False):
+            start = so_far if keep else so_far[:-1]
+            if len(ids) > len(start) and ids[: len(start)] == start:
+                return len(so_far) - 1, ids[len(start) :], keep
+        if self.text is None or text is None or not text.startswith(self.text):
+            return None
+        # the tokenizer may cut the reply otherwise than the model wrote it: what the model wrote stays
+        rest = encode(text[len(self.text) :])
+        if not rest or len(rest) + (not self.ended) > room:
+            return None
+        return len(so_far) - 1, rest, not self.ended
+
+
+@dataclass(eq=False, repr=False)
+class Reply:
+    """A reply as it comes; the counts are complete when it has ended."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of them, those that no pass had to take in again
+    tokens: int = 0
+    finish_reason: str = "length"
+    held: Held | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Ends it, from any thread; the peers see the session end."""
+        self.cancelled.set()
+        if self.held is not None:
+            self.held.conversation.close()
+
+
+class Engine:
+    """`start` it, then `stream` replies from an event loop, then `close` it. Raises PrivinfError, and Full where there is no room."""
+
+    def __init__(self, client: Client, limits: Limits, template: str | None = None) -> None:
+        self.client, self.limits, self._template = client, limits, template
+        self._guard = threading.Lock()
+        self._kept: list[Held] = []  # idle, the one that was used last at the end
+        self._live: set[Held] = set()
+        self._totals = {(peer, phase): Cell() for peer in ("server", "dealer") for phase in PHASES}
+        self._spent = 0
+        self._pool = ThreadPoolExecutor(limits.active, thread_name_prefix="privinf-reply")
+        self._slots = asyncio.Semaphore(limits.active)
+        self._mean_s = 1.0  # of recent replies
+        self.waiting = self.active = 0
+        self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed"), 0)
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    # ---- life
+
+    def start(self) -> None:
+        """Connects, and reads the public bundle; the session is kept for the first query."""
+        held = self._open()
+        self.lowered = held.conversation.lowered
+        if not self.lowered.info.is_language_model:
+            held.conversation.end()
+            raise ConfigError("the server's model is no language model", remedy="serve a converted checkpoint")
+        self.tokenizer = load_tokenizer(self.lowered.tokenizer)
+        self.chat = Chat(self.lowered, self.tokenizer, self._template)
+        self.logits = held.conversation.session.welcome.logits
+        with self._guard:
+            self._kept.append(held)
+
+    async def evict(self) -> None:
+        """Ends kept conversations that nobody has used for long; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(EVICT_S)
+            with self._guard:
+                old = [held for held in self._kept if time.monotonic() - held.conversation.used > self.limits.keep_s]
+                self._kept = [held for held in self._kept if held not in old]
+            for held in old:
+                await asyncio.to_thread(self._retire, held)
+
+    def close(self) -> None:
+        """Ends every reply and every conversation."""
+        with self._guard:
+            idle, self._kept = self._kept, []
+        for held in idle:
+            self._retire(held)
+        self.client.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # ---- replies
+
+    def read(self, query: Query) -> tuple[list[int], str | None]:
+        """The prompt's ids, and its text if it is one; ConfigError for what the model cannot take."""
+        text = query.prompt if isinstance(query.prompt, str) else None
+        if text is not None and not query.special_tokens and self.tokenizer is not None:
+            return list(Prompt.read(self.lowered, None, self._encode(text) or []).ids), text
+        prompt = Prompt.read(self.lowered, text, None if text is not None else list(query.prompt))  # type: ignore[arg-type]
+        return list(prompt.ids), text
+
+    def _encode(self, text: str) -> list[int] | None:
+        """Ids of a text that goes on from another; None unless they stand for exactly this text."""
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+            return ids if self.tokenizer.decode(ids, skip_special_tokens=False) == text else None
+        except Exception:  # the library raises bare ones, and the text is then no text
+            return None
+
+    async def stream(self, query: Query, reply: Reply) -> AsyncIterator[Token]:
+        """New tokens as they come. Closing the iterator, or cancelling who waits in it, ends the reply and the session behind it."""
+        if self._slots.locked() and self.waiting >= self.limits.waiting:
+            rounds = math.ceil((self.waiting + 1) / self.limits.active)
+            raise Full(f"{self.active} replies are being made and {self.waiting} callers wait", max(1, round(rounds * self._mean_s)))
+        ids, text = await asyncio.to_thread(self.read, query)
+        reply.prompt_tokens = len(ids)
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.active += 1
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException | None]()
+
+        def emit(item: Token | BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and everything with it
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def left(_: Any) -> None:
+            self.active -= 1
+            self._slots.release()
+
+        loop.run_in_executor(self._pool, self._work, query, ids, text, reply, emit).add_done_callback(left)
+        done = False
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+            done = True
+        finally:
+            if not done:  # nothing is awaited here, for the waiter may be cancelled again and again
+                reply.cancelled.set()
+                threading.Thread(target=reply.cancel, name="privinf-cancel", daemon=True).start()
+
+    def _work(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
+        """In a thread: the whole reply."""
+        began = time.monotonic()
+        try:
+            self._answer(query, ids, text, reply, emit)
+            self.counts["replies"] += 1
+        except Exception as error:
+            emit(error)
+            self.counts["cancelled" if reply.cancelled.is_set() else "failed"] += 1
+            if not isinstance(error, PrivinfError):
+                log.exception("internal error in a reply: %s", type(error).__name__)
+            if reply.held is not None:
+                self._retire(reply.held)
+        finally:
+            self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
+            for name in ("prompt_tokens", "cached_tokens", "tokens"):
+                self.counts[name] += getattr(reply, name)
+            emit(None)
+
+    def _answer(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
+        found = self._follow(ids, text)
+        held, (reply.cached_tokens, fresh, keep) = found if found else (self._open(reply), (0, ids, True))
+        while True:
+            reply.held = held
+            if reply.cancelled.is_set():
+                raise TransportError("the caller has gone", party="client")
+            try:
+                self._pass(held, query, fresh, keep, reply, emit)
+                break
+            except TransportError:
+                # a kept session may have died meanwhile, with the server say; nothing of the reply has been shown yet
+                if found is None or reply.tokens or reply.cancelled.is_set():
+                    raise
+                self._retire(held)
+                found, held, fresh, keep, reply.cached_tokens = None, self._open(reply), ids, True, 0
+        streamer = held.conversation.session.streamer
+        held.text = None if text is None or streamer is None or streamer.text is None else text + streamer.text
+        self._keep(held)
+
+    def _pass(self, held: Held, query: Query, fresh: list[int], keep: bool, reply: Reply, emit: Callable[[Any], None]) -> None:
+        session = held.conversation.session
+        count, before = min(query.max_new_tokens, self.limits.new_tokens), (session.timing.offline_s, len(session.timing.tokens_s))
+        tokens = held.conversation.generate(
+            fresh, max_new_tokens=count, ignore_eos=query.ignore_eos, sampling=query.sampling, keep_last=keep
+        )
+        for token in tokens:
+            reply.tokens += 1
+            emit(token)
+        reply.finish_reason = session.finish_reason
+        held.ended = session.finish_reason == "stop" and session.streamer is not None and not session.streamer.stopped
+        self.seconds["offline"] += session.timing.offline_s - before[0]
+        self.seconds["online"] += sum(session.timing.tokens_s[before[1] :])
+
+    # ---- conversations
+
+    def _open(self, reply: Reply | None = None) -> Held:
+        """A new conversation; where the server is full, room is made by what we keep ourselves."""
+        while True:
+            held = Held(Conversation(self.client))
+            if reply is not None:
+                reply.held = held  # from now on it can be cancelled
+            try:
+                held.conversation.open()
+                break
+            except HandshakeError as error:
+                if AGAIN not in error.message:
+                    raise
+                with self._guard:
+                    oldest = self._kept.pop(0) if self._kept else None
+                if oldest is None:
+                    raise Full(error.message, max(1, round(self._mean_s))) from error
+                self._retire(oldest)
+        self.seconds["setup"] += held.conversation.session.timing.setup_s
+        with self._guard:
+            self._live.add(held)
+        return held
+
+    def _follow(self, ids: list[int], text: str | None) -> tuple[Held, tuple[int, list[int], bool]] | None:
+        """The kept conversation from which a prompt goes on furthest, which is then no longer kept."""
+        with self._guard:
+            matches = [(held, found) for held in self._kept if held.conversation.usable and (found := held.follow(ids, text, self._encode))]
+            best = max(matches, key=lambda match: match[1][0], default=None)
+            if best is not None:
+                self._kept.remove(best[0])
+        return best
+
+    def _keep(self, held: Held) -> None:
+        if held.conversation.room <= 1 or not self.limits.kept:
+            self._retire(held)
+            return
+        with self._guard:
+            self._kept.append(held)
+            surplus = self._kept[: len(self._kept) - self.limits.kept]
+            del self._kept[: len(surplus)]
+        for old in surplus:
+            self._retire(old)
+
+    def _retire(self, held: Held) -> None:
+        """Ends a conversation, and keeps its counters; may be called again."""
+        with contextlib.suppress(PrivinfError):
+            held.conversation.end()
+        with self._guard:
+            if held in self._live:
+                self._live.discard(held)
+                for place, cell in _cells(held).items():
+                    self._totals[place].add(cell)
+                self._spent += _spent(held)
+
+    # ---- counters
+
+    @property
+    def kept(self) -> int:
+        """Conversations that are kept."""
+        return len(self._kept)
+
+    def cells(self) -> Mapping[tuple[str, str], Cell]:
+        """What moved so far, by peer and phase."""
+        result = {place: Cell() for place in self._totals}
+        with self._guard:
+            parts = [self._totals, *(_cells(held) for held in self._live)]
+        for part in parts:
+            for place, cell in part.items():
+                result[place].add(cell)
+        return result
+
+    def spent(self) -> int:
+        """Correlations that were used, each once."""
+        with self._guard:
+            return self._spent + sum(_spent(held) for held in self._live)
+
+
+def _cells(held: Held) -> dict[tuple[str, str], Cell]:
+    session = held.conversation.session
+    ends = (("server", session.connection), ("dealer", session.link))
+    return {(peer, phase): end.meter.total(phase) for peer, end in ends if end is not None for phase in PHASES}
+
+
+def _spent(held: Held) -> int:
+    return held.conversation.session.store.next_name - 1

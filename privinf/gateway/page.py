@@ -1,0 +1,141 @@
+"""The page: a prompt, the tokens as they arrive, and beside it what each party has seen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from importlib import resources
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from sse_starlette.sse import EventSourceResponse
+
+from privinf.gateway.engine import Engine, Query, Reply
+from privinf.gateway.wire import as_api_error, usage
+from privinf.party.report import TRUST, TRUST_TEXT
+from privinf.party.sampling import Sampling
+from privinf.transport.meter import PHASES, Cell
+
+TICK_S = 0.1
+FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Watch(Protocol):
+    """What the local server and dealer of a demo have received."""
+
+    def since(self, number: int) -> tuple[int, list[dict[str, Any]]]:
+        """The messages after this number, and the number of the last."""
+
+    @property
+    def seen_traffic(self) -> dict[str, Any]:
+        """{`server`, `dealer`: the contract's `traffic` of the party}."""
+
+
+class PageRequest(BaseModel):
+    """POST /page/reply."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    prompt: Annotated[StrictStr, Field(max_length=1 << 20)]
+    max_tokens: Annotated[StrictInt, Field(ge=1)] = 32
+    temperature: float = 0.0
+
+
+def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
+    """The page's files, which are part of the package, and its stream."""
+
+    def serve(path: str, name: str, kind: str) -> None:
+        body = (resources.files("privinf.gateway") / "page" / name).read_bytes()
+
+        @app.get(path, include_in_schema=False)
+        async def file() -> Response:
+            return Response(body, media_type=kind, headers=HEADERS)
+
+    for path, (name, kind) in FILES.items():
+        serve(path, name, kind)
+
+    @app.get("/page/about")
+    async def about() -> dict[str, Any]:
+        info = engine.lowered.info
+        model = {name: getattr(info, name) for name in ("variant", "layers", "heads", "width", "vocab", "n_positions", "id")}
+        trust = {"name": TRUST, "text": TRUST_TEXT}
+        parties = {"server": engine.client.server, "dealer": engine.client.dealer}
+        return {"model": model, "trust": trust, "logits": engine.logits, "demo": watch is not None, "parties": parties}
+
+    @app.post("/page/reply", response_model=None)
+    async def reply(body: PageRequest) -> Response:
+        try:
+            query = Query(body.prompt, body.max_tokens, Sampling(body.temperature))
+        except Exception as error:
+            raise as_api_error(error) from error
+        return EventSourceResponse(_events(engine, query, watch), sep="\n")
+
+
+async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIterator[dict[str, Any]]:
+    """`token`, `seen`, `counters`, and at the end `done` or `error`."""
+    reply, seen = Reply(), watch.since(-1)[0] if watch else 0
+    base = {key: _copy(cell) for key, cell in engine.cells().items()}
+    theirs = watch.seen_traffic if watch else {}
+    async with contextlib.aclosing(engine.stream(query, reply)) as tokens:  # type: ignore[type-var]
+        waiting = asyncio.ensure_future(anext(tokens, None))
+        try:
+            while True:
+                await asyncio.wait({waiting}, timeout=TICK_S)
+                if watch is not None:
+                    seen, messages = watch.since(seen)
+                    if messages:
+                        yield _event("seen", messages)
+                yield _event("counters", _counters(engine, base, watch, theirs))
+                if not waiting.done():
+                    continue
+                token = waiting.result()
+                if token is None:
+                    break
+                yield _event("token", {"id": token.id, "text": token.text})
+                waiting = asyncio.ensure_future(anext(tokens, None))
+            if watch is not None:
+                await asyncio.sleep(3 * TICK_S)  # what the others tell of the last round is still on its way
+                yield _event("seen", watch.since(seen)[1])
+            yield _event("counters", _counters(engine, base, watch, theirs))
+            yield _event("done", {"finish_reason": reply.finish_reason, "usage": usage(reply)})
+        except Exception as error:
+            yield _event("error", as_api_error(error).body["error"])
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
+def _event(name: str, data: Any) -> dict[str, Any]:
+    return {"event": name, "data": json.dumps(data, ensure_ascii=False)}
+
+
+def _copy(cell: Cell) -> Cell:
+    made = Cell()
+    made.add(cell)
+    return made
+
+
+def _counters(engine: Engine, base: dict[tuple[str, str], Cell], watch: Watch | None, theirs: dict[str, Any]) -> dict[str, Any]:
+    """What moved since `base`, as each party counts it; of a remote party only what this one sent and received."""
+    now = engine.cells()
+    moved = {place: _minus(cell.as_dict(), base[place].as_dict()) for place, cell in now.items()}
+    own = {peer: {phase: moved[peer, phase] for phase in PHASES} for peer in ("server", "dealer")}
+    others = {role: _minus(traffic, theirs.get(role, {})) for role, traffic in watch.seen_traffic.items()} if watch is not None else {}
+    return {"client": own, **others}
+
+
+def _minus(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _minus(value, before.get(name, {})) if isinstance(value, dict) else value - before.get(name, 0) for name, value in now.items()
+    }

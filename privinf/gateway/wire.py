@@ -1,0 +1,177 @@
+"""The OpenAI-compatible forms: requests as they are read, replies and errors as they are written."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from privinf.gateway.engine import Full, Reply
+from privinf.party.sampling import Sampling
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
+
+RETRY_S = 5
+"""After which a caller may ask again where a peer could not be reached."""
+COMPLETION_TOKENS = 16
+"""The longest completion where the caller names no length; a chat's reply then is as long as the gateway allows."""
+
+Text = Annotated[StrictStr, Field(max_length=1 << 20)]
+Ids = Annotated[list[StrictInt], Field(max_length=1 << 20)]
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class ApiError(Exception):
+    """What a caller is told, with its HTTP status."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0) -> None:
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+        kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(status, "invalid_request_error" if status < 500 else "api_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """An error of the protocol as a caller is told of it."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Full):
+        return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=error.retry_after)
+    if isinstance(error, ConfigError):
+        too_long = "context" in error.message
+        return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
+    if isinstance(error, HandshakeError) and "does not give logits" in error.message:
+        return ApiError(400, f"{error.message}, so the temperature must be 0", param="temperature")
+    if isinstance(error, PeerUnreachableError):
+        return ApiError(503, str(error), code="peer_unreachable", retry_after=RETRY_S)
+    if isinstance(error, PrivinfError):
+        return ApiError(502, str(error), code="peer_failed")
+    return ApiError(500, "internal error in the gateway", code="internal_error")
+
+
+class StreamOptions(BaseModel):
+    include_usage: StrictBool = False
+
+
+class _Request(BaseModel):
+    """What completions and chats have in common. Fields that nobody here knows are left alone, unless they would change the reply."""
+
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+
+    model: StrictStr
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: StrictInt | None = None
+    seed: StrictInt | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    stop_token_ids: list[StrictInt] | None = None
+    ignore_eos: StrictBool = False
+    n: StrictInt | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+
+    def check(self) -> None:
+        """ApiError for what would change the reply and is not to be had here."""
+        if self.n not in (None, 1):
+            raise ApiError(400, "one reply at a time: n must be 1", param="n")
+        without = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "best_of": 1}
+        without |= {"echo": False, "suffix": "", "tools": [], "functions": [], "tool_choice": "none", "response_format": {"type": "text"}}
+        for name, value in (self.model_extra or {}).items():
+            if name in without and value is not None and value != without[name] and not (name == "logprobs" and value is False):
+                raise ApiError(400, f"{name} is not supported here", param=name)
+
+    def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
+        """Without a temperature greedy: the server then reveals nothing but the token."""
+        own = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        temperature = self.temperature or 0.0
+        choice: dict[str, Any] = {}
+        if temperature:
+            choice = {"top_k": self.top_k or 0, "top_p": 1.0 if self.top_p is None else self.top_p}
+            choice["seed"] = None if self.seed is None else self.seed % (1 << 64)
+        return Sampling(temperature, stop=(*own, *stop), stop_ids=tuple(self.stop_token_ids or ()), **choice)
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions."""
+
+    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=1)]
+
+    @property
+    def single(self) -> str | list[int]:
+        """The one prompt, as text or as ids."""
+        if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
+            return self.prompt[0]
+        return self.prompt  # type: ignore[return-value]
+
+
+class Part(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    role: Annotated[StrictStr, Field(max_length=100)]
+    content: Text | list[Part] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        parts = self.content if isinstance(self.content, list) else []
+        return {"role": self.role, "content": self.content if isinstance(self.content, str) else "".join(part.text for part in parts)}
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    max_completion_tokens: Count | None = None
+
+
+class Writer:
+    """The documents of one reply, as a completion or as a chat."""
+
+    def __init__(self, model: str, *, chat: bool) -> None:
+        self.chat = chat
+        self._base = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, text: str, reply: Reply) -> dict[str, Any]:
+        """The reply in one piece."""
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reply.finish_reason}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._base, "object": kind, "choices": [choice], "usage": usage(reply)}
+
+    def piece(self, text: str | None = None, *, first: bool = False, finish: str | None = None) -> str:
+        """One event of a stream."""
+        delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {} if text is None else {"content": text}
+        said: dict[str, Any] = {"delta": delta} if self.chat else {"text": text or ""}
+        return self._event([{"index": 0, **said, "logprobs": None, "finish_reason": finish}])
+
+    def last(self, reply: Reply) -> str:
+        """The event with the usage, where it was asked for."""
+        return self._event([], usage=usage(reply))
+
+    def _event(self, choices: list[Any], **more: Any) -> str:
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return json.dumps({**self._base, "object": kind, "choices": choices, **more}, ensure_ascii=False)
+
+
+def usage(reply: Reply) -> dict[str, Any]:
+    """Tokens of prompt and reply; `cached_tokens` are those that a kept conversation had already."""
+    counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": reply.prompt_tokens + reply.tokens}
+    return {**counts, "prompt_tokens_details": {"cached_tokens": reply.cached_tokens}}

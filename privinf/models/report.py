@@ -76,7 +76,7 @@ def _page(directory: Path, found: dict[str, Any]) -> str:
             "<h2>Causal tracing</h2>",
             f"<p>{tracing['prompts']} prompts. The next token's probability is "
             f"{tracing['clean_probability']:.3f}, and "
-            f"{tracing['corrupted_probability']:.3f} with noise on {tracing['span']} tokens; then the attention's entropy at the last token "
+            f"{tracing['corrupted_probability']:.3f} with noise on {tracing['span']} tokens; the attention's entropy at the last token "
             f"changes by {tracing['total_entropy_change']:.3f} nats a head. The maps show how much of either comes back when one value is "
             "restored.</p>",
             _image(directory / "tracing_probability.png", "Indirect effect on the next token"),

@@ -192,10 +192,12 @@ class Trainer:
         validate_every_s: float = 600.0,
         stop_after: int | None = None,
         entropy_every: int | None = None,
+        final_windows: int | None = None,
     ) -> dict[str, float]:
         """Trains until `steps` or `minutes` of training time, whichever comes first, counting what earlier calls did.
 
-        What it returns, and records last, is measured on all held-out text; what it reports on the way, on a sample of it.
+        What it returns, and records last, is measured on all held-out text, or `final_windows` spread over it; what it reports on the
+        way, on a smaller sample.
         `stop_after` interrupts after that many steps of the whole, as if the process had been ended: for tests and for trying things.
         `entropy_every` so many steps, the metrics get the entropy of every head on a sample of the training text.
         """
@@ -220,7 +222,7 @@ class Trainer:
             if entropy_every and (ended or self.step % entropy_every == 0):
                 self._record_entropy(sample)
             if ended:
-                whole = self.validate(None)
+                whole = self.validate(final_windows)
                 self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | whole)
                 return whole
             before = time.monotonic()

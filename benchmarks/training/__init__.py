@@ -1,0 +1,1 @@
+"""The ladder trained with equal budgets, the speed of training, and ordinary inference: what docs/softmax-only.md shows."""

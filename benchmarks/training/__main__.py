@@ -1,0 +1,89 @@
+"""`python -m benchmarks.training COMMAND`, from the repository root; the commands stand in docs/softmax-only.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+DATA = Path("docs/softmax-only")
+Out = Annotated[Path, typer.Option(help="Where the runs are.")]
+
+
+@app.command()
+def ladder(
+    out: Out = Path("runs/ladder"),
+    steps: Annotated[int, typer.Option(min=1)] = 600,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
+    only: Annotated[str | None, typer.Option(help="Rows with this in their name.")] = None,
+    target: Annotated[Path, typer.Option(help="The document of results.")] = DATA / "ladder.json",
+) -> None:
+    """Train the ladder. Interrupted, the same command goes on."""
+    from benchmarks.training.ladder import gather, train_ladder
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    train_ladder(out, steps, seeds, workers, only)
+    gather(out, target, steps)
+
+
+@app.command()
+def private(
+    out: Out = Path("runs/ladder"),
+    samples: Annotated[int, typer.Option(min=0, help="Timed passes; 0 predicts bytes alone.")] = 3,
+    gpt2: Annotated[bool, typer.Option(help="Also predict the cost at GPT-2 size; 5 GB of memory.")] = False,
+    target: Path = DATA / "ladder.json",
+) -> None:
+    """Add private bytes, rounds and seconds to the ladder's results."""
+    from benchmarks.training.private import add_private, add_private_gpt2
+
+    add_private(target, out, samples)
+    if gpt2:
+        add_private_gpt2(target)
+
+
+@app.command()
+def floats(
+    target: Path = DATA / "float.json",
+    size: Annotated[str, typer.Option(help="shipped, gpt2, or both with a comma.")] = "shipped,gpt2",
+    samples: Annotated[int, typer.Option(min=1)] = 5,
+    compile: bool = True,
+) -> None:
+    """Measure ordinary inference."""
+    from benchmarks.training.floats import measure
+
+    measure(target, size.split(","), samples, compile)
+
+
+@app.command()
+def speed(
+    target: Path = DATA / "speed.json",
+    samples: Annotated[int, typer.Option(min=1)] = 15,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Measure a training step beside a plain PyTorch loop."""
+    from benchmarks.training.speed import measure
+
+    measure(target, samples, threads)
+
+
+@app.command()
+def page(
+    path: Path = Path("docs/softmax-only.md"),
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if a table differs from its file.")] = False,
+) -> None:
+    """Fill the page's tables from the files of results."""
+    from benchmarks.training.page import filled
+
+    text = path.read_text("utf-8")
+    new = filled(text, DATA)
+    if check and new != text:
+        raise SystemExit(f"{path}: a table differs from the files in {DATA}; run `python -m benchmarks.training page`")
+    if not check:
+        path.write_text(new, "utf-8")
+
+
+if __name__ == "__main__":
+    app()

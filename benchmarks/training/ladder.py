@@ -1,0 +1,130 @@
+"""Trains every row of the ladder with the same steps, data and rate, over several seeds, and gathers what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine, versions
+from benchmarks.training.rows import ROWS, SMALL, Row, config_of
+from privinf.models import corpus
+from privinf.models.checkpoint import load_tokenizer, write_atomically
+from privinf.models.corpus import Tokens
+from privinf.models.settings import Limits, Settings
+from privinf.models.training import METRICS, Diverged, Trainer
+
+BASE: dict[str, Any] = {"batch": 16, "length": 128, "learning_rate": 3e-3, "warmup_steps": 50}
+RESULT = "result.json"
+WINDOWS = 800  # of the held-out text, spread evenly: the same ones for every row
+
+
+def prepare(out: Path) -> None:
+    """The tokenizer and the corpus as ids, once for all rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "corpus.json").is_file():
+        return
+    documents = corpus.read_corpus()
+    corpus.save_tokenizer(corpus.train_tokenizer(documents, SMALL["vocab_size"]), out / "tokenizer.json")
+    tokens = corpus.encode_corpus(documents, load_tokenizer(out / "tokenizer.json"))
+    np.save(out / "training.npy", tokens.training)
+    np.save(out / "held_out.npy", tokens.held_out)
+    facts = {"held_out_bytes": tokens.held_out_bytes, "sha256": corpus.fingerprint(documents), "files": len(documents)}
+    write_atomically(out / "corpus.json", json.dumps(facts).encode())
+
+
+def read_tokens(out: Path) -> tuple[Tokens, dict[str, Any]]:
+    """What `prepare` left."""
+    facts = json.loads((out / "corpus.json").read_text())
+    training, held_out = (np.load(out / name, mmap_mode="r") for name in ("training.npy", "held_out.npy"))
+    return Tokens(training, held_out, facts["held_out_bytes"]), facts
+
+
+def train_row(out: Path, row: Row, seed: int, steps: int) -> dict[str, Any]:
+    """One run; a finished one is not repeated, and one that was interrupted goes on."""
+    import torch
+
+    torch.set_num_threads(1)
+    directory = out / row.slug / f"seed-{seed}"
+    if (directory / RESULT).is_file():
+        found: dict[str, Any] = json.loads((directory / RESULT).read_text())
+        return found
+    tokens, facts = read_tokens(out)
+    extra = dict(row.settings)
+    if "limits" in extra:
+        extra["limits"] = Limits(**extra["limits"])
+    settings = Settings.checked(**(BASE | extra | {"seed": seed}))
+    trainer = Trainer(config_of(row.variant, SMALL), settings, tokens, directory, facts["sha256"])
+    trainer.resume()
+    result: dict[str, Any] = {"seed": seed, "diverged": None}
+    started = time.process_time()
+    try:
+        result |= trainer.run(
+            steps, None, save_every_s=60.0, validate_every_s=1e9, entropy_every=max(1, steps // 20), final_windows=WINDOWS
+        )
+    except Diverged as error:
+        result["diverged"] = str(error)
+    else:
+        trainer.export(directory / "checkpoint")
+        rows = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+        last = [row for row in rows if "entropy" in row][-1]
+        result |= {"overload": last["overload"], "collapse": last["collapse"]}
+        result["training_loss"] = statistics.fmean([row["loss"] for row in rows if "loss" in row][-5:])
+    result |= {"steps": trainer.step, "cpu_seconds": round(time.process_time() - started, 1)}
+    write_atomically(directory / RESULT, (json.dumps(result) + "\n").encode())
+    return result
+
+
+def train_ladder(out: Path, steps: int, seeds: int, workers: int, only: str | None) -> None:
+    """All rows, seed by seed, so that what is there when it is interrupted is comparable. The page of results is renewed after each run."""
+    prepare(out)
+    rows = [row for row in ROWS if only is None or only in row.name]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = {pool.submit(train_row, out, row, seed, steps): (row, seed) for seed in range(1, seeds + 1) for row in rows}
+        for job in as_completed(jobs):
+            row, seed = jobs[job]
+            result = job.result()
+            text = result["diverged"] or f"perplexity {result['held_out_perplexity']:.3f}"
+            print(f"{time.strftime('%H:%M:%S')} {row.name}, seed {seed}: {text} ({result['cpu_seconds']:.0f} s)", flush=True)
+
+
+def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
+    """Everything that was trained so far, as one document; what `private` and others added to it is kept."""
+    tokens, facts = read_tokens(out)
+    old = json.loads(target.read_text()) if target.is_file() else {}
+    kept = {row["name"]: row for row in old.get("rows", [])}
+    rows = []
+    for row in ROWS:
+        runs = [json.loads(path.read_text()) for path in sorted((out / row.slug).glob(f"seed-*/{RESULT}"))]
+        if not runs:
+            continue
+        losses = [run["held_out_loss"] for run in runs if run["diverged"] is None]
+        entry: dict[str, Any] = {"name": row.name, "variant": row.variant, "settings": row.settings, "aero": row.aero}
+        entry["diverges_at_aero"] = row.diverges_at_aero
+        if losses:
+            perplexities = [math.exp(loss) for loss in losses]
+            entry["perplexity"] = round(statistics.fmean(perplexities), 4)
+            entry["spread"] = round(statistics.stdev(perplexities), 4) if len(losses) > 1 else None
+        entry["runs"] = runs
+        if "private" in kept.get(row.name, {}):
+            entry["private"] = kept[row.name]["private"]
+        rows.append(entry)
+    document = {
+        "size": SMALL,
+        "settings": BASE,
+        "steps": steps,
+        "training_tokens_seen": steps * BASE["batch"] * BASE["length"],
+        "corpus": facts | {"training_tokens": len(tokens.training), "held_out_tokens": len(tokens.held_out)},
+        "machine": machine(),
+        "versions": versions(),
+        "rows": rows,
+    }
+    document |= {key: old[key] for key in ("private_gpt2",) if key in old}
+    write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
+    return document

@@ -1,0 +1,63 @@
+"""The rows of the ladder that are trained, and the sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from privinf.models.config import ModelConfig
+
+SMALL: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": 128}
+SHIPPED: dict[str, Any] = {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 3072, "n_positions": 256}
+GPT2: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 256}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a network of the ladder and how it is trained; `aero` is AERO's perplexity (CodeParrot, T = 128)."""
+
+    name: str
+    variant: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    aero: float | None = None
+    diverges_at_aero: bool = False
+
+    @property
+    def slug(self) -> str:
+        """As a directory's name."""
+        kept = "".join(character if character.isalnum() else "-" for character in self.name)
+        return "-".join(part for part in kept.split("-") if part)
+
+
+EREG = {"entropy_lambda": 1e-2}
+ROWS = (
+    Row("SM+LN+G", "SM+LN+G", aero=2.69),
+    Row("SM+LN+R", "SM+LN+R", aero=2.76),
+    Row("SM+LN", "SM+LN", aero=3.38),
+    Row("SM+G", "SM+G", aero=3.20),
+    Row("SM+R", "SM+R", aero=2.94),
+    Row("SM, GPT-2's first weights, no range penalty", "SM", {"initial": "gpt2", "limits": {"weight": 0.0}}, diverges_at_aero=True),
+    Row("SM", "SM", diverges_at_aero=True),
+    Row("SM, weight norm", "SM", {"ffn_norm": "weight"}, aero=3.640),
+    Row("SM, spectral norm", "SM", {"ffn_norm": "spectral"}, aero=3.624),
+    Row("SM+ScFFN", "SM+ScFFN", aero=3.50),
+    Row("SM+ScFuFFN", "SM+ScFuFFN", aero=3.48),
+    Row("SM+ScFuFFN_i2", "SM+ScFuFFN_i2", aero=3.54),
+    Row("SM(t)+ScFuFFN", "SM(t)+ScFuFFN"),
+    Row("EReg(SM(t)+ScFuFFN)", "SM(t)+ScFuFFN", EREG, aero=3.21),
+    Row("EReg(SM(t)+ScFuFFN), AERO's lambda", "SM(t)+ScFuFFN", {"entropy_lambda": 1e-5}),
+    Row(
+        "EReg(SM(t)+ScFuFFN), AERO's lambda, t and first weights",
+        "SM(t)+ScFuFFN",
+        {"entropy_lambda": 1e-5, "temperature": 1e-2, "initial": "gpt2"},
+    ),
+    Row("EReg(SM(t)+ScFuFFN_i2)", "SM(t)+ScFuFFN_i2", EREG, aero=3.25),
+)
+STRUCTURES = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM", "SM+ScFFN", "SM+ScFuFFN", "SM+ScFuFFN_i{half}", "SM(t)+ScFuFFN")
+
+
+def config_of(variant: str, sizes: dict[str, Any]) -> ModelConfig:
+    """`{half}` is half of the layers."""
+    return ModelConfig.for_variant(
+        variant.format(half=sizes["n_layer"] // 2), tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **sizes
+    )

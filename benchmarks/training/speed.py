@@ -1,0 +1,72 @@
+"""The speed of our training step beside a plain PyTorch loop on the same model and batches, step by step in turn."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.machine import machine, versions
+from benchmarks.training.rows import SHIPPED, SMALL, config_of
+from privinf.models.aero import AeroModel, initialise
+from privinf.models.checkpoint import write_atomically
+from privinf.models.corpus import Tokens, batch_at
+from privinf.models.settings import Settings
+from privinf.models.training import Trainer
+
+
+def measure(target: Path, samples: int, threads: int) -> None:
+    """Writes seconds and ratios; a ratio above 1 says that ours is the faster."""
+    torch.set_num_threads(threads)
+    document: dict[str, Any] = {"threads": threads, "machine": machine(), "versions": versions(), "cases": []}
+    for label, sizes, variant, extra in (
+        ("shipped size", SHIPPED, "SM(t)+ScFuFFN", {}),
+        ("shipped size, entropy regularisation", SHIPPED, "SM(t)+ScFuFFN", {"entropy_lambda": 1e-2}),
+        ("small size", SMALL, "SM(t)+ScFuFFN", {}),
+        ("small size", SMALL, "SM+LN+G", {}),
+    ):
+        config = config_of(variant, sizes)
+        stream = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 18).astype(np.uint16)
+        settings = Settings(length=config.n_positions, **extra)
+        with tempfile.TemporaryDirectory() as work:
+            trainer = Trainer(config, settings, Tokens(stream, stream[:4096], 8192), Path(work))
+            plain = _plain(config, stream, settings)
+            ours, theirs = [], []
+            for step in range(samples + 2):
+                started = time.perf_counter()
+                plain(step)
+                between = time.perf_counter()
+                trainer.train_step(0.1)
+                theirs.append(between - started)
+                ours.append(time.perf_counter() - between)
+        ratios = [there / here for there, here in zip(theirs[2:], ours[2:], strict=True)]
+        case = {"case": label, "variant": variant, "ratio": round(statistics.median(ratios), 3)}
+        case |= {"plain_s": [round(v, 4) for v in theirs[2:]], "ours_s": [round(v, 4) for v in ours[2:]]}
+        document["cases"].append(case)
+        print(case, flush=True)
+    write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _plain(config: Any, stream: Any, settings: Settings) -> Any:
+    model = AeroModel(config)
+    with torch.no_grad():
+        initialise(model, settings.seed)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+
+    def step(number: int) -> None:
+        ids = torch.from_numpy(batch_at(stream, number, settings.batch, settings.length, settings.seed))
+        loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+
+    return step

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from privinf.cli import app as cli
 from privinf.cli.common import human_bytes, read_prompt
 from privinf.cli.signals import Stopped
+from privinf.party.options import Options
 from privinf.transport.keys import init_keys
 from protocols import errors
 from protocols.errors import ConfigError
@@ -284,7 +286,7 @@ def test_the_cache_is_listed_and_removed_by_name(call: Call, tmp_path: Path) -> 
 
 def test_defaults_are_the_runtimes() -> None:
     from privinf.cli import common
-    from privinf.party.options import MAX_NEW_TOKENS, Options
+    from privinf.party.options import MAX_NEW_TOKENS
 
     assert common.NEW_TOKENS == MAX_NEW_TOKENS and Options().timeout == common.TIMEOUT_S
 
@@ -301,6 +303,62 @@ def test_doctor_finds_a_sound_installation(call: Call, tmp_path: Path) -> None:
     found = {check["name"]: check["detail"] for check in report["checks"]}
     assert report["ok"] and {"torch", "crypten", "clock", "cuda", "cpu", "TLS 1.3", "keys"} <= set(found)
     assert found["certificate of the client"] == "397 days left"
+
+
+PARTY = ["--dealer", "localhost:1", "--keys", "nowhere"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "nowhere", "--prompt", "x"],
+        ["compare", "nowhere", "--prompt", "x"],
+        ["serve", "nowhere", "--listen", "localhost:0", *PARTY],
+        ["dealer", "--listen", "localhost:0", "--keys", "nowhere"],
+        ["generate", "--server", "localhost:1", "--prompt", "x", *PARTY],
+        ["doctor"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_device_that_is_not_here(call: Call, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By option and by configuration file, with a torch for the CPU and with one that finds no device."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tmp_path / "privinf.yaml"
+    config.write_text("device: cuda\n")
+    for version, why in ((None, "built for the cpu alone"), ("12.8", "no cuda device is visible")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        for given in (["--device", "cuda"], ["--config", str(config)]):
+            done = call(*words, *given)
+            assert done.code == 2 and (done.out == "" or words[0] == "doctor")
+            assert_one_line(done.err)
+            assert why in done.err.lower() and "cuda" in done.err
+    config.write_text("device: abacus\n")
+    done = call(*words, "--config", config)
+    assert (done.code, done.out) == (2, "") and "abacus" in done.err
+    assert_one_line(done.err)
+
+
+def test_doctor_lists_the_devices(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pretended ones."""
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=f"Card {index}", total_memory=(index + 1) << 33)
+    )
+    done = call("doctor", "--cache", tmp_path, "--device", "cuda", "--json")
+    found = {check["name"]: check["detail"] for check in json.loads(done.out)["checks"]}
+    assert found["cuda"] == "cuda:0 Card 0, 8.0 GiB; cuda:1 Card 1, 16.0 GiB"
+    with pytest.raises(ConfigError, match="2 CUDA devices"):
+        Options(device="cuda:2")
+    for wrong in ("abacus", "cuda:x", "cuda:", "cpu:0", "meta"):
+        with pytest.raises(ConfigError, match="no device"):
+            Options(device=wrong)
+    assert Options(device="cuda:1").device == "cuda:1"
 
 
 def test_doctor_names_what_is_wrong(call: Call, tmp_path: Path) -> None:

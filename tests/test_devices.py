@@ -17,7 +17,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output, next_token
-from privinf.party import dealer
+from privinf.party import dealer, options
 from privinf.party.dealer import DealerService
 from privinf.party.server import Server
 from privinf.party.service import Service
@@ -141,6 +141,7 @@ def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Pa
         masks[weight.name] += 1
         return weight_mask(seed, weight, device)
 
+    monkeypatch.setattr(options, "check_device", lambda name: None)
     there(DealerService)
     there(Server)
     monkeypatch.setattr(dealer, "weight_mask", counted)

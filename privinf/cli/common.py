@@ -134,12 +134,6 @@ def make_options(
         from privinf.transport.shaper import parse_link
 
         parse_link(link)
-    if device == "cuda":
-        from privinf.party.doctor import cuda_missing
-
-        why = cuda_missing()
-        if why:
-            raise ConfigError(f"--device cuda: {why}", remedy="use --device cpu")
     from privinf.party.options import Options
 
     kept: dict[str, Any] = {"cache": cache} if cache is not None else {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from privinf.party.devices import cuda_devices, cuda_missing
 from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
 from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError
@@ -50,7 +51,7 @@ def checks(
     yield _tried("TLS 1.3", _tls)
     yield _tried("cpu", _cpu)
     why = cuda_missing()
-    yield Check("cuda", device != "cuda" or not why, why or _cuda())
+    yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
     yield _tried("cache", lambda: _writable(cache))
     infos: list[KeyInfo] = []
     if keys is not None:
@@ -66,17 +67,6 @@ def checks(
     for role, address in (("server", server), ("dealer", dealer)):
         if address is not None:
             yield _peer(role, address, keys, timeout)
-
-
-def cuda_missing() -> str:
-    """Why there is no CUDA device here, in one line; empty if there is one."""
-    try:
-        import torch
-    except ImportError as error:
-        return f"torch cannot be imported: {error}"
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "the installed torch is built for the CPU alone"
-    return "" if torch.cuda.is_available() else "no CUDA device is visible to this process"
 
 
 def _tried(name: str, detail: Callable[[], str]) -> Check:
@@ -107,12 +97,6 @@ def _cpu() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return f"{cores} cores, {memory / 2**30:.1f} GiB of memory"
-
-
-def _cuda() -> str:
-    import torch
-
-    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 def _writable(cache: Path) -> str:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from privinf.party.devices import check_device
 from privinf.transport.shaper import Link, parse_link
 
 MAX_NEW_TOKENS = 32
@@ -20,7 +21,10 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Options:
-    """Common to all parties; seconds, and paths. `link` is an emulated link between server and client."""
+    """Common to all parties; seconds, and paths. `link` is an emulated link between server and client.
+
+    ConfigError where `device` (`cpu` or `cuda`) is not here.
+    """
 
     timeout: float = 60.0
     link: str | None = None
@@ -32,6 +36,7 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))
+        check_device(self.device)
 
     @property
     def emulated(self) -> Link | None:

@@ -34,7 +34,7 @@ def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
     documents = read_corpus()
     for number, path in enumerate(models):
         try:
-            model, config = load_checkpoint(path)
+            model, config, _ = load_checkpoint(path)
             if seq > config.n_positions:
                 raise ConfigError(f"{seq} tokens do not fit {path.name}'s context of {config.n_positions}")
             tokens = encode_corpus([d for d in documents if d.held_out], Tokenizer.from_file(str(path / "tokenizer.json")))

@@ -1,0 +1,145 @@
+"""The tables of docs/softmax-only.md, from the files of results beside it: what stands between two markers is written here, not by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, data: Path) -> str:
+    """The page with each table written anew; a table whose file is not there says so."""
+
+    def fill(match: re.Match[str]) -> str:
+        make, file = TABLES[match["name"]]
+        path = data / file
+        body = make(json.loads(path.read_text("utf-8"))) if path.is_file() else f"(no {file} yet)\n"
+        return f"{match[1]}\n{body}\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _bytes(value: float) -> str:
+    unit, size = ("GB", 1e9) if value >= 1e9 else ("MB", 1e6) if value >= 1e6 else ("kB", 1e3)
+    return f"{value / size:.3g} {unit}"
+
+
+def _ladder(found: dict[str, Any]) -> str:
+    rows = []
+    for row in found["rows"]:
+        runs = row["runs"]
+        stopped = [run for run in runs if run["diverged"]]
+        if "perplexity" in row:
+            value = f"{row['perplexity']:.2f}" + (f" ± {row['spread']:.2f}" if row["spread"] is not None else "")
+            value += f" ({len(stopped)} of {len(runs)} diverged)" if stopped else ""
+        else:
+            value = f"diverged, {len(runs)} of {len(runs)}"
+        aero = "NaN" if row["diverges_at_aero"] else "" if row["aero"] is None else f"{row['aero']:.2f}"
+        bands = [
+            f"{100 * sum(run[key] for run in runs if key in run) / max(1, len(runs) - len(stopped)):.0f} %"
+            for key in ("overload", "collapse")
+        ]
+        cost = row.get("private")
+        private = [_bytes(cost["online_bytes"]), str(cost["rounds"]), f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""]
+        rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands, *(private if cost else ["", "", ""])])
+    head = ["network", "perplexity", "seeds", "AERO's", "overload", "collapse", "online bytes", "rounds", "online time"]
+    return _table(head, rows)
+
+
+def _private_gpt2(found: dict[str, Any]) -> str:
+    costs = found.get("private_gpt2", {})
+    first = next(iter(costs.values()), None)
+    return _table(
+        ["network", "online bytes", "of the baseline", "rounds", "from the dealer", "set-up, once"],
+        [
+            [
+                f"`{name}`",
+                _bytes(cost["online_bytes"]),
+                f"{cost['online_bytes'] / first['online_bytes']:.2f}",
+                str(cost["rounds"]),
+                _bytes(cost["dealer_bytes"]),
+                _bytes(cost["setup_bytes"]),
+            ]
+            for name, cost in costs.items()
+            if first is not None
+        ],
+    )
+
+
+def _float(found: dict[str, Any], size: str) -> str:
+    rows = []
+    for name, row in found["sizes"].get(size, {"rows": {}})["rows"].items():
+        speeds = []
+        for what in ("eager_prompt", "compiled_prompt", "eager_token", "compiled_token"):
+            speeds.append(f"{row[what]['tokens_per_s']:,.0f} ({row[what]['times_baseline']:.2f})" if what in row else "")
+        memory = [_bytes(row["weights_bytes"]), _bytes(row["peak_bytes_above_libraries"])]
+        rows.append([f"`{name}`", f"{row['macs'] / 1e9:.2f} G", f"{row['macs_without_head'] / 1e9:.2f} G", *memory, *speeds])
+    head = [
+        "network",
+        "multiply-adds",
+        "without the head",
+        "weights",
+        "peak memory",
+        "prompt, tokens/s",
+        "compiled",
+        "one token, tokens/s",
+        "compiled",
+    ]
+    return _table(head, rows)
+
+
+def _speed(found: dict[str, Any]) -> str:
+    return _table(
+        ["case", "network", "ours, s a step", "plain loop, s a step", "speed of ours, part of the plain loop's"],
+        [
+            [
+                case["case"],
+                f"`{case['variant']}`",
+                f"{sorted(case['ours_s'])[len(case['ours_s']) // 2]:.3f}",
+                f"{sorted(case['plain_s'])[len(case['plain_s']) // 2]:.3f}",
+                f"{case['ratio']:.2f}",
+            ]
+            for case in found["cases"]
+        ],
+    )
+
+
+def _removal(found: dict[str, Any]) -> str:
+    rows = []
+    for entry in found["removals"]:
+        for name, label in (("recommended", "recommended"), ("deepest", "deepest (AERO's rule)")):
+            rule = entry[name]
+            after = f"{math.exp(rule['trained_held_out_loss']):.2f}" if "trained_held_out_loss" in rule else ""
+            layers = ", ".join(map(str, rule["layers"]))
+            before = [f"{math.exp(rule['loss']):.2f}", f"{math.exp(rule['held_out_loss']):.2f}"]
+            rows.append([f"{entry['model']}, {entry['remove']} of {entry['ffns']}", label, layers, *before, after])
+    return _table(["model, FFNs removed", "rule", "layers", "training text", "held out", "held out after training"], rows)
+
+
+def _ffn(found: dict[str, Any]) -> str:
+    traced = found["ffn"]["traced"] or {}
+    return _table(
+        ["layer", "nats added without its FFN", "indirect effect of its FFN on the next token's probability"],
+        [[str(row["layer"]), f"{row['increase']:+.3f}", f"{traced.get(str(row['layer']), 0):+.3f}"] for row in found["ffn"]["ablation"]],
+    )
+
+
+TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+    "ladder": (_ladder, "ladder.json"),
+    "private_gpt2": (_private_gpt2, "ladder.json"),
+    "float_shipped": (lambda found: _float(found, "shipped"), "float.json"),
+    "float_gpt2": (lambda found: _float(found, "gpt2"), "float.json"),
+    "speed": (_speed, "speed.json"),
+    "removal": (_removal, "removal.json"),
+    "ffn": (_ffn, "analysis.json"),
+}

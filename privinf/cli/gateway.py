@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,8 @@ def gateway(
     from privinf.gateway.serve import listen_on, serve
     from privinf.party.client import Client
 
-    with contextlib.ExitStack() as stack:
+    # a signal is how a service ends: exit code 0, once everything has been ended
+    with _until_stopped(), contextlib.ExitStack() as stack:
         listener, watch = stack.enter_context(listen_on(http)), None
         if demo is not None:
             watch = stack.enter_context(Demo(demo, options))
@@ -91,10 +93,15 @@ def gateway(
                 about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
                 common.write_json({**about, "api_key": key} if made else about)
 
-        try:
-            serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening)
-        except Stopped:
-            print("gateway stops", file=sys.stderr, flush=True)
+        serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening)
+
+
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        print("gateway stops", file=sys.stderr, flush=True)
 
 
 def _key(given: str | None) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from sse_starlette.sse import EventSourceResponse
 
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.wire import as_api_error, usage
-from privinf.party.report import TRUST, TRUST_TEXT
+from privinf.party.report import TRUST, TRUST_TEXT, counters
 from privinf.party.sampling import Sampling
 from privinf.transport.meter import PHASES, Cell
 
@@ -87,6 +87,7 @@ async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIte
     reply, seen = Reply(), watch.since(-1)[0] if watch else 0
     base = {key: _copy(cell) for key, cell in engine.cells().items()}
     theirs = watch.seen_traffic if watch else {}
+    told: dict[str, Any] = {}
     async with contextlib.aclosing(engine.stream(query, reply)) as tokens:  # type: ignore[type-var]
         waiting = asyncio.ensure_future(anext(tokens, None))
         try:
@@ -96,7 +97,9 @@ async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIte
                     seen, messages = watch.since(seen)
                     if messages:
                         yield _event("seen", messages)
-                yield _event("counters", _counters(engine, base, watch, theirs))
+                if (now := _counters(engine, base, watch, theirs)) != told:
+                    told = now
+                    yield _event("counters", now)
                 if not waiting.done():
                     continue
                 token = waiting.result()
@@ -129,7 +132,7 @@ def _copy(cell: Cell) -> Cell:
 def _counters(engine: Engine, base: dict[tuple[str, str], Cell], watch: Watch | None, theirs: dict[str, Any]) -> dict[str, Any]:
     """What moved since `base`, as each party counts it; of a remote party only what this one sent and received."""
     now = engine.cells()
-    moved = {place: _minus(cell.as_dict(), base[place].as_dict()) for place, cell in now.items()}
+    moved = {place: _minus(counters(cell), counters(base[place])) for place, cell in now.items()}
     own = {peer: {phase: moved[peer, phase] for phase in PHASES} for peer in ("server", "dealer")}
     others = {role: _minus(traffic, theirs.get(role, {})) for role, traffic in watch.seen_traffic.items()} if watch is not None else {}
     return {"client": own, **others}

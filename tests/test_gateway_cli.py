@@ -1,0 +1,94 @@
+"""`privinf gateway` as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privinf.cli import app
+from tests import trio as t
+
+
+def call(address: str, path: str, key: str, body: Any = None) -> Any:
+    request = urllib.request.Request(
+        f"http://{address}{path}", headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
+    with t.services() as served:
+        common = (
+            "--server",
+            served.server_address,
+            "--dealer",
+            served.dealer_address,
+            "--keys",
+            t.keys(),
+            "--cache",
+            t.scratch() / "cache",
+        )
+        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--json", "--timeout", "20") as process:
+            process.until("page: ")
+            about = json.loads(process.out)
+            key, address = about["api_key"], about["address"]
+            assert process.err.count(f"API key, shown once: {key}\n") == 1 and f"gateway listens on {address}" in process.err
+            assert call(address, "/v1/models", key)["data"][1]["id"] == about["model"]
+            done = call(address, "/v1/completions", key, {"model": "privinf", "prompt": "zq!X", "max_tokens": 2})
+            assert done["usage"]["completion_tokens"] >= 1
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                call(address, "/v1/models", "wrong-key")
+            process.send(signal.SIGTERM)
+            assert process.wait(20) == 0 and process.lines[-1] == "gateway stops"
+            assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
+        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1") as process:
+            process.until("page: ")
+            assert "given-key-1" not in process.err + process.out
+            process.send(signal.SIGINT)
+            assert process.wait(20) == 0
+
+
+def test_a_demo_ends_with_its_parties() -> None:
+    with t.Process("gateway", "--demo", t.lowered_directory(), "--http", "127.0.0.1:0", "--cache", t.scratch() / "cache") as process:
+        process.until("page: ")
+        children = t.children_of(process.pid)
+        assert len(children) == 2
+        process.send(signal.SIGTERM)
+        assert process.wait(20) == 0
+        t.wait_for(lambda: not t.running(children), 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--server, --dealer, --keys not given"),
+        (["--server", "localhost:1"], "--dealer, --keys not given"),
+        (["--demo", "x", "--server", "localhost:1"], "--demo starts the other parties itself"),
+        (["--demo", "nowhere"], "no model directory nowhere"),
+        (["--demo", "x", "--http", "nowhere"], "cannot read the address"),
+        (["--demo", "x", "--api-key", "short"], "the API key is no key"),
+        (["--demo", "x", "--api-key", "with a blank"], "the API key is no key"),
+        (["--demo", "x", "--chat-template", "nowhere.jinja"], "nowhere.jinja"),
+        (["--demo", "x", "--active", "0"], "--active"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_wrong_usage(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
+    monkeypatch.setattr(app, "install", lambda: None)
+    assert app.main(["gateway", *words, "--http" if "--http" not in words else "--cache", "127.0.0.1:0"]) == 2
+    captured = capfd.readouterr()
+    assert says in captured.err and captured.out == "" and captured.err.count("\n") == 1
+
+
+def test_a_server_that_is_not_there(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(app, "install", lambda: None)
+    common = ["--server", "127.0.0.1:1", "--dealer", "127.0.0.1:1", "--keys", str(t.keys()), "--http", "127.0.0.1:0", "--timeout", "0.3"]
+    assert app.main(["gateway", *common]) == 3
+    assert "could not connect" in capfd.readouterr().err

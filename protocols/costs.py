@@ -208,18 +208,14 @@ def exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False) -> D
 
 
 def reciprocal(count: int, from_bits: int, from_frac: int, bound: float, bits: int, frac: int) -> Declared:
-    """`count` reciprocals below `bound`, from one ring to another: J comparisons share one mask."""
-    j = max(1, (ceil(bound) - 1).bit_length())
-    wide, cost = bits + j, Declared()
-    ring = max(from_bits, from_frac + j + rec.MARGIN)
+    """`count` reciprocals below `bound`, from one ring to another, by tables of 512 lines for three octaves each."""
+    number = next(p for p in range(1, 9) if 511 * 8 ** (p - 1) / 128 >= bound)
+    ring, wide, cost = from_frac - 7 + 3 * (number - 1) + 9, bits + rec.EXTRA, Declared()
     if ring > from_bits:
         cost = rescale(count, from_bits, 0, ring)
-    cost += open_masked((count, ring)) + compare(count * j, j + 5, masks=count)
-    cost += dealt((count * j, max(wide, ring)), (count * j, ring)) + open_masked((count, ring), (count, rec.INDEX_BITS))
-    one_hot = (count * 2**rec.INDEX_BITS // 64, 64)
-    cost += dealt(one_hot, *[(count, ring)] * 5) + exchanged((count, ring))
-    cost += rescale(count, ring, from_frac + j + 2 * rec.INDEX_FRAC - frac, wide)
-    return cost + open_masked((count, wide)) + dealt((count * j, wide))
+    chosen = [(count, number - 1)] if number > 1 else []
+    cost += open_masked((count, ring)) + dealt((8 * number * count, 64), (4 * (2**number - 1) * count, wide))
+    return cost + exchanged((2 * number * count, wide), *chosen)
 
 
 def _inverse(heads: int, rows: Rows, from_bits: int, bits: int) -> Declared:
@@ -237,8 +233,8 @@ def softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: int, f
     still_early = early and first == Declared()
     return (
         first
-        + exponentials(heads, rows, max(ring, 44), early=still_early)
-        + open_masked((count, ring)).beside(_inverse(heads, rows, max(ring, 44), ring))
+        + exponentials(heads, rows, ring, early=still_early)
+        + open_masked((count, ring)).beside(_inverse(heads, rows, ring, ring))
         + multiply(count, ring)
         + rescale(count, ring, product - frac, bits)
     )

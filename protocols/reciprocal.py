@@ -1,148 +1,175 @@
-"""The reciprocal of every row's sum: octave, table, one Newton step.
+"""The reciprocal of every row's sum: linear pieces, read from tables at a masked index.
 
-Source: the normalisation by comparisons with powers of two and the table on the mantissa of SIGMA (ePrint 2023/1269);
-the table is read through a rotated one-hot (Pika, 2022/826) whose sign the dealer knows.
+Source: a table read through a rotated one-hot (Pika, ePrint 2022/826) whose sign the dealer knows, with pieces that
+double in width with the octave as in SIGMA's normalisation (2023/1269), here three octaves at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from protocols.comparison import BitMask, CompareMask, compare
 from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
-from protocols.maximum import UpperMask
-from protocols.opening import open_masked, unmasked
+from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import blank, known, like, reduce
+from protocols.ring import blank, known, like
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, one_hot, read
 from protocols.truncation import rescale
 
-INDEX_FRAC = 8  # fraction bits of the table's index, and of its entries
 INDEX_BITS = 9
 _WORDS = (1 << INDEX_BITS) // WORD
-_FIRST, _LAST = 112, 288  # indices that a mantissa in [0.45, 1.1) can have
-_COARSE = 4  # fraction bits of the sum that the octave is decided by
-MARGIN = INDEX_FRAC * 2 + 3  # bits that the Newton step needs above those of the mantissa
+UNIT = 7  # the lowest table's lines are 2^-7 apart, those of each further table eight times as much
+STEP = 3
+FIRST = 63  # a table but the lowest is used from this index on
+_LOWEST = 64  # the smallest index that a sum of at least 0.55 can have in the lowest table
+_LOW_BITS = 9  # of the sum's bits below the index, those that are multiplied by the slope
+EXTRA = 10  # fraction bits of the lines beyond those of the result
 
 
-def octaves(bound: float) -> int:
-    """Powers of two 1, 2, 4, ... that sums below `bound` are compared with; at least one."""
+def tables(bound: float) -> int:
+    """P: table p has lines for sums below 4 * 8^p."""
     number = 1
-    while 2.0**number < bound:
+    while (((1 << INDEX_BITS) - 1) << (STEP * (number - 1))) / 2**UNIT < bound:
         number += 1
     return number
 
 
+def sum_bits(frac: int, number: int) -> int:
+    """The ring that the sum is opened in: it holds the last table's range, and no more is needed."""
+    return frac - UNIT + STEP * (number - 1) + INDEX_BITS
+
+
+def _places(frac: int, table: int) -> tuple[int, int]:
+    """(position of the index in the sum, position of the lowest bit that is multiplied by the slope)."""
+    at = frac - UNIT + STEP * table
+    return at, max(0, at - _LOW_BITS)
+
+
 @lru_cache
-def _table() -> Tensor:
-    """(1, 2^INDEX_BITS): round(2^(2 INDEX_FRAC) / i), the reciprocal of i / 2^INDEX_FRAC, for the indices that can occur."""
-    entries = [((1 << 2 * INDEX_FRAC + 1) + i) // (2 * i) if _FIRST <= i < _LAST else 0 for i in range(1 << INDEX_BITS)]
-    return torch.tensor([entries], dtype=torch.int64)
+def _lines(frac: int, table: int, out_frac: int) -> Tensor:
+    """(3, 2^INDEX_BITS): value (out_frac fraction bits) and slope of 1 / s at each index, and whether a lower table is used.
+
+    The line of index i is good on (i - 1, i + 1): the chord, lowered by half its largest gap, so that the error is even.
+    In decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
+    """
+    at, low = _places(frac, table)
+    first, size = FIRST if table else _LOWEST, 1 << INDEX_BITS
+    value, slope = [0] * size, [0] * size
+    with localcontext() as context:
+        context.prec = 40
+        unit = Decimal(2) ** (at - frac)
+        for i in range(first, size):
+            product = (i * unit) ** 2 - unit**2  # of the ends
+            value[i] = round((i * unit / product - (i * unit - product.sqrt()) / product) * (1 << out_frac))
+            slope[i] = round(-1 / product * Decimal(2) ** (out_frac - frac + low))
+    return torch.tensor([value, slope, [int(i < first) for i in range(size)]], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class ReciprocalMask(Kind):
-    """The rotated one-hot of the index's mask, its sign s and s a, and a^2, r a, r a^2 for u's mask a and the mantissa's mask r."""
+    """For the lines of a sum with mask r. Per table: the rotated one-hot of the mask of its index, with sign s.
 
-    mantissa: int
-    index: int
+    Masks a, b of value and slope, (tables, 2, ...), and rho of the choice, a bit for each table but the lowest. For each
+    table, and each product of rhos of the tables above it: s, s b, s l, s (b l - a), times the product, with l those of
+    r's bits that are multiplied by the slope.
+    """
+
+    sum: int
     shape: tuple[int, ...]
+    frac: int
+    number: int
     bits: int
 
+    def bounded(self) -> bool:
+        """See `Kind`: the products double with each table."""
+        return super().bounded() and UNIT <= self.frac <= 32 and 1 <= self.number <= 8
+
     def server_parts(self) -> tuple[Part, ...]:
-        return (Part(self.shape, self.bits),)
+        masks = Part((self.number, 2, *self.shape), self.bits)
+        return (masks, Part(self.shape, self.number - 1)) if self.number > 1 else (masks,)
 
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, self.bits) for _ in range(5))
+        products = 4 * (2**self.number - 1)
+        return Part((self.number, *self.shape, _WORDS), WORD, xor=True), Part((products, *self.shape), self.bits)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        a, r = server[0] + client[0], masks.mask(self.mantissa)
-        word, sign = one_hot(masks.mask(self.index), shares[0])
-        return (word, sign, sign * a, a * a, r * a, r * a * a), None
+        r, lines = masks.mask(self.sum), server[0] + client[0]
+        words, values = torch.empty_like(shares[0]), []
+        products = [torch.ones_like(r)]
+        for table in reversed(range(self.number)):
+            at, low = _places(self.frac, table)
+            words[table], sign = one_hot(r >> at, shares[0][table])
+            part, (a, b) = (r & ((1 << at) - 1)) >> low, lines[table]
+            terms = [sign, sign * b, sign * part, sign * (b * part - a)]
+            values += [term * product for product in products for term in terms]
+            if table:
+                rho = (server[1] ^ client[1]) >> (table - 1) & 1
+                products += [product * rho for product in products]
+        return (words, torch.stack(values)), None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Octave:
-    """F = 2^J - sum_j c_j 2^(J-1-j) with c_j = beta_j + (1 - 2 beta_j) rho_j: beta public, rho shared."""
-
-    name: int
-    beta: Tensor  # (..., J)
-    rho: Tensor
-
-    @property
-    def number(self) -> int:
-        """J."""
-        return int(self.beta.shape[-1])
-
-    def times(self, party: Party, x: Wire) -> Shares:
-        """x F: x 2^J - sum_j 2^(J-1-j) x c_j, linear in D's shares of rho_j and rho_j r_x; adds J fraction bits; local."""
-        mask = party.take(BitMask(self.name, x.name, tuple(self.beta.shape), x.bits, (*x.shape, 1)))
-        if not known(x.masked):
-            return Shares(blank(*x.shape), x.bits, x.frac + self.number)
-        weights = like(torch.tensor([1 << (self.number - 1 - j) for j in range(self.number)]), x.masked)
-        big, r = x.masked[..., None], x.mask[..., None]
-        part = (1 - 2 * self.beta) * (big * self.rho - mask.shares[0]) - self.beta * r
-        if party.is_server:
-            part = part + big * self.beta
-        return Shares((unmasked(party, x).value << self.number) - (part * weights).sum(-1), x.bits, x.frac + self.number)
-
-
-def _octave(party: Party, s: Wire, number: int, bits: int) -> Protocol_[_Octave]:
-    """The octave of s by comparisons of its upper bits with powers of two, all at once."""
-    shift, width = s.frac - _COARSE, _COARSE + number + 1
-    upper = party.take(UpperMask(s.name, s.shape, shift, width, 0))
-    powers = like(torch.tensor([1 << (j + _COARSE) for j in range(number)]), s.masked)
-    c = reduce((s.masked >> shift)[..., None] - powers, width) if known(s.masked) else blank(*s.shape, number)
-    name, beta = yield from compare(party, c, CompareMask(upper.name, tuple(c.shape), (*s.shape, 1), width))
-    return _Octave(name, beta, party.take(BitMask(name, 0, tuple(beta.shape), bits)).shares[0])
-
-
-def _newton(party: Party, m: Wire, index: Wire) -> Protocol_[Shares]:
-    """y1 = 2 y0 - m y0^2 for the table's y0 = sign u; u is opened masked as U = u + a."""
-    correlation = party.take(ReciprocalMask(m.name, index.name, m.shape, m.bits))
-    frac = m.frac + 2 * INDEX_FRAC
-    if not known(m.masked):
-        yield [Item(m.masked, m.bits)]
-        return Shares(m.masked, m.bits, frac)
-    word, sign, sign_a, a2, ra, ra2 = correlation.shares
-    u, a = read(word, index.masked, _table())[0], correlation.own[0]
-    mine = (u if party.is_server else -u) + a
-    (theirs,) = yield [Item(mine, m.bits)]
-    opened, big = mine + theirs, m.masked
-    # m u^2 = (M - r) (U - a)^2, and sign^2 = 1
-    square = big * (a2 - 2 * opened * a) - opened * opened * m.mask + 2 * opened * ra - ra2
-    if party.is_server:
-        square = square + big * opened * opened
-    return Shares(((opened * sign - sign_a) << (frac - INDEX_FRAC + 1)) - square, m.bits, frac)
+def _line(party: Party, s: Wire, number: int, bits: int, frac: int) -> Protocol_[Shares]:
+    """The line of the wire's own table at its value: every table's is read, and the choice is made by the tables' indices."""
+    kind = ReciprocalMask(s.name, s.shape, s.frac, number, bits)
+    correlation = party.take(kind)
+    if not known(s.masked):
+        yield [Item(blank(*part.shape), part.bits) for part in kind.server_parts()]
+        return Shares(s.masked, bits, frac)
+    own, (words, products) = correlation.own, correlation.shares
+    lines, choice = torch.empty_like(own[0]), torch.zeros_like(s.masked)
+    for table in range(number):
+        at, _ = _places(s.frac, table)
+        index = s.masked >> at & ((1 << INDEX_BITS) - 1)
+        value, slope, lower = read(words[table], index, like(_lines(s.frac, table, frac), index))
+        lines[table, 0], lines[table, 1] = value, slope
+        if table:
+            choice = choice | (lower & 1) << (table - 1)
+    mine = [(lines if party.is_server else -lines) + own[0]]
+    if number > 1:
+        mine.append(choice ^ own[1])
+    theirs = yield [Item(value, part.bits) for value, part in zip(mine, kind.server_parts(), strict=True)]
+    lines = mine[0] + theirs[0]
+    # the choice of a lower table is beta + (1 - 2 beta) rho
+    result, coefficients, at_product = torch.zeros_like(s.masked), [torch.ones_like(s.masked)], 0
+    for table in reversed(range(number)):
+        at, low = _places(s.frac, table)
+        part, (value, slope) = (s.masked & ((1 << at) - 1)) >> low, lines[table]
+        for coefficient in coefficients:
+            sign, sign_b, sign_l, sign_ba = products[at_product : at_product + 4]
+            # s (A' - a) + s (B' - b) (S_l - l)
+            result += coefficient * ((value + slope * part) * sign - part * sign_b - slope * sign_l + sign_ba)
+            at_product += 4
+        if table:
+            beta = (mine[1] ^ theirs[1]) >> (table - 1) & 1
+            coefficients = [c * beta for c in coefficients] + [c * (1 - 2 * beta) for c in coefficients]
+    return Shares(result, bits, frac)
 
 
 def reciprocal(party: Party, s: Shares, *, bound: float, bits: int, frac: int) -> Protocol_[Shares]:
     """1 / s for shares s (...) of values in [0.55, bound), in Z_2^bits with `frac` fraction bits.
 
-    Steps: s is opened masked. c_j = [s >= 2^j], all j at once on s's upper bits (off by one unit of 1/16 at most), gives
-    F = 2^J - sum_j c_j 2^(J-1-j) = 2^(J-e); m = s 2^-e. m and its upper 9 bits are opened; the table gives y0, up to a
-    sign that D shares; one Newton step; y = y1 F / 2^J.
-    Domain: bound <= 2^12. A ring of s with fewer than J + 19 bits besides its fraction is widened first.
-    Error: relative: table and index, ((1/256 + 2^-9) / 0.47)^2, at most 1.6e-4, never above 1 / s; and 2^(1 - frac) absolute.
-    Rounds: 5 + those of `compare`, + 1 where s is widened. Learns: uniform values, both.
+    Steps: s is opened masked, in no more bits than its range. Tables of 512 lines cover [0.5, 4), up to 32, up to 256, ...;
+    each is indexed by its own nine bits of s, so that s = index + (S_l - r_l) exactly for the bits l below, with no wrap.
+    Every table's value and slope, up to a sign that D shares, are opened masked, and with them, under rho, whether the index
+    is below the table's range: a lower table then, and this table's entries are 0. D shares the products of signs, masks
+    and rhos: the chosen line's value is linear in them. Then truncate-reduce.
+    Domain: bound <= 2^12, bits <= 54, at least 7 fraction bits of s. A ring of s that does not hold its range is widened first.
+    Error: relative: chord, (1 / 63)^2 / 2, and s's lowest bits, 2^-9 / 62: at most 1.6e-4; and 2^(1 - frac) absolute.
+    Rounds: 2, + 1 where s is widened. Bits each way: those of s; P (2 (bits + 10) + 1) - 1 for P tables.
+    Learns: uniform values, both.
     """
-    number = octaves(bound)
-    if s.bits < s.frac + number + MARGIN:
-        s = yield from rescale(party, s, bits=s.frac + number + MARGIN, frac=s.frac, nonnegative=True)
-    wide = bits + number
-    (wire,) = yield from open_masked(party, [s])
-    octave = yield from _octave(party, wire, number, max(wide, s.bits))
-    m = octave.times(party, wire)
-    index = yield from rescale(party, m, bits=INDEX_BITS, frac=INDEX_FRAC)
-    m_wire, index_wire = yield from open_masked(party, [m, index])
-    y = yield from _newton(party, m_wire, index_wire)
-    y = yield from rescale(party, y, bits=wide, frac=frac, nonnegative=True)
-    (y_wire,) = yield from open_masked(party, [y])
-    return (yield from rescale(party, octave.times(party, y_wire), bits=bits, frac=frac))
+    assert bits + EXTRA <= 64 and s.frac >= UNIT, "a reciprocal's ring"
+    number = tables(bound)
+    ring = sum_bits(s.frac, number)
+    if s.bits < ring:
+        s = yield from rescale(party, s, bits=ring, frac=s.frac, nonnegative=True)
+    (wire,) = yield from open_masked(party, [s.narrow(ring)])
+    y = yield from _line(party, wire, number, bits + EXTRA, frac + EXTRA)
+    return (yield from rescale(party, y, bits=bits, frac=frac))

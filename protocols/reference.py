@@ -86,7 +86,7 @@ def reciprocal(s: Tensor) -> Tensor:
 
 
 def reciprocal_bound(s: Tensor, frac: int) -> Tensor:
-    """One Newton step from the table (relative), and two roundings to `frac` fraction bits."""
+    """The chord and what is below its slope's bits (relative), and the rounding to `frac` fraction bits."""
     return 1.6e-4 / s.double() + 2.0 ** (1 - frac)
 
 

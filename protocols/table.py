@@ -44,16 +44,21 @@ def _octet_bits() -> Tensor:
     return torch.from_numpy(np.unpackbits(octets, axis=1, bitorder="little").astype(np.int64))
 
 
+@lru_cache(maxsize=64)
+def _octet_sums(tables: Tensor) -> Tensor:
+    """(8 n, 256, t): the sums of the entries at the bits of every octet. Kept by the identity of a public constant."""
+    count = len(tables)
+    return tables.reshape(count, -1, 1, 8).mul(like(_octet_bits(), tables)).sum(-1).permute(1, 2, 0).contiguous()
+
+
 def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
     """One party's sums of its bits times the entries: words (..., n), index (...), tables (t, 64 n) -> (t, ...).
 
     Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
     """
     octets = _rotate(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
-    sums = like(tables, words).reshape(len(tables), -1, 1, 8).mul(like(_octet_bits(), words)).sum(-1)  # (t, 8 n, 256)
-    out = torch.zeros((len(tables), *index.shape), dtype=torch.int64, device=words.device)
-    for k in range(octets.shape[-1]):
-        place = octets[..., k].long()
-        for table in range(len(tables)):
-            out[table] += sums[table, k][place]
-    return out
+    places = octets.reshape(-1, octets.shape[-1]).T.long()
+    out = torch.zeros((places.shape[1], len(tables)), dtype=torch.int64, device=words.device)
+    for sums, place in zip(_octet_sums(like(tables, words)), places, strict=True):
+        out += sums.index_select(0, place)
+    return out.T.reshape(len(tables), *index.shape)

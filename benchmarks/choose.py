@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.published import SMALLEST
 from benchmarks.schema import Link, Measure, Predicted, Result, Row, Setting, Total
 
@@ -73,6 +75,14 @@ def latency(rows: Iterable[Row], rtt_ms: float, mbit_s: float, compute_s: float)
     """
     bytes_one_way = sum(max(row.bytes_sent, row.bytes_received) for row in rows)
     return sum(row.rounds for row in rows) * rtt_ms / 2000 + bytes_one_way / (mbit_s * 125_000) + compute_s
+
+
+def quadratic(lengths: Sequence[int], amounts: Sequence[float]) -> tuple[float, float]:
+    """(a, b) of a T(T + 1)/2 + b T, by least squares of relative errors: what each causal pair takes, and each row."""
+    weights = 1 / np.array(amounts)
+    pairs = np.array([[t * (t + 1) / 2, t] for t in lengths]) * weights[:, None]
+    a, b = np.linalg.lstsq(pairs, np.ones(len(lengths)), rcond=None)[0]
+    return float(a), float(b)
 
 
 def split(rows: Iterable[Row]) -> tuple[int, int]:

@@ -39,6 +39,13 @@ def _figure(width: float = 7.2, height: float = 3.4, columns: int = 1) -> tuple[
     return figure, axes
 
 
+def _log(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers."""
+    axes.set_yscale("log")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "1235" else ""))
+
+
 def _bars(
     axes: Axes, labels: Sequence[str], values: Sequence[float], colours: Sequence[str], texts: Sequence[str], *, log: bool = False
 ) -> None:
@@ -142,9 +149,11 @@ def links(results: Sequence[Result]) -> Figure | None:
         axes.plot([], [], color=colour, marker="o", label=f"{rate:g} Mbit/s")
     axes.plot([], [], color="gray", marker="s", markerfacecolor="white", linestyle="", label="shaped by the kernel")
     axes.axhline(plain.seconds, color="gray", linewidth=0.8, linestyle=":", label="loopback")
-    axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "1235" else ""))
+    seconds = [plain.seconds, *(t.seconds or 0.0 for t in shaped)]
+    if max(seconds) > 5 * min(seconds):
+        _log(axes)
+    else:
+        axes.set_ylim(0, None)
     axes.set_xlabel("round trip, ms")
     axes.set_ylabel("online seconds of one pass")
     axes.set_title(f"{plain.variant}, T = {plain.seq}: points measured, lines the model", fontsize=10)
@@ -166,16 +175,19 @@ def scale(results: Sequence[Result]) -> Figure | None:
     left.plot(seqs, attention, "o", color=OURS, label="attention, measured")
     left.plot(seqs, rest, "s", color=OTHER, label="the rest, measured")
     last = seqs[-1]
-    left.plot(seqs, [attention[-1] * t * (t + 1) / (last * (last + 1)) for t in seqs], color=OURS, linewidth=0.8, linestyle=":")
-    left.plot(seqs, [rest[-1] * t / last for t in seqs], color=OTHER, linewidth=0.8, linestyle=":")
+    pair, row = choose.quadratic(seqs, attention)
+    left.plot(seqs, [pair * t * (t + 1) / 2 for t in seqs], color=OURS, linewidth=0.9, linestyle=":")
+    left.plot(seqs, [pair * t * (t + 1) / 2 + row * t for t in seqs], color=OURS, linewidth=0.9)
+    left.plot(seqs, [rest[-1] * t / last for t in seqs], color=OTHER, linewidth=0.9)
     left.set(xscale="log", yscale="log", xlabel="T, tokens", ylabel="online payload, MB")
     left.set_xticks(seqs, [str(seq) for seq in seqs], minor=False)
     left.minorticks_off()
-    left.legend(frameon=False, fontsize=8, title="dotted: T(T + 1)/2 and T through the last point", title_fontsize=8)
+    left.legend(frameon=False, fontsize=8, title="lines: a T(T + 1)/2 + b T, dotted without b; and c T", title_fontsize=8)
     right.plot(seqs, [s for *_, s in lengths], "o-", color=OURS)
-    right.set(xscale="log", yscale="log", xlabel="T, tokens", ylabel="online seconds on loopback")
+    right.set(xscale="log", xlabel="T, tokens", ylabel="online seconds on loopback")
+    _log(right)
     right.set_xticks(seqs, [str(seq) for seq in seqs])
-    right.minorticks_off()
+    right.xaxis.minorticks_off()
     return figure
 
 
@@ -203,11 +215,11 @@ def generate(results: Sequence[Result]) -> Figure | None:
         return None
     figure, (left, right) = _figure(8.2, 3.0, 2)
     left.plot([m.seq for m in cost], [m.value / 1e3 for m in cost], "o-", color=OURS)
-    left.set(xlabel="tokens in the cache", ylabel="online, kB per token", ylim=(0, None))
+    left.set(xlabel="tokens in the cache", ylabel="online, kB per token", ylim=(0, max(m.value for m in cost) / 900))
     for m in seconds:
         right.plot([m.seq] * len(m.samples), m.samples, ".", color=THEIRS)
     right.plot([m.seq for m in seconds], [m.value for m in seconds], "o-", color=OURS)
-    right.set(xlabel="tokens in the cache", ylabel="online, seconds per token", ylim=(0, None))
+    right.set(xlabel="tokens in the cache", ylabel="online, seconds per token", ylim=(0, max(s for m in seconds for s in m.samples) * 1.1))
     return figure
 
 
@@ -224,8 +236,8 @@ def pareto(results: Sequence[Result]) -> Figure | None:
     theirs = [(line.gigabytes, line.perplexity, line.network) for line in AERO]
     for axes, marks, colour in ((left, points, OURS), (right, theirs, THEIRS)):
         axes.plot([x for x, *_ in marks], [y for _, y, _ in marks], "o", color=colour)
-        for x, y, name in marks:
-            axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for place, (x, y, name) in enumerate(marks):
+            axes.annotate(name, (x, y), xytext=(6, (-12, 6, -3)[place % 3]), textcoords="offset points", fontsize=8)
         axes.margins(0.25)
     left.set(xlabel="online bytes of one pass, MB", ylabel="held-out perplexity, T = 128", title="here, each checkpoint's own size")
     right.set(xlabel="communication, GB", ylabel="perplexity, T = 128", title="AERO, published, GPT-2 size")

@@ -31,20 +31,31 @@ def _headline(results: Sequence[Result]) -> Entry:
         if small and base:
             what = f"{base.variant} : {small.variant}, online bytes, {small.layers} layers of {small.width}"
             lines.append([what, _times(base.bytes_sent, small.bytes_sent), f"AERO {AERO_BEST['communication']} x at GPT-2 size"])
-    for total in choose.totals(results, backend="crypten", phase="online"):
-        mine = next((t for t in choose.totals(results, backend="privinf", phase="online") if _same(t, total)), None)
-        if mine is None or not mine.seconds or not total.seconds:
-            continue
-        where = f"{total.variant}, {total.layers} layers of {total.width}, T = {total.seq}"
-        lines.append([f"{where}: stock CrypTen's online seconds, times ours, same run", _ratio(results, total, "seconds"), ""])
-        lines.append([f"{where}: its online bytes, times ours", _ratio(results, total, "bytes"), f"{size(total.bytes_sent)}"])
-        lines.append([f"{where}: ours online", f"{size(mine.bytes_sent)}, {mine.rounds} rounds, {mine.seconds:.3g} s", ""])
-        errors = [choose.value(results, t.setting, "worst logit error", t.backend) for t in (mine, total)]
-        lines.append([f"{where}: worst logit error", number(errors[0]), f"CrypTen {number(errors[1])}"])
+    for result in results:
+        for total in choose.totals([result], backend="crypten", phase="online"):
+            mine = next((t for t in choose.totals([result], backend="privinf", phase="online") if _same(t, total)), None)
+            if mine is not None:
+                lines += _beside(result, mine, total)
     for m in choose.measures(results, name="one more token, seconds")[-1:]:
         cost = choose.measures(results, name="one more token, bytes", seq=m.seq)[-1].value
         lines.append([f"one more token of {m.variant}, {m.seq} cached", f"{size(cost)}, {m.value:.3g} s", "no other system does it"])
     return "Headline", "headline", "", [(("", "measured", "beside"), lines)]
+
+
+def _beside(result: Result, mine: Total, total: Total) -> list[list[object]]:
+    where = f"{total.variant}, {total.layers} layers of {total.width}, T = {total.seq}"
+    error, other = (choose.value([result], t.setting, "worst logit error", t.backend) for t in (mine, total))
+    return [
+        [f"{where}: stock CrypTen's online seconds, times ours, same run", _ratio([result], total, "seconds"), ""],
+        ["its online bytes, times ours", _ratio([result], total, "bytes"), ""],
+        [
+            "ours online",
+            f"{size(mine.bytes_sent)}, {number(mine.seconds, 's')}",
+            f"CrypTen {size(total.bytes_sent)}, {number(total.seconds, 's')}",
+        ],
+        ["rounds", mine.rounds, f"CrypTen {total.rounds}"],
+        ["worst logit error", number(error), f"CrypTen {number(other)}"],
+    ]
 
 
 def _same(a: Total, b: Total) -> bool:
@@ -114,18 +125,19 @@ def _ladder(results: Sequence[Result]) -> Entry:
 
 def _against(results: Sequence[Result]) -> Entry:
     lines = []
-    for t in choose.totals(results, backend="crypten", phase="online"):
-        figures = {name: choose.value(results, t.setting, name, "crypten") for name in FAILURES}
+    found = [(result, t) for result in results for t in choose.totals([result], backend="crypten", phase="online")]
+    for result, t in found:
+        figures = {name: choose.value([result], t.setting, name, "crypten") for name in FAILURES}
         lines.append(
             [
                 f"{t.variant}, {t.layers} x {t.width}, T = {t.seq}",
                 size(t.bytes_sent),
-                _ratio(results, t, "bytes"),
+                _ratio([result], t, "bytes"),
                 t.rounds,
-                _ratio(results, t, "rounds"),
+                _ratio([result], t, "rounds"),
                 number(t.seconds, "s"),
-                _ratio(results, t, "seconds"),
-                number(choose.value(results, t.setting, "worst logit error", "crypten")),
+                _ratio([result], t, "seconds"),
+                number(choose.value([result], t.setting, "worst logit error", "crypten")),
                 *(number(value) if value is None or value >= 0.001 or not value else f"{value:.2g}" for value in figures.values()),
             ]
         )
@@ -210,8 +222,12 @@ def _scale(results: Sequence[Result]) -> Entry:
         [f"{t.layers} x {t.width}", t.seq, size(t.bytes_sent), t.rounds, number(t.seconds, "s")]
         for t in choose.totals(runs, backend="privinf", phase="online", seq=64)
     ]
-    text = "Payload, both ways, of one pass. Attention goes as T(T + 1) / 2, the causal pairs, and what is per row as T." if lengths else ""
-    return "Growth", "scale", text, [(head, lengths), (("layers x width", "T", "online", "rounds", "online s"), shapes)]
+    text = "Payload, both ways, of one pass, as counted beside what `privinf explain` predicts."
+    if len(lengths) > 2:
+        seqs, attention, *_ = zip(*scale_lengths(results), strict=True)
+        pair, row = choose.quadratic(seqs, attention)
+        text += f" Attention is {pair:,.1f} B for each of T(T + 1)/2 causal pairs, all heads and layers, and {row:,.0f} B for each row."
+    return "Growth", "scale", text if lengths else "", [(head, lengths), (("layers x width", "T", "online", "rounds", "online s"), shapes)]
 
 
 def _generate(results: Sequence[Result]) -> Entry:

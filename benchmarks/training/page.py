@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.output import size, table
 
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -22,16 +24,6 @@ def filled(text: str, data: Path) -> str:
         return f"{match[1]}\n{body}\n{match[3]}"
 
     return MARKED.sub(fill, text)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def _bytes(value: float) -> str:
-    unit, size = ("GB", 1e9) if value >= 1e9 else ("MB", 1e6) if value >= 1e6 else ("kB", 1e3)
-    return f"{value / size:.3g} {unit}"
 
 
 def _ladder(found: dict[str, Any]) -> str:
@@ -50,25 +42,25 @@ def _ladder(found: dict[str, Any]) -> str:
             for key in ("overload", "collapse")
         ]
         cost = row.get("private")
-        private = [_bytes(cost["online_bytes"]), str(cost["rounds"]), f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""]
+        private = [size(cost["online_bytes"]), str(cost["rounds"]), f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""]
         rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands, *(private if cost else ["", "", ""])])
     head = ["network", "perplexity", "seeds", "AERO's", "overload", "collapse", "online bytes", "rounds", "online time"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _private_gpt2(found: dict[str, Any]) -> str:
     costs = found.get("private_gpt2", {})
     first = next(iter(costs.values()), None)
-    return _table(
+    return table(
         ["network", "online bytes", "of the baseline", "rounds", "from the dealer", "set-up, once"],
         [
             [
                 f"`{name}`",
-                _bytes(cost["online_bytes"]),
+                size(cost["online_bytes"]),
                 f"{cost['online_bytes'] / first['online_bytes']:.2f}",
                 str(cost["rounds"]),
-                _bytes(cost["dealer_bytes"]),
-                _bytes(cost["setup_bytes"]),
+                size(cost["dealer_bytes"]),
+                size(cost["setup_bytes"]),
             ]
             for name, cost in costs.items()
             if first is not None
@@ -76,13 +68,13 @@ def _private_gpt2(found: dict[str, Any]) -> str:
     )
 
 
-def _float(found: dict[str, Any], size: str) -> str:
+def _float(found: dict[str, Any], which: str) -> str:
     rows = []
-    for name, row in found["sizes"].get(size, {"rows": {}})["rows"].items():
+    for name, row in found["sizes"].get(which, {"rows": {}})["rows"].items():
         speeds = []
         for what in ("eager_prompt", "compiled_prompt", "eager_token", "compiled_token"):
             speeds.append(f"{row[what]['tokens_per_s']:,.0f} ({row[what]['times_baseline']:.2f})" if what in row else "")
-        memory = [_bytes(row["weights_bytes"]), _bytes(row["peak_bytes_above_libraries"])]
+        memory = [size(row["weights_bytes"]), size(row["peak_bytes_above_libraries"])]
         rows.append([f"`{name}`", f"{row['macs'] / 1e9:.2f} G", f"{row['macs_without_head'] / 1e9:.2f} G", *memory, *speeds])
     head = [
         "network",
@@ -95,11 +87,11 @@ def _float(found: dict[str, Any], size: str) -> str:
         "one token, tokens/s",
         "compiled",
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _speed(found: dict[str, Any]) -> str:
-    return _table(
+    return table(
         ["case", "network", "ours, s a step", "plain loop, s a step", "speed of ours, part of the plain loop's"],
         [
             [
@@ -123,12 +115,12 @@ def _removal(found: dict[str, Any]) -> str:
             layers = ", ".join(map(str, rule["layers"]))
             before = [f"{math.exp(rule['loss']):.2f}", f"{math.exp(rule['held_out_loss']):.2f}"]
             rows.append([f"{entry['model']}, {entry['remove']} of {entry['ffns']}", label, layers, *before, after])
-    return _table(["model, FFNs removed", "rule", "layers", "training text", "held out", "held out after training"], rows)
+    return table(["model, FFNs removed", "rule", "layers", "training text", "held out", "held out after training"], rows)
 
 
 def _ffn(found: dict[str, Any]) -> str:
     traced = found["ffn"]["traced"] or {}
-    return _table(
+    return table(
         ["layer", "nats added without its FFN", "indirect effect of its FFN on the next token's probability"],
         [[str(row["layer"]), f"{row['increase']:+.3f}", f"{traced.get(str(row['layer']), 0):+.3f}"] for row in found["ffn"]["ablation"]],
     )

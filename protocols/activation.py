@@ -150,10 +150,11 @@ def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) ->
 
     Steps: x is opened masked in 32 bits; [x >= -4] and [x >= 4 - 1/16] at once by `compare`; both times x give x', x clamped
     to that range, and the rest above it; x' is opened and its line read from the table of 256 pieces (`_line`).
-    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 31. Error: the pieces 2.1e-4, at the edges 1.6e-4 more, and one unit.
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 2.1e-4, at the edges 1.6e-4 more, and one unit.
     Rounds: 1 + those of `compare` + 3. Bits each way: 32, per comparison those of `compare`, 32, 64, 2.
     Learns: uniform values, both.
     """
+    assert compare_bits <= PRODUCT_BITS, "the opened value does not hold what is compared"
     top = (EDGE << x.frac) - (1 << (x.frac - 4))
     (wire,) = yield from open_masked(party, [x.narrow(PRODUCT_BITS)])
     shape = (*x.shape, 2)

@@ -54,6 +54,20 @@ def test_gelu_is_within_its_bound(form: str, frac: int) -> None:
     check_cost(outcome, costs.gelu(x.numel(), frac + 9, 38))
 
 
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+@pytest.mark.parametrize(("frac", "compare_bits"), [(14, 32), (12, 31), (8, 20)])
+def test_gelu_at_every_point_of_its_curve_and_at_the_ends_of_its_domain(form: str, frac: int, compare_bits: int) -> None:
+    """Each fixed-point number in [-4.5, 4.5], hence both sides of every piece; and the largest sizes that may be compared."""
+    end = (1 << compare_bits - 2) - 1
+    ends = torch.tensor([-end, 1 - end, end - 1, end, -end // 2, end // 2])
+    x = torch.cat([torch.arange(-9 << frac - 1, (9 << frac - 1) + 1), ends])
+    outcome = run(lambda p: gelu(p, input_of(p, x, 40, frac), form, compare_bits=compare_bits, bits=38))
+    exact = x.double() / 2.0**frac
+    want = F.gelu(exact, approximate="tanh" if form == "tanh" else "none")
+    clamped = exact.abs() > 4 - 1 / 8  # what is beyond reads the line at the edge
+    assert ((outcome.value() - want).abs() <= 2.1e-4 + 1.6e-4 * clamped + 2.0**-frac).all()
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_gelu_costs(count: int) -> None:
     for bits in (20, 31, 40):
@@ -91,6 +105,36 @@ def test_layer_norm_is_within_its_bound(width: int) -> None:
         bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-13 * scale + 2.0**-12
         assert ((outcome.value() - want).abs() <= bound).all(), name
         check_cost(outcome, costs.layer_norm(5, width, 60, 12, size_bits, 40))
+
+
+def pairs(x: Tensor, size_bits: int, bits: int = 40) -> tuple[Tensor, Tensor]:
+    """LayerNorm of rows (x, -x), in float64: the protocol's and the exact one. x / sqrt(x^2 + epsilon) is 1 but for epsilon."""
+    rows = torch.stack([x, -x], -1)
+    outcome = run(lambda p: layer_norm(p, input_of(p, rows, 60, 14), epsilon=1e-5, size_bits=size_bits, bits=bits))
+    exact = encode(rows, 14) / 2.0**14
+    return outcome.value(), F.layer_norm(exact, (2,), eps=1e-5)
+
+
+@pytest.mark.parametrize("size_bits", [4, 20, 36])
+def test_the_inverse_square_root_over_every_octave(size_bits: int) -> None:
+    """Sums of squares from the smallest of the domain to the largest, 200 to a power of four: every entry of the table."""
+    top, frac = size_bits / 2 - 0.5, min(14, (60 - size_bits) // 2)  # 2 x^2 is the sum
+    x = 2.0 ** torch.linspace(max(top - 20, -frac + 6), top, 4001).double()
+    x[-1] -= 2.0**-13
+    x[-1] = min(float(x[-1]), 2.0**top - 2.0**-12)
+    found, exact = pairs(x, size_bits)
+    bound = 2e-4 + 2.0 ** (1 - frac) / x[:, None] + 2.0**-13  # of the root; of x - mean, to scale; the last rounding
+    assert ((found - exact).abs() <= bound).all()
+
+
+def test_layer_norm_below_its_domain_is_too_small_and_never_too_large() -> None:
+    """Rows of nothing, or of next to nothing beside the largest: no garbage."""
+    for size_bits in (8, 36):
+        x = torch.tensor([0.0, 2.0**-14, -(2.0**-13), 2.0**-8]).double()
+        found, exact = pairs(x, size_bits)
+        frac = min(14, (60 - size_bits) // 2)
+        assert (found.abs() <= exact.abs() + 2.0 ** (2 - frac) * (x.square() + 1e-5).rsqrt()[:, None] + 2.0**-12).all()
+        assert found[0].abs().max() <= 2.0 ** (1 - frac) / 1e-5**0.5 + 2.0**-12
 
 
 @pytest.mark.parametrize("size_bits", [8, 12, 20, 30, 34])

@@ -337,19 +337,22 @@ class Services:
     dealer_address: str
     server_address: str
 
-    def generate(self, *words: object, hook: Hook | None = None, keys: Path | None = None, timeout: float = 20.0) -> Process:
-        """`privinf generate`."""
-        common = ("--server", self.server_address, "--dealer", self.dealer_address, "--keys", keys or globals()["keys"]())
-        if not any(str(word).startswith("--prompt") for word in words):
+    def generate(self, *words: object, hook: Hook | None = None, timeout: float = 20.0, verb: str = "generate") -> Process:
+        """`privinf generate`, or another verb of the client's."""
+        common = ("--server", self.server_address, "--dealer", self.dealer_address, "--keys", keys())
+        if verb == "generate" and not any(str(word).startswith("--prompt") for word in words):
             words = (*words, "--prompt-ids", "1,2,3")
         if "--cache" not in words:
             words = (*words, "--cache", scratch() / "cache")
-        return Process("generate", *common, "--timeout", timeout, *words, hook=hook)
+        return Process(verb, *common, "--timeout", timeout, *words, hook=hook)
 
 
-def start_dealer(hook: Hook | None = None, timeout: float = 20.0, listen: str = "127.0.0.1:0") -> tuple[Process, str]:
+def start_dealer(
+    hook: Hook | None = None, timeout: float = 20.0, listen: str = "127.0.0.1:0", cache: Path | None = None
+) -> tuple[Process, str]:
     """`privinf dealer`, and its address."""
-    process = Process("dealer", "--listen", listen, "--keys", keys(), "--timeout", timeout, hook=hook)
+    common = ("--keys", keys(), "--timeout", timeout, "--cache", cache or scratch() / "cache")
+    process = Process("dealer", "--listen", listen, *common, hook=hook)
     return process, _address(process)
 
 

@@ -84,8 +84,12 @@ def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
         writer.seal()
         with session.stock.open(lane, wait) as shelf:
             shelf.add(writer)
-            connection.send_control(Kept())
-            connection.receive_control(Kept)
+            try:
+                connection.send_control(Kept())
+                connection.receive_control(Kept)
+            except BaseException:
+                shelf.discard(reserved.index)  # the server has none
+                raise
     return {"seq": terms.seq, "max_new_tokens": terms.tokens, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
 
 

@@ -51,6 +51,7 @@ def train(
         Literal["none", "weight", "spectral"], typer.Option(help="Normalise the FFN matrices while training; folded at export.")
     ] = "none",
     initial: Annotated[Literal["ours", "gpt2"], typer.Option(help="Recipe of the first weights.")] = "ours",
+    clip: Annotated[float, typer.Option(help="The largest norm of a step's gradients.")] = 1.0,
     range_weight: Annotated[float, typer.Option(help="Weight of the penalty on what fixed point cannot hold; 0 leaves it out.")] = 1e-2,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default: PyTorch's choice.")] = None,
@@ -114,6 +115,7 @@ def train(
         initial=initial,
         temperature=temperature,
         ffn_norm=ffn_norm,
+        clip=clip,
         entropy_lambda=entropy_lambda,
         entropy_gamma=entropy_gamma,
         entropy_theta=entropy_theta,

@@ -16,17 +16,18 @@ from torch import Tensor
 from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
+from protocols.rows import MAX_SINGLE
 
-MAX_DIGIT = 6  # a one-hot digit is one 64-bit word
+MAX_DIGIT = 6  # a one-hot digit is one 64-bit word; a digit that stands alone may be wider
 MAX_BITS = 43  # seven digits; more would want a tree, since the products of masks double with each
 JOINT_BITS = 60  # products of masks side by side in one element
 
 
 @lru_cache
-def digits(bits: int) -> tuple[tuple[int, int], ...]:
-    """(position, width) of the digits of the low bits - 1 bits, lowest first, as even as can be."""
+def digits(bits: int, single: int = 0) -> tuple[tuple[int, int], ...]:
+    """(position, width) of the digits of the low bits - 1 bits, lowest first, as even as can be, or the one of them all."""
     low = bits - 1
-    number = max(1, -(-low // MAX_DIGIT))
+    number = 1 if single else max(1, -(-low // MAX_DIGIT))
     widths = [low // number + (1 if k < low % number else 0) for k in range(number)]
     return tuple((sum(widths[:k]), width) for k, width in enumerate(widths))
 
@@ -57,38 +58,50 @@ def joint_widths(number: int) -> tuple[int, ...]:
 class CompareMask(Kind):
     """For [x - y >= 0] where c = (x - y) + R: one-hot digits of R, masks of the ANDs' inputs and their products, and rho.
 
-    A subclass says what R is. `shape` is that of the comparisons, `r_shape` that of R, which may broadcast.
+    A subclass says what R is. `shape` is that of the comparisons, `r_shape` that of R, which may broadcast. `single`: one digit.
     """
 
     wire: int
     shape: tuple[int, ...]
     r_shape: tuple[int, ...]
     bits: int
+    single: int = 0
 
     def bounded(self) -> bool:
         """See `Kind`: the work for the products of masks grows fast."""
-        return super().bounded() and self.bits <= MAX_BITS
+        return super().bounded() and self.bits <= (MAX_SINGLE if self.single else MAX_BITS)
+
+    @property
+    def digits(self) -> tuple[tuple[int, int], ...]:
+        """See `digits`."""
+        return digits(self.bits, self.single)
 
     def difference(self, masks: Masks) -> Tensor:
         """R."""
         return masks.mask(self.wire).reshape(self.r_shape)
 
     def server_parts(self) -> tuple[Part, ...]:
-        variables = 2 * (len(digits(self.bits)) - 1)
+        variables = 2 * (len(self.digits) - 1)
         return (Part(self.shape, 1), *((Part(self.shape, variables),) if variables else ()))
 
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        words = (Part(self.r_shape, 1 << width, xor=True) for _, width in digits(self.bits))
-        joint = (Part(self.shape, width, xor=True) for width in joint_widths(len(digits(self.bits))))
+        words = (
+            Part(self.r_shape, 1 << width, xor=True) if width <= MAX_DIGIT else Part((*self.r_shape, 1 << width - MAX_DIGIT), 64, xor=True)
+            for _, width in self.digits
+        )
+        joint = (Part(self.shape, width, xor=True) for width in joint_widths(len(self.digits)))
         return (*words, *joint)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r = reduce(self.difference(masks), self.bits)
         one = torch.ones_like(r)
-        values = [one << ((r >> at) & ((1 << width) - 1)) for at, width in digits(self.bits)]
-        for bit, product in enumerate(_joint(len(digits(self.bits)))):
+        places = [(r >> at) & ((1 << width) - 1) for at, width in self.digits]
+        values = [
+            one << place if width <= MAX_DIGIT else _wide_hot(place, width) for place, (_, width) in zip(places, self.digits, strict=True)
+        ]
+        for bit, product in enumerate(_joint(len(self.digits))):
             variables = server[1] ^ client[1]
             value = variables >> product[0]
             for variable in product[1:]:
@@ -99,29 +112,47 @@ class CompareMask(Kind):
         return values, server[0] ^ client[0] ^ (r >> (self.bits - 1))
 
 
+def _wide_hot(place: Tensor, width: int) -> Tensor:
+    """(..., 2^(width - 6)): the words of the one-hot."""
+    words = torch.arange(1 << width - MAX_DIGIT, device=place.device)
+    return (words == (place >> MAX_DIGIT)[..., None]) * (torch.ones_like(place) << (place & 63))[..., None]
+
+
+def _above(words: Tensor, digit: Tensor, width: int) -> Tensor:
+    """One party's share of [digit < place] from its share of the one-hot of a place: the parity of the bits above the digit."""
+    if width <= MAX_DIGIT:
+        return parity(words & (torch.full_like(digit, -2) << digit), 1 << width)
+    number = torch.arange(words.shape[-1], device=words.device)
+    own = (digit >> MAX_DIGIT)[..., None]
+    x = words & torch.where(number == own, (torch.full_like(digit, -2) << (digit & 63))[..., None], -(number > own).long())
+    while x.shape[-1] > 1:
+        x = x[..., : x.shape[-1] // 2] ^ x[..., x.shape[-1] // 2 :]
+    return parity(x[..., 0])
+
+
 def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, Tensor]]:
     """The masked bit [x >= y] ^ rho, known to both, and the name under which rho is known to the source.
 
     c = (x - y) + R in [0, 2^k) is public. Steps: msb(x - y) = msb(c) ^ msb(R) ^ [c_low < R_low]. Per digit, each party
     has its XOR share of [c_d < R_d] and [c_d = R_d] from the one-hot, alone; the inputs of the ANDs are opened masked,
     D shares the products of their masks, so that all ANDs of all digits are one round; then the bit is opened under rho.
-    Domain: -2^(k-1) <= x - y < 2^(k-1), k <= 43. Exact.
+    Domain: -2^(k-1) <= x - y < 2^(k-1), k <= 43 (16 for a wide single digit). Exact.
     Rounds: 2 (1 for a single digit). Bits each way: 2 (digits - 1), then 1. Learns: uniform bits, both.
     """
-    assert kind.bits <= MAX_BITS, f"a comparison of {kind.bits} bits is wider than {MAX_BITS}"
+    assert kind.bounded(), f"a comparison of {kind.bits} bits is too wide"
     correlation = party.take(kind)
-    number = len(digits(kind.bits))
+    number = len(kind.digits)
     if not known(c):
         if number > 1:
             yield [Item(c, 2 * (number - 1))]
         yield [Item(c, 1)]
         return correlation.name, c
     less, equal = [], []
-    for word, (at, width) in zip(correlation.shares, digits(kind.bits), strict=False):
+    for word, (at, width) in zip(correlation.shares, kind.digits, strict=False):
         digit = (c >> at) & ((1 << width) - 1)
-        # the one-hot's bits above the digit: -2 << digit
-        less.append(parity(word & (torch.full_like(digit, -2) << digit), 1 << width))
-        equal.append((word >> digit) & 1)
+        less.append(_above(word, digit, width))
+        if number > 1:
+            equal.append((word >> digit) & 1)
     borrow = less[-1]
     if number > 1:
         variables = torch.zeros_like(c)

@@ -18,7 +18,7 @@ from protocols import softmax as soft
 from protocols.comparison import MAX_DIGIT
 from protocols.correlations import Role
 from protocols.ring import packed_size
-from protocols.rows import RADIX, Rows
+from protocols.rows import Rows
 from protocols.softmax import AttentionRings
 
 BOTH, DOWN, UP, NONE = "=", ">", "<", "-"  # an exchange; S to C alone; C to S alone; a round whose only part left early
@@ -125,15 +125,16 @@ def weighted(heads: int, rows: Rows, width: int, bits: int) -> Declared:
     return multiply(heads * rows.number * width, bits)
 
 
-def compare(count: int, bits: int, *, masks: int | None = None) -> Declared:
+def compare(count: int, bits: int, *, masks: int | None = None, single: bool = False) -> Declared:
     """`count` comparisons of `bits` bits with `masks` different R (one each if not given).
 
     D: one-hots of the digits of each R; the products of two or more of the ANDs' variables, 3 2^(n-1) - 2n - 1 for n digits.
     """
     low = bits - 1
-    number = max(1, ceil(low / MAX_DIGIT))
+    number = 1 if single else max(1, ceil(low / MAX_DIGIT))
     widths = [low // number + (k < low % number) for k in range(number)]
-    cost = dealt(*((count if masks is None else masks, 2**width) for width in widths))
+    hot = count if masks is None else masks
+    cost = dealt(*((hot, 2**width) if width <= 6 else (hot * 2 ** (width - 6), 64) for width in widths))
     if number > 1:
         products = 3 * 2 ** (number - 1) - 2 * number - 1
         joint = [min(60, products - at) for at in range(0, products, 60)]  # 60 to an element
@@ -144,12 +145,13 @@ def compare(count: int, bits: int, *, masks: int | None = None) -> Declared:
 def levels(rows: Rows) -> list[Counter[int]]:
     """The groups of each level of a tournament, by size."""
     lengths = Counter(rows.first + rows.step * k for k in range(rows.number))
-    depth = 0
-    while RADIX**depth < max(lengths):
-        depth += 1
-    radix = 2 if depth and 2 * RADIX ** (depth - 1) >= max(lengths) else RADIX
     found = []
-    while max(lengths) > 1:
+    while (longest := max(lengths)) > 1:
+        radix = 4
+        if rows.number == 1 and longest <= 4096:
+            radix = ceil(longest / 8 ** (depth(longest, 8) - 1))
+        elif rows.number > 1 and longest <= 2 * 4 ** (depth(longest, 4) - 1):
+            radix = 2
         groups: Counter[int] = Counter()
         after: Counter[int] = Counter()
         for length, number in lengths.items():
@@ -157,33 +159,42 @@ def levels(rows: Rows) -> list[Counter[int]]:
             groups[length % radix] += number
             after[ceil(length / radix)] += number
         found.append(Counter({size: number for size, number in groups.items() if size and number}))
-        lengths, radix = after, RADIX
+        lengths = after
     return found
 
 
-def _contest(heads: int, groups: Counter[int], bits: int, shared_bits: int, wires: Sequence[int]) -> Declared:
+def depth(length: int, radix: int) -> int:
+    """Levels of groups of `radix` that a row of this length takes."""
+    return 0 if length == 1 else 1 + depth(ceil(length / radix), radix)
+
+
+def _contest(heads: int, rows: Rows, groups: Counter[int], bits: int, shared_bits: int, wires: Sequence[int]) -> Declared:
     """All comparisons in the groups of a level; the products of rhos in `shared_bits`, and times each of the wires' masks."""
-    cost = Declared()
+    cost, pairs = Declared(), heads * sum(number * comb(size, 2) for size, number in groups.items())
+    single = rows.number == 1 and bits <= 16 and pairs * 2 ** (bits - 1) // 8 <= 2**20
     for size, number in groups.items():
         if size > 1:
             products = heads * number * (size - 1) * (2 ** (size - 1) - 1)
-            one = compare(heads * number * comb(size, 2), bits)
+            one = compare(heads * number * comb(size, 2), bits, single=single)
             cost = cost.beside(one + dealt((products, shared_bits), *((products, wire) for wire in wires)))
     return cost
 
 
 def row_maximum(heads: int, rows: Rows, bits: int) -> Declared:
     """Per level: comparisons of all pairs of each group, then an opening of the winners."""
-    return _total(_contest(heads, groups, bits, bits, [bits]) + open_masked((heads * groups.total(), bits)) for groups in levels(rows))
+    return _total(
+        _contest(heads, rows, groups, bits, bits, [bits]) + open_masked((heads * groups.total(), bits)) for groups in levels(rows)
+    )
 
 
 def row_argmax(heads: int, length: int, bits: int, place_bits: int) -> Declared:
     """The same with the place as a second wire, known to both at the first level; the last level opens nothing."""
-    cost, found = Declared(), levels(Rows(length, 1, 0))
+    rows = Rows(length, 1, 0)
+    cost, found = Declared(), levels(rows)
     for number, groups in enumerate(found):
         last = number + 1 == len(found)
         wires = ([place_bits] if number else []) + ([] if last else [bits])
-        cost += _contest(heads, groups, bits, max(bits, place_bits), wires)
+        cost += _contest(heads, rows, groups, bits, max(bits, place_bits), wires)
         if not last:
             cost += open_masked((heads * groups.total(), bits), (heads * groups.total(), place_bits))
     return cost

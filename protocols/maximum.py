@@ -1,4 +1,4 @@
-"""The largest element of every row, and its place, by a tournament of groups of up to four."""
+"""The largest element of every row, and its place, by a tournament of small groups (`protocols.rows`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
 from protocols.opening import open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
-from protocols.rows import Group, Rows, tournament
+from protocols.rows import Group, Rows, single_digit, tournament
 from protocols.shares import Shares, Wire
 
 
@@ -25,38 +25,25 @@ def _pairs(size: int) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache
-def _subsets(size: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """(i, T): for each candidate but the last, the non-empty sets of its opponents."""
-    opponents = [(i, [j for j in range(size) if j != i]) for i in range(size - 1)]
-    return tuple((i, chosen) for i, others in opponents for count in range(1, size) for chosen in combinations(others, count))
+def _opponents(size: int) -> tuple[Tensor, Tensor]:
+    """(size - 1, size - 1) each: the pair of every candidate but the last with each opponent, and whether it comes second there."""
+    pairs = _pairs(size)
+    others = [[j for j in range(size) if j != i] for i in range(size - 1)]
+    places = [[pairs.index((min(i, j), max(i, j))) for j in row] for i, row in enumerate(others)]
+    return torch.tensor(places), torch.tensor([[int(j < i) for j in row] for i, row in enumerate(others)])
 
 
 @lru_cache
-def _coefficients(size: int) -> Tensor:
-    """(2^pairs, size - 1 + subsets): by the opened bits of all pairs, the coefficients of "i wins", i < size - 1.
+def _expansion(number: int) -> Tensor:
+    """(2^n, 2^n): the product of n bits alpha_k + (1 - 2 alpha_k) rho_k, multiplied out.
 
-    Candidate i wins if it beats all others, the product of [i beats j] = alpha + gamma rho_ij: first the coefficient of 1
-    for each i, then those of the products of rhos for each of `_subsets`.
+    By the alphas (bits of the first index), the coefficient of each product of rhos (bits of the second).
     """
-    pairs, table = _pairs(size), []
-    for pattern in range(1 << len(pairs)):
-        row = []
-        for i, chosen in (*((i, ()) for i in range(size - 1)), *_subsets(size)):
-            value = 1
-            for j in range(size):
-                if j != i:
-                    bit = pattern >> pairs.index((min(i, j), max(i, j))) & 1
-                    alpha = bit if i < j else 1 - bit  # the first of equals wins
-                    value *= 1 - 2 * alpha if j in chosen else alpha
-            row.append(value)
-        table.append(row)
-    return torch.tensor(table, dtype=torch.int64)
-
-
-@lru_cache
-def _candidates(size: int) -> Tensor:
-    """The candidate of each of `_subsets`."""
-    return torch.tensor([i for i, _ in _subsets(size)])
+    table = torch.ones((1, 1), dtype=torch.int64)
+    for _ in range(number):
+        # the new bit is the highest of both indices: alpha = 0 leaves rho, alpha = 1 leaves 1 - rho
+        table = torch.cat([torch.cat([table * 0, table], 1), torch.cat([table, -table], 1)], 0)
+    return table
 
 
 def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
@@ -105,7 +92,10 @@ class PairCompareMask(CompareMask):
 
 @dataclass(frozen=True)
 class SelectorMask(Kind):
-    """Shares of the products of the rhos by which each candidate wins, (H, groups, products); with `wire` times R_i = r_i - r_last."""
+    """Shares of the products of the rhos by which each candidate but the last wins; with `wire` times R_i = r_i - r_last.
+
+    (H, groups, size - 1, 2^(size - 1) - 1): a product for every non-empty set of opponents.
+    """
 
     compare: int
     wire: int
@@ -120,14 +110,15 @@ class SelectorMask(Kind):
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)
-        r = masks.mask(self.wire)[:, like(group.index, rho)] if self.wire else None
-        pairs, values = _pairs(group.size), []
-        for i, opponents in _subsets(group.size):
-            product = rho[..., pairs.index((min(i, opponents[0]), max(i, opponents[0])))]
-            for j in opponents[1:]:
-                product = product & rho[..., pairs.index((min(i, j), max(i, j)))]
-            values.append(product if r is None else product * (r[..., i] - r[..., -1]))
-        return (torch.stack(values, -1),), None
+        rho = rho[..., like(_opponents(group.size)[0], rho)]  # (H, groups, size - 1, size - 1)
+        products = torch.ones_like(rho[..., :1])
+        for k in range(group.size - 1):
+            products = torch.cat([products, products & rho[..., k : k + 1]], -1)
+        products = products[..., 1:]
+        if self.wire:
+            r = masks.mask(self.wire)[:, like(group.index, rho)]
+            products = products * (r[..., :-1] - r[..., -1:])[..., None]
+        return (products,), None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,17 +129,17 @@ class _Selector:
     name: int
     place: tuple[int, int]
     alone: Tensor  # (H, groups, size - 1): the coefficient of 1 for each candidate but the last
-    coefficients: Tensor  # (H, groups, products)
-    products: Tensor  # shares, (H, groups, products)
+    coefficients: Tensor  # (H, groups, size - 1, products)
+    products: Tensor  # shares, (H, groups, size - 1, products)
 
     def weighted(self, difference: Tensor, own: Tensor, shared: Tensor | None) -> Tensor:
         """A share of sum_i w_i d_i for d_i (H, groups, size - 1).
 
         `difference` is the public part of d, `own` this party's share of d, `shared` that of the products times d's masks.
         """
-        product = difference[..., like(_candidates(self.group.size), difference)] * self.products
+        product = difference[..., None] * self.products
         product = product if shared is None else product - shared
-        return (self.alone * own).sum(-1) + (self.coefficients * product).sum(-1)
+        return (self.alone * own).sum(-1) + (self.coefficients * product).sum((-2, -1))
 
 
 def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
@@ -160,23 +151,26 @@ def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: 
     if known(wire.masked):
         x = wire.masked[:, like(group.index, wire.masked)]
         c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
-    name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, rows.fields(), *place))
-    shape = (*shape[:-1], len(_subsets(size)))
-    products = party.take(SelectorMask(name, 0, shape, bits, rows.fields(), *place)).shares[0]
+    single = int(single_digit(wire.shape[0], rows, place[0], wire.bits))
+    name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, single, rows.fields(), *place))
+    wins = (*shape[:-1], size - 1, (1 << (size - 1)) - 1)
+    products = party.take(SelectorMask(name, 0, wins, bits, rows.fields(), *place)).shares[0]
     if not known(beta):
         return _Selector(group, name, place, beta, beta, products)
-    pattern = beta[..., 0]
-    for k in range(1, len(pairs)):
-        pattern = pattern | (beta[..., k] << k)
-    coefficients = like(_coefficients(size), beta)[pattern]
-    return _Selector(group, name, place, coefficients[..., : size - 1], coefficients[..., size - 1 :], products)
+    which, second = (like(constant, beta) for constant in _opponents(size))
+    alpha = beta[..., which] ^ second  # the first of equals wins
+    pattern = alpha[..., 0]
+    for k in range(1, size - 1):
+        pattern = pattern | (alpha[..., k] << k)
+    coefficients = like(_expansion(size - 1), beta)[pattern]
+    return _Selector(group, name, place, coefficients[..., 0], coefficients[..., 1:], products)
 
 
 def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tensor:
     """This party's share of the winner's value on a wire: x_last + sum_i w_i (x_i - x_last); local."""
     mask = party.take(SelectorMask(selector.name, wire.name, tuple(selector.products.shape), wire.bits, rows.fields(), *selector.place))
     if not known(wire.masked):
-        return blank(*selector.products.shape[:-1])
+        return blank(*selector.products.shape[:-2])
     index = like(selector.group.index, wire.masked)
     x, r = wire.masked[:, index], wire.mask[:, index]
     difference, own = x[..., :-1] - x[..., -1:], r[..., -1:] - r[..., :-1]
@@ -187,7 +181,7 @@ def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tens
 def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tensor:
     """The same for public values, (H, N): the winner's place at the first level."""
     if not known(selector.products):
-        return blank(*selector.products.shape[:-1])
+        return blank(*selector.products.shape[:-2])
     x = values[:, like(selector.group.index, values)]
     difference = x[..., :-1] - x[..., -1:]
     value = selector.weighted(difference, difference if party.is_server else difference * 0, None)
@@ -212,7 +206,8 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
     Steps, per level: all pairs of each group compared at once (`compare`), the winner selected with public coefficients
     on D's shares of products of rhos and masks, and opened under a fresh mask.
     Domain: elements of a row differ by less than 2^(k-1); k <= 31. Exact.
-    Rounds: per level 1 + those of `compare`. Learns: uniform values, both; levels and groups are public.
+    Rounds: per level 1 + those of `compare`: 2, or 1 by a single digit (`single_digit`).
+    Learns: uniform values, both; levels and groups are public.
     """
     for number, level in enumerate(tournament(rows)):
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]

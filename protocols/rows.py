@@ -16,6 +16,10 @@ from torch import Tensor
 from protocols.ring import blank, like
 
 RADIX = 4
+WIDE_RADIX = 8  # where one row is left of at most so many elements
+WIDE_FROM = 4096
+MAX_SINGLE = 16  # bits of a comparison that may take one digit
+SINGLE_BYTES = 1 << 20  # what single digits may cost at a level
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,33 @@ def _within(lengths: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[t
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
+def radices(rows: Rows) -> tuple[int, ...]:
+    """The largest group of each level of a tournament.
+
+    All pairs of a group are compared at once, so that a level costs the more the larger its groups; the first levels hold most
+    of the elements. Of many rows: groups of four, but pairs first where that costs no level. A single row of few elements
+    has larger groups: as few levels as groups of eight allow, and of those the smallest groups first.
+    """
+    left, found = rows.columns, []
+    while left > 1:
+        wide = rows.number == 1 and left <= WIDE_FROM
+        if rows.number == 1 and not wide:
+            found.append(RADIX)
+        else:
+            radix, after = WIDE_RADIX if wide else RADIX, 1
+            while after * radix < left:
+                after *= radix
+            smallest = -(-left // after)
+            found.append(smallest if wide or smallest == 2 else radix)
+        left = -(-left // found[-1])
+    return tuple(found)
+
+
 @lru_cache(maxsize=256)
 def tournament(rows: Rows) -> tuple[Level, ...]:
-    """Levels that reduce every row to one element, in groups of at most `RADIX`.
-
-    The first level takes pairs where that costs no level: pairs are the cheapest, and it holds most of the elements.
-    """
+    """Levels that reduce every row to one element, in groups of at most the `radices`."""
     lengths, levels = rows.lengths, []
-    depth = 0
-    while RADIX**depth < rows.columns:
-        depth += 1
-    radix = 2 if depth and 2 * RADIX ** (depth - 1) >= rows.columns else RADIX
-    while lengths.max() > 1:
+    for radix in radices(rows):
         starts = np.cumsum(lengths) - lengths
         after = -(-lengths // radix)
         group_row = np.repeat(np.arange(len(lengths)), after)
@@ -135,5 +154,14 @@ def tournament(rows: Rows) -> tuple[Level, ...]:
                 done += len(chosen)
                 groups.append(Group(width, torch.from_numpy(first[chosen, None] + np.arange(width))))
         levels.append(Level(tuple(groups), torch.from_numpy(position), len(size)))
-        lengths, radix = after, RADIX
+        lengths = after
     return tuple(levels)
+
+
+def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
+    """Whether the comparisons of a level take one digit, a round less for a one-hot of 2^(bits - 1) bits.
+
+    Of a single row alone, where few are left: of many rows the one-hots would be too many.
+    """
+    pairs = sum(len(group.index) * group.size * (group.size - 1) // 2 for group in tournament(rows)[level].groups)
+    return rows.number == 1 and bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= SINGLE_BYTES

@@ -154,14 +154,14 @@ def rows_case(heads: int, rows: Rows, width: int, bits: int) -> Case:
     return Case(f"scores and weighted {heads} {rows.fields()} {width} {bits}", declared, program)
 
 
-def compare_case(shape: tuple[int, ...], r_shape: tuple[int, ...], bits: int) -> Case:
+def compare_case(shape: tuple[int, ...], r_shape: tuple[int, ...], bits: int, single: int = 0) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         (r,) = yield from opened(party, (r_shape, bits, 0))
         c = r.masked.expand(shape) if not r.masked.is_meta else torch.empty(shape, dtype=torch.int64, device="meta")
-        yield from compare(party, c, CompareMask(r.name, shape, r_shape, bits))
+        yield from compare(party, c, CompareMask(r.name, shape, r_shape, bits, single))
 
-    declared = opening((r_shape, bits, 0)) + costs.compare(zeros(*shape).numel(), bits, masks=zeros(*r_shape).numel())
-    return Case(f"compare {shape} {r_shape} {bits}", declared, program)
+    cost = costs.compare(zeros(*shape).numel(), bits, masks=zeros(*r_shape).numel(), single=bool(single))
+    return Case(f"compare {shape} {r_shape} {bits} {single}", opening((r_shape, bits, 0)) + cost, program)
 
 
 def maximum_case(heads: int, rows: Rows, bits: int) -> Case:
@@ -257,8 +257,10 @@ CASES = [
     *(compare_case((3, 2), (3, 2), bits) for bits in (1, 2, 7, 8, 10, 13, 14, 19, 20, 25, 26, 31, 32, 38, 43)),
     compare_case((5, 4, 9), (5, 4, 1), 13),
     compare_case((5, 4, 9), (5, 4, 1), 6),
+    *(compare_case((5, 4, 3), (5, 4, 1), bits, single=1) for bits in (1, 7, 8, 12, 16)),
     *(maximum_case(2, rows, bits) for rows in LAYOUTS for bits in (7, 10, 21)),
-    *(argmax_case(2, length, bits, 7) for length in (1, 2, 3, 4, 5, 9, 16, 17, 65) for bits in (5, 20)),
+    *(argmax_case(2, length, bits, 7) for length in (1, 2, 3, 4, 5, 9, 16, 17, 65) for bits in (5, 16, 20)),
+    argmax_case(1, 4500, 16, 13),
     *(exponential_case(3, rows) for rows in LAYOUTS[:4]),
     *(exponentials_case(2, rows, 44, early) for rows in LAYOUTS for early in (False, True)),
     *(reciprocal_case(5, (44, 16), bound, 40, 20) for bound in (1.0, 1.66, 2.0, 3.0, 17.5, 512.0, 513.0, 1699.0, 4096.0)),

@@ -129,10 +129,10 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
             yield from rescale(party, plain(party, same(BATCH), bits, 12, owner), bits=to_bits, frac=12 if to_bits > bits else 3)
 
     def comparing(party: Party) -> Protocol_[Any]:
-        for bits in (6, 13, 31):
+        for bits, single in ((6, 0), (13, 0), (31, 0), (9, 1)):
             (w,) = yield from open_masked(party, [plain(party, same(BATCH, frac=1), bits, 1, owner)])
             c = w.masked[:, None] if not offline_walk(party) else torch.empty((BATCH, 1), dtype=torch.int64, device="meta")
-            yield from compare(party, c, CompareMask(w.name, (BATCH, 1), (BATCH, 1), bits))
+            yield from compare(party, c, CompareMask(w.name, (BATCH, 1), (BATCH, 1), bits, single))
 
     def maximum(party: Party) -> Protocol_[Any]:
         (w,) = yield from open_masked(party, [plain(party, same(GROUPS, rows.count), 21, 12, owner)])

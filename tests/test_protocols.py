@@ -20,7 +20,7 @@ from protocols.opening import add_server_constant, open_masked, private_input, r
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, matmul_wires, multiply, scores, weighted
 from protocols.ring import reduce, signed
-from protocols.rows import Rows, tournament
+from protocols.rows import MAX_SINGLE, Rows, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 from protocols.truncation import reduces, rescale
 from tests.two_party import element, input_of, offline_walk, run, uniform
@@ -217,12 +217,12 @@ def test_products_over_rows_are_exact(rows: Rows) -> None:
 # ---- comparison, maximum, argmax
 
 
-def comparison(x: Tensor, y: Tensor, bits: int) -> Tensor:
+def comparison(x: Tensor, y: Tensor, bits: int, single: int = 0) -> Tensor:
     """The shared bit and its product with the mask, reconstructed and checked against each other."""
 
     def program(party: Party) -> Protocol_[Any]:
         (d,) = yield from open_masked(party, [input_of(party, x, bits, 0) - input_of(party, y, bits, 0)])
-        name, beta = yield from compare(party, d.masked, CompareMask(d.name, d.shape, d.shape, bits))
+        name, beta = yield from compare(party, d.masked, CompareMask(d.name, d.shape, d.shape, bits, single))
         rho = party.take(BitMask(name, 0, d.shape, 9)).shares[0]
         return beta, rho, party.take(BitMask(name, d.name, d.shape, bits, d.shape)).shares[0], d.mask
 
@@ -234,12 +234,14 @@ def comparison(x: Tensor, y: Tensor, bits: int) -> Tensor:
     return beta ^ rho
 
 
-@pytest.mark.parametrize("bits", range(1, MAX_BITS + 1))
-def test_comparison_is_exact(bits: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "single"), [*((bits, 0) for bits in range(1, MAX_BITS + 1)), *((bits, 1) for bits in range(1, MAX_SINGLE + 1))]
+)
+def test_comparison_is_exact(bits: int, single: int) -> None:
     half = 1 << (bits - 1)
     y = uniform(400, bits=bits)
     step = torch.cat([torch.tensor([-half, half - 1, 0, -1, 1 % half, -half // 2, half // 2]).repeat(40), uniform(120, bits=bits)])
-    assert torch.equal(comparison(y + step, y, bits), reference.compare(step, torch.zeros_like(step)))
+    assert torch.equal(comparison(y + step, y, bits, single), reference.compare(step, torch.zeros_like(step)))
 
 
 def test_comparisons_may_share_a_mask() -> None:
@@ -328,7 +330,10 @@ def test_tournaments_reduce_every_row_and_prefer_pairs_first() -> None:
             assert torch.equal(members.sort().values, torch.arange(number))
             assert sorted(level.order.tolist()) == list(range(level.count))
             number = level.count
-        assert number == rows.number and 4 ** len(levels) >= rows.columns > (4 ** (len(levels) - 1) if levels else 0)
+        radix = 8 if rows.number == 1 else 4
+        assert number == rows.number and radix ** len(levels) >= rows.columns > (radix ** (len(levels) - 1) if levels else 0)
+    assert radices(Rows(50257, 1, 0)) == (4, 4, 7, 8, 8, 8) and radices(Rows(1, 128, 1)) == (2, 4, 4, 4)
+    assert [single_digit(1, Rows(50257, 1, 0), level, 16) for level in range(6)] == [False] * 4 + [True] * 2
 
 
 # ---- rounds

@@ -84,9 +84,8 @@ def test_what_is_left_after_a_removal_is_the_model_without_the_ffn(variant: str,
 def test_the_recommendation_is_the_cheapest_set_and_the_rule_is_the_deepest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text that the model itself wrote, so that every FFN that does something is missed; two do nothing."""
     model = made("SM(t)+ScFuFFN", n_layer=5)
-    for layer in (1, 3):
-        model.h[layer].mlp.last.weight.zero_()
-        model.h[layer].mlp.last.bias.zero_()
+    for layer in range(5):
+        model.h[layer].mlp.last.weight.mul_(0 if layer in (1, 3) else 10)
     model.lm_head.weight.mul_(20)
     ids = torch.tensor([[first, *continue_text(model, [first], 12)] for first in range(6)])
     folded = model.folded()

@@ -47,6 +47,7 @@ Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The long
 Cache = Annotated[
     Path | None, typer.Option("--cache", metavar="DIR", help="What is kept between runs; default: the user's cache directory.")
 ]
+Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, at /metrics.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 

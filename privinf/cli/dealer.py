@@ -8,6 +8,7 @@ from privinf.cli import common
 def dealer(
     listen: common.Listen,
     keys: common.Keys,
+    metrics: common.Metrics = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
     cache: common.Cache = None,
@@ -16,7 +17,8 @@ def dealer(
     """Be the dealer: hand out correlated randomness to pairs of parties.
 
     Run it on a machine that belongs to neither the server's owner nor the
-    client. It serves until Ctrl-C or SIGTERM.
+    client. It serves until Ctrl-C or SIGTERM. On SIGHUP it reads its
+    certificate anew.
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
@@ -25,4 +27,4 @@ def dealer(
     from privinf.party.dealer import DealerService
 
     with DealerService(listen=listen, keys=str(keys), options=options) as service:
-        serve_until_stopped(service, {"role": "dealer"}, as_json)
+        serve_until_stopped(service, {"role": "dealer"}, as_json, metrics=metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,10 @@ def serve(
     dealer: common.DealerAddress,
     keys: common.Keys,
     allow_logits: Annotated[bool, typer.Option("--allow-logits", help="Grant rounded logits to clients that ask for them.")] = False,
+    clients: Annotated[
+        Path | None, typer.Option("--clients", metavar="FILE", help="Serve these certificates alone: fingerprints, one a line.")
+    ] = None,
+    metrics: common.Metrics = None,
     keep_queries: Annotated[int, typer.Option("--keep-queries", metavar="N", min=0, help="Prepared queries kept for one client.")] = 64,
     keep_bytes: Annotated[int, typer.Option("--keep-bytes", metavar="B", min=0, help="Bytes of them.")] = 4 * 2**30,
     link: common.LinkName = None,
@@ -25,7 +30,8 @@ def serve(
 ) -> None:
     """Be the server: answer clients with a model that they never see.
 
-    It serves until Ctrl-C or SIGTERM, and says where it listens.
+    It serves until Ctrl-C or SIGTERM, and says where it listens. On SIGHUP it
+    reads its certificate and the list of clients anew.
 
     Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
     """
@@ -36,5 +42,8 @@ def serve(
     from privinf.party.server import Server
 
     lowered = open_model(model, options.cache)
-    with Server(lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, options=options) as service:
-        serve_until_stopped(service, {"role": "server", "variant": lowered.info.variant, "model": lowered.info.id}, as_json)
+    with Server(
+        lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
+    ) as service:
+        about = {"role": "server", "variant": lowered.info.variant, "model": lowered.info.id}
+        serve_until_stopped(service, about, as_json, metrics=metrics)

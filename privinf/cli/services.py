@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import sys
 from typing import Any
 
 from privinf.cli import common
 from privinf.cli.signals import Stopped
+from protocols.errors import ConfigError
 
 
-def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool) -> None:
-    """Says where it listens, then waits for a signal, which is how a service ends: exit code 0."""
+def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, metrics: str | None = None) -> None:
+    """Says where it listens, then waits for a signal, which is how a service ends: exit code 0. SIGHUP makes it read its keys anew."""
     model = f" with {about['variant']}, id {about['model']}" if "model" in about else ""
-    try:
-        print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
-        if as_json:
-            common.write_json({**about, "address": service.address})
-        while True:
-            signal.pause()
-    except Stopped:
-        print(f"{about['role']} stops", file=sys.stderr, flush=True)
+
+    def reload(number: int, frame: object) -> None:
+        try:
+            service.reload()
+            print(f"{about['role']} has read its keys anew", file=sys.stderr, flush=True)
+        except ConfigError as error:
+            logging.getLogger(f"privinf.{about['role']}").error("the keys were not read anew, and the old ones stay: %s", error)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            signal.signal(signal.SIGHUP, reload)
+            if metrics is not None:
+                from privinf.party.metrics import serve_metrics, service_families
+
+                about["metrics"], close = serve_metrics(metrics, lambda: service_families(service))
+                stack.callback(close)
+                print(f"{about['role']} answers Prometheus on http://{about['metrics']}/metrics", file=sys.stderr, flush=True)
+            print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
+            if as_json:
+                common.write_json({**about, "address": service.address})
+            while True:
+                signal.pause()
+        except Stopped:
+            print(f"{about['role']} stops", file=sys.stderr, flush=True)

@@ -155,6 +155,7 @@ class DealerService(Service):
         if waiting:
             client.send(waiting)
         dealer.end_pass()
+        self.count(passes=1, correlations=len(kinds))
 
     def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
         """The masks of a model's weights, kept for the model that was asked for last."""

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from privinf.party.service import MAX_SESSIONS, Service
 from privinf.transport.listener import parse_address
 from privinf.transport.meter import Cell
 from protocols.errors import ConfigError
@@ -41,6 +42,17 @@ def gauge(name: str, about: str, value: float, **labels: str) -> Metric:
     family = GaugeMetricFamily(name, about, labels=list(labels))
     family.add_metric(list(labels.values()), value)
     return family
+
+
+def service_families(service: Service) -> Iterable[Metric]:
+    """Of a server or a dealer."""
+    role, counts = service.role, service.counts
+    yield from traffic_families(role, service.cells())
+    yield counter("privinf_passes", "Passes that were run or dealt for.", counts["passes"], role=role)
+    yield counter("privinf_positions", "Positions of prompts and replies that went through them.", counts["positions"], role=role)
+    yield counter("privinf_correlations", "Correlations that were spent or dealt, each once.", counts["correlations"], role=role)
+    yield gauge("privinf_peers", "Peers that are served now.", service.peers, role=role)
+    yield gauge("privinf_peers_limit", "Peers that are served at a time.", MAX_SESSIONS, role=role)
 
 
 class _Collector:

@@ -69,11 +69,12 @@ class Server(Service):
         dealer: str,
         keys: str,
         allow_logits: bool = False,
+        clients: str | Path | None = None,
         options: Options | None = None,
     ) -> None:
-        options = options or Options()
+        options, listed = options or Options(), None if clients is None else Path(clients)
         parse_address(dealer)  # a malformed one is noticed now
-        super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True)
+        super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True, clients=listed)
         try:
             self.lowered = model if isinstance(model, Lowered) else open_model(Path(model), options.cache)
             self._prepare()
@@ -83,6 +84,10 @@ class Server(Service):
         self.dealer, self.allow_logits = dealer, allow_logits
         self.fingerprint, self.stock = self.credentials.fingerprint, Stock(options.cache, self.role)
         self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
+
+    def reload(self) -> None:
+        super().reload()
+        self.fingerprint = self.credentials.fingerprint
 
     def _prepare(self) -> None:
         if not self.lowered.has_weights or self.lowered.mask_seed is None:
@@ -188,7 +193,10 @@ class ServerSession:
             elif isinstance(request, Spend):
                 self._spend(request)
             else:
+                before = self.store.next_name
                 self._pass(request)
+                positions = request.count if isinstance(request, Pass) else 0
+                self.server.count(passes=1, positions=positions, correlations=self.store.next_name - before)
             self.connection.timeout = IDLE_S
 
     def _check(self, request: Pass | Run | Prepare | Spend) -> None:

@@ -11,8 +11,9 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 from privinf.party.blame import as_told, farewell
@@ -23,7 +24,7 @@ from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import HandshakeError, PrivinfError, TransportError
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
 
 MAX_SESSIONS = 64
 """Peers that are served at a time; the next one is told to come again later."""
@@ -40,8 +41,11 @@ class Service:
 
     role = ""
 
-    def __init__(self, *, listen: str, keys: str, allowed_roles: set[str], options: Options, link: bool = False) -> None:
-        self.options = options
+    def __init__(
+        self, *, listen: str, keys: str, allowed_roles: set[str], options: Options, link: bool = False, clients: Path | None = None
+    ) -> None:
+        self.options, self._keys, self._clients_file = options, keys, clients
+        self._clients = None if clients is None else read_clients(clients)  # None: whoever has a certificate of the CA
         self.credentials = load_credentials(keys, self.role)
         self._log = logging.getLogger(f"privinf.{self.role}")
         emulated = options.emulated if link else None
@@ -54,6 +58,7 @@ class Service:
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
         self._closing = False
+        self.counts: Counter[str] = Counter()  # passes, positions and correlations, for metrics
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.party.watch`, in local demos alone
         self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
         self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them, see `report.snapshot`
@@ -105,15 +110,52 @@ class Service:
                     self._totals[connection.peer_role, phase].add(connection.meter.total(phase))
                 self.ended.append(snapshot(connection.peer_role, connection))
 
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """What moved so far, by role of the peer and phase."""
+        result = {place: Cell() for place in self._totals}
+        with self._guard:
+            parts = list(self._totals.items())
+            parts += [((c.peer_role, phase), c.meter.total(phase)) for c in self._connections for phase in PHASES]
+        for place, cell in parts:
+            result[place].add(cell)
+        return result
+
+    @property
+    def peers(self) -> int:
+        """Connections whose peer has shown a certificate and is served."""
+        return len(self._attended)
+
+    def count(self, **numbers: int) -> None:
+        """Adds to `counts`."""
+        with self._guard:
+            self.counts.update(numbers)
+
     def traffic(self) -> dict[str, Any]:
         """The contract's `traffic`, of all connections so far."""
         peer, dealer = {phase: Cell() for phase in PHASES}, Cell()
-        with self._guard:
-            parts = [(role, phase, cell) for (role, phase), cell in self._totals.items()]
-            parts += [(c.peer_role, phase, c.meter.total(phase)) for c in self._connections for phase in PHASES]
-        for role, phase, cell in parts:
+        for (role, phase), cell in self.cells().items():
             (dealer if "dealer" in (self.role, role) else peer[phase]).add(cell)
         return traffic_of(peer, dealer)
+
+    # ---- certificates
+
+    def reload(self) -> None:
+        """Reads certificate, key and list of clients anew; ConfigError, and then all stays as it was.
+
+        Sessions go on, but for those of clients that are listed no longer.
+        """
+        credentials = load_credentials(self._keys, self.role)
+        clients = None if self._clients_file is None else read_clients(self._clients_file)
+        self._listener.renew(credentials)
+        with self._guard:
+            self.credentials, self._clients = credentials, clients
+            shut_out = [connection for connection in self._connections if not self._knows(connection)]
+        for connection in shut_out:
+            self._log.warning("client %s is listed no longer; its session ends", connection.peer_name)
+            self.retire(connection)
+
+    def _knows(self, connection: Connection) -> bool:
+        return connection.peer_role != "client" or self._clients is None or connection.peer_fingerprint in self._clients
 
     # ---- life
 
@@ -188,6 +230,11 @@ class Service:
             raise
         connection.timeout = min(self.options.timeout, HELLO_S)
         self.adopt(connection)
+        if not self._knows(connection):
+            refusal = HandshakeError("this certificate is not among those that are served", party=self.role, peer=connection.peer_name)
+            self.tell(connection, refusal)
+            self.retire(connection)
+            raise refusal
         with self._guard:
             self._strangers.pop(sock, None)
             full = len(self._attended) >= MAX_SESSIONS
@@ -236,3 +283,20 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_clients(path: Path) -> frozenset[str]:
+    """Certificates' fingerprints, one a line, as `keys show` has them; what follows a # is a comment. ConfigError names the line."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    found = set()
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip().lower().replace(":", "")
+        if text and (len(text) != 64 or set(text) - set("0123456789abcdef")):
+            raise ConfigError(
+                f"{path}: line {number} is no fingerprint", remedy="copy the sha256 that `privinf keys show` has for the client"
+            )
+        found |= {text} if text else set()
+    return frozenset(found)

@@ -96,6 +96,10 @@ class Listener:
         self._closed = False
         self.address = format_address(host, self._socket.getsockname()[1])
 
+    def renew(self, credentials: Credentials) -> None:
+        """Shows this certificate from now on; connections that were made stay. ConfigError, and then the old one stays."""
+        self._context, self.credentials = make_context(credentials, server=True), credentials
+
     def accept(self, timeout: float | None = None) -> socket.socket | None:
         """The next raw connection; None once the listener is closed, or when `timeout` seconds pass."""
         with self._accepting:

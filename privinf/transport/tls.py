@@ -59,6 +59,18 @@ _LOCAL = {  # OpenSSL's reasons for a handshake that fails at our end
 }
 
 
+def _load_pair(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Certificate and key are two files: while `keys renew` writes them they may for a moment not belong together."""
+    for left in reversed(range(10)):
+        try:
+            context.load_cert_chain(str(credentials.cert), str(credentials.key), password="")  # never ask on the terminal
+            return
+        except ssl.SSLError as error:
+            if not left or error.reason != "KEY_VALUES_MISMATCH":
+                raise
+            time.sleep(0.05)
+
+
 def make_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
     """A context for accepting (`server`) or for dialling: TLS 1.3 only, certificates required of both sides."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -71,7 +83,7 @@ def make_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
         context.num_tickets = 0  # sessions are never resumed: every connection proves its certificates anew
     try:
         context.load_verify_locations(cafile=str(credentials.ca))
-        context.load_cert_chain(str(credentials.cert), str(credentials.key), password="")  # never ask on the terminal
+        _load_pair(context, credentials)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"cannot load the certificate or key in {Path(credentials.cert).parent}: {error}", remedy="run `privinf keys renew`"

@@ -1,0 +1,129 @@
+"""Operation: certificates renewed without downtime, clients listed and shut out, metrics of server and dealer."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from privinf.party.conversation import Conversation
+from privinf.party.server import Server
+from privinf.party.service import read_clients
+from privinf.transport.keys import load_credentials, renew_keys, show_keys
+from protocols.errors import ConfigError, HandshakeError, TransportError
+from tests import trio as t
+from tests.trio import Trio, trio
+
+
+def fingerprint(keys: Path, role: str) -> str:
+    return load_credentials(keys, role).fingerprint
+
+
+def test_renewed_certificates_are_shown_without_ending_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    shutil.copytree(t.keys(), keys)
+    monkeypatch.setattr(t, "keys", lambda: keys)
+    with trio(cache=tmp_path / "cache") as parties:
+        old = fingerprint(keys, "server")
+        with Conversation(parties.client()) as before:
+            list(before.generate([1], max_new_tokens=1))
+            renew_keys(keys)
+            assert fingerprint(keys, "server") != old
+            parties.server.reload()
+            parties.dealer.reload()
+            with Conversation(parties.client()) as after:
+                assert after.session.connection.peer_fingerprint == fingerprint(keys, "server") == parties.server.fingerprint
+                assert t.is_greedy([2], [token.id for token in after.generate([2], max_new_tokens=1)])
+            assert before.session.connection.peer_fingerprint == old
+            list(before.generate([3], max_new_tokens=1))
+        kept = (keys / "server" / "cert.pem").read_bytes()
+        (keys / "server" / "cert.pem").write_text("no certificate")
+        with pytest.raises(ConfigError, match="not a certificate"):
+            parties.server.reload()
+        (keys / "server" / "cert.pem").write_bytes(kept)
+        with Conversation(parties.client()) as still:
+            assert t.is_greedy([2], [token.id for token in still.generate([2], max_new_tokens=1)])
+
+
+def test_only_clients_that_are_listed_are_served(tmp_path: Path) -> None:
+    first, second, listed = t.keys(), t.second_client(), tmp_path / "clients"
+    listed.write_text(f"# who may ask\n{fingerprint(first, 'client')}  # the first\n\n")
+    with trio(cache=tmp_path / "cache") as parties:
+        options = {"listen": "127.0.0.1:0", "dealer": parties.dealer.address, "keys": str(first), "options": parties.server.options}
+        with Server(t.lowered(), clients=listed, **options) as server:  # type: ignore[arg-type]
+            behind = Trio(parties.dealer, server, parties.cache)
+            held = Conversation(behind.client()).open()
+            list(held.generate([1], max_new_tokens=1))
+            with pytest.raises(HandshakeError, match="not among those that are served"):
+                list(behind.client(keys=second).generate(ids=[1], max_new_tokens=1))
+            listed.write_text(fingerprint(second, "client").upper())
+            server.reload()
+            with pytest.raises(TransportError):
+                list(held.generate([2], max_new_tokens=1))
+            assert len(list(behind.client(keys=second).generate(ids=[1], max_new_tokens=1))) == 1
+            with pytest.raises(HandshakeError, match="not among those that are served"):
+                list(behind.client().generate(ids=[1], max_new_tokens=1))
+            listed.write_text("nonsense")
+            with pytest.raises(ConfigError, match="line 1 is no fingerprint"):
+                server.reload()
+            assert len(list(behind.client(keys=second).generate(ids=[1], max_new_tokens=1))) == 1
+
+
+def test_the_list_of_clients(tmp_path: Path) -> None:
+    place = tmp_path / "clients"
+    place.write_text("")
+    assert read_clients(place) == frozenset()
+    info = next(info for info in show_keys(t.keys()) if info.role == "client")
+    spaced = ":".join(info.fingerprint[i : i + 2] for i in range(0, 64, 2)).upper()
+    place.write_text(f"\n  {spaced} # openssl's way to write it\n")
+    assert read_clients(place) == {info.fingerprint}
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_clients(tmp_path / "nowhere")
+
+
+def scraped(address: str) -> dict[tuple[str, ...], float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
+
+
+def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    shutil.copytree(t.keys(), keys)
+    monkeypatch.setattr(t, "keys", lambda: keys)
+    common = ("--keys", keys, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--timeout", "20", "--cache", tmp_path / "cache")
+    with t.Process("dealer", *common) as dealer:
+        dealer.until("dealer listens on")
+        at = dealer.err.split("listens on ")[1].split()[0]
+        with t.Process("serve", t.lowered_directory(), *common, "--dealer", at) as server:
+            server.until("server listens on")
+            address = server.err.split("listens on ")[1].split()[0]
+            services = t.Services(dealer, server, at, address)
+            assert services.generate("--max-new-tokens", 2, "--ignore-eos", "--prompt-ids", "1,2,3").wait() == 0
+            places = [process.err.split("http://")[1].split("/")[0] for process in (server, dealer)]
+            at_server, at_dealer = map(scraped, places)
+            assert at_server["privinf_passes_total", "server"] == 2 and at_server["privinf_positions_total", "server"] == 4
+            assert at_server["privinf_correlations_total", "server"] == at_dealer["privinf_correlations_total", "dealer"] > 0
+            assert at_server["privinf_rounds_total", "client", "online", "server"] > 0
+            assert at_server["privinf_bytes_total", "client", "online", "received", "server"] > 0
+            assert at_dealer["privinf_bytes_total", "client", "dealer", "offline", "sent"] > 0
+            assert at_server["privinf_peers_limit", "server"] == 64
+
+            renew_keys(keys)
+            for process in (dealer, server):
+                process.send(signal.SIGHUP)
+                process.until("has read its keys anew")
+            assert services.generate("--max-new-tokens", 1).wait() == 0
+            (keys / "server" / "key.pem").unlink()
+            server.send(signal.SIGHUP)
+            server.until("the old ones stay")
+            assert server.alive
+            server.send(signal.SIGTERM)
+            assert server.wait(20) == 0
+        with t.Process("dealer", "--keys", keys, "--listen", "127.0.0.1:0", "--metrics", places[1]) as taken:
+            assert taken.wait(30) == 2 and "cannot serve metrics" in taken.err

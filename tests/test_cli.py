@@ -26,7 +26,7 @@ from protocols import errors
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBCOMMANDS = {"keys": ("init", "show", "renew"), "cache": ("ls", "rm")}
+SUBCOMMANDS = {"keys": ("init", "show", "renew"), "config": ("show",), "cache": ("ls", "rm")}
 COMMANDS = [[verb, *sub] for verb in cli.VERBS for sub in [[name] for name in SUBCOMMANDS.get(verb, ())] or [[]]]
 
 

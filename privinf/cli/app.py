@@ -34,6 +34,7 @@ VERBS = {
     "explain": "Predict bytes, rounds and work per layer and operator, without running anything.",
     "compare": "Run one private and one float pass on the same prompt, and show the errors.",
     "doctor": "Check the installation, the devices, the clock, the certificates and the peers.",
+    "config": "Check a configuration file, and show what it means to a verb.",
     "cache": "List and remove what is kept between runs.",
     "train": "Train a variant of the ladder on text or code.",
     "analyze": "Show the entropy of a model's heads, and which FFNs it can do without.",

@@ -60,7 +60,7 @@ def floats(
 @app.command()
 def speed(
     target: Path = DATA / "speed.json",
-    samples: Annotated[int, typer.Option(min=1)] = 15,
+    samples: Annotated[int, typer.Option(min=4, help="Steps of each.")] = 24,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Measure a training step beside a plain PyTorch loop."""

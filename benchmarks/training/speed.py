@@ -19,11 +19,12 @@ from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import write_atomically
 from privinf.models.corpus import Tokens, batch_at
 from privinf.models.settings import Settings
-from privinf.models.training import Trainer
+from privinf.models.training import HELD_EVERY, Trainer
 
 
 def measure(target: Path, samples: int, threads: int) -> None:
-    """Writes seconds and ratios; a ratio above 1 says that ours is the faster."""
+    """Writes mean seconds a step and ratios of groups of steps; a ratio above 1 says that ours is the faster."""
+    samples -= samples % HELD_EVERY
     torch.set_num_threads(threads)
     document: dict[str, Any] = {"threads": threads, "machine": machine(), "versions": versions(), "cases": []}
     for label, sizes, variant, extra in (
@@ -39,16 +40,17 @@ def measure(target: Path, samples: int, threads: int) -> None:
             trainer = Trainer(config, settings, Tokens(stream, stream[:4096], 8192), Path(work))
             plain = _plain(config, stream, settings)
             ours, theirs = [], []
-            for step in range(samples + 2):
+            for step in range(samples + HELD_EVERY):
                 started = time.perf_counter()
                 plain(step)
                 between = time.perf_counter()
                 trainer.train_step(0.1)
                 theirs.append(between - started)
                 ours.append(time.perf_counter() - between)
-        ratios = [there / here for there, here in zip(theirs[2:], ours[2:], strict=True)]
-        case = {"case": label, "variant": variant, "ratio": round(statistics.median(ratios), 3)}
-        case |= {"plain_s": [round(v, 4) for v in theirs[2:]], "ours_s": [round(v, 4) for v in ours[2:]]}
+        groups = range(HELD_EVERY, samples + HELD_EVERY, HELD_EVERY)  # the first is the warm-up; one step of each has the penalty
+        ratios = [sum(theirs[at : at + HELD_EVERY]) / sum(ours[at : at + HELD_EVERY]) for at in groups]
+        case = {"case": label, "variant": variant, "ratio": round(statistics.median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
+        case |= {"plain_s": round(statistics.fmean(theirs[HELD_EVERY:]), 4), "ours_s": round(statistics.fmean(ours[HELD_EVERY:]), 4)}
         document["cases"].append(case)
         print(case, flush=True)
     write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())

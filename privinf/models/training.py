@@ -34,6 +34,7 @@ from privinf.models.settings import Settings, rate_at
 from protocols.errors import ConfigError, PrivinfError
 
 STATE, METRICS, RUN = "state.safetensors", "metrics.jsonl", "run.json"
+HELD_EVERY = 4  # steps between those that have the range penalty, at so many times its weight
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
 
 
@@ -95,6 +96,7 @@ class Trainer:
             lr=settings.learning_rate,
             betas=(0.9, 0.95),
             eps=1e-8,
+            fused=True,
         )
         self.step, self.elapsed = 0, 0.0
         self.between_steps = True  # else an interrupt hit while weights were changing, and the state is no state of the run
@@ -105,29 +107,35 @@ class Trainer:
 
     # ---- one step
 
-    def loss(self, ids: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it)."""
-        trace = Trace(keep_attention=self.theta is not None)
+    def loss(self, ids: Tensor, held: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it); `held`: with the range penalty."""
+        wants_entropy = self.theta is not None
+        trace = Trace(keep_attention=wants_entropy) if held or wants_entropy else None
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
             logits = self.model(ids[:, :-1], trace=trace)  # (B, T, V)
         logits = logits.float()
-        log_z = logits.logsumexp(dim=-1)  # (B, T)
-        chosen = logits.gather(2, ids[:, 1:, None])[:, :, 0]  # (B, T)
-        cross_entropy = (log_z - chosen).mean()
-        limits, few = self.settings.limits, max(1, len(ids) // 4)  # a quarter of the batch tells enough, at a quarter of the cost
+        cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        total, added = cross_entropy, {}
+        if trace is not None and held:
+            added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
+            drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
+            total = total + added["range_penalty"] + HELD_EVERY * 1e-4 * drift
+        if trace is not None and self.theta is not None:
+            penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
+            added["entropy_penalty"] = self.settings.entropy_lambda * penalty
+            total = total + added["entropy_penalty"]
+        return total, cross_entropy, added
+
+    def _excess(self, logits: Tensor, trace: Trace) -> Tensor:
+        """By how much values are beyond the limits, mean of squares."""
+        limits, few = self.settings.limits, max(1, len(logits) // 4)  # a quarter of the batch tells enough, at a quarter of the cost
         excess = (logits[:few].abs().amax(dim=-1) - limits.logit).relu().square().mean()
         for x in trace.residual:
             excess = excess + (x[:few].float().abs().amax(dim=-1) - limits.residual).relu().square().mean()
         for q, k in zip(trace.queries, trace.keys, strict=True):
             bound = q[:few].float().norm(dim=-1).amax(dim=-1) * k[:few].float().norm(dim=-1).amax(dim=-1)  # (few, H)
             excess = excess + (bound - limits.score_bound).relu().square().mean()
-        added = {"range_penalty": limits.weight * excess}
-        if self.theta is not None:
-            penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
-            added["entropy_penalty"] = self.settings.entropy_lambda * penalty
-        drift = 1e-4 * log_z.square().mean()  # keeps the logits from moving off together
-        total = cross_entropy + sum(added.values()) + drift
-        return total, cross_entropy, added
+        return excess
 
     def train_step(self, fraction: float) -> dict[str, float]:
         """One optimiser step on the batch of the current step number."""
@@ -137,7 +145,7 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         ids = torch.from_numpy(batch_at(self.tokens.training, self.step, settings.batch, settings.length, settings.seed))
-        total, cross_entropy, added = self.compiled_loss(ids)
+        total, cross_entropy, added = self.compiled_loss(ids, settings.limits.weight > 0 and self.step % HELD_EVERY == 0)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_([p for _, p in self.named], settings.clip)

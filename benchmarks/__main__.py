@@ -22,7 +22,7 @@ Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", hel
 Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of the prompt.")]
 Model = Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Timed passes of each backend, after one warm-up.")]
-Backends = Annotated[str, typer.Option("--backends", metavar="A,B", help="Among privinf, crypten, plain.")]
+Backends = Annotated[str, typer.Option("--backends", metavar="A,B", help="Among privinf, crypten, plain, spu-semi2k, spu-cheetah.")]
 
 
 def _device(text: str) -> str:

@@ -152,7 +152,7 @@ def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]]
         ratios = tuple(other / ours for other, ours in pairs)
         run.measure("online seconds, times ours", median(ratios) or 0.0, "x", network, seq, of=name, samples=ratios, link=link)
         for what, of_other, of_ours in _counts(run, network, seq, name):
-            if of_ours:
+            if of_ours and of_other:
                 run.measure(f"online {what}, times ours", of_other / of_ours, "x", network, seq, of=name, link=link)
 
 

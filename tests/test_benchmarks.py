@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -343,6 +344,19 @@ def test_an_audit_sees_a_truncation_that_failed(tmp_path: Path) -> None:
         thread.join(30)
     found = next(audit.found for audit in audits if audit.rank == 1)
     assert (found["truncations"], found["truncation failures"]) == (4, 1)
+
+
+def test_spu_runs_the_same_graph_where_it_is_installed(network: Network, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise one line names the extra."""
+    if importlib.util.find_spec("spu") is None:
+        assert main(["shipped", "--backends", "privinf,spu-semi2k"]) == 2
+        assert "pip install '.[spu]'" in capsys.readouterr().err
+        return
+    found = Run("test")
+    interleave(found, network, 5, ["privinf", "spu-semi2k"], samples=1, errors=1)
+    check(found.result(True))
+    values = {(m.name, m.of): m.value for m in found.measures}
+    assert values["worst logit error", "spu-semi2k"] < 0.05 and values["online bytes, times ours", "spu-semi2k"] > 1
 
 
 def test_stages_are_kept_failed_or_interrupted(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ BACKENDS = {
     "privinf": ("benchmarks.backends.privinf_backend", "PrivinfBackend"),
     "crypten": ("benchmarks.backends.crypten_backend", "CryptenBackend"),
     "plain": ("benchmarks.backends.plain", "PlainBackend"),
+    "spu-semi2k": ("benchmarks.backends.spu_backend", "Semi2kBackend"),
+    "spu-cheetah": ("benchmarks.backends.spu_backend", "CheetahBackend"),
 }
 
 
@@ -22,4 +24,5 @@ def backend(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the backend {name} needs the package {error.name}, which is not installed") from None
+        remedy = "install the extra: pip install '.[spu]'" if name.startswith("spu") else "make test installs everything"
+        raise ConfigError(f"the backend {name} needs the package {error.name}, which is not installed", remedy=remedy) from None

@@ -56,6 +56,11 @@ class Sockets:
         """Bytes written so far, all sockets."""
         return sum(self._written(sock) for sock in self._sockets)
 
+    def written_by(self, own: int, peer: int) -> int:
+        """Of the connections whose end here listens at port `own`, or has connected to port `peer`: both parties are in this process."""
+        ends = [s for s in self._sockets if s.getsockname()[1] == own or s.getpeername()[1] == peer]
+        return sum(self._written(sock) for sock in ends)
+
     def received(self) -> int:
         """Bytes that the kernel has received so far, all sockets."""
         return sum(self._info(sock, RECEIVED) for sock in self._sockets)

@@ -102,6 +102,10 @@ class PrivinfBackend:
     def _count(self, found: Counted, party: str, macs: dict[tuple[str, str], int]) -> None:
         """Rows and sockets of the first connection to each peer."""
         details = self.session.details[party]
+        if "passes" not in details:
+            raise ConfigError(
+                f"the {party} process was ended by force before it said what it had counted", remedy="is the machine overloaded?"
+            )
         passes = details["passes"]
         timed = [passes[number] for number in (self._timed[1:] or self._timed)] if passes else []
         peaks = {(op["layer"], op["op"]): int(op["peak"]) for op in passes[0]} if passes else {}

@@ -42,8 +42,11 @@ def _ladder(found: dict[str, Any]) -> str:
             for key in ("overload", "collapse")
         ]
         cost = row.get("private")
-        private = [size(cost["online_bytes"]), str(cost["rounds"]), f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""]
-        rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands, *(private if cost else ["", "", ""])])
+        private = ["", "", ""]
+        if cost:
+            took = f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""
+            private = [size(cost["online_bytes"]), str(cost["rounds"]), took]
+        rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands, *private])
     head = ["network", "perplexity", "seeds", "AERO's", "overload", "collapse", "online bytes", "rounds", "online time"]
     return table(head, rows)
 

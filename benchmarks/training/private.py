@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.rows import GPT2, STRUCTURES, config_of
+from benchmarks.training.rows import GPT2, STRUCTURES, Row, config_of
 from privinf.lowering import convert
 from privinf.lowering.explain import explain
 from privinf.models.aero import AeroModel, initialise
@@ -45,15 +45,12 @@ def add_private(target: Path, out: Path, samples: int) -> None:
     document = json.loads(target.read_text())
     known: dict[str, Any] = {}
     for row in document["rows"]:
-        slugs = "".join(character if character.isalnum() else "-" for character in row["name"])
-        slug = "-".join(part for part in slugs.split("-") if part)
-        checkpoint = out / slug / "seed-1" / "checkpoint"
-        if not (checkpoint / "config.json").is_file():
-            continue
-        if row["variant"] not in known:
+        checkpoint = out / Row(row["name"], row["variant"]).slug / "seed-1" / "checkpoint"
+        if row["variant"] not in known and (checkpoint / "config.json").is_file():
             known[row["variant"]] = cost_of(checkpoint, samples)
             print(row["variant"], known[row["variant"]], flush=True)
-        row["private"] = known[row["variant"]]
+        if row["variant"] in known:
+            row["private"] = known[row["variant"]]
     write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
 
 

@@ -65,7 +65,7 @@ def everything(chosen: list[Stage], out: Path, *, fresh: bool) -> list[Path]:
             path.unlink(missing_ok=True)
             code = _run(words)
             if code == 130:
-                raise KeyboardInterrupt
+                raise SystemExit(130)  # it has said so
             if code:
                 print(f"{stage.name} ended with {code}; the others go on", file=sys.stderr, flush=True)
         if path.is_file():

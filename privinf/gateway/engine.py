@@ -118,6 +118,7 @@ class Engine:
         self.waiting = self.active = 0
         self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed"), 0)
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._closing = False
 
     # ---- life
 
@@ -147,6 +148,7 @@ class Engine:
     def close(self) -> None:
         """Ends every reply and every conversation."""
         with self._guard:
+            self._closing = True
             idle, self._kept = self._kept, []
         for held in idle:
             self._retire(held)
@@ -209,21 +211,23 @@ class Engine:
 
     def _work(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
         """In a thread: the whole reply."""
-        began = time.monotonic()
+        began, end = time.monotonic(), "failed"
         try:
             self._answer(query, ids, text, reply, emit)
-            self.counts["replies"] += 1
+            end = "replies"
         except Exception as error:
             emit(error)
-            self.counts["cancelled" if reply.cancelled.is_set() else "failed"] += 1
+            end = "cancelled" if reply.cancelled.is_set() else "failed"
             if not isinstance(error, PrivinfError):
                 log.exception("internal error in a reply: %s", type(error).__name__)
             if reply.held is not None:
                 self._retire(reply.held)
         finally:
-            self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
-            for name in ("prompt_tokens", "cached_tokens", "tokens"):
-                self.counts[name] += getattr(reply, name)
+            with self._guard:
+                self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
+                self.counts[end] += 1
+                for name in ("prompt_tokens", "cached_tokens", "tokens"):
+                    self.counts[name] += getattr(reply, name)
             emit(None)
 
     def _answer(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
@@ -257,14 +261,17 @@ class Engine:
             emit(token)
         reply.finish_reason = session.finish_reason
         held.ended = session.finish_reason == "stop" and session.streamer is not None and not session.streamer.stopped
-        self.seconds["offline"] += session.timing.offline_s - before[0]
-        self.seconds["online"] += sum(session.timing.tokens_s[before[1] :])
+        with self._guard:
+            self.seconds["offline"] += session.timing.offline_s - before[0]
+            self.seconds["online"] += sum(session.timing.tokens_s[before[1] :])
 
     # ---- conversations
 
     def _open(self, reply: Reply | None = None) -> Held:
         """A new conversation; where the server is full, room is made by what we keep ourselves."""
         while True:
+            if self._closing:
+                raise TransportError("this gateway is being stopped", party="client")
             held = Held(Conversation(self.client))
             if reply is not None:
                 reply.held = held  # from now on it can be cancelled
@@ -279,8 +286,8 @@ class Engine:
                 if oldest is None:
                     raise Full(error.message, max(1, round(self._mean_s))) from error
                 self._retire(oldest)
-        self.seconds["setup"] += held.conversation.session.timing.setup_s
         with self._guard:
+            self.seconds["setup"] += held.conversation.session.timing.setup_s
             self._live.add(held)
         return held
 

@@ -44,7 +44,11 @@ def ladder_totals(results: Sequence[Result]) -> list[Total]:
     """Our online totals of the ladder at the largest size that was measured, its own order, a network once."""
     found = totals(of_scenario(results, "ladder"), backend="privinf", phase="online", link=Link(), device="cpu")
     largest = max(((t.layers, t.width, t.seq) for t in found), default=None)
-    return list({t.variant: t for t in reversed(found) if (t.layers, t.width, t.seq) == largest}.values())[::-1]
+    first: dict[str, Total] = {}
+    for t in found:
+        if (t.layers, t.width, t.seq) == largest:
+            first.setdefault(t.variant, t)
+    return list(first.values())
 
 
 def smallest(results: Sequence[Result]) -> Total | None:

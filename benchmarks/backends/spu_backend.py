@@ -6,6 +6,7 @@ inputs are handed over by the harness and not counted. Rounds are not counted: S
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ from protocols.errors import ConfigError
 NAMES = ("server", "client")
 LOG = libspu.logging.LogOptions()
 LOG.log_level = libspu.logging.LogLevel.ERROR
+LOG.system_log_path = LOG.trace_log_path = os.devnull
 libspu.logging.setup_logging(LOG)
 
 

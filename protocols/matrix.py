@@ -1,18 +1,25 @@
-"""Matrix products modulo 2^k: torch's own where a device multiplies int64 matrices, by floating point limbs where not.
+"""Matrix products modulo 2^k, through floating point limbs, but for the thinnest ones.
 
-CUDA has no int64 matrix product, but a fast float64 one. Cutting integers into limbs whose products float64 sums exactly is
-folklore of exact linear algebra (Dumas, Giorgi, Pernet: FFLAS, 2008); CrypTen has it for GPUs with three or four unsigned limbs.
+CUDA has no int64 matrix product, and the CPU's is several times slower than three or six products of float64. Cutting integers
+into limbs whose products float64 sums exactly is folklore of exact linear algebra (Dumas, Giorgi, Pernet: FFLAS, 2008);
+CrypTen has it for GPUs with three or four unsigned limbs.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.ring import blank, known, signed
+from protocols.ring import blank, known
 
 WIDEST = 22  # bits of a limb: a 64-bit element is three of them
+BLOCK = 1 << 18  # elements that are cut at a time: what the CPU's cache holds, and no new memory for each
+DEVICE_BLOCK = 1 << 26
+NARROWEST = 128  # columns of a block
+FEW = 6  # rows below which an int64 product on the CPU is faster than cutting the right operand
 
 
 def limbs_of(bits: int) -> tuple[int, int, int]:
@@ -22,14 +29,19 @@ def limbs_of(bits: int) -> tuple[int, int, int]:
     return number, width, 1 << (55 - 2 * width)
 
 
-def _cut(x: Tensor, bits: int, width: int) -> list[Tensor]:
-    """Limbs of x modulo 2^bits as float64, lowest first: x = sum_i limb_i 2^(width i), -2^(width-1) <= limb_i < 2^(width-1)."""
-    out = []
-    while bits > width:
-        low = signed(x, width)
-        out.append(low.double())
-        x, bits = (x - low) >> width, bits - width
-    return [*out, signed(x, bits).double()]
+def _offset(bits: int) -> int:
+    """What is added so that unsigned digits become limbs: half of a digit's range at every digit."""
+    number, width, _ = limbs_of(bits)
+    total = sum(1 << (width * i + width - 1) for i in range(number - 1)) + (1 << (bits - 1))
+    return total - (1 << 64) if total >= 1 << 63 else total
+
+
+def _cut(x: Tensor, bits: int, limb: int, out: Tensor) -> Tensor:
+    """Writes one limb of every element of x to `out`, float64: x = sum_i limb_i 2^(b i) modulo 2^bits, |limb_i| <= 2^(b-1)."""
+    number, width, _ = limbs_of(bits)
+    own = bits - width * limb if limb == number - 1 else width
+    digit = (x + _offset(bits)).bitwise_right_shift_(width * limb).bitwise_and_((1 << own) - 1)
+    return out.copy_(digit).sub_(float(1 << (own - 1)))
 
 
 def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
@@ -38,14 +50,14 @@ def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
     Steps: both are cut into L balanced limbs of b bits, L = ceil(bits / 22), b = ceil(bits / L); x y = sum_ij 2^(b (i + j)) x_i y_j,
     and what has i + j >= L is a multiple of 2^bits (b L >= bits), so that L (L + 1) / 2 products of limbs are left. For each
     j one float64 product takes all x_i, one below the other; the results are shifted and added in int64. The inner
-    dimension is passed over in pieces of at most 2^(55 - 2 b) terms.
+    dimension is passed over in pieces of at most 2^(55 - 2 b) terms; y is cut block by block, and never whole.
 
-    Exact, proof: (1) *The cut.* low = x mod 2^b as a number of [-2^(b-1), 2^(b-1)). x - low, computed modulo 2^64, is a multiple
-    of 2^b, and the arithmetic shift of its representative is right modulo 2^(64-b), hence modulo 2^(bits-b): all that is read
-    of it afterwards. The last limb has bits - b (L - 1) <= b bits and is made signed too; so x = sum_i x_i 2^(b i) modulo 2^bits
-    with |x_i| <= 2^(b-1). (2) *The float product.* A limb has at most 22 bits, so that its conversion is exact. |x_i y_j| <=
-    2^(2b-2), and 2^(55-2b) of them add up to at most 2^53 in absolute value. So does every partial sum over any subset of the
-    terms, in any order, block-wise or with fused multiply-adds. Partial sums are integers, float64 holds all integers of
+    Exact, proof: (1) *The cut.* Let w_i be the width of digit i: b, of the last one bits - b (L - 1) <= b. With z = x + sum_i
+    2^(b i + w_i - 1) modulo 2^bits and its digits 0 <= z_i < 2^(w_i), x = sum_i (z_i - 2^(w_i - 1)) 2^(b i) modulo 2^bits: the limbs are
+    x_i = z_i - 2^(w_i - 1), |x_i| <= 2^(b-1). The sum is modulo 2^64, of which 2^bits is a divisor, and a digit's mask drops what the
+    arithmetic shift brings in from the left. (2) *The float product.* A limb has at most 22 bits, so that its conversion is exact.
+    |x_i y_j| <= 2^(2b-2), and 2^(55-2b) of them add up to at most 2^53 in absolute value. So does every partial sum over any subset
+    of the terms, in any order, block-wise or with fused multiply-adds. Partial sums are integers, float64 holds all integers of
     [-2^53, 2^53], and an IEEE 754 operation whose exact result is representable returns it: no rounding happens. (Algorithms
     like Strassen's form other sums; BLAS and cuBLAS use none for float64. The emulated float64 that newer cuBLAS offers must
     stay off.) (3) *The sum.* The conversion to int64 is exact; shifts and additions are modulo 2^64, of which 2^bits is a divisor.
@@ -53,28 +65,38 @@ def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
     Terms a piece: 2048 for b = 22 (rings of 22, 43, 44 and 64 bits), 32768 for b = 20, 2^21 for b = 17.
     """
     number, width, terms = limbs_of(bits)
-    rows = x.shape[-2]
+    rows, inner, columns = *x.shape[-2:], y.shape[-1]
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    total = x.new_zeros((*batch, rows, y.shape[-1]))
-    for start in range(0, x.shape[-1], terms):
-        tall = torch.cat(_cut(x[..., start : start + terms], bits, width), -2)  # (..., L n, terms)
-        for j, right in enumerate(_cut(y[..., start : start + terms, :], bits, width)):
-            products = torch.matmul(tall[..., : (number - j) * rows, :], right)  # (..., (L - j) n, m)
-            for i in range(number - j):
-                total += products[..., i * rows : (i + 1) * rows, :].to(torch.int64) << (width * (i + j))
+    total = x.new_zeros((*batch, rows, columns))
+    block = BLOCK if x.device.type == "cpu" else DEVICE_BLOCK
+    terms = min(terms, max(1, inner), block // NARROWEST)
+    step = max(NARROWEST, block // (terms * max(1, math.prod(y.shape[:-2]))))
+    for start in range(0, inner, terms):
+        left = x[..., start : start + terms]
+        tall = x.new_empty((*left.shape[:-2], number * rows, left.shape[-1]), dtype=torch.float64)  # the x_i, one below the other
+        for i in range(number):
+            _cut(left, bits, i, tall[..., i * rows : (i + 1) * rows, :])
+        for at in range(0, columns, step):
+            part = y[..., start : start + terms, at : at + step]
+            right = torch.empty_like(part, dtype=torch.float64)
+            for j in range(number):
+                products = torch.matmul(tall[..., : (number - j) * rows, :], _cut(part, bits, j, right))  # (..., (L - j) n, columns)
+                for i in range(number - j):
+                    shifted = products[..., i * rows : (i + 1) * rows, :].to(torch.int64).bitwise_left_shift_(width * (i + j))
+                    total[..., at : at + step].add_(shifted)
     return total
 
 
-def multiplies_integers(device: torch.device) -> bool:
-    """Whether torch has int64 matrix products there."""
-    return device.type == "cpu"
+def _directly(x: Tensor, rows: int) -> bool:
+    """Whether torch's int64 product is to be used: only the CPU has one, and it makes a few tenths of 10^9 multiply-adds a second."""
+    return x.device.type == "cpu" and rows < FEW
 
 
 def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known."""
     if not known(x, y):
         return blank(*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], y.shape[-1])
-    if multiplies_integers(x.device):
+    if _directly(x, math.prod(x.shape[:-1] if y.dim() == 2 else x.shape[-2:-1])):
         return x @ y
     if y.dim() == 2:  # one product of all rows
         return limb_product(x.reshape(-1, x.shape[-1]), y, bits).reshape(*x.shape[:-1], y.shape[-1])
@@ -83,8 +105,8 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
 
 def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64) -> Tensor:
     """x @ w.T modulo 2^bits; x (..., n), w (m, n). A large table is never copied into the other order."""
-    if not known(x, w) or not multiplies_integers(x.device):
+    flat = x.reshape(-1, x.shape[-1]) if known(x) else x
+    if not known(x, w) or not _directly(x, len(flat)):
         return matmul(x, w.T, bits)
-    flat = x.reshape(-1, x.shape[-1])
     product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
     return product.reshape(*x.shape[:-1], w.shape[0])

@@ -25,9 +25,10 @@ def random(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def extreme(bits: int) -> int:
-    """The element of Z_2^bits all of whose limbs are as large as can be in absolute value: -2^(b-1) each."""
+    """The element of Z_2^bits all of whose limbs are as large as can be in absolute value: -2^(b-1), or what the last one has."""
     number, width, _ = limbs_of(bits)
-    total = sum(-(1 << (width - 1)) << (width * i) for i in range(number))
+    own = [width] * (number - 1) + [bits - width * (number - 1)]
+    total = sum(-(1 << (each - 1)) << (width * i) for i, each in enumerate(own))
     return total % (1 << bits)
 
 
@@ -65,10 +66,22 @@ def test_long_inner_dimensions(bits: int, inner: int, seed: int) -> None:
     assert torch.equal(reduce(limb_product(x, y, bits), bits), reduce(x @ y, bits))
 
 
+@pytest.mark.parametrize("bits", [1, 21, 22, 23, 44, 45, 63, 64])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_many_blocks(bits: int, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 16 terms and blocks of 4 columns."""
+    monkeypatch.setattr(matrix, "BLOCK", 64)
+    monkeypatch.setattr(matrix, "NARROWEST", 4)
+    generator = torch.Generator().manual_seed(bits)
+    x, y = random(generator, *batch, 7, 50), random(generator, *batch, 37, 50).transpose(-1, -2)
+    assert torch.equal(reduce(limb_product(x, y, bits), bits), reduce(x @ y, bits))
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_where_every_sum_is_as_large_as_can_be(bits: int) -> None:
+def test_where_every_sum_is_as_large_as_can_be(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All limbs of all elements at -2^(b-1), as many terms as a piece takes (up to 2^13), one less and one more; by Python's integers."""
     worst, terms = as_word(extreme(bits)), min(limbs_of(bits)[2], 1 << 13)
+    monkeypatch.setattr(matrix, "BLOCK", 1 << 20)  # pieces as long as the bound allows
     for inner in (1, terms - 1, terms, terms + 1):
         x, y = torch.full((2, inner), worst), torch.full((inner, 1), worst)
         assert reduce(limb_product(x, y, bits), bits).tolist() == [[as_word(inner * worst * worst % 2**bits)]] * 2
@@ -82,6 +95,7 @@ def test_longer_pieces_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = reduce(x @ y, 44)
     assert torch.equal(reduce(limb_product(x, y, 44), 44), exact)
     monkeypatch.setattr(matrix, "limbs_of", lambda bits: (2, 22, 1 << 14))
+    monkeypatch.setattr(matrix, "BLOCK", 1 << 21)
     assert not torch.equal(reduce(limb_product(x, y, 44), 44), exact)
 
 

@@ -186,7 +186,7 @@ def test_two_processes_share_one_store(bench: Bench) -> None:
 def test_a_disk_that_fills_while_a_query_is_prepared(bench: Bench, role: str, hook: Hook) -> None:
     client = bench.prepare(1, hook if role == "client" else None, tokens=2)
     assert client.wait() in ((2,) if role == "client" else (3, 4)) and len(client.lines) == 1
-    said(client, "File too large")
+    said(client if role == "client" else bench.services.server, "File too large")
     t.wait_for(lambda: not [path for path in (bench.cache / "prepared").rglob("*") if path.is_file()], 10)
     assert not bench.answered(bench.ask())
 

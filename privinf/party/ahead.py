@@ -155,8 +155,9 @@ def prepare_at_server(session: ServerSession, request: Prepare) -> None:
     """Prepares one query; HandshakeError where this server keeps no more, or its disk or the dealer refuses."""
     try:
         _prepare(session, request)
-    except ConfigError as error:  # ours; the client is told, for it asked for it
-        raise HandshakeError(f"the server cannot keep a prepared query: {error.message}", party="server") from error
+    except ConfigError as error:  # the client is told that, and not where on our disk
+        log.warning("a query cannot be prepared for client %s: %s", session.connection.peer_name, error)
+        raise HandshakeError("the server cannot keep a prepared query", party="server", remedy="look at the server's output") from error
 
 
 def _prepare(session: ServerSession, request: Prepare) -> None:

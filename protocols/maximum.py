@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +40,11 @@ def _expansion(number: int) -> Tensor:
 
     By the alphas (bits of the first index), the coefficient of each product of rhos (bits of the second).
     """
-    table = torch.ones((1, 1), dtype=torch.int64)
+    table = np.ones((1, 1), np.int64)
     for _ in range(number):
         # the new bit is the highest of both indices: alpha = 0 leaves rho, alpha = 1 leaves 1 - rho
-        table = torch.cat([torch.cat([table * 0, table], 1), torch.cat([table, -table], 1)], 0)
-    return table
+        table = np.block([[table * 0, table], [table, -table]])
+    return torch.from_numpy(table)
 
 
 def _group(rows: tuple[int, ...], level: int, group: int) -> Group:

@@ -23,12 +23,16 @@ from protocols.shares import Shares
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """The public side of a server's tensor: its name, shape (in, out), ring and fraction bits."""
+    """The public side of a server's tensor: its name, shape (in, out), ring and fraction bits.
+
+    `small`: that its encoded entries lie in [-2^21, 2^21), which makes S's products cheaper; the ring plan says so.
+    """
 
     name: str
     shape: tuple[int, ...]
     bits: int
     frac: int
+    small: bool = False
 
 
 def weight_mask(seed: bytes, weight: Weight, device: torch.device | str = "cpu") -> Tensor:
@@ -65,12 +69,12 @@ class LinearMask(Kind):
         """The part of the weight that this product reads; diagonal weights (H, n) become (H, rows, 1)."""
         return weight[:, self.window[0] : self.window[1], None] if self.window else weight
 
-    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+    def times(self, x: Tensor, weight: Tensor, small: bool = False) -> Tensor:
         """The product that this mask is for, modulo 2^bits."""
         w = self.select(weight)
         if self.diagonal:
             return x * w if known(x, w) else blank(*x.shape)
-        return matmul_transposed(x, w, self.bits) if self.transposed else matmul(x, w, self.bits)
+        return matmul_transposed(x, w, self.bits, small) if self.transposed else matmul(x, w, self.bits, small)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (self.times(client[0], masks.weight_mask(self.weight)),), None
@@ -116,7 +120,7 @@ def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_o
         shared = correlation.shares[0]
         value = shared
         if known(total):
-            value = kind.times(total, party.weights[weight.name]) + shared
+            value = kind.times(total, party.weights[weight.name], weight.small) + shared
     else:
         outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
         yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]

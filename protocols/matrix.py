@@ -44,7 +44,7 @@ def _cut(x: Tensor, bits: int, limb: int, out: Tensor) -> Tensor:
     return out.copy_(digit).sub_(float(1 << (own - 1)))
 
 
-def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
+def limb_product(x: Tensor, y: Tensor, bits: int, small: bool = False) -> Tensor:
     """x @ y modulo 2^bits through float64: x (..., n, d), y (..., d, m), int64 -> (..., n, m), upper bits arbitrary.
 
     Steps: both are cut into L balanced limbs of b bits, L = ceil(bits / 22), b = ceil(bits / L); x y = sum_ij 2^(b (i + j)) x_i y_j,
@@ -62,9 +62,13 @@ def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
     like Strassen's form other sums; BLAS and cuBLAS use none for float64. The emulated float64 that newer cuBLAS offers must
     stay off.) (3) *The sum.* The conversion to int64 is exact; shifts and additions are modulo 2^64, of which 2^bits is a divisor.
 
+    `small`: every entry of y, as the int64 that it is, lies in [-2^21, 2^21), so that y is one limb and L products are left. Exact as
+    above: |x_i y| <= 2^(b-1+21), and the pieces have 2^(33-b) terms.
+
     Terms a piece: 2048 for b = 22 (rings of 22, 43, 44 and 64 bits), 32768 for b = 20, 2^21 for b = 17.
     """
     number, width, terms = limbs_of(bits)
+    terms = 1 << (33 - width) if small else terms
     rows, inner, columns = *x.shape[-2:], y.shape[-1]
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     total = x.new_zeros((*batch, rows, columns))
@@ -79,8 +83,9 @@ def limb_product(x: Tensor, y: Tensor, bits: int) -> Tensor:
         for at in range(0, columns, step):
             part = y[..., start : start + terms, at : at + step]
             right = torch.empty_like(part, dtype=torch.float64)
-            for j in range(number):
-                products = torch.matmul(tall[..., : (number - j) * rows, :], _cut(part, bits, j, right))  # (..., (L - j) n, columns)
+            for j in range(1 if small else number):
+                limb = right.copy_(part) if small else _cut(part, bits, j, right)
+                products = torch.matmul(tall[..., : (number - j) * rows, :], limb)  # (..., (L - j) n, columns)
                 for i in range(number - j):
                     shifted = products[..., i * rows : (i + 1) * rows, :].to(torch.int64).bitwise_left_shift_(width * (i + j))
                     total[..., at : at + step].add_(shifted)
@@ -92,21 +97,21 @@ def _directly(x: Tensor, rows: int) -> bool:
     return x.device.type == "cpu" and rows < FEW
 
 
-def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
-    """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known."""
+def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
+    """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known. `small`: see `limb_product`."""
     if not known(x, y):
         return blank(*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], y.shape[-1])
     if _directly(x, math.prod(x.shape[:-1] if y.dim() == 2 else x.shape[-2:-1])):
         return x @ y
     if y.dim() == 2:  # one product of all rows
-        return limb_product(x.reshape(-1, x.shape[-1]), y, bits).reshape(*x.shape[:-1], y.shape[-1])
-    return limb_product(x, y, bits)
+        return limb_product(x.reshape(-1, x.shape[-1]), y, bits, small).reshape(*x.shape[:-1], y.shape[-1])
+    return limb_product(x, y, bits, small)
 
 
-def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64) -> Tensor:
+def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64, small: bool = False) -> Tensor:
     """x @ w.T modulo 2^bits; x (..., n), w (m, n). A large table is never copied into the other order."""
     flat = x.reshape(-1, x.shape[-1]) if known(x) else x
     if not known(x, w) or not _directly(x, len(flat)):
-        return matmul(x, w.T, bits)
+        return matmul(x, w.T, bits, small)
     product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
     return product.reshape(*x.shape[:-1], w.shape[0])

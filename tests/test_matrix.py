@@ -117,3 +117,15 @@ def test_shapes_of_what_is_not_known(left: tuple[int, ...], right: tuple[int, ..
     x, y = torch.ones(left, dtype=torch.int64), torch.ones(right, dtype=torch.int64)
     shape = (x @ y).shape
     assert matmul(blank(*left), y).shape == matmul(x, blank(*right)).shape == matmul(x, y).shape == shape
+
+
+@pytest.mark.parametrize("bits", [1, 7, 16, 22, 23, 32, 44, 45, 56, 63, 64])
+def test_a_right_operand_of_one_limb(bits: int) -> None:
+    """At its edges, and over more terms than one piece has."""
+    generator = torch.Generator().manual_seed(bits)
+    x = random(generator, 5, 5000)
+    y = torch.randint(-(2**21), 2**21, (5000, 7), generator=generator)
+    y[:, 0], y[:, 1] = -(2**21), 2**21 - 1
+    x[0] = as_word(extreme(bits))
+    assert torch.equal(reduce(limb_product(x, y, bits, small=True), bits), reduce(x @ y, bits))
+    assert torch.equal(reduce(matmul_transposed(x, y.T.contiguous(), bits, small=True), bits), reduce(x @ y, bits))

@@ -17,6 +17,7 @@ from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.linear import Weight
+from protocols.matrix import WIDEST
 from protocols.norm import centred
 from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC
 
@@ -93,6 +94,8 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             plan = {"ring": _bits(name, 2 * FRAC, bound)}
             if node.op == "scale":
                 plan["weight_frac"] = MATRIX_FRAC
+        if "weight_frac" in plan and node.op in ("embedding", "linear") and _is_small(node, plan["weight_frac"]):
+            plan["small"] = 1
         plans[name] = plan
     widest = max((max(_input_bits(p), *(p.get(key, 0) for key in ("input_bits", "out_bits", "opened"))) for p in plans.values()), default=0)
     canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
@@ -105,6 +108,11 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             plan["out_bits"] = max(_input_bits(plans[reader.name]) for reader in readers) if linear else canonical
     _tie(graph, plans)
     return plans
+
+
+def _is_small(node: Any, frac: int) -> bool:
+    """Whether an encoded weight is one limb (`protocols.matrix`): at 14 fraction bits below 128, as every weight should be."""
+    return float(node.value("weight").abs().max()) * 2.0**frac < (1 << (WIDEST - 1)) - 1
 
 
 def _input_bits(plan: Mapping[str, Any]) -> int:
@@ -188,5 +196,6 @@ def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
                 continue
             bits = node.plan.get("weight_bits", node.plan.get("ring", 64))
             name = f"{node.name}.{key}"
-            found[name] = (Weight(name, node.parameter_shapes[key], bits, node.plan["weight_frac"]), node, key)
+            record = Weight(name, node.parameter_shapes[key], bits, node.plan["weight_frac"], bool(node.plan.get("small")))
+            found[name] = (record, node, key)
     return found

@@ -113,7 +113,8 @@ class second_device(TorchDispatchMode):
         out = func(*args, **kwargs)
         real = [x for x in (*tensors, *_tensors(out)) if not x.is_meta]
         if self.strict and real and name not in _MAKING:
-            raise Stray(f"{name}: {tuple(real[-1].shape)} is computed on the CPU")
+            where = "build it on the device of what it meets, or a public constant by numpy, moved by `like`"
+            raise Stray(f"{name}: {tuple(real[-1].shape)} is computed on the CPU: {where}")
         return out
 
     def _note_move(self) -> None:

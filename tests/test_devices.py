@@ -125,7 +125,7 @@ def test_a_module_puts_the_same_bytes_on_every_wire(monkeypatch: pytest.MonkeyPa
 
 
 def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real parties over TLS, two queries: the weights move once, the masks are made once, a client's masked ones once a session."""
+    """The real parties over TLS, two queries, one of them prepared: weights move and masks are made once, masked ones once a session."""
     model, moves, masks = t.lowered(), Counter[str](), Counter[str]()
 
     def there(service: type[Service]) -> None:
@@ -147,12 +147,14 @@ def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Pa
     monkeypatch.setattr(dealer, "weight_mask", counted)
     prompt, names = [3, 14, 15, 92, 65], set(weights_of(model.graph))
     with second_device(moves, strict=False), t.trio(model, cache=tmp_path, device=NAME) as parties:
-        for _ in range(2):
+        for prepared in (False, True):
             client = parties.client(device=NAME)
+            if prepared:
+                client.prepare(len(prompt), max_new_tokens=2)
             tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=2, ignore_eos=True)]
             assert t.is_greedy(prompt, tokens)
     assert moves["encode_weights"] == len(names) and masks == dict.fromkeys(names, 1)
-    assert moves["_set_up"] == 2 * len(names)
+    assert moves["_set_up"] == 3 * len(names)  # a session prepares
 
 
 # ---- and that all this would notice

@@ -12,7 +12,7 @@ from benchmarks.measure import Run
 from benchmarks.networks import Network, opened
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
-from privinf.models.corpus import encode_corpus, read_corpus
+from privinf.models.corpus import read_corpus
 from privinf.party.local import LocalSession
 from privinf.party.options import Options
 from protocols.errors import ConfigError
@@ -76,15 +76,16 @@ def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
     info = network.lowered.info
     if network.lowered.tokenizer is None or not info.is_language_model:
         raise ConfigError(f"{model}: has no tokenizer, and the prompts are text")
-    documents = [document for document in read_corpus() if document.held_out]
-    stream = encode_corpus(documents, Tokenizer.from_buffer(network.lowered.tokenizer)).held_out.astype("int64")
+    texts = [document.text for document in read_corpus() if document.held_out]
+    end = list(info.eos[:1])
+    stream = end + [id_ for found in Tokenizer.from_buffer(network.lowered.tokenizer).encode_batch(texts) for id_ in found.ids + end]
     room = len(stream) - info.n_positions
     if room < count:
         raise ConfigError(f"{count} prompts are more than the held-out text has places")
     for number in range(count):
         length = info.n_positions if number % FULL == FULL - 1 else min(LENGTHS[number % len(LENGTHS)], info.n_positions)
         start = number * room // count
-        yield torch.from_numpy(stream[start : start + length])[None]
+        yield torch.tensor([stream[start : start + length]])
 
 
 def _add(run: Run, network: Network, worst: list[float], single: Tensor, agree: int) -> None:

@@ -144,7 +144,7 @@ def test_kinds_survive_the_wire() -> None:
         yield from softmax(party, x, rows, bits=30, frac=20)
 
     found = run(program, {"w": (weight, torch.zeros(weight.shape, dtype=torch.int64))}).kinds
-    assert len({type(kind) for kind in found}) > 10
+    assert len({type(kind) for kind in found}) > 8
     digests = KindHash(), KindHash()
     for kind in found:
         again = from_wire(json.loads(json.dumps(to_wire(kind))))

@@ -73,7 +73,9 @@ def _show(prediction: dict[str, Any]) -> None:
 def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Wires that differ in their layer alone share a line; operators and their wires in the order of the first layer."""
     found: dict[tuple[str, ...], list[str]] = {}
-    order = {each: place for place, each in enumerate(dict.fromkeys((each["op"], each["wire"]) for each in wires))}
+    order: dict[tuple[str, ...], int] = {}
+    for each in wires:
+        order.setdefault((each["op"], each["wire"]), len(order))
     for each in wires:
         bound = "" if each["range"] is None else f"{each['range']:.4g}"
         key = (each["op"], each["wire"], str(each["bits"]), str(each["frac"]), bound, each["from"] or "the server knows")

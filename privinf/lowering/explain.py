@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from privinf.lowering import plan as rings
 from privinf.lowering.calibrate import power_of_two
 from privinf.lowering.lowered import Lowered
+from privinf.lowering.plan import FRAC
 from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import costs, module_output, next_token, setup_bytes
 from protocols.correlations import Role
 from protocols.errors import ConfigError
+from protocols.exponential import FRAC as SCORE_FRAC
+from protocols.norm import centred
 from protocols.party import Party, Trace
 from protocols.ring import blank
+from protocols.softmax import RECIPROCAL_FRAC, SCORE_BITS
 
 
 def explain(lowered: Lowered, seq: int = 1, *, logits: bool = False, new_tokens: int = 1) -> dict[str, Any]:
@@ -66,15 +69,15 @@ def _wires(node: Any, own: Mapping[str, float], source: float | None, seen: str)
     if node.op == "attention":
         for part, ring in (("q", "qk"), ("k", "qk"), ("v", "v")):
             yield part, plan[f"{ring}_bits"], plan[f"{ring}_frac"], own.get(part), seen
-        yield "scores", rings.SCORE_BITS, rings.SCORE_FRAC, 2.0 ** (rings.SCORE_BITS - 2 - rings.SCORE_FRAC), "protocol"
-        yield "sums of v", plan["product_bits"], plan["sum_frac"] + rings.RECIPROCAL_FRAC, own.get("v"), seen
+        yield "scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol"
+        yield "sums of v", plan["product_bits"], plan["sum_frac"] + RECIPROCAL_FRAC, own.get("v"), seen
     elif node.op == "layer_norm":
-        bits, frac = rings.centred(plan["size_bits"])
+        bits, frac = centred(plan["size_bits"])
         yield "squares", bits, 2 * frac, own.get("squares"), seen
     elif node.op in ("relu", "gelu"):
-        yield "opened", plan["opened"], rings.FRAC, source, seen
-        yield "compared", plan["compare_bits"], rings.FRAC, source, seen
+        yield "opened", plan["opened"], FRAC, source, seen
+        yield "compared", plan["compare_bits"], FRAC, source, seen
     elif "ring" in plan and node.op != "embedding":
-        yield "product", plan["ring"], plan.get("in_frac", rings.FRAC) + plan.get("weight_frac", rings.FRAC), out, seen
+        yield "product", plan["ring"], plan.get("in_frac", FRAC) + plan.get("weight_frac", FRAC), out, seen
     if not plan.get("raw"):
         yield "output", plan.get("out_bits", plan["bits"]), plan.get("out_frac", plan["frac"]), out, seen

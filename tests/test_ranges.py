@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from privinf.lowering import convert
 from privinf.lowering.explain import wires
 from privinf.lowering.lowered import Lowered
 from privinf.models.aero import AeroModel, initialise
-from privinf.models.checkpoint import save_checkpoint
+from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.config import ModelConfig
 from tests import test_cli
+from tests import trio as t
 from tests.test_cli import Call, assert_one_line
 from tests.test_ladder import LADDER, make, run
 
@@ -108,3 +111,26 @@ def test_explain_shows_the_plan_to_people(tmp_path: Path, call: Call) -> None:
     lines = [line.split() for line in plan[2:] if line.startswith("mlp.gelu")]
     assert lines[0][:4] == ["mlp.gelu", "opened", "32", "14"] and lines[0][5:8] == ["calibration", "x", "4"] and "h.0" in lines[0]
     assert any(line.startswith("attn.attention") and "scores" in line and "protocol" in line and "h.0 to h.1" in line for line in plan)
+
+
+# ---- what leaves its range at run time
+
+
+def test_compare_shows_errors_and_warns_beyond_the_plan(tmp_path: Path, call: Call) -> None:
+    """A token that no calibration text holds has by far the largest embedding: the pass goes on, is wrong, and that is said."""
+    model, config, tokenizer = load_checkpoint(t.checkpoint())
+    with torch.no_grad():
+        model.wte.weight[t.END] *= 60
+    save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)
+    assert tokenizer is not None
+    shutil.copy(tokenizer, tmp_path / "checkpoint")
+    common = ("compare", tmp_path / "checkpoint", "--cache", tmp_path / "cache", "--json")
+    inside, outside = (json.loads(call(*common, "--prompt-ids", ids).out) for ids in ("1,2,3", f"1,2,{t.END}"))
+    assert inside["warnings"] == [] and inside["agree"]
+    errors = [abs(a - b) for a, b in zip(inside["logits_private"], inside["logits_float"], strict=True)]
+    del errors[t.END]  # the head is tied: that logit is as large as the embedding
+    assert max(errors) < 0.05 and all(layer["max_abs_error"] < 0.05 for layer in inside["layers"] if layer["name"] != "lm_head.linear")
+    assert max(layer["max_abs_error"] for layer in outside["layers"]) > 1 and len(outside["logits_private"]) == t.VOCAB
+    named = {line.split(":")[0] for line in outside["warnings"]}
+    assert {"h.0.attn.attention", "h.0.attn.c_attn.linear"} <= named and "wte.embedding" not in named
+    assert any("a score of" in line and "beyond the planned 120" in line for line in outside["warnings"])

@@ -20,26 +20,34 @@ from protocols.errors import ConfigError
 Ranges = dict[str, dict[str, float]]
 
 SMALLEST_RANGE = 2.0**-10  # of a value that is zero throughout
+SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 WINDOW = 128  # positions of one calibration input
 WINDOWS = 8
 SINGLE_TOKENS = 16
 
 
 def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
-    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`;
-    for LayerNorm a row's sum of squares about its mean, as `squares`.
-
-    Each is multiplied by `headroom` and rounded up to a power of two. `score_seen` is the largest score itself.
-    """
+    """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two; `score_seen` is the largest score itself."""
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
-    peaks: Ranges = {}
+    found = peaks(graph, inputs)
+    ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in found.items()}
+    for name, entry in found.items():
+        if "score" in entry:
+            ranges[name]["score_seen"] = entry["score"]
+    return ranges
+
+
+def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
+    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`;
+    for LayerNorm a row's sum of squares about its mean, as `squares`. ConfigError where a value is not finite."""
+    found: Ranges = {}
 
     def note(name: str, part: str, value: Tensor) -> None:
         peak = float(value.abs().max())
         if not math.isfinite(peak):
-            raise ConfigError("a value is not finite on the calibration inputs", layer=name)
-        entry = peaks.setdefault(name, {})
+            raise ConfigError("a value is not finite on these inputs", layer=name)
+        entry = found.setdefault(name, {})
         entry[part] = max(peak, entry.get(part, 0.0))
 
     def observe(node: Any, operands: tuple[Any, ...], output: Any) -> None:
@@ -60,11 +68,23 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
                 if value.is_floating_point():
                     note(name, "out", value.float())
             graph(*(value.float() if value.is_floating_point() else value for value in values), observe=observe)
-    ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in peaks.items()}
-    for name, entry in peaks.items():
-        if "score" in entry:
-            ranges[name]["score_seen"] = entry["score"]
-    return ranges
+    return found
+
+
+def beyond(graph: Graph, ranges: Ranges, inputs: Sequence[Tensor]) -> list[str]:
+    """A line for each value that leaves the range that the rings are planned for on these inputs, where a ring may have wrapped.
+
+    An embedding's range is that of its table, whatever was seen; scores have a range of their own.
+    """
+    lines = []
+    for name, entry in peaks(graph, [inputs]).items():
+        for part, peak in entry.items():
+            bound = SCORE_RANGE if part == "score" else ranges.get(name, {}).get(part, math.inf)
+            embedding = name in graph._modules and graph.node(name).op == "embedding"
+            if peak > bound and not embedding:
+                what = "a value" if part == "out" else {"score": "a score", "squares": "a sum of squares"}.get(part, f"a value in {part}")
+                lines.append(f"{name}: {what} of {peak:.3g} is beyond the planned {bound:g}")
+    return lines
 
 
 def power_of_two(value: float) -> float:

@@ -56,18 +56,16 @@ def compare(
 
 def _layers(lowered: Any, tokens: list[int], dump: Path) -> tuple[list[dict[str, Any]], list[str], Tensor]:
     """Errors per node, warnings, and the float logits."""
+    from privinf.lowering.calibrate import beyond
     from privinf.party.probe import reconstruct
 
     layers: list[dict[str, Any]] = []
-    warnings: list[str] = []
 
     def observe(node: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         error = float((reconstruct(dump, 0, node.name).reshape(output.shape) - output.double()).abs().max())
         layers.append({"name": node.name, "max_abs_error": error})
-        bound = lowered.ranges.get(node.name, {}).get("out")
-        if bound is not None and float(output.abs().max()) > bound:
-            warnings.append(f"{node.name}: a value of {float(output.abs().max()):.3g} is beyond the planned {bound:g}")
 
     with torch.no_grad():
         exact = lowered.graph(torch.tensor([tokens]), observe=observe)
+    warnings = beyond(lowered.graph, lowered.ranges, [torch.tensor([tokens])])
     return layers, warnings, exact.double().reshape(-1)

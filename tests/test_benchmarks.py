@@ -100,6 +100,17 @@ def test_seconds_are_compute_wait_and_wire(run: Run) -> None:
     assert macs["lm_head.linear"] == TINY["n_embd"] * TINY["vocab_size"] and all(r.macs is None for r in rows if r.party == "client")
 
 
+def test_set_up_and_early_messages_are_split_by_operator(run: Run) -> None:
+    """As predicted, weight by weight at both ends, and what the client sends ahead at its own."""
+    rows = [r for r in run.rows if r.backend == "privinf" and {r.party, r.peer} == {"client", "server"}]
+    predicted = {(p.layer, p.op): p for p in run.predicted}
+    for party in ("client", "server"):
+        found = {(r.layer, r.op): r.payload for r in rows if (r.phase, r.party) == ("setup", party) and r.payload}
+        assert found == {label: p.setup_bytes for label, p in predicted.items() if p.setup_bytes}
+    found = {(r.layer, r.op): r.payload for r in rows if (r.phase, r.party) == ("offline", "client") and r.payload}
+    assert found == {label: p.peer_offline_bytes for label, p in predicted.items() if p.peer_offline_bytes}
+
+
 def test_truncations_of_crypten_are_audited(run: Run) -> None:
     found = {m.name: m.value for m in run.measures if m.of == "crypten"}
     assert found["truncations a pass"] > 1000 and 0 < found["truncation failures, expected a pass"] < 1e-3

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, encode_weights
+from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
 from privinf.lowering.program import module_output, next_token
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
@@ -94,7 +94,9 @@ class Server(Service):
             raise ConfigError("this model came without weights and cannot be served")
         self.lowered.check_weights()
         graph = self.lowered.graph
-        self._weights = {name: record for name, (record, _, _) in weights_of(graph).items()}
+        weights = weights_of(graph)
+        self._weights = {name: record for name, (record, _, _) in weights.items()}
+        self._labels = {name: label_of(node) for name, (_, node, _) in weights.items()}
         self._encoded = encode_weights(graph, self.options.device)
         self._bundle = self.lowered.bundle()
         self._digest = hashlib.sha256(self._bundle).hexdigest()
@@ -159,7 +161,9 @@ class Server(Service):
             if weight is None:
                 raise HandshakeError(f"the client asks for a weight {name[:80]!r} that the model does not have", party="server")
             assert self.lowered.mask_seed is not None
+            connection.meter.label = self._labels[name]
             connection.send(pack(mask_weight(self._encoded[name], self.lowered.mask_seed, weight), weight.bits).data)
+        connection.meter.label = ("", "")
 
     @property
     def encoded(self) -> Mapping[str, Tensor]:

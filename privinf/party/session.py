@@ -14,7 +14,7 @@ from torch import Tensor
 
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime
+from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
@@ -110,15 +110,18 @@ class ClientSession:
         self.lowered = Lowered.from_bundle(bundle)
         if self.lowered.info.id != model:
             raise HandshakeError("the server's bundle is of another model than it says", party="client", peer=peer)
-        self.weights = {name: record for name, (record, _, _) in weights_of(self.lowered.graph).items()}
+        weights = weights_of(self.lowered.graph)
+        self.weights = {name: record for name, (record, _, _) in weights.items()}
         if sum(packed_bytes(weight) for weight in self.weights.values()) > MAX_SETUP:
             raise HandshakeError(f"the server's model asks for a set-up of more than {MAX_SETUP} bytes", party="client", peer=peer)
         missing = store.missing(model, self.weights)
         connection.send_control(Needs(tuple(missing)), MAX_KINDS)
         connection.max_frame = 64 * 2**20
         for done, name in enumerate(missing):
+            connection.meter.label = label_of(weights[name][1])
             store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
             self.progress("set-up", (done + 1) / len(missing))
+        connection.meter.label = ("", "")
         self._masked.update((name, masked.to(self.options.device)) for name, masked in store.load(model, self.weights))
         party = Party(Role.CLIENT, None, self._masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -276,7 +279,9 @@ class ClientSession:
         self.connection.meter.phase = "offline"
         feed = _Feed(self.link, dealt.size, progress)
         offline = sketch.party.engine = Offline(sketch.party, self.connection, store, feed.take)
+        sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
+        self.connection.meter.label = ("", "")
         if offline.hash.digest() != dealt.digest or feed.left:
             peer, remedy = f"server {self.client.server}", "install the same release on all machines"
             raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)

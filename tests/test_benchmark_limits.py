@@ -14,7 +14,7 @@ from tests.two_party import Session
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 64, "n_positions": 32}
 SEQ = 16
-# online bytes, rounds, the dealer's bytes (most of them for the argmax, which buys rounds with them); `explain` is what is counted, see test_benchmarks
+# online bytes, rounds, the dealer's bytes, which the argmax buys rounds with; `explain` is what is counted, see test_benchmarks
 NETWORKS = {
     "SM+LN+G": (78640, 116, 281045),
     "SM+LN+R": (48584, 112, 208829),

@@ -37,8 +37,8 @@ def _headline(results: Sequence[Result]) -> Entry:
             if mine is not None:
                 lines += _beside(result, mine, total)
     for m in choose.measures(results, name="one more token, seconds")[-1:]:
-        cost = choose.measures(results, name="one more token, bytes", seq=m.seq)[-1].value
-        lines.append([f"one more token of {m.variant}, {m.seq} cached", f"{size(cost)}, {m.value:.3g} s", "no other system does it"])
+        cost = number(choose.value(results, m, "one more token, bytes", m.of), "B")
+        lines.append([f"one more token of {m.variant}, {m.seq} cached", f"{cost}, {m.value:.3g} s", "no other system does it"])
     return "Headline", "headline", "", [(("", "measured", "beside"), lines)]
 
 

@@ -75,5 +75,6 @@ def _table(run: Run, network: Network, seq: int, used: PrivinfBackend, more: dic
         samples = used.samples(phase)
         run.measure(f"{phase} seconds", median(samples) or 0.0, "s", network, seq, of="privinf client", samples=samples)
     if more:
+        run.measure("one more token, bytes", more["bytes"], "B", network, seq, of="privinf client")
         run.measure("one more token, seconds", more["seconds"], "s", network, seq, of="privinf client")
         run.measure("one more token, rounds", more["rounds"], "", network, seq, of="privinf client")

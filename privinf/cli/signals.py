@@ -11,6 +11,7 @@ import time
 
 GRACE_S = 5.0
 """How long a verb may take to unwind. Well below the 10 seconds in which a party must end."""
+_drain_s = 0.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,8 +27,15 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+def allow(seconds: float) -> None:
+    """Lets a verb take this much longer, for what is on its way when a signal comes."""
+    global _drain_s
+    _drain_s = seconds
+
+
 def install() -> None:
-    """Raises Stopped in the main thread on the first signal. Further ones are ignored while it unwinds, for GRACE_S seconds at most.
+    """Raises Stopped in the main thread on the first signal. Further ones are ignored while it unwinds, for GRACE_S seconds at most,
+    and what was allowed beyond.
 
     The watch is a thread on the wake-up descriptor, because Python runs a handler only when the main thread is back from
     native code, and a large matrix product or a blocked call may keep it there.
@@ -51,6 +59,6 @@ def _watch(woken: socket.socket, waker: socket.socket) -> None:
         while True:
             number = woken.recv(1)[0]
             if number in (signal.SIGINT, signal.SIGTERM):
-                time.sleep(GRACE_S)
+                time.sleep(_drain_s + GRACE_S)
                 os.write(2, b"privinf: interrupted\n" if number == signal.SIGINT else b"privinf: terminated\n")
                 os._exit(128 + number)

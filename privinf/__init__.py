@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PrivinfError,
         ProtocolDesync,
         RangeError,
+        RefusedError,
         TransportError,
         UnsupportedOpError,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "PrivinfError",
     "ProtocolDesync",
     "RangeError",
+    "RefusedError",
     "Sampling",
     "Server",
     "TransportError",

@@ -3,6 +3,7 @@
 PrivinfError
 |-- ConfigError          wrong usage, configuration or checkpoint        (exit 2)
 |-- HandshakeError       the peer refused, or is not whom we expect      (exit 3)
+|   `-- RefusedError     it is full, or a limit or a budget is used up   (exit 3)
 |-- TransportError       the peer could not be reached, hung or vanished (exit 3 before a session, 4 within)
 |-- ProtocolDesync       the parties no longer run the same program      (exit 4)
 |-- RangeError           a model's values fit no ring                    (exit 2)
@@ -45,6 +46,10 @@ class HandshakeError(PrivinfError):
     """The peer refused us, or is not the party, version or model that we expect."""
 
     exit_code = 3
+
+
+class RefusedError(HandshakeError):
+    """The peer is well, and will not serve us now or not further: it is full, or a limit or a budget of ours is used up."""
 
 
 class TransportError(PrivinfError):

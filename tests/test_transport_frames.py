@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from privinf.transport import Kind, memory_pair
 from privinf.transport.endpoint import one_line
-from privinf.transport.frames import DESYNC, HEADER, MORE, Frame, FrameReader, flat, pack_header, parse_header
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
+from privinf.transport.frames import ABSENT, DESYNC, HEADER, MORE, REFUSED, Frame, FrameReader, flat, pack_header, parse_header
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError, TransportError
 from tests.tls_pair import MB, connected, inject, outcome, together
 from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import pool as pool
@@ -242,14 +242,41 @@ def test_any_control_message_is_decoded_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "established, desync, kind", [(False, False, HandshakeError), (True, False, TransportError), (True, True, ProtocolDesync)]
+    ("established", "flag", "kind"),
+    [
+        (False, 0, HandshakeError),
+        (False, REFUSED, RefusedError),
+        (False, ABSENT, PeerUnreachableError),
+        (True, 0, TransportError),
+        (True, DESYNC, ProtocolDesync),
+        (True, REFUSED, RefusedError),
+        (True, ABSENT, TransportError),
+    ],
 )
-def test_errors_reach_the_peer(keys_dir: Path, pool: ThreadPoolExecutor, established: bool, desync: bool, kind: type[PrivinfError]) -> None:
+def test_errors_reach_the_peer(keys_dir: Path, pool: ThreadPoolExecutor, established: bool, flag: int, kind: type[PrivinfError]) -> None:
     with connected(keys_dir, pool, established=established) as pair:
-        pair.server.send_error("no\x1b[31m room\nfor\u202e you " + "x" * 9000, desync=desync)
+        pair.server.send_error("no\x1b[31m room\nfor\u202e you " + "x" * 9000, flag)
         pair.server.close()
         error = outcome(lambda: pair.client.receive(7))
         assert type(error) is kind and "no [31m room for you xxx" in str(error) and len(error.message) < 530
+
+
+def test_an_interruption_ends_a_wait_and_leaves_time_for_a_farewell(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
+    """Another thread tells the server's why to give up; the client hears of it, and does not just find the line cut."""
+    with connected(keys_dir, pool) as pair:
+        waiting = pool.submit(outcome, pair.server.receive)
+        time.sleep(0.1)
+        reason = RefusedError("no more of this")
+        pair.server.interrupt(reason)
+        assert waiting.result(10) is reason
+        pair.server.send_error(reason.message, REFUSED)
+        error = outcome(pair.client.receive)
+        assert type(error) is RefusedError and "no more of this" in str(error) and error.exit_code == 3
+    with connected(keys_dir, pool) as pair:
+        pair.server.interrupt(reason)  # nobody waits: the next transfer raises it, and the one after does not
+        assert outcome(lambda: pair.server.send(b"x")) is reason
+        pair.server.send(b"y")
+        assert bytes(pair.client.receive()) == b"y"
 
 
 def test_an_error_report_survives_a_peer_that_sends_on(keys_dir: Path, pool: ThreadPoolExecutor) -> None:

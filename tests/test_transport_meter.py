@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from privinf.transport import Connection, Endpoint, Link, Meter, memory_pair
-from privinf.transport.frames import HEADER
+from privinf.transport.frames import DESYNC, HEADER
 from privinf.transport.shaper import LINKS, parse_link
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from tests.tls_pair import MB, connected, outcome, together
@@ -191,7 +191,7 @@ def test_memory_pair_behaves_like_a_connection(pool: ThreadPoolExecutor) -> None
     assert "does not answer within 0.3 s" in str(outcome(lambda: client.receive(1)))
     client.send(b"four")
     assert isinstance(outcome(lambda: server.receive(5)), ProtocolDesync)
-    server.send_error("broken", desync=True)
+    server.send_error("broken", DESYNC)
     assert isinstance(outcome(lambda: client.receive(5)), ProtocolDesync)
 
     client, server = memory_pair(("client", "server"), timeout=5, established=False)

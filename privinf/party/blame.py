@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from privinf.transport.connection import Connection
-from protocols.errors import ConfigError, PrivinfError, ProtocolDesync, RangeError, TransportError
+from privinf.transport.frames import ABSENT, DESYNC, REFUSED
+from protocols.errors import (
+    ConfigError,
+    PeerUnreachableError,
+    PrivinfError,
+    ProtocolDesync,
+    RangeError,
+    RefusedError,
+    TransportError,
+)
 
 TELL_S = 1.0
 """The longest that a farewell may take: its receiver is perhaps the one that hangs."""
 _RELAYED = ("the peer gave up: ", "the peer refused: ")
+_FLAGS: dict[type[PrivinfError], int] = {ProtocolDesync: DESYNC, RefusedError: REFUSED, PeerUnreachableError: ABSENT}
+AGAIN = "come again later"
+"""In a refusal that will not last; `again_after` reads it."""
+_AGAIN = re.compile(rf"{AGAIN}(?:, in (\d+) s)?")
 NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What comes of walking a graph, or reading a message, that passed every check and makes no sense."""
 
@@ -38,7 +52,13 @@ def farewell(connection: Connection, error: BaseException | None) -> None:
     if isinstance(error, PrivinfError) and not isinstance(error, ConfigError | RangeError):
         connection.timeout = min(connection.timeout, TELL_S)
         with contextlib.suppress(PrivinfError):  # it may have gone already, which may be the error itself
-            connection.send_error(reason_for(connection, error), desync=isinstance(error, ProtocolDesync))
+            connection.send_error(reason_for(connection, error), _FLAGS.get(type(error), 0))
+
+
+def again_after(error: BaseException, otherwise: int) -> int | None:
+    """The seconds after which a party that refused may be asked again, `otherwise` where it does not say; None for any other error."""
+    found = _AGAIN.search(error.message) if isinstance(error, PrivinfError) else None
+    return None if found is None else int(found[1] or otherwise)
 
 
 @contextlib.contextmanager

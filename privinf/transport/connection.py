@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from privinf.transport.endpoint import Endpoint, Want
 from privinf.transport.frames import FrameReader, Kind, pack_header
 from privinf.transport.shaper import Link
-from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, tls_failure
+from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
 from protocols.errors import PrivinfError, TransportError
 
 HEARTBEAT_S = 2.0
@@ -30,6 +30,7 @@ SLOWEST = 32 * 2**10
 """Bytes a second: as long as bytes move, a wait may last the timeout and as long as this rate would take, but no longer."""
 _JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
+_HEARTBEAT = pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
 
 
 class Connection(Endpoint):
@@ -57,6 +58,7 @@ class Connection(Endpoint):
             link=link,
             meter=stream.meter,
         )
+        self.peer_subject = subject_of(stream.tls.getpeercert())
         self.heartbeat_s = heartbeat_s
         self._stream = stream
         self._reader = FrameReader(self._admit)
@@ -92,8 +94,8 @@ class Connection(Endpoint):
         with self._lock:
             self._owner = threading.get_ident()
             try:
-                if self._closing:
-                    raise self._failure(TransportError, "this connection was closed at this end")
+                if self._closing or self._interruption:
+                    raise self._ended()
                 yield
             finally:
                 self._owner = None
@@ -135,7 +137,7 @@ class Connection(Endpoint):
             if message is None or sending:
                 waits.judge(now, readable=readable, sending=sending, held=not done and self._held_for() is not None)
             if not sending and message is None and not self._mid_send and now - stream.last_sent >= self.heartbeat_s:
-                out.append(memoryview(_heartbeat_frame()))
+                out.append(memoryview(_HEARTBEAT))
 
     def _send_some(self, out: deque[memoryview], *, until_blocked: bool) -> bool:
         """Encrypts and sends a chunk, or if `until_blocked` all that the socket takes; True if the socket would block."""
@@ -219,6 +221,8 @@ class Connection(Endpoint):
     # ---- what goes wrong
 
     def _ended(self) -> PrivinfError:
+        if error := self._interrupted():
+            return error
         if self._closing:
             return self._failure(TransportError, "this connection was closed at this end")
         where = " in the middle of a message" if self._reader.mid_frame or self._parts else ""
@@ -257,7 +261,7 @@ class Connection(Endpoint):
             if self._closing:
                 return False
             if not self._mid_send and not self._stream.unsent:
-                self._stream.encrypt(_heartbeat_frame())
+                self._stream.encrypt(_HEARTBEAT)
             self._stream.push()
             return True
         except (OSError, ssl.SSLError):
@@ -267,7 +271,7 @@ class Connection(Endpoint):
 
     def greet(self) -> None:
         """Tells the peer that its certificate was accepted, which in TLS 1.3 it cannot see otherwise."""
-        self._transfer([(_heartbeat_frame(), memoryview(b""))], None)
+        self._transfer([(_HEARTBEAT, memoryview(b""))], None)
 
     def await_greeting(self) -> None:
         """Waits for `greet`; raises HandshakeError with the peer's reason if it refused us instead."""
@@ -309,9 +313,12 @@ class Connection(Endpoint):
             self.meter.current.received += dropped
         stream.sock.close()
 
-    def _shut(self) -> None:
+    def _shut(self, how: int = socket.SHUT_RDWR) -> None:
         with contextlib.suppress(OSError):
-            self._stream.sock.shutdown(socket.SHUT_RDWR)
+            self._stream.sock.shutdown(how)
+
+    def _wake(self) -> None:
+        self._shut(socket.SHUT_RD)
 
     def __del__(self) -> None:
         stop = getattr(self, "_stop", None)  # absent if __init__ failed
@@ -381,10 +388,6 @@ def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:
         else:
             out.extend((memoryview(header), body))
     return out
-
-
-def _heartbeat_frame() -> bytes:
-    return pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
 
 
 def _beat(ref: weakref.ref[Connection], stop: threading.Event, period: float) -> None:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 import msgspec
 
 from privinf.transport.frames import (
+    ABSENT,
     CONTROL_LIMIT,
     DESYNC,
     HANDSHAKE_MAX_FRAME,
     MAX_FRAME,
     MORE,
+    REFUSED,
     Buffer,
     Frame,
     Header,
@@ -29,7 +31,15 @@ from privinf.transport.frames import (
 )
 from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link, Shaper
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
+from protocols.errors import (
+    ConfigError,
+    HandshakeError,
+    PeerUnreachableError,
+    PrivinfError,
+    ProtocolDesync,
+    RefusedError,
+    TransportError,
+)
 
 T = TypeVar("T")
 OnMessage = Callable[[Kind, memoryview], None]
@@ -74,6 +84,8 @@ class Endpoint(ABC):
         self.peer_role = peer_role
         self.peer_fingerprint = peer_fingerprint
         self.peer_name = peer_name
+        self.peer_subject = ""
+        """The common name in the peer's certificate, which a renewed one keeps."""
         self.timeout = timeout
         """Longest wait for the peer's next message, seconds; may be set at any time."""
         self.meter = meter or Meter()
@@ -87,6 +99,7 @@ class Endpoint(ABC):
         self._parts: list[memoryview] = []  # frames of a message whose last frame has not come
         self._joined = 0  # their bytes
         self._want: Want | None = None
+        self._interruption: PrivinfError | None = None
         self.on_message: OnMessage | None = None
         """Sees every message that is received, its caller before it; for what shows a party's own view."""
 
@@ -152,9 +165,17 @@ class Endpoint(ABC):
                 "check that both ends run the same version of privinf",
             ) from None
 
-    def send_error(self, message: str, *, desync: bool = False) -> None:
-        """Tells the peer in one line why we give up; its next wait raises it. Never put a secret value in."""
-        self._transfer(self._frames_of(Kind.ERROR, one_line(message).encode(), DESYNC if desync else 0), None)
+    def send_error(self, message: str, flag: int = 0) -> None:
+        """Tells the peer in one line why we give up; its next wait raises it. `flag`: DESYNC, REFUSED or ABSENT. Never put a secret in."""
+        self._transfer(self._frames_of(Kind.ERROR, one_line(message).encode(), flag), None)
+
+    def interrupt(self, error: PrivinfError) -> None:
+        """Makes the present wait of whoever uses this end, or else the next transfer, raise this error, once; from any thread.
+
+        What is sent afterwards, a farewell say, still goes out.
+        """
+        self._interruption = error
+        self._wake()
 
     @abstractmethod
     def close(self, goodbye: bool = True) -> None:
@@ -167,6 +188,15 @@ class Endpoint(ABC):
         self.close()
 
     # ---- for the carriers
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Ends a wait in another thread, which then looks for an interruption."""
+
+    def _interrupted(self) -> PrivinfError | None:
+        """The interruption, if there is one, which is then taken note of."""
+        error, self._interruption = self._interruption, None
+        return error
 
     @abstractmethod
     def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
@@ -289,9 +319,16 @@ class Endpoint(ABC):
     def _reported(self, frame: Frame) -> PrivinfError:
         """The error that the peer sent us."""
         text = one_line(bytes(frame.body).decode("utf-8", "replace")) or "no reason given"
-        if not self._established:
-            return self._failure(HandshakeError, f"the peer refused: {text}")
-        return self._failure(ProtocolDesync if frame.header.flags & DESYNC else TransportError, f"the peer gave up: {text}")
+        flags = frame.header.flags
+        kind: type[PrivinfError] = TransportError if self._established else HandshakeError
+        if flags & REFUSED:
+            kind = RefusedError
+        elif flags & ABSENT and not self._established:
+            kind = PeerUnreachableError
+        elif flags & DESYNC and self._established:
+            kind = ProtocolDesync
+        refused = flags & REFUSED or not self._established
+        return self._failure(kind, f"the peer {'refused' if refused else 'gave up'}: {text}")
 
     def _raise_reported(self) -> None:
         """Raises an ERROR frame that waits in the inbox, if there is one: the reason of a failure that we see only from outside."""

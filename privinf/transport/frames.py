@@ -4,9 +4,10 @@ A frame is an 18-byte header in network order and a body:
 
     length u32 | kind u8 | flags u8 | depth u32 | stamp u64 | body (length bytes)
 
-`flags` holds the phase (bits 0 and 1), MORE (bit 7: the message goes on in the next frame) and DESYNC (bit 6, in an ERROR frame
-only). `depth` is the position in the chain of dependent messages (see `meter`); `stamp` is the sender's clock in nanoseconds since
-the epoch, which only the emulated link reads. Nothing here touches a socket, so that the codec can be tested by itself.
+`flags` holds the phase (bits 0 and 1), MORE (bit 7: the message goes on in the next frame), and in an ERROR frame perhaps one of DESYNC,
+REFUSED and ABSENT (bits 6, 5 and 4: the parties are out of step, the peer is well and refuses, a party is not there). `depth` is the
+position in the chain of dependent messages (see `meter`); `stamp` is the sender's clock in nanoseconds since the epoch, which only
+the emulated link reads. Nothing here touches a socket, so that the codec can be tested by itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MAX_DEPTH = 2**31
 PHASES = ("setup", "offline", "online")
 MORE = 0x80
 DESYNC = 0x40
+REFUSED = 0x20
+ABSENT = 0x10
 _PHASE_MASK = 0x03
 
 Buffer = bytes | bytearray | memoryview
@@ -53,7 +56,7 @@ _MAY_HAVE = {  # the flag bits, apart from the phase, that each kind may carry
     Kind.DATA: MORE,
     Kind.CONTROL: MORE,
     Kind.HEARTBEAT: 0,
-    Kind.ERROR: DESYNC,
+    Kind.ERROR: DESYNC | REFUSED | ABSENT,
     Kind.GOODBYE: 0,
 }
 

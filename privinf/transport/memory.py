@@ -48,6 +48,8 @@ class MemoryConnection(Endpoint):
         with wire.changed:
             self._want = want
             try:
+                if error := self._interrupted():
+                    raise error
                 if wire.closed[mine]:
                     raise self._failure(TransportError, "this connection was closed at this end")
                 if frames and wire.closed[theirs]:
@@ -66,6 +68,8 @@ class MemoryConnection(Endpoint):
                     if wire.to[mine] and not self._inbox:
                         continue  # the first frames of a message; more have come
                     held = self._held_for()
+                    if error := self._interrupted():
+                        raise error
                     if wire.closed[mine]:
                         raise self._failure(TransportError, "this connection was closed at this end")
                     if wire.closed[theirs] and held is None:
@@ -94,6 +98,10 @@ class MemoryConnection(Endpoint):
                 frame: Frame | None = self._reader.advance(count)
                 if frame is not None:
                     self._arrived(frame)
+
+    def _wake(self) -> None:
+        with self._wire.changed:
+            self._wire.changed.notify_all()
 
     def close(self, goodbye: bool = True) -> None:
         with self._wire.changed:

@@ -105,6 +105,12 @@ def role_of(certificate: dict[str, Any] | None) -> str:
     return str(roles[0])
 
 
+def subject_of(certificate: dict[str, Any] | None) -> str:
+    """The common name in a verified certificate; empty if it has none."""
+    parts = (part for name in (certificate or {}).get("subject", ()) for part in name)
+    return next((str(value) for kind, value in parts if kind == "commonName"), "")
+
+
 def reason_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason in words, without its source lines."""
     text = (error.reason or str(error)).lower().replace("_", " ")

@@ -79,6 +79,8 @@ def _perform(scenario: str, files: tuple[Path | None, Path | None, Path | None],
                 sys.stdout.write(markdown(result))
             if not complete:
                 print("unfinished: what had been measured was kept and is marked so", file=sys.stderr)
+    if run.broken:
+        raise PrivinfError(f"{scenario}: {'; '.join(run.broken)}", remedy="the result has the rest")
 
 
 @app.command()
@@ -178,26 +180,33 @@ def links(
 @app.command()
 def generate(
     model: Model = None,
-    lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "16,64,128,192,254",
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = 64,
-    samples: Samples = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Few tokens, clients and sessions, a faster link, no GPT-2 size.")] = False,
+    parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, clients, memory, wan, gpt2; default: all.")] = "",
+    lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "1,32,64,128,192,254",
+    tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of everything that is timed.")] = None,
     link: LinkName = None,
     json: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
 ) -> None:
-    """First token, one more token, tokens per second. `python -m benchmarks generate models/pylib --json generate.json`"""
+    """A token against the cached length, clients at once, memory, a slow link. `python -m benchmarks generate models/pylib --json FILE`"""
+    from dataclasses import replace
+
+    from benchmarks.scenarios.generate import FULL, PARTS, QUICK
     from benchmarks.scenarios.generate import generate as scenario
 
-    words = _words(lengths)
+    words, chosen = _words(lengths), _words(parts) or [part for part in PARTS if not (quick and part == "gpt2")]
     if not words or not all(word.isdigit() and int(word) for word in words):
         raise ConfigError(f"--lengths {lengths!r} is no list of whole numbers")
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        raise ConfigError(f"there is no part {unknown[0]!r}", remedy=f"choose among {', '.join(PARTS)}")
+    size = QUICK if quick else FULL
+    size = replace(size, samples=samples or size.samples, tokens=tokens or size.tokens)
     _perform(
         "generate",
         (json, csv, markdown),
-        lambda run, work: scenario(
-            run, work, model=model, lengths=[int(word) for word in words], tokens=tokens, samples=samples, link=link
-        ),
+        lambda run, work: scenario(run, work, model=model, lengths=[int(word) for word in words], size=size, link=link, parts=chosen),
     )
 
 

@@ -28,6 +28,7 @@ class Run:
         self.predicted: list[Predicted] = []
         self.measures: list[Measure] = []
         self.budget: list[Goal] = []
+        self.broken: list[str] = []  # of what was required
         self.absent: list[Absent] = []
         self.notes: list[str] = []
         self.seconds: dict[tuple[Setting, str], tuple[float, ...]] = {}
@@ -36,6 +37,12 @@ class Run:
         """Adds one figure."""
         sizes = {key: value for key, value in network.sizes.items() if key != "heads"} if network else {}
         self.measures.append(Measure(name, float(value), unit, **sizes, seq=seq, **more))
+
+    def require(self, name: str, unit: str, most: float, found: float) -> None:
+        """Adds a line of the budget that this very run must keep: the command fails otherwise, once its result is written."""
+        self.budget.append(Goal(name, unit, "", most, most, found))
+        if not found <= most:
+            self.broken.append(f"{name}: {found:g} {unit}".strip() + f", and at most {most:g} may be")
 
     def note(self, text: str) -> None:
         """Adds a remark, once."""

@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, cast
 
 
@@ -202,10 +202,12 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
         self.add_module(node.name, node, list(inputs))
         return cast(str, node.name)
 
-    def last_readers(self) -> dict[str, list[str]]:
-        """node name -> the values that nobody reads after it."""
+    def last_readers(self, only: Collection[str] | None = None) -> dict[str, list[str]]:
+        """node name -> the values that nobody reads after it; where `only` these nodes run, among them."""
         last: dict[str, str] = {}
         for name, inputs in self._graph.items():
+            if only is not None and name not in only:
+                continue
             last[name] = name  # a value that nobody reads dies where it is made
             for value in inputs:
                 last[value] = name
@@ -215,13 +217,18 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
                 frees.setdefault(reader, []).append(value)
         return frees
 
-    def forward(self, *args: Any, observe: Observer | None = None) -> Any:
-        """Run on torch tensors, stock CrypTen tensors or `PrivateValue`s. `observe(node, inputs, output)` sees every node."""
+    def forward(self, *args: Any, observe: Observer | None = None, only: Collection[str] | None = None) -> Any:
+        """Run on torch tensors, stock CrypTen tensors or `PrivateValue`s. `observe(node, inputs, output)` sees every node.
+
+        With `only`, a set of nodes and whatever they need, no other node runs, and an output that is not among them is None.
+        """
         if len(args) != len(self.input_names):
             raise ValueError(f"the graph takes {len(self.input_names)} inputs, got {len(args)}")
         values: dict[str, Any] = dict(zip(self.input_names, args, strict=True))
-        frees = self.last_readers()
+        frees = self.last_readers(only)
         for name, inputs in self._graph.items():
+            if only is not None and name not in only:
+                continue
             node = self._modules[name]
             operands = tuple(values[value] for value in inputs)
             output = node(*operands)
@@ -231,7 +238,7 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
             del operands, output
             for dead in frees.get(name, ()):
                 values.pop(dead, None)
-        results = tuple(values[name] for name in self.output_names)
+        results = tuple(values[name] if only is None else values.get(name) for name in self.output_names)
         return results[0] if len(results) == 1 else results
 
     def encrypted_copy(self, src: int = 0) -> Graph:

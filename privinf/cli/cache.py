@@ -74,7 +74,8 @@ def _about(entry: dict[str, Any]) -> str:
     if "count" not in entry:
         return ""
     spent = "damaged" if entry["spent"] is None else entry["spent"]
-    terms = f"{entry['seq']} prompt tokens, {entry['max_new_tokens']} new{', logits' if entry['logits'] else ''}"
+    chunk, logits = f" by {entry['chunk']}" if entry["chunk"] else "", ", logits" if entry["logits"] else ""
+    terms = f"{entry['seq']} prompt tokens{chunk}, {entry['max_new_tokens']} new{logits}"
     return f"  ({entry['role']}: {terms}; {entry['count']} prepared, {spent} spent)"
 
 

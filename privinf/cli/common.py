@@ -37,6 +37,16 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Names the
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the reply before this text; may be given several times.")
 ]
+StopIds = Annotated[str | None, typer.Option("--stop-ids", metavar="1,2,3", help="End the reply at these tokens too.")]
+Chunk = Annotated[
+    int, typer.Option("--chunk", metavar="N", min=0, help="Take in the prompt N tokens at a time, for less memory; 0: all at once.")
+]
+PadPrompt = Annotated[
+    int, typer.Option("--pad-prompt", metavar="N", min=0, help="Pad the prompt in front to a multiple of N tokens, to hide its length.")
+]
+PadReply = Annotated[
+    int, typer.Option("--pad-reply", metavar="N", min=0, help="Pad the reply to a multiple of N tokens, to hide its length.")
+]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="The address to listen on; port 0 takes any free one.")]
 ServerAddress = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 DealerAddress = Annotated[str, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")]
@@ -80,7 +90,7 @@ def read_prompt(text: str | None, file: Path | None, ids: str | None) -> Prompt:
             remedy="give one of --prompt, --prompt-file, --prompt-ids",
         )
     if ids is not None:
-        return Prompt(None, _ids(ids))
+        return Prompt(None, read_ids(ids, "--prompt-ids"))
     if file is not None:
         text = _read(file)
     if not text:
@@ -88,10 +98,11 @@ def read_prompt(text: str | None, file: Path | None, ids: str | None) -> Prompt:
     return Prompt(text, None)
 
 
-def _ids(text: str) -> list[int]:
+def read_ids(text: str, option: str) -> list[int]:
+    """Token ids; ConfigError names the option."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
-        raise ConfigError("cannot read --prompt-ids", remedy="give token ids from 0 on, separated by commas, for example 1,2,3")
+        raise ConfigError(f"cannot read {option}", remedy="give token ids from 0 on, separated by commas, for example 1,2,3")
     return [int(word) for word in words]
 
 
@@ -111,13 +122,14 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: not UTF-8 text", remedy="give --prompt-file a text file") from None
 
 
-def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str] | None) -> Any:
+def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str] | None, stop_ids: str | None) -> Any:
     """The choice of tokens; ConfigError if an option of it would have no effect."""
     from privinf.party.sampling import Sampling
 
     if temperature == 0 and (top_k or top_p != 1 or seed is not None):
         raise ConfigError("--top-k, --top-p and --seed choose among several tokens", remedy="give a --temperature above 0 too")
-    return Sampling(temperature, top_k, top_p, seed, tuple(stop or ()))
+    ends = () if stop_ids is None else tuple(read_ids(stop_ids, "--stop-ids"))
+    return Sampling(temperature, top_k, top_p, seed, tuple(stop or ()), ends)
 
 
 def check_timeout(timeout: float) -> None:

@@ -20,8 +20,10 @@ _COLUMNS = {
 
 def explain(
     model: common.Model,
-    seq: Annotated[int, typer.Option("--seq", metavar="N", min=1, help="Tokens of the prompt.")],
+    seq: Annotated[int, typer.Option("--seq", metavar="N", min=1, help="Tokens of the prompt; where some are cached, the new ones.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Output tokens.")] = 1,
+    chunk: common.Chunk = 0,
+    cached: Annotated[int, typer.Option("--cached", metavar="L", min=0, help="Positions that both parties hold already.")] = 0,
     logits: common.Logits = False,
     cache: common.Cache = None,
     as_json: common.Json = False,
@@ -29,7 +31,9 @@ def explain(
     """Predict the cost of one prompt of N tokens and one output token, or several.
 
     Nothing is run. The figures equal what `privinf run --max-new-tokens 1`
-    counts, per layer and operator. Below them stands the ring plan: of each
+    counts, per layer and operator, with --chunk N too. With --cached L they are
+    those of a query that goes on from L positions: --seq 1 --cached L is the
+    cost of one more token. Below them stands the ring plan: of each
     wire the bits that it travels in, how many are fraction, the largest value
     that it is planned for, and what that follows from.
 
@@ -39,7 +43,8 @@ def explain(
     from privinf.lowering.explain import explain as predict
     from privinf.party.models import open_model
 
-    prediction = predict(open_model(model, options.cache), seq, logits=logits, new_tokens=max_new_tokens)
+    lowered = open_model(model, options.cache)
+    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=chunk, cached=cached)
     if as_json:
         common.write_json(prediction)
     else:

@@ -25,6 +25,10 @@ def generate(
     top_p: common.TopP = 1.0,
     seed: common.Seed = None,
     stop: common.Stop = None,
+    stop_ids: common.StopIds = None,
+    chunk: common.Chunk = 0,
+    pad_prompt: common.PadPrompt = 0,
+    pad_reply: common.PadReply = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -39,9 +43,10 @@ def generate(
     Example: privinf generate --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --prompt "def main("
     """
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
-    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop)
+    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
+    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
     choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
 

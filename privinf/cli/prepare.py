@@ -18,6 +18,9 @@ def prepare(
     max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
     logits: common.Logits = False,
     count: Annotated[int, typer.Option("--count", metavar="K", min=1, help="How many queries for each length.")] = 1,
+    chunk: common.Chunk = 0,
+    pad_prompt: common.PadPrompt = 0,
+    pad_reply: common.PadReply = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -28,11 +31,13 @@ def prepare(
 
     What does not depend on the prompt is done now and kept, at the client and
     at the server. A query uses it if its prompt has T tokens, it asks for no
-    more than N new ones, and for logits or not as here. Each is used once.
+    more than N new ones, and for logits, --chunk, --pad-prompt and --pad-reply
+    as here. Each is used once.
 
     Example: privinf prepare --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --seq 128 --count 4
     """
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
+    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
 

@@ -18,6 +18,10 @@ def run(
     top_p: common.TopP = 1.0,
     seed: common.Seed = None,
     stop: common.Stop = None,
+    stop_ids: common.StopIds = None,
+    chunk: common.Chunk = 0,
+    pad_prompt: common.PadPrompt = 0,
+    pad_reply: common.PadReply = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -32,9 +36,10 @@ def run(
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
-    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop)
+    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
+    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
     choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **lengths)
     from privinf.cli.screen import Screen
     from privinf.party.local import LocalSession
 

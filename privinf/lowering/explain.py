@@ -10,6 +10,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import FRAC
 from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import costs, module_output, next_token, setup_bytes
+from privinf.lowering.steps import steps
 from protocols.correlations import Role
 from protocols.errors import ConfigError
 from protocols.exponential import FRAC as SCORE_FRAC
@@ -19,20 +20,29 @@ from protocols.ring import blank
 from protocols.softmax import RECIPROCAL_FRAC, SCORE_BITS
 
 
-def explain(lowered: Lowered, seq: int = 1, *, logits: bool = False, new_tokens: int = 1) -> dict[str, Any]:
+def explain(
+    lowered: Lowered, seq: int = 1, *, logits: bool = False, new_tokens: int = 1, chunk: int = 0, cached: int = 0
+) -> dict[str, Any]:
     """{`total`, `ops`, `plan`, `wires`}: bytes are payload; `online_bytes` and `rounds` as the client counts them, `dealer_bytes` all that
     D sends.
 
     `seq` is the number of prompt tokens (a lowered module has the one shape that it was lowered for), and `new_tokens` how many
-    follow, each but the last one a pass of its own. ConfigError if they do not fit the context.
+    follow, each but the last one a pass of its own. The prompt goes through passes of at most `chunk` positions (0: one), after
+    `cached` positions that both parties hold already. ConfigError if all that does not fit the context.
     """
     info, trace = lowered.info, Trace(Role.CLIENT)
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
     if info.is_language_model:
-        if not 1 <= seq <= seq + new_tokens - 1 <= info.n_positions:
-            raise ConfigError(f"a prompt of {seq} tokens does not fit the model's context of {info.n_positions}")
-        for count in (seq, *[1] * (new_tokens - 1)):
-            next_token(lowered.graph, runtime, blank(1, count), logits=logits)
+        if not 1 <= seq <= cached + seq + new_tokens - 1 <= info.n_positions:
+            told = f"{cached} cached positions and a prompt of {seq} tokens do" if cached else f"a prompt of {seq} tokens does"
+            raise ConfigError(f"{told} not fit the model's context of {info.n_positions}")
+        if cached:
+            next_token(lowered.graph, runtime, blank(1, cached), logits=logits)
+            trace.costs.clear()
+        for count, output in steps(seq, new_tokens, chunk):
+            next_token(lowered.graph, runtime, blank(1, count), logits=logits and output, output=output)
+    elif chunk or cached:
+        raise ConfigError("this model is no language model; it has no prompt in pieces, and nothing cached")
     else:
         module_output(lowered.graph, runtime, [blank(*(size or 1 for size in spec.shape)) for spec in info.inputs])
     plan = [{"name": node.name, "op": node.op, **node.plan} for node in lowered.graph.nodes]

@@ -39,6 +39,7 @@ class Runtime:
     cache: Cache = field(default_factory=dict)
     offset: int = 0  # positions in the cache
     constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
+    unread: frozenset[str] = frozenset()  # attention whose result nothing reads in this pass: it takes in keys and values alone
     device: torch.device | str = "cpu"  # where this party computes
 
     @staticmethod
@@ -167,21 +168,26 @@ class PrivinfTensor(PrivateValue):
                 lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width)
             )
 
-        def protocol() -> Protocol_[Shares]:
+        def query() -> Protocol_[Shares]:
             q = part(0).map(lambda v: v[:, count - asked :])
             if "inverse_temperature" in node.parameter_shapes:
                 weight = self.runtime.weights[f"{node.name}.inverse_temperature"]
                 apart = q.map(lambda v: v.reshape(batch, heads, asked, width))
                 q = yield from scale(self.party, apart, weight, bits=x.bits, window=(offset + count - asked, offset + count))
                 q = q.map(lambda v: v.reshape(batch * heads, asked, width))
-            q = yield from rescale(self.party, q, bits=rings.qk_bits, frac=rings.qk_frac)
+            return (yield from rescale(self.party, q, bits=rings.qk_bits, frac=rings.qk_frac))
+
+        def protocol() -> Protocol_[Shares]:
+            queries = [] if node.name in self.runtime.unread else [(yield from query())]
             k = yield from rescale(self.party, part(1), bits=rings.qk_bits, frac=rings.qk_frac)
             v = yield from rescale(self.party, part(2), bits=rings.v_bits, frac=rings.v_frac)
-            (q_wire,), (k_wire, v_wire) = yield from parallel(open_masked(self.party, [q]), open_masked(self.party, [k, v], keep=True))
+            opened, (k_wire, v_wire) = yield from parallel(open_masked(self.party, queries), open_masked(self.party, [k, v], keep=True))
             old_k, old_v = self.runtime.cache.get(node.name, (None, None))
             keys, values = Cached.join(old_k, k_wire), Cached.join(old_v, v_wire)
             self.runtime.cache[node.name] = (keys, values)
-            out = yield from attention(self.party, q_wire, keys, values, Rows(offset + count - asked + 1, asked, 1), rings)
+            if not opened:
+                return x
+            out = yield from attention(self.party, opened[0], keys, values, Rows(offset + count - asked + 1, asked, 1), rings)
             # (B H, T, d_k) -> (B, T, d)
             return out.map(lambda v: v.reshape(batch, heads, asked, width).transpose(1, 2).reshape(batch, asked, heads * width))
 

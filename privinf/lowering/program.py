@@ -34,13 +34,29 @@ def _back(x: Tensor) -> Tensor:
     return x if x.is_meta else x.cpu()
 
 
-def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, observe: Any = None) -> Tensor | None:
+def _filling(graph: Graph) -> tuple[set[str], frozenset[str]]:
+    """The nodes that fill the cache of keys and values, and of them the attention whose result none of these reads."""
+    run: set[str] = set()
+    read: set[str] = set()
+    for name, node, inputs in reversed(list(graph.named_nodes())):
+        if name in read or node.op == "attention":
+            run.add(name)
+            read.update(inputs)
+    return run, frozenset(name for name in run - read)
+
+
+def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, output: bool = True, observe: Any = None) -> Tensor | None:
     """One pass over new positions, ids (1, n); at C the next token's id (1,), or with `logits` the rounded logits (1, V).
 
-    Elsewhere `ids` is a meta tensor of the same shape, and the result None. The cache grows by n positions.
+    Elsewhere `ids` is a meta tensor of the same shape, and the result None. The cache grows by n positions. Without `output`
+    that is all: nothing is revealed, and what only the output needs is not computed.
     """
-    out = graph(PrivinfTensor(runtime, ids=_moved(runtime, ids)), observe=observe).shares
-    party = runtime.party
+    only, runtime.unread = (None, frozenset[str]()) if output else _filling(graph)
+    found = graph(PrivinfTensor(runtime, ids=_moved(runtime, ids)), observe=observe, only=only)
+    if not output:
+        runtime.offset += ids.shape[1]
+        return None
+    out, party = found.shares, runtime.party
 
     def choose() -> Protocol_[Tensor | None]:
         if logits:

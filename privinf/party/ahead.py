@@ -58,7 +58,7 @@ def _request(kind: type[Prepare] | type[Spend], shelf: Shelf, held: dict[int, by
 
 
 def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
-    """Prepares one query; {`seq`, `max_new_tokens`, `logits`, `index`, `bytes` on this party's disk}."""
+    """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
     connection, link, wait = session.connection, session.link, session.options.timeout
     assert link is not None
     lane = session.lane(terms)
@@ -76,10 +76,11 @@ def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
     with session.stock.writer(lane, header) as writer:
         store = Recorder(writer, session.options.device)
         sketch = session.fresh_runtime()
-        for done, request in enumerate(terms.passes):
+        passes = terms.passes
+        for done, request in enumerate(passes):
             sketch = sketch.sketch(Party(Role.CLIENT, None, session.runtime.party.weights))
             inputs = [torch.empty((1, request.count), dtype=torch.int64, device="meta")]
-            session.walk_offline(request, sketch, store, inputs, partial(_progress, session, terms, done))
+            session.walk_offline(request, sketch, store, inputs, partial(_progress, session, done, len(passes)))
             store.end_pass()
         writer.seal()
         with session.stock.open(lane, wait) as shelf:
@@ -90,16 +91,17 @@ def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
             except BaseException:
                 shelf.discard(reserved.index)  # the server has none
                 raise
-    return {"seq": terms.seq, "max_new_tokens": terms.tokens, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
+    lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
+    return {**lengths, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
 
 
-def _progress(session: ClientSession, terms: Terms, done: int, share: float) -> None:
-    session.progress("prepare", (done + share) / terms.tokens)
+def _progress(session: ClientSession, done: int, passes: int, share: float) -> None:
+    session.progress("prepare", (done + share) / passes)
 
 
-def spend_at_client(session: ClientSession, seq: int, tokens: int, logits: bool) -> Prepared | None:
+def spend_at_client(session: ClientSession, terms: Terms) -> Prepared | None:
     """A prepared query that fits, spent at all three parties; None where there is none, and then the dealer deals as ever."""
-    for lane in session.lanes(seq, tokens, logits):
+    for lane in session.lanes(terms):
         session.connection.meter.phase = "offline"
         try:
             with session.stock.open(lane, session.options.timeout) as shelf:

@@ -103,9 +103,9 @@ class Client:
         """Prepares `count` queries for each number of prompt tokens in `seq`, so that such a query later pays its online part only.
 
         A query uses one if its prompt has exactly that many tokens, it asks for at most `max_new_tokens`, and for logits or not as
-        here; each is used once. They are kept in the cache here and at the server. Returns {`prepared`: a list of {`seq`,
-        `max_new_tokens`, `logits`, `index`, `bytes`}, `seconds`, `traffic`, `model`}. ConfigError for lengths that do not fit the
-        model; HandshakeError where the server keeps no more.
+        here, and if this client's options cut and pad it alike; each is used once. They are kept here and at the server. Returns
+        {`prepared`: a list of {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes`}, `seconds`, `traffic`, `model`}.
+        ConfigError for lengths that do not fit the model; HandshakeError where the server keeps no more.
         """
         wanted = [seq] if isinstance(seq, int) else list(seq)
         if min(max_new_tokens, count, len(wanted)) < 1:
@@ -130,7 +130,8 @@ class Client:
 
         Greedy unless `sampling` says otherwise. With `logits`, and for any choice but the greedy one, the server reveals rounded
         logits, if it allows it, and the client chooses. ConfigError for an empty or too long prompt. The numbers of prompt
-        tokens and of new tokens are public.
+        tokens and of new tokens are public, or what the options `pad_prompt` and `pad_reply` make of them: passes that pad a reply
+        come after its last token, so let the iterator end by itself.
         """
         return self._generate([], prompt, ids, max_new_tokens, ignore_eos, logits, sampling)
 

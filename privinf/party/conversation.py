@@ -1,7 +1,8 @@
 """A session that is kept between queries, so that the next one sends only what is new.
 
 One session is one sequence: both parties hold the masked keys and values of the positions so far, and a further query is one pass over
-the new positions. A prompt that begins with the whole sequence goes on from there; any other needs a conversation of its own.
+the new positions. A prompt that begins with the whole sequence goes on from there; any other needs a conversation of its own: that is
+the only way to empty the cache. Tokens that pad a prompt stay in the sequence, unseen; passes that pad a reply end the conversation.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Conversation:
         self._made: list[ClientSession] = []
         self._guard = threading.Lock()
         self._open = self._over = False
-        self._cached: list[int] = []
+        self._cached: list[int] = []  # ids that passes have taken in, without what padded the prompts
         self._last: int | None = None  # the last new token, which no pass has taken in yet
         self.used = time.monotonic()
         """When it was opened or last used, by time.monotonic()."""
@@ -72,7 +73,7 @@ class Conversation:
     @property
     def room(self) -> int:
         """How many positions the model's context has left."""
-        return self.lowered.info.n_positions - len(self._cached)
+        return self.lowered.info.n_positions - self.session.runtime.offset
 
     def generate(
         self,
@@ -83,27 +84,33 @@ class Conversation:
         logits: bool = False,
         sampling: Sampling = GREEDY,
         keep_last: bool = True,
+        prepared: bool = False,
     ) -> Iterator[Token]:
         """New tokens after the sequence so far and these ids, as `Client.generate`; only what is new goes through a pass.
 
         The last token of the reply before this one is part of the sequence unless `keep_last` is false: an end token, say, which
-        the next prompt does not hold.
+        the next prompt does not hold. With `prepared` a conversation's first query uses one that was prepared, if one fits; then the
+        conversation is over after it, for what was prepared ends there.
         """
         if max_new_tokens < 1:
             raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
         if not self.usable:
             raise TransportError("this conversation is over", party="client", remedy="begin another one")
-        fresh = [*([] if self._last is None or not keep_last else [self._last]), *ids]
-        session = self.session
+        last = [] if self._last is None or not keep_last else [self._last]
+        fresh, session = [*last, *ids], self.session
         prompt = Prompt.read(session.lowered, None, fresh)
         if len(fresh) > self.room:
-            what = f"the conversation has {len(self._cached) + len(fresh)} tokens, and the model's context "
+            what = f"the conversation has {session.runtime.offset + len(fresh)} tokens, and the model's context "
             raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
         try:
-            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling)
+            first = prepared and not session.runtime.offset
+            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling, prepared=first, after=len(last))
             *before, self._last = session.tokens
             self._cached += [*fresh, *before]
             self.used = time.monotonic()
+            # passes that padded the reply are in the cache, and in no sequence of ours; and of a prepared query nothing is left
+            if session.shown[1] > len(session.tokens) or session.prepared is not None:
+                self.end()
         except BaseException as error:  # also GeneratorExit: the caller has turned away
             self.close(error)
             raise

@@ -325,8 +325,9 @@ class LocalSession:
 
             lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
             logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy
-            tokens = max(1, len(self.result["tokens"]))
-            self._predicted = explain(lowered, self.result["prompt_tokens"] or 1, logits=logits, new_tokens=tokens)
+            seq, tokens = (max(1, self.result["padded"][name]) for name in ("prompt_tokens", "tokens"))
+            chunk = self.options.chunk if self.result["prompt_tokens"] else 0
+            self._predicted = explain(lowered, seq, logits=logits, new_tokens=tokens, chunk=chunk)
         return self._predicted
 
     @property

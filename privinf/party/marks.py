@@ -26,7 +26,7 @@ from privinf.party.messages import Terms
 from protocols.errors import ConfigError
 
 LOCK_POLL_S = 0.02
-LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(-logits)?-[0-9a-f]{16}")
+LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -40,7 +40,8 @@ class Lane(msgspec.Struct, frozen=True):
     def name(self, role: str) -> str:
         """Of its files at this party."""
         terms, digest = self.terms, hashlib.sha256(msgspec.json.encode(self)).hexdigest()
-        return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{'-logits' if terms.logits else ''}-{digest[:16]}"
+        chunk, logits = f"-by{terms.chunk}" if terms.chunk else "", "-logits" if terms.logits else ""
+        return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{chunk}{logits}-{digest[:16]}"
 
 
 class Marks(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ def locked(cache: Path, name: str, wait_s: float) -> Iterator[None]:
 
 
 def overview(cache: Path) -> list[dict[str, Any]]:
-    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `logits`, `model`, `count`, `spent`."""
+    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`."""
     names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
     names |= {path.stem for path in (cache / "spent").glob("*.json")}
     found = []
@@ -88,7 +89,8 @@ def overview(cache: Path) -> list[dict[str, Any]]:
                 spent, model = marks.spent, marks.lane.model
             except (msgspec.MsgspecError, ValueError):
                 spent = None
-        entry = {"role": match[1], "seq": int(match[2]), "max_new_tokens": int(match[3]), "logits": bool(match[4]), "model": model}
+        lengths = {"seq": int(match[2]), "max_new_tokens": int(match[3]), "chunk": int(match[4] or 0)}
+        entry = {"role": match[1], **lengths, "logits": bool(match[5]), "model": model}
         count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
         found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent})
     return found

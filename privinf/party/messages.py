@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
 from privinf.version import PROTOCOL, VERSION
 from protocols.errors import HandshakeError
@@ -63,10 +64,11 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Pass(msgspec.Struct, frozen=True, tag=True):
-    """C: a pass over `count` new positions; the token alone, or rounded logits."""
+    """C: a pass over `count` new positions; the token alone, or rounded logits; without `output` neither: it fills the cache."""
 
     count: Count
     logits: bool = False
+    output: bool = True
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
@@ -78,16 +80,25 @@ class End(msgspec.Struct, frozen=True, tag=True):
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What a prepared query is for: a prompt of `seq` tokens, at most `tokens` new ones, and whether logits are revealed."""
+    """What a query is for: a prompt of `seq` tokens, at most `tokens` new ones, and whether logits are revealed.
+
+    The prompt goes through passes of at most `chunk` positions; 0, and never more than needed: one pass.
+    """
 
     seq: Count
     tokens: Count
     logits: bool = False
+    chunk: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+
+    @property
+    def prefill(self) -> list[Pass]:
+        """Those over the prompt; the last alone has an output."""
+        return [Pass(count, self.logits and output, output) for count, output in steps(self.seq, 1, self.chunk)]
 
     @property
     def passes(self) -> list[Pass]:
-        """One over the prompt, then one for each new token but the last."""
-        return [Pass(count, self.logits) for count in (self.seq, *[1] * (self.tokens - 1))]
+        """All of them: over the prompt, then one for each new token but the last."""
+        return [*self.prefill, *[Pass(1, self.logits)] * (self.tokens - 1)]
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from privinf.party.devices import check_device
 from privinf.transport.shaper import Link, parse_link
+from protocols.errors import ConfigError
 
 MAX_NEW_TOKENS = 32
 IDLE_S = 3600.0  # how long a session may lie unused
@@ -23,7 +24,10 @@ def default_cache() -> Path:
 class Options:
     """Common to all parties; seconds, and paths. `link` is an emulated link between server and client.
 
-    ConfigError where `device` (`cpu` or `cuda`) is not here.
+    Of the client alone: a prompt goes through passes of at most `chunk` positions, and the server sees multiples of `pad_prompt` and
+    of `pad_reply` in place of the numbers of prompt tokens and of new ones; 0: neither.
+
+    ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number below 0.
     """
 
     timeout: float = 60.0
@@ -33,10 +37,17 @@ class Options:
     expect: str | None = None
     keep_queries: int = 64  # prepared, of one client, at a server
     keep_bytes: int = 4 * 2**30  # of them
+    chunk: int = 0
+    pad_prompt: int = 0
+    pad_reply: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))
         check_device(self.device)
+        for name in ("chunk", "pad_prompt", "pad_reply"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name} is not a whole number from 0 on", remedy="give a number of tokens, or leave it out")
 
     @property
     def emulated(self) -> Link | None:

@@ -213,6 +213,8 @@ class ServerSession:
             return
         if isinstance(request, Pass):
             logits, end = request.logits, self.runtime.offset + request.count
+            if logits and not request.output:
+                raise ProtocolDesync("the client asks for logits of a pass without output", party="server")
         else:
             logits, end = request.terms.logits, self.runtime.offset + request.terms.seq + request.terms.tokens - 1
         if logits and not self.server.allow_logits:
@@ -224,7 +226,7 @@ class ServerSession:
         graph, info = self.server.lowered.graph, self.server.lowered.info
         if isinstance(request, Pass):
             ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
-            next_token(graph, runtime, ids, logits=request.logits, observe=observe)
+            next_token(graph, runtime, ids, logits=request.logits, output=request.output, observe=observe)
             return
         known = not isinstance(runtime.party.engine, Trace)  # then S's share of the input is 0; ids are C's alone
         inputs = [

@@ -16,6 +16,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import module_output, next_token, packed_bytes
+from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
 from privinf.party.marks import Lane
@@ -43,11 +44,12 @@ MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
 
 @dataclass
 class Timing:
-    """Seconds: set-up, the offline steps in sum, and the online part of each new token."""
+    """Seconds: set-up, the offline steps in sum, the online part of each new token, and that of passes that only pad a reply."""
 
     setup_s: float
     offline_s: float
     tokens_s: list[float]
+    padding_s: float = 0.0
 
 
 class ClientSession:
@@ -58,6 +60,7 @@ class ClientSession:
         self.timing = Timing(0.0, 0.0, [])
         self.prompt: Prompt | None = None
         self.tokens: list[int] = []
+        self.shown = (0, 0)  # prompt tokens and new tokens of the last query as the server saw them, padding included
         self.streamer: Streamer | None = None
         self.finish_reason = "length"
         self.logits: list[Tensor] = []
@@ -67,6 +70,7 @@ class ClientSession:
         self._closed = threading.Event()
         self._dialled: list[Connection] = []
         self._masked: dict[str, Tensor] = {}  # the masked weights
+        self._unshown_s = 0.0  # online seconds of passes since the last output
 
     def __repr__(self) -> str:
         return f"ClientSession({self.client.server}, prompt and tokens hidden)"
@@ -150,10 +154,10 @@ class ClientSession:
         """Of queries that are prepared on these terms."""
         return Lane(self.lowered.info.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
 
-    def lanes(self, seq: int, tokens: int, logits: bool) -> list[Lane]:
+    def lanes(self, terms: Terms) -> list[Lane]:
         """Those of which a prepared query may be here."""
         model, fingerprint = self.lowered.info.id, self.client.credentials.fingerprint
-        return self.stock.lanes(model, fingerprint, self.connection.peer_fingerprint, seq, tokens, logits)
+        return self.stock.lanes(model, fingerprint, self.connection.peer_fingerprint, terms)
 
     def prepare(self, seq: int, max_new_tokens: int, logits: bool) -> dict[str, Any]:
         """Prepares one query, see `Client.prepare`."""
@@ -164,12 +168,19 @@ class ClientSession:
             raise ConfigError("this model is no language model; nothing can be prepared for it")
         if not 1 <= seq <= n_positions:
             raise ConfigError(f"a prompt has 1 to {n_positions} tokens with this model, not {seq}")
-        return prepare_at_client(self, Terms(seq, min(max_new_tokens, n_positions - seq + 1), logits))
+        return prepare_at_client(self, self._terms(seq, max_new_tokens, logits))
 
-    def _spend(self, seq: int, tokens: int, logits: bool) -> None:
+    def _terms(self, seq: int, tokens: int, logits: bool) -> Terms:
+        """A query as the server may see it: padded as the options say, and cut to what the context has room for."""
+        options, room = self.options, self.lowered.info.n_positions - self.runtime.offset
+        seq = padded(seq, options.pad_prompt, room)
+        most = room - seq + 1
+        return Terms(seq, padded(min(tokens, most), options.pad_reply, most), logits, options.chunk if options.chunk < seq else 0)
+
+    def _spend(self, terms: Terms) -> None:
         """From here on a query that was prepared is used, if one fits."""
         began = time.perf_counter()
-        self.prepared = spend_at_client(self, seq, tokens, logits)
+        self.prepared = spend_at_client(self, terms)
         if self.prepared is not None:
             self.store = self.prepared.store(self.options.device)
         self.timing.offline_s += time.perf_counter() - began
@@ -189,35 +200,67 @@ class ClientSession:
         sampling: Sampling = GREEDY,
         *,
         prepared: bool = False,
+        after: int = 0,
     ) -> Iterator[Token]:
-        """Passes: one over the prompt, which goes on from what the session has cached, then one for each token but the last.
+        """Passes: over the prompt, which goes on from what the session has cached, then one for each token but the last.
 
-        With `prepared` a query that was prepared is used if one fits; then the session is over after this query.
+        With `prepared` a query that was prepared is used if one fits; then the session is over after this query. What pads the prompt
+        stands in front of it, but after its first `after` ids; what pads the reply are passes after its last token, and a caller
+        who turns away before the iterator has ended leaves them out.
         """
         info, revealed = self.lowered.info, logits or not sampling.greedy
         if revealed:
             self.want_logits()
         self.prompt, self.streamer, sampler = prompt, Streamer(prompt.tokenizer, sampling.stop), Sampler(sampling)
         self.tokens, self.logits, self.finish_reason = [], [], "length"
-        ids, stop = list(prompt.ids), {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
-        count = min(max_new_tokens, info.n_positions - self.runtime.offset - len(prompt.ids) + 1)
+        stop = {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
+        terms = self._terms(len(prompt.ids), max_new_tokens, revealed)
+        room = info.n_positions - self.runtime.offset - terms.seq + 1  # for new tokens
+        ids = self._filled(prompt.ids, terms.seq, after)
         if prepared:
-            self._spend(len(ids), count, revealed)
-        for left in reversed(range(count)):
-            out = self._pass(Pass(len(ids), revealed), [torch.tensor([ids])])
+            self._spend(terms)
+        for left in reversed(range(min(max_new_tokens, terms.tokens))):
+            out = self._next(self.tokens[-1], revealed) if self.tokens else self._prefill(ids, terms)
             if logits:
                 self.logits.append(out)
             token = sampler.choose(out) if revealed else int(out)
             if not 0 <= token < info.vocab:
                 raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=f"server {self.client.server}")
             self.tokens.append(token)
-            ids = [token]
             text = None if token in stop else self.streamer.add(token)
             if token in stop or self.streamer.stopped:
                 self.finish_reason, left = "stop", 0
             yield Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""))
             if self.finish_reason == "stop":
-                return
+                break
+        for _ in range(padded(len(self.tokens), self.options.pad_reply, room) - len(self.tokens)):
+            self._next(self.tokens[-1], revealed)  # like any other to the server; what it reveals is dropped
+            self.timing.padding_s += self.timing.tokens_s.pop()
+
+    def _filled(self, ids: Sequence[int], seq: int, after: int) -> list[int]:
+        """A prompt of `seq` tokens: end tokens in front of it where it has fewer."""
+        info = self.lowered.info
+        end = info.eos[0] if info.eos else info.bos
+        if not self.options.pad_prompt:
+            return list(ids)
+        if end is None:
+            raise ConfigError("this model names no end token with which a prompt could be padded", remedy="leave --pad-prompt out")
+        return [*ids[:after], *[end] * (seq - len(ids)), *ids[after:]]
+
+    def _prefill(self, ids: Sequence[int], terms: Terms) -> Tensor:
+        """The output after these ids, in passes of at most the chunk's size."""
+        done, found, self.shown = 0, None, (terms.seq, 0)
+        for request in terms.prefill:
+            found = self._pass(request, [torch.tensor([ids[done : done + request.count]])])
+            done += request.count
+        assert found is not None
+        return found
+
+    def _next(self, token: int, logits: bool) -> Tensor:
+        """The output after one more token."""
+        found = self._pass(Pass(1, logits), [torch.tensor([[token]])])
+        assert found is not None
+        return found
 
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
         """See `Client.run`."""
@@ -225,10 +268,11 @@ class ClientSession:
         shapes = [tuple(size or 1 for size in spec.shape) for spec in info.inputs]
         if info.is_language_model and len(inputs) == 1 and inputs[0].dim() in (1, 2) and not inputs[0].is_floating_point():
             self.want_logits()
-            ids = inputs[0].reshape(1, -1).long()
-            self.prompt = Prompt.read(self.lowered, None, ids[0].tolist())
-            self._spend(ids.shape[1], 1, True)
-            return self._pass(Pass(ids.shape[1], True), [ids]).float()
+            self.prompt = Prompt.read(self.lowered, None, inputs[0].reshape(-1).tolist())
+            terms = self._terms(len(self.prompt.ids), 1, True)
+            ids = self._filled(self.prompt.ids, terms.seq, 0)
+            self._spend(terms)
+            return self._prefill(ids, terms).float()
         if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
             wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
             raise ConfigError(f"the model takes {wanted}, not {[tuple(x.shape) for x in inputs]}")
@@ -240,15 +284,17 @@ class ClientSession:
                 raise ConfigError(f"the input {spec.name} is to be {'real numbers' if spec.kind == 'float' else 'ids'}")
             if not bool((torch.isfinite(x) if spec.kind == "float" else (x >= 0) & (x < rows)).all()):
                 raise ConfigError(f"the input {spec.name} is not finite, or an id in it is outside of the vocabulary")
-        return self._pass(Run(), list(inputs))
+        found = self._pass(Run(), list(inputs))
+        assert found is not None
+        return found
 
     def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
         if isinstance(request, Run):
             return module_output(self.lowered.graph, runtime, inputs, observe=observe)
-        return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, observe=observe)
+        return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, output=request.output, observe=observe)
 
-    def _pass(self, request: Pass | Run, inputs: list[Tensor]) -> Tensor:
-        """One query: what does not depend on it first, then the query itself."""
+    def _pass(self, request: Pass | Run, inputs: list[Tensor]) -> Tensor | None:
+        """What does not depend on the query first, then the pass itself; None if it has no output."""
         began, meter, party = time.perf_counter(), self.connection.meter, self.runtime.party
         meter.phase, meter.label = "online", ("", "")
         peer = f"server {self.client.server}"
@@ -265,9 +311,11 @@ class ClientSession:
             result = self._walk(self.runtime, request, inputs, self.client.probe(party) if self.client.probe else None)
             with party.label("", ""):  # what follows belongs to no operator
                 pass
-            assert result is not None
         self.timing.offline_s += middle - began
-        self.timing.tokens_s.append(time.perf_counter() - middle)
+        self._unshown_s += time.perf_counter() - middle
+        if result is not None:
+            self.timing.tokens_s.append(self._unshown_s)
+            self._unshown_s, self.shown = 0.0, (self.shown[0], self.shown[1] + isinstance(request, Pass))
         return result
 
     def walk_offline(

@@ -38,13 +38,13 @@ class Stock:
         with locked(self.cache, lane.name(self.role), wait_s):
             yield Shelf(self, lane)
 
-    def lanes(self, model: str, client: str, server: str, seq: int, tokens: int, logits: bool) -> list[Lane]:
-        """Lanes of which a prepared query fits, those for the fewest new tokens first."""
+    def lanes(self, model: str, client: str, server: str, terms: Terms) -> list[Lane]:
+        """Lanes of which a prepared query fits these terms, those for the fewest new tokens first."""
         found = []
-        for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-{seq}+*"):
+        for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-{terms.seq}+*"):
             match = LANE_NAME.fullmatch(path.name)
-            if match and int(match[3]) >= tokens:
-                lane = Lane(model, client, server, Terms(seq, int(match[3]), logits))
+            if match and int(match[3]) >= terms.tokens:
+                lane = Lane(model, client, server, msgspec.structs.replace(terms, tokens=int(match[3])))
                 if lane.name(self.role) == path.name:
                     found.append(lane)
         return sorted(found, key=lambda lane: lane.terms.tokens)

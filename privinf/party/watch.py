@@ -73,5 +73,5 @@ def public_part(role: str, message: memoryview) -> tuple[str, str]:
         if isinstance(found, Deal):
             shapes = json.dumps(found.kinds[:3], separators=(",", ":"))
             return f"{len(found.kinds)} shapes asked for", shapes[:120]
-        return "a pass asked for", f"over {found.count} positions"
+        return "a pass asked for", f"over {found.count} positions{'' if found.output else ', nothing revealed'}"
     return "control", "(not shown)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,12 @@ from privinf.transport.shaper import Link, parse_link
 from protocols.errors import ConfigError
 
 MAX_NEW_TOKENS = 32
+LONGEST = 1 << 20  # new tokens of one reply, beyond any model's context
 IDLE_S = 3600.0  # how long a session may lie unused
 REACH_S = 5.0  # how long a dealer that is due to run may refuse connections
+
+_WHOLE = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
+_WHOLE += ("sessions", "client_sessions", "session_tokens", "session_bytes", "budget")
 
 
 def default_cache() -> Path:
@@ -27,7 +32,9 @@ class Options:
     Of the client alone: a prompt goes through passes of at most `chunk` positions, and the server sees multiples of `pad_prompt` and
     of `pad_reply` in place of the numbers of prompt tokens and of new ones; 0: neither.
 
-    ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number below 0.
+    What a server or a dealer bounds is 0 where it has no bound.
+
+    ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number out of range.
     """
 
     timeout: float = 60.0
@@ -37,6 +44,14 @@ class Options:
     expect: str | None = None
     keep_queries: int = 64  # prepared, of one client, at a server
     keep_bytes: int = 4 * 2**30  # of them
+    sessions: int = 64  # at a time, at a server; at a dealer, of all its servers
+    client_sessions: int = 0  # of them, of one client's certificate
+    idle: float = IDLE_S  # how long a session may lie unused
+    session_tokens: int = 0  # of prompt and reply, in one session
+    session_bytes: int = 0  # between server and client in one session, set-up aside
+    budget: int = 0  # outputs that a client is given in each window
+    budget_hours: float = 24.0  # of such a window
+    drain: float = 0.0  # how long sessions may go on once the service is to end
     chunk: int = 0
     pad_prompt: int = 0
     pad_reply: int = 0
@@ -44,10 +59,15 @@ class Options:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))
         check_device(self.device)
-        for name in ("chunk", "pad_prompt", "pad_reply"):
+        for name in _WHOLE:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name} is not a whole number from 0 on", remedy="give a number of tokens, or leave it out")
+            if isinstance(value, bool) or not isinstance(value, int) or value < (name == "sessions"):
+                raise ConfigError(f"{name} is not a whole number from {int(name == 'sessions')} on", remedy="give one, or leave it out")
+        for name in ("timeout", "idle", "budget_hours", "drain"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and name != "drain"):
+                raise ConfigError(f"{name} is no length of time", remedy="give a number above 0, or leave it out")
 
     @property
     def emulated(self) -> Link | None:

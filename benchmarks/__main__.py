@@ -211,6 +211,26 @@ def generate(
 
 
 @app.command()
+def soak(
+    model: Model = None,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.5, help="How long visitors come.")] = 30.0,
+    at_a_time: Annotated[int, typer.Option("--visitors", min=1, max=40, help="Visitors at a time.")] = 6,
+    seed: Annotated[int, typer.Option("--seed", help="Names the choice of visitors.")] = 1,
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """Clients that generate, leave, die and send garbage; nothing may be left. `python -m benchmarks soak models/pylib --minutes 30`"""
+    from benchmarks.scenarios.soak import soak as scenario
+
+    _perform(
+        "soak",
+        (json, csv, markdown),
+        lambda run, work: scenario(run, work, model=model, minutes=minutes, at_a_time=at_a_time, seed=seed),
+    )
+
+
+@app.command()
 def pareto(
     models: Annotated[list[Path] | None, typer.Argument(metavar="MODEL...", help="Default: all in models/ and runs/.")] = None,
     seq: Seq = 128,

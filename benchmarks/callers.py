@@ -37,17 +37,23 @@ def clear_prompts(network: Network, count: int, seq: int, tokens: int, first: in
     found: list[Clear] = []
     for number in range(first, first + TRIES):
         ids = network.ids(seq, number)
-        reply: list[int] = []
-        while len(reply) < tokens:
-            best = network.floats(ids + reply).topk(2)
-            if float(best.values[0] - best.values[1]) < CLEAR:
-                break
-            reply.append(int(best.indices[0]))
-        if len(reply) == tokens and ids not in [one.ids for one in found]:
+        reply = clear_reply(network, ids, tokens)
+        if reply is not None and ids not in [one.ids for one in found]:
             found.append(Clear(ids, reply))
         if len(found) == count:
             return found
     raise ConfigError(f"among {TRIES} prompts only {len(found)} have replies of {tokens} clear tokens", remedy="ask for fewer tokens")
+
+
+def clear_reply(network: Network, ids: list[int], tokens: int) -> list[int] | None:
+    """The `tokens` best next tokens, None if any of them is not clear."""
+    reply: list[int] = []
+    while len(reply) < tokens:
+        best = network.floats(ids + reply).topk(2)
+        if float(best.values[0] - best.values[1]) < CLEAR:
+            return None
+        reply.append(int(best.indices[0]))
+    return reply
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,7 @@ class Verb:
                 found: dict[str, Any] = json.loads(self._out.read_text())
                 return found
             time.sleep(0.05)
-        last = (self.log.splitlines() or ["nothing"])[-1]
-        raise TransportError(f"`privinf {self.role}` did not begin to serve; it says: {last}", party=self.role)
+        raise TransportError(f"the {self.role} did not begin to serve; it says: {self.last_words}", party=self.role)
 
     @property
     def alive(self) -> bool:
@@ -100,8 +99,15 @@ class Verb:
 
     @property
     def state(self) -> State:
-        """As it is now."""
+        """As it is now; TransportError where it has ended."""
+        if not self.alive:
+            raise TransportError(f"the {self.role} has ended; it says: {self.last_words}", party=self.role)
         return state_of(self.pid)
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its log."""
+        return (self.log.splitlines() or ["nothing"])[-1]
 
     def end(self) -> None:
         """By SIGTERM, and by force where that is not enough."""

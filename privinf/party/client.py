@@ -79,6 +79,9 @@ class Client:
         """A session for one query; its result is kept, and both peers are told how it ended."""
         with self._guard:
             session, self._waiting = self._waiting, None
+        if session is not None and session.connection.lost():  # it has lain unused for longer than the server allows, say
+            self._drop(session)
+            session = None
         if session is not None:
             made.append(session)
         else:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from privinf.transport.endpoint import Endpoint, Want
 from privinf.transport.frames import FrameReader, Kind, pack_header
+from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
 from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
 from protocols.errors import PrivinfError, TransportError
@@ -26,8 +27,6 @@ from protocols.errors import PrivinfError, TransportError
 HEARTBEAT_S = 2.0
 BACKLOG = 256 * 2**20
 """How many bytes that nobody has asked for yet are taken in while a send is blocked, so that two senders do not block each other."""
-SLOWEST = 32 * 2**10
-"""Bytes a second: as long as bytes move, a wait may last the timeout and as long as this rate would take, but no longer."""
 _JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
 _HEARTBEAT = pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
@@ -87,6 +86,19 @@ class Connection(Endpoint):
         """Bytes that the socket gave, all in all; the meter's cells add up to it."""
         return self._stream.raw_received
 
+    def lost(self) -> bool:
+        """Whether it has ended, by what has come so far; does not wait. For an end that has lain unused and is to be used again."""
+        try:
+            with self._entered():
+                while self._backlog < BACKLOG and self._stream.pull():
+                    pass
+                while self._decode():
+                    pass
+                ends = any(frame.header.kind in (Kind.ERROR, Kind.GOODBYE) for frame in self._inbox)
+                return ends or self._stream.ended or self._lost is not None
+        except (OSError, PrivinfError):
+            return True
+
     # ---- the pump
 
     @contextlib.contextmanager
@@ -112,7 +124,7 @@ class Connection(Endpoint):
 
     def _pump(self, out: deque[memoryview], want: Want | None) -> memoryview | None:
         stream, start = self._stream, time.monotonic()
-        waits = _Patience(self, start)
+        waits = Patience(self, start)
         message = None if want is None else self._collect(want)
         if out and self._mid_send:
             raise self._failure(TransportError, "an earlier message was cut off in the middle; nothing more can be sent")
@@ -324,60 +336,6 @@ class Connection(Endpoint):
         stop = getattr(self, "_stop", None)  # absent if __init__ failed
         if stop is not None:
             stop.set()
-
-
-class _Patience:
-    """The deadlines of one wait. Times are time.monotonic() seconds."""
-
-    def __init__(self, connection: Connection, start: float) -> None:
-        self._connection = connection
-        self._start = start
-        self._moved_before = self._moved_last = self._moved()
-        # over an emulated link the peer gets what we sent later than its kernel does: its time starts then
-        shaper = connection._shaper
-        self._from = self._progress = start + (max(0.0, (shaper.arrival() - time.time_ns()) / 1e9) if shaper else 0.0)
-        self._rate = min(SLOWEST, shaper.link.bytes_per_s / 2) if shaper else SLOWEST
-
-    def _moved(self) -> int:
-        return self._connection._reader.body_bytes + self._connection._stream.raw_sent
-
-    def _give_up(self) -> float:
-        """A timeout after the last byte that moved, and at the latest one after the time that the slowest line takes for all that moved."""
-        slowest = self._from + (self._moved_last - self._moved_before) / self._rate
-        return min(self._progress, slowest) + self._connection.timeout
-
-    def _silent_at(self) -> float:
-        return max(self._connection._stream.last_received, self._start) + self._connection.silence_s
-
-    def pause(self) -> float:
-        """Seconds until something is to be done if nothing comes."""
-        next_heartbeat = self._connection._stream.last_sent + self._connection.heartbeat_s
-        now = time.monotonic()
-        if next_heartbeat <= now:  # overdue, but the socket is blocked
-            next_heartbeat = now + self._connection.heartbeat_s
-        return max(0.001, min(next_heartbeat, self._give_up(), self._silent_at()) - now)
-
-    def judge(self, now: float, *, readable: bool, sending: bool, held: bool) -> None:
-        """Raises TransportError if the wait has lasted too long; not while the message is `held` by the emulated link."""
-        connection, moved = self._connection, self._moved()
-        if held or moved != self._moved_last:
-            self._moved_last, self._progress = moved, max(now, self._progress)
-            if held:
-                return
-        if not readable and now > self._silent_at():
-            silent = now - max(connection._stream.last_received, self._start)
-            raise connection._failure(
-                TransportError,
-                f"no sign of life from the peer for {silent:.1f} s",
-                "it hangs, was stopped, or the network is cut; look at the peer",
-            )
-        if now > self._give_up():
-            what = "does not take what we send" if sending else "lives but does not answer"
-            raise connection._failure(
-                TransportError,
-                f"the peer {what} within {connection.timeout:g} s",
-                "look at the peer, or allow more by --timeout",
-            )
 
 
 def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:

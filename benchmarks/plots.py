@@ -207,20 +207,70 @@ def scale_lengths(results: Sequence[Result]) -> list[tuple[int, int, int, float 
 
 
 def generate(results: Sequence[Result]) -> Figure | None:
-    """One more token: bytes and seconds against the cached length."""
+    """One more token: bytes and seconds against the cached length, beside a pass without a cache."""
     runs = choose.of_scenario(results, "generate")
-    cost = choose.measures(runs, name="one more token, bytes")
-    seconds = choose.measures(runs, name="one more token, seconds")
+    cost = choose.measures(runs, name="one more token, bytes", of="privinf")
+    seconds = choose.measures(runs, name="one more token, seconds", of="privinf")
     if len(cost) < 2:
         return None
-    figure, (left, right) = _figure(8.2, 3.0, 2)
-    left.plot([m.seq for m in cost], [m.value / 1e3 for m in cost], "o-", color=OURS)
-    left.set(xlabel="tokens in the cache", ylabel="online, kB per token", ylim=(0, max(m.value for m in cost) / 900))
-    for m in seconds:
-        right.plot([m.seq] * len(m.samples), m.samples, ".", color=THEIRS)
-    right.plot([m.seq for m in seconds], [m.value for m in seconds], "o-", color=OURS)
-    right.set(xlabel="tokens in the cache", ylabel="online, seconds per token", ylim=(0, max(s for m in seconds for s in m.samples) * 1.1))
+    figure, (left, right) = _figure(8.2, 3.2, 2)
+    whole = {what: choose.measures(runs, name=f"the same token without a cache, {what}", of="privinf") for what in ("bytes", "seconds")}
+    left.plot([m.seq for m in cost], [m.value / 1e6 for m in cost], "o-", color=OURS, label="over the cache")
+    left.plot([m.seq for m in whole["bytes"]], [m.value / 1e6 for m in whole["bytes"]], "s--", color=OTHER, label="without a cache")
+    left.set(xlabel="tokens before this one", ylabel="online, MB a token")
+    for found, colour, form in ((seconds, OURS, "o-"), (whole["seconds"], OTHER, "s--")):
+        for m in found:
+            right.plot([m.seq] * len(m.samples), m.samples, ".", color=THEIRS)
+        right.plot([m.seq for m in found], [m.value for m in found], form, color=colour)
+    right.set(xlabel="tokens before this one", ylabel="online, seconds a token")
+    for axes in (left, right):
+        _log(axes)
+    left.legend(frameon=False, fontsize=8)
     return figure
+
+
+def serving(results: Sequence[Result]) -> Figure | None:
+    """Clients at once: tokens a second of all; and resident memory over many tokens and sessions."""
+    runs = choose.of_scenario(results, "generate")
+    rates = choose.measures(runs, name="tokens a second, all clients")
+    levels = [m for m in choose.measures(runs) if m.name.startswith("memory, growth over ")]
+    if not rates or not levels:
+        return None
+    figure, (left, right) = _figure(8.6, 3.2, 2)
+    left.bar([m.of.split()[0] for m in rates], [m.value for m in rates], color=OURS, width=0.6)
+    for place, m in enumerate(rates):
+        left.plot([place] * len(m.samples), m.samples, ".", color="black", markersize=4)
+    left.set(xlabel="clients at once", ylabel="tokens a second, all together")
+    _memory(right, [(f"{m.of}, {m.name.removeprefix('memory, growth over ')}", m.of, m.samples) for m in levels])
+    right.set(xlabel="share of the sessions", ylabel="resident memory, MB")
+    return figure
+
+
+def soak(results: Sequence[Result]) -> Figure | None:
+    """Resident memory of the parties: in the crowd, and at the quiet moments."""
+    runs = choose.of_scenario(results, "soak")
+    crowd, quiet = (choose.measures(runs, name=name) for name in ("memory in the crowd, at most", "memory when nobody is there"))
+    if not crowd:
+        return None
+    figure, (left, right) = _figure(8.6, 3.2, 2)
+    for axes, found, where in ((left, crowd, "in the crowd"), (right, quiet, "when nobody is there")):
+        _memory(axes, [(m.of, m.of, m.samples) for m in found])
+        axes.set(xlabel=f"share of the time, {where}", ylabel="resident memory, MB")
+    return figure
+
+
+PARTIES = {"server": OURS, "client": OTHER, "dealer": "#6a994e", "gateway": "#9a6fb0"}
+
+
+def _memory(axes: Axes, lines: Sequence[tuple[str, str, Sequence[float]]]) -> None:
+    """Lines of (label, party, bytes) over their own length; of one party the second is dashed."""
+    seen: set[str] = set()
+    for label, party, values in lines:
+        places = [place / max(1, len(values) - 1) for place in range(len(values))]
+        axes.plot(places, [v / 1e6 for v in values], "--" if party in seen else "-", color=PARTIES.get(party, THEIRS), label=label)
+        seen.add(party)
+    axes.set_ylim(0, 1.35 * max(max(values) for *_, values in lines) / 1e6)
+    axes.legend(frameon=False, fontsize=7, ncols=2)
 
 
 def pareto(results: Sequence[Result]) -> Figure | None:
@@ -244,4 +294,4 @@ def pareto(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
-FIGURES = {f.__name__: f for f in (headline, ladder, waterfall, links, scale, generate, pareto)}
+FIGURES = {f.__name__: f for f in (headline, ladder, waterfall, links, scale, generate, serving, soak, pareto)}

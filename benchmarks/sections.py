@@ -36,7 +36,7 @@ def _headline(results: Sequence[Result]) -> Entry:
             mine = next((t for t in choose.totals([result], backend="privinf", phase="online") if _same(t, total)), None)
             if mine is not None:
                 lines += _beside(result, mine, total)
-    for m in choose.measures(results, name="one more token, seconds")[-1:]:
+    for m in choose.measures(results, name="one more token, seconds", link=Link())[-1:]:
         cost = number(choose.value(results, m, "one more token, bytes", m.of), "B")
         lines.append([f"one more token of {m.variant}, {m.seq} cached", f"{cost}, {m.value:.3g} s", "no other system does it"])
     return "Headline", "headline", "", [(("", "measured", "beside"), lines)]
@@ -232,15 +232,67 @@ def _scale(results: Sequence[Result]) -> Entry:
 
 def _generate(results: Sequence[Result]) -> Entry:
     runs = choose.of_scenario(results, "generate")
+    goals = [goal for result in runs for goal in result.budget]
     lines: list[list[object]] = []
-    for m in choose.measures(runs, name="one more token, bytes"):
-        same = {name: choose.measures(runs, name=name, seq=m.seq)[-1] for name in ("first token, seconds", *MORE)}
-        lines.append([m.seq, size(m.value), *(number(f.value, f.unit) for f in same.values())])
+    for m in choose.measures(runs, name="one more token, bytes", of="privinf"):
+        same = [choose.measures(runs, name=name, of="privinf", seq=m.seq)[-1] for name in (*MORE, *WHOLE, "first token, seconds")]
+        lines.append([m.seq, size(m.value), *(number(f.value, f.unit) for f in same)])
     rates = [[m.name, number(m.value, m.unit)] for m in choose.measures(runs) if m.name.startswith("tokens per second")]
-    return "Generation", "generate", "", [(("cached", "bytes a token", "first token", "one more", "rounds"), lines), (("", ""), rates)]
+    head = ("cached", "bytes a token", "rounds", "seconds", "without a cache, bytes", "rounds", "seconds", "first token")
+    text = (
+        "A token over so many cached positions, beside the same token by a whole pass without a cache, and beside the first token, a pass "
+        "over the cached positions alone. Online seconds."
+    )
+    return "Generation", "generate", text if lines else "", [budget(goals), (head, lines), (("", ""), rates)]
 
 
-MORE = ("one more token, seconds", "one more token, rounds")
+MORE = ("one more token, rounds", "one more token, seconds")
+WHOLE = tuple(f"the same token without a cache, {what}" for what in ("bytes", "rounds", "seconds"))
+
+
+def _serving(results: Sequence[Result]) -> Entry:
+    """Clients at once, memory, slow links and large models."""
+    runs = choose.of_scenario(results, "generate")
+    many: list[list[object]] = []
+    for m in choose.measures(runs, name="tokens a second, all clients"):
+        waits = [choose.measures(runs, name=name, of=m.of) for name in WAITS]
+        many.append([m.of, number(m.value, m.unit), *(number(found[-1].value, found[-1].unit) if found else "" for found in waits)])
+    grown = [
+        [m.of, m.name.removeprefix("memory, growth over "), number(m.value / 1e6, "MB"), number(max(m.samples) / 1e6, "MB")]
+        for m in choose.measures(runs)
+        if m.name.startswith("memory, growth over ")
+    ]
+    apart = [
+        [f"{m.of}, {m.variant}, {m.seq} cached", name_of(m.link), m.name, number(m.value, m.unit)]
+        for m in choose.measures(runs)
+        if m.of in ("over a link", "GPT-2 size")
+    ]
+    notes = [note for result in runs for note in result.notes if note.startswith(("clients:", "memory:"))]
+    shown = [
+        (("", "tokens a second, all", *(name.replace(", worst wait", ", longest wait") for name in WAITS)), many),
+        (("party", "over", "growth", "most"), grown),
+        (("", "link", "what", "value"), apart),
+    ]
+    return "Generation as a service", "serving", " ".join(f"{note[0].upper()}{note[1:]}." for note in notes), shown
+
+
+WAITS = ("first token, worst wait", "next token, worst wait", "worst wait, in fair shares")
+
+
+def _soak(results: Sequence[Result]) -> Entry:
+    runs = choose.of_scenario(results, "soak")
+    goals = [goal for result in runs for goal in result.budget]
+    came = [[m.of, number(m.value)] for m in choose.measures(runs, name="visitors")]
+    sums = [[m.name, m.of, number(m.value, m.unit)] for m in choose.measures(runs) if not m.samples and m.name != "visitors"]
+    quiet = [
+        [f"{m.of}: {m.name}", *(number(f(m.samples) / scale, unit) for f in (min, max)), number(m.samples[-1] / scale, unit)]
+        for m in choose.measures(runs)
+        if m.samples
+        for scale, unit in [(1e6, "MB") if m.unit == "B" else (1, "")]
+    ]
+    text = " ".join(f"{note[0].upper()}{note[1:]}." for result in runs for note in result.notes)
+    head = ("from the first quiet moment to the last", "least", "most", "last")
+    return "Soak", "soak", text, [budget(goals), (("visitors", "came"), came), (head, quiet), (("", "of", ""), sums)]
 
 
 def _pareto(results: Sequence[Result]) -> Entry:
@@ -273,6 +325,8 @@ def tables(results: Sequence[Result]) -> list[Entry]:
         _links(results),
         _scale(results),
         _generate(results),
+        _serving(results),
+        _soak(results),
         _pareto(results),
         _plain(results, "passes", "Many passes against float"),
         _plain(results, "micro", "Single protocols"),

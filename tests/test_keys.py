@@ -156,7 +156,7 @@ def test_expired_and_not_yet_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(keys, "_now", lambda days=days: now + datetime.timedelta(days=days))
         init_keys(tmp_path / name)
         monkeypatch.undo()
-        with pytest.raises(ConfigError, match=reason):
+        with pytest.raises(ConfigError, match=f"{reason}.* UTC, and the clock here shows 20"):
             load_credentials(tmp_path / name, "server")
     assert show_keys(tmp_path / "old")[1].expired
     renew_keys(tmp_path / "old")

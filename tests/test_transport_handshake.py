@@ -83,6 +83,7 @@ def test_certificate_out_of_its_time(
     seen = errors["client" if bad == "server" else "server"]
     assert f"the peer's certificate {'has' if shift < 0 else 'is'} {reason}" in seen
     assert f"refused our certificate: {'our certificate has expired' if shift < 0 else 'it finds our certificate bad'}" in errors[bad]
+    assert "by the clock here [20" in seen and "by its clock" in errors[bad] and "the clocks at both ends" in errors[bad]
 
 
 def test_server_that_is_the_dealer(keys_dir: Path, pool: ThreadPoolExecutor) -> None:

@@ -177,11 +177,13 @@ def load_credentials(directory: Path | str, role: str) -> Credentials:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
         raise ConfigError(f"{found.cert} was not signed by {found.ca}", remedy="give a bundle as `privinf keys init` made it") from None
+    clock = f"the clock here shows {_now():%Y-%m-%d %H:%M} UTC"
     for path, one in ((found.cert, certificate), (found.ca, ca)):
         if one.not_valid_after_utc < _now():
-            raise ConfigError(f"{path} has expired on {one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC", remedy=renew)
+            raise ConfigError(f"{path} has expired on {one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and {clock}", remedy=renew)
         if one.not_valid_before_utc > _now():
-            raise ConfigError(f"{path} is not valid before {one.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", remedy="set the clock here")
+            message = f"{path} is not valid before {one.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and {clock}"
+            raise ConfigError(message, remedy="set the clock here, or that of the machine that issued it")
     if found.key.stat().st_mode & 0o077:
         raise ConfigError(f"{found.key} can be read by other users of this machine", remedy=f"run `chmod 600 {found.key}`")
     return found

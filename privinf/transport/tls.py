@@ -7,6 +7,7 @@ alternative names) is checked by every accept and connect, the host name by ever
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 import select
@@ -28,9 +29,9 @@ HANDSHAKE_S = 5.0
 
 _ALERTS = {  # OpenSSL's name of an alert that the peer sent -> what it means to the reader
     "UNKNOWN_CA": "it does not know the CA that signed our certificate",
-    "CERTIFICATE_EXPIRED": "our certificate has expired",
+    "CERTIFICATE_EXPIRED": "our certificate has expired by its clock",
     "CERTIFICATE_REVOKED": "our certificate was revoked",
-    "BAD_CERTIFICATE": "it finds our certificate bad (another host name than it asked for, or not yet valid)",
+    "BAD_CERTIFICATE": "it finds our certificate bad (another host name than it asked for, or not yet valid by its clock)",
     "CERTIFICATE_UNKNOWN": "it cannot accept our certificate",
     "UNSUPPORTED_CERTIFICATE": "our certificate is not made for this purpose",
     "CERTIFICATE_REQUIRED": "it asks for a certificate and we sent none",
@@ -44,8 +45,11 @@ _ALERTS = {  # OpenSSL's name of an alert that the peer sent -> what it means to
     "DECRYPT_ERROR": "our certificate's signature does not hold (made by another CA of the same name, or another key)",
 }
 _VERIFY = {  # X509_V_ERR_* of our own verification
-    9: ("is not yet valid", "set the clocks of the two machines"),
-    10: ("has expired", "run `privinf keys renew` where the CA is, and carry the new bundle over"),
+    9: ("is not yet valid by the clock here", "set the clock that is wrong, here or where it was issued"),
+    10: (
+        "has expired by the clock here",
+        "set the clock if it is wrong; else run `privinf keys renew` where the CA is, and carry the new bundle over",
+    ),
     62: ("is not for the host name that we dialled", "issue it with `--host NAME`, or dial a name that `privinf keys show` lists"),
     64: ("is not for the address that we dialled", "issue it with `--host ADDRESS`, or dial a name that `privinf keys show` lists"),
 }
@@ -123,13 +127,16 @@ def tls_failure(error: ssl.SSLError, *, party: str, peer: str, dialled: bool) ->
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         what, remedy = _VERIFY.get(error.verify_code, ("was not signed by our CA", "use bundles that one `privinf keys init` made"))
-        detail = error.verify_message.rstrip(".")
+        now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+        detail = now if error.verify_code in (9, 10) else error.verify_message.rstrip(".")
         return HandshakeError(f"the peer's certificate {what} [{detail}]", party=party, peer=peer, remedy=remedy)
     if "_ALERT_" in reason:
         alert = reason.split("_ALERT_", 1)[1]
         why = _ALERTS.get(alert, alert.lower().replace("_", " "))
         about = "our certificate" if "CERTIFICATE" in alert or alert in ("UNKNOWN_CA", "DECRYPT_ERROR") else "the connection"
-        return HandshakeError(f"{them} refused {about}: {why}", party=party, peer=peer, remedy="compare `privinf keys show` at both ends")
+        clocks = " and the clocks" if alert in ("CERTIFICATE_EXPIRED", "BAD_CERTIFICATE") else ""
+        remedy = f"compare `privinf keys show`{clocks} at both ends"
+        return HandshakeError(f"{them} refused {about}: {why}", party=party, peer=peer, remedy=remedy)
     what, remedy = _LOCAL.get(reason, ("", ""))
     what = what or f"the TLS handshake failed: {reason_of(error)}"
     return HandshakeError(what, party=party, peer=peer, remedy=remedy or "check that both ends run privinf")

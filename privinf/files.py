@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 import time
@@ -14,6 +15,7 @@ from protocols.errors import ConfigError
 
 PART = ".part-"
 STALE_S = 3600.0
+LOCK_POLL_S = 0.02
 
 
 def make_private(directory: Path) -> None:
@@ -83,3 +85,23 @@ def refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot write {path}: {reason}", remedy="free space or choose another --cache") from None
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait_s: float) -> Iterator[None]:
+    """Holds a lock file, made where there is none, against other threads and processes; ConfigError if it cannot be had in time."""
+    deadline = time.monotonic() + wait_s
+    with refusals(path):
+        make_private(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while True:
+            with refusals(path), contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{path} is held by another process for more than {wait_s:g} s", remedy="look for one that hangs")
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)

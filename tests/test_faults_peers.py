@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_peer_with_a_certificate_that_says_nothing(
 
 
 def test_more_peers_than_are_served(parties: Trio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "MAX_SESSIONS", 1)
+    monkeypatch.setattr(parties.server, "options", replace(parties.server.options, sessions=1))
     with as_client(parties) as first:
         first.receive_control(Welcome)
         error = outcome(lambda: list(parties.client().generate(ids=[1])))

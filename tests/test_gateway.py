@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from privinf.party import service
+from privinf.party.conversation import Conversation
 from tests import trio as t
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for
@@ -293,11 +294,11 @@ def test_a_full_gateway_says_when_to_come_again(parties: Trio, monkeypatch: pyte
 
 
 def test_a_full_server_says_when_to_come_again(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gateway(parties) as door:
+    with gateway(parties) as door, Conversation(parties.client()):
         client = door.openai(max_retries=0)
         client.completions.create(model="privinf", prompt="abc", max_tokens=1, extra_body=MORE)
         assert door.engine.kept == 1
-        monkeypatch.setattr(service, "MAX_SESSIONS", 0)
+        monkeypatch.setattr(parties.server, "options", replace(parties.server.options, sessions=1))
         with pytest.raises(openai.RateLimitError, match="come again later") as found:
             client.completions.create(model="privinf", prompt="other", max_tokens=1, extra_body=MORE)
         assert int(found.value.response.headers["Retry-After"]) >= 1

@@ -14,7 +14,7 @@ from privinf.party.conversation import Conversation
 from privinf.party.server import Server
 from privinf.party.service import read_clients
 from privinf.transport.keys import load_credentials, renew_keys, show_keys
-from protocols.errors import ConfigError, HandshakeError, TransportError
+from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests import trio as t
 from tests.trio import Trio, trio
 
@@ -62,7 +62,7 @@ def test_only_clients_that_are_listed_are_served(tmp_path: Path) -> None:
                 list(behind.client(keys=second).generate(ids=[1], max_new_tokens=1))
             listed.write_text(fingerprint(second, "client").upper())
             server.reload()
-            with pytest.raises(TransportError):
+            with pytest.raises(RefusedError, match="this certificate is served no longer"):
                 list(held.generate([2], max_new_tokens=1))
             assert len(list(behind.client(keys=second).generate(ids=[1], max_new_tokens=1))) == 1
             with pytest.raises(HandshakeError, match="not among those that are served"):

@@ -84,9 +84,9 @@ def _remove(directory: Path, name: str, entry: dict[str, Any]) -> None:
     if "count" not in entry:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
-    from privinf.party.marks import locked
+    from privinf.files import locked
 
-    with locked(directory, path.name, common.TIMEOUT_S):
+    with locked(directory / "spent" / f"{path.name}.lock", common.TIMEOUT_S):
         shutil.rmtree(path, ignore_errors=True)  # there may be a mark alone, which stays
 
 

@@ -17,6 +17,7 @@ from protocols.errors import ConfigError
 MAX_PROMPT_BYTES = 1 << 20
 TIMEOUT_S = 60.0
 NEW_TOKENS = 32
+KEY_VARIABLE = "PRIVINF_API_KEY"
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A lowered directory, or a checkpoint directory, which is lowered on the way.")
@@ -56,6 +57,11 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where 
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The longest wait for a peer, in seconds.")]
 Cache = Annotated[
     Path | None, typer.Option("--cache", metavar="DIR", help="What is kept between runs; default: the user's cache directory.")
+]
+Sessions = Annotated[int, typer.Option("--sessions", metavar="N", min=1, help="Sessions at a time; the next is told to come again later.")]
+Idle = Annotated[float, typer.Option("--idle", metavar="S", help="How long a session may lie unused, seconds.")]
+Drain = Annotated[
+    float, typer.Option("--drain", metavar="S", min=0.0, help="After a signal, how long sessions may go on; a second one ends them.")
 ]
 Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, at /metrics.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]

@@ -9,6 +9,9 @@ def dealer(
     listen: common.Listen,
     keys: common.Keys,
     metrics: common.Metrics = None,
+    sessions: common.Sessions = 64,
+    idle: common.Idle = 3600.0,
+    drain: common.Drain = 0.0,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
     cache: common.Cache = None,
@@ -22,7 +25,7 @@ def dealer(
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
-    options = common.make_options(timeout=timeout, device=device, cache=cache)
+    options = common.make_options(timeout=timeout, device=device, cache=cache, sessions=sessions, idle=idle, drain=drain)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.dealer import DealerService
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,22 @@ def serve(
     metrics: common.Metrics = None,
     keep_queries: Annotated[int, typer.Option("--keep-queries", metavar="N", min=0, help="Prepared queries kept for one client.")] = 64,
     keep_bytes: Annotated[int, typer.Option("--keep-bytes", metavar="B", min=0, help="Bytes of them.")] = 4 * 2**30,
+    sessions: common.Sessions = 64,
+    client_sessions: Annotated[
+        int, typer.Option("--client-sessions", metavar="N", min=0, help="Of them, of one client's certificate; 0: no limit of its own.")
+    ] = 0,
+    session_tokens: Annotated[
+        int, typer.Option("--session-tokens", metavar="N", min=0, help="Tokens of prompt and reply in one session; 0: the context's.")
+    ] = 0,
+    session_bytes: Annotated[
+        int, typer.Option("--session-bytes", metavar="B", min=0, help="Bytes between client and server in one session; 0: no limit.")
+    ] = 0,
+    budget: Annotated[
+        int, typer.Option("--budget", metavar="N", min=0, help="Outputs (tokens) for one client in a window of hours; 0: no limit.")
+    ] = 0,
+    budget_hours: Annotated[float, typer.Option("--budget-hours", metavar="H", help="The hours of such a window.")] = 24.0,
+    idle: common.Idle = 3600.0,
+    drain: common.Drain = 0.0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -31,12 +47,15 @@ def serve(
     """Be the server: answer clients with a model that they never see.
 
     It serves until Ctrl-C or SIGTERM, and says where it listens. On SIGHUP it
-    reads its certificate and the list of clients anew.
+    reads its certificate and the list of clients anew. With --budget a client
+    gets so many outputs in each window, whichever sessions they are in.
 
     Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
     """
-    kept = {"keep_queries": keep_queries, "keep_bytes": keep_bytes}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **kept)
+    limits: dict[str, Any] = {"keep_queries": keep_queries, "keep_bytes": keep_bytes, "idle": idle, "drain": drain}
+    limits |= {"sessions": sessions, "client_sessions": client_sessions, "budget": budget, "budget_hours": budget_hours}
+    limits |= {"session_tokens": session_tokens, "session_bytes": session_bytes}
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.models import open_model
     from privinf.party.server import Server

@@ -9,12 +9,15 @@ import sys
 from typing import Any
 
 from privinf.cli import common
-from privinf.cli.signals import Stopped
+from privinf.cli.signals import Stopped, allow, listen_again
 from protocols.errors import ConfigError
 
 
 def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, metrics: str | None = None) -> None:
-    """Says where it listens, then waits for a signal, which is how a service ends: exit code 0. SIGHUP makes it read its keys anew."""
+    """Says where it listens, then waits for a signal, which is how a service ends: exit code 0. SIGHUP makes it read its keys anew.
+
+    Where its options allow for a drain, sessions may end by themselves first; a second signal ends them.
+    """
     model = f" with {about['variant']}, id {about['model']}" if "model" in about else ""
 
     def reload(number: int, frame: object) -> None:
@@ -27,6 +30,7 @@ def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, m
     with contextlib.ExitStack() as stack:
         try:
             signal.signal(signal.SIGHUP, reload)
+            allow(service.options.drain)
             if metrics is not None:
                 from privinf.party.metrics import serve_metrics, service_families
 
@@ -39,4 +43,15 @@ def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, m
             while True:
                 signal.pause()
         except Stopped:
+            _drain(service, about["role"])
             print(f"{about['role']} stops", file=sys.stderr, flush=True)
+
+
+def _drain(service: Any, role: str) -> None:
+    seconds = service.options.drain
+    if not seconds:
+        return
+    with contextlib.suppress(Stopped):
+        listen_again()
+        print(f"{role} takes nobody new, and stops in {seconds:g} s at the latest", file=sys.stderr, flush=True)
+        service.drain(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -35,7 +36,7 @@ def allow(seconds: float) -> None:
 
 def install() -> None:
     """Raises Stopped in the main thread on the first signal. Further ones are ignored while it unwinds, for GRACE_S seconds at most,
-    and what was allowed beyond.
+    and what was allowed beyond; unless the verb asks for the second one by `listen_again`.
 
     The watch is a thread on the wake-up descriptor, because Python runs a handler only when the main thread is back from
     native code, and a large matrix product or a blocked call may keep it there.
@@ -43,9 +44,14 @@ def install() -> None:
     waker, woken = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    listen_again()
+    threading.Thread(target=_watch, args=(woken, waker), name="signals", daemon=True).start()
+
+
+def listen_again() -> None:
+    """The next signal raises Stopped: a second one ends what the first one lets go on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    threading.Thread(target=_watch, args=(woken, waker), name="signals", daemon=True).start()
 
 
 def _stop(number: int, frame: object) -> None:
@@ -56,9 +62,10 @@ def _stop(number: int, frame: object) -> None:
 
 def _watch(woken: socket.socket, waker: socket.socket) -> None:
     with waker, contextlib.suppress(OSError):
-        while True:
-            number = woken.recv(1)[0]
-            if number in (signal.SIGINT, signal.SIGTERM):
-                time.sleep(_drain_s + GRACE_S)
-                os.write(2, b"privinf: interrupted\n" if number == signal.SIGINT else b"privinf: terminated\n")
-                os._exit(128 + number)
+        number, end = 0, None
+        while select.select([woken], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
+            found = woken.recv(1)[0]
+            if found in (signal.SIGINT, signal.SIGTERM):
+                number, end = found, time.monotonic() + GRACE_S + (0.0 if number else _drain_s)
+        os.write(2, b"privinf: interrupted\n" if number == signal.SIGINT else b"privinf: terminated\n")
+        os._exit(128 + number)

@@ -18,7 +18,7 @@ from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
 from privinf.party.marks import Lane
 from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
-from privinf.party.options import IDLE_S, Options
+from privinf.party.options import Options
 from privinf.party.service import Service
 from privinf.party.stock import Stock
 from privinf.transport.connection import Connection
@@ -46,6 +46,7 @@ class DealerService(Service):
     """`DealerService(listen="0.0.0.0:7001", keys="keys/").start()`; also a context manager."""
 
     role = "dealer"
+    late = frozenset({"client"})
 
     def __init__(self, *, listen: str, keys: str, options: Options | None = None) -> None:
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
@@ -92,7 +93,7 @@ class DealerService(Service):
         try:
             connection.send_control(SessionSeed(server_seed))
             connection.establish()
-            connection.timeout = IDLE_S
+            connection.timeout = self.options.idle + self.options.timeout  # longer than a server's, which says so to its client
             self._deal(connection, session, lambda: self._weight_masks(register.mask_seed, weights), server_seed)
         except Exception as error:
             if session.connection is not None:

@@ -10,22 +10,15 @@ so that all three may share a directory. Within a lane indices grow by one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from privinf.files import make_private, refusals
 from privinf.party.messages import Terms
-from protocols.errors import ConfigError
 
-LOCK_POLL_S = 0.02
 LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
 
 
@@ -50,26 +43,6 @@ class Marks(msgspec.Struct, frozen=True):
     lane: Lane
     spent: int = 0
     reserved: int = 0
-
-
-@contextlib.contextmanager
-def locked(cache: Path, name: str, wait_s: float) -> Iterator[None]:
-    """Holds a lane's lock; ConfigError if it cannot be had in time."""
-    path, deadline = cache / "spent" / f"{name}.lock", time.monotonic() + wait_s
-    with refusals(path):
-        make_private(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while True:
-            with refusals(path), contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > deadline:
-                raise ConfigError(f"{path} is held by another process for more than {wait_s:g} s", remedy="look for one that hangs")
-            time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def overview(cache: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from privinf.party.service import MAX_SESSIONS, Service
+from privinf.party.service import Service
 from privinf.transport.listener import parse_address
 from privinf.transport.meter import Cell
 from protocols.errors import ConfigError
@@ -52,7 +52,7 @@ def service_families(service: Service) -> Iterable[Metric]:
     yield counter("privinf_positions", "Positions of prompts and replies that went through them.", counts["positions"], role=role)
     yield counter("privinf_correlations", "Correlations that were spent or dealt, each once.", counts["correlations"], role=role)
     yield gauge("privinf_peers", "Peers that are served now.", service.peers, role=role)
-    yield gauge("privinf_peers_limit", "Peers that are served at a time.", MAX_SESSIONS, role=role)
+    yield gauge("privinf_peers_limit", "Peers that are served at a time.", service.options.sessions, role=role)
 
 
 class _Collector:

@@ -19,6 +19,7 @@ from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
 from privinf.lowering.program import module_output, next_token
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
+from privinf.party.budget import Allowance, Budget
 from privinf.party.messages import (
     MAX_KINDS,
     Deal,
@@ -36,7 +37,7 @@ from privinf.party.messages import (
     greet,
 )
 from privinf.party.models import open_model
-from privinf.party.options import IDLE_S, REACH_S, Options
+from privinf.party.options import REACH_S, Options
 from privinf.party.prepared import Prepared
 from privinf.party.service import Service
 from privinf.party.stock import Stock
@@ -44,7 +45,7 @@ from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Role, Store, to_wire
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
 from protocols.linear import mask_weight
 from protocols.party import Online, Party, Trace
 from protocols.ring import pack
@@ -83,6 +84,7 @@ class Server(Service):
             raise
         self.dealer, self.allow_logits = dealer, allow_logits
         self.fingerprint, self.stock = self.credentials.fingerprint, Stock(options.cache, self.role)
+        self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
         self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
 
     def reload(self) -> None:
@@ -130,7 +132,7 @@ class Server(Service):
         link.establish()
         connection.send_control(Session(token))
         connection.establish()
-        connection.timeout = IDLE_S
+        connection.timeout = self.options.idle
         log.info("session with client %s", connection.peer_name)
         ServerSession(self, connection, link, store).serve()
         link.send_control(End())
@@ -149,7 +151,8 @@ class Server(Service):
             return link
         except PrivinfError as error:
             where = f"the server cannot reach its dealer at {self.dealer}"
-            raise HandshakeError(f"{where}: {error.message}", party="server", peer=f"dealer {self.dealer}", remedy=error.remedy) from None
+            kind = next((kind for kind in (PeerUnreachableError, RefusedError) if isinstance(error, kind)), HandshakeError)
+            raise kind(f"{where}: {error.message}", party="server", peer=f"dealer {self.dealer}", remedy=error.remedy) from None
 
     def _set_up(self, connection: Connection, names: tuple[str, ...]) -> None:
         """Sends the masked weights that the client has not kept, one message each."""
@@ -179,6 +182,7 @@ class ServerSession:
         self._prepared: Prepared | None = None
         self._due: deque[Pass] = deque()  # the passes of a prepared query
         self._prepares = False
+        self._allowance = Allowance(server, connection, server.budget)
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         self.runtime = Runtime.of(server.lowered.graph, party, store.device)
@@ -186,10 +190,12 @@ class ServerSession:
     def serve(self) -> None:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
-            request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
+            with self.server.resting(self.connection):
+                request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
             if isinstance(request, End):
                 return
             self._check(request)
+            self._allowance.check(request)
             self.connection.timeout = self.server.options.timeout
             if isinstance(request, Prepare):
                 self._prepares = True
@@ -201,7 +207,7 @@ class ServerSession:
                 self._pass(request)
                 positions = request.count if isinstance(request, Pass) else 0
                 self.server.count(passes=1, positions=positions, correlations=self.store.next_name - before)
-            self.connection.timeout = IDLE_S
+            self.connection.timeout = self.server.options.idle
 
     def _check(self, request: Pass | Run | Prepare | Spend) -> None:
         info = self.server.lowered.info
@@ -246,6 +252,7 @@ class ServerSession:
         trace = Trace(Role.SERVER, first)
         sketch = runtime.sketch(Party(Role.SERVER, trace))
         self._walk(sketch, request)
+        self._allowance.afford(trace)
         self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
         return sketch, trace
 
@@ -265,6 +272,8 @@ class ServerSession:
             self.store, self._due = self._prepared.store(self.store.device), deque(request.terms.passes)
 
     def _pass(self, request: Pass | Run) -> None:
+        if not isinstance(request, Pass) or request.output:
+            self._allowance.spend()
         if self._prepared is not None:
             if not self._due or request != self._due.popleft():
                 raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")

@@ -12,11 +12,11 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from privinf.party.blame import as_told, farewell
+from privinf.party.blame import AGAIN, as_told, farewell
 from privinf.party.options import Options
 from privinf.party.report import snapshot, traffic_of
 from privinf.transport.connection import Connection
@@ -24,22 +24,22 @@ from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
 
-MAX_SESSIONS = 64
-"""Peers that are served at a time; the next one is told to come again later."""
-AGAIN = "come again later"
-"""In the refusal of a party that is full, by which the gateway knows it."""
 MAX_STRANGERS = 64
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
 CLOSE_S = 4.0
+REST_S = 2.0
+"""How long a session may have waited for its client's next request without being ended by a drain."""
 
 
 class Service:
     """Listens for peers of some roles and gives each connection a thread; one peer's fault never touches another's."""
 
     role = ""
+    late: frozenset[str] = frozenset()
+    """Roles whose connections belong to sessions that have begun, and are welcome while this service drains."""
 
     def __init__(
         self, *, listen: str, keys: str, allowed_roles: set[str], options: Options, link: bool = False, clients: Path | None = None
@@ -51,13 +51,15 @@ class Service:
         emulated = options.emulated if link else None
         self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, link=emulated)
         self._strangers: dict[socket.socket, threading.Thread] = {}  # in the order in which they came
-        self._attended: set[threading.Thread] = set()  # threads of peers
+        self._attended: dict[threading.Thread, Connection] = {}  # threads of peers
+        self._resting: dict[Connection, float] = {}  # since when a session waits for its client's next request
         self._connections: set[Connection] = set()
         self._handed: set[Connection] = set()
         self._told: set[Connection] = set()
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
-        self._closing = False
+        self._closing = self._draining = False
+        self.refusals: Counter[str] = Counter()  # by reason
         self.counts: Counter[str] = Counter()  # passes, positions and correlations, for metrics
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.party.watch`, in local demos alone
         self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
@@ -88,7 +90,19 @@ class Service:
                 connection.on_message = self.watch and self.watch(connection)
         if closing:
             connection.close()
-            raise TransportError(f"this {self.role} is being stopped", party=self.role)
+            raise self._stopped()
+
+    def _stopped(self) -> PrivinfError:
+        return PeerUnreachableError(f"this {self.role} is being stopped", party=self.role)
+
+    @contextlib.contextmanager
+    def resting(self, connection: Connection) -> Iterator[None]:
+        """A session waits for its client's next request."""
+        self._resting[connection] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._resting[connection]
 
     def tell(self, connection: Connection, error: PrivinfError) -> None:
         """Tells a peer in one line why this party gives up; only once, so that the cause comes before what it led to."""
@@ -119,6 +133,12 @@ class Service:
         for place, cell in parts:
             result[place].add(cell)
         return result
+
+    def refusal(self, reason: str, error: PrivinfError) -> PrivinfError:
+        """The error, counted among the refusals."""
+        with self._guard:
+            self.refusals[reason] += 1
+        return error
 
     @property
     def peers(self) -> int:
@@ -152,7 +172,8 @@ class Service:
             shut_out = [connection for connection in self._connections if not self._knows(connection)]
         for connection in shut_out:
             self._log.warning("client %s is listed no longer; its session ends", connection.peer_name)
-            self.retire(connection)
+            refusal = RefusedError("this certificate is served no longer", party=self.role)
+            connection.interrupt(self.refusal("revoked", refusal))  # the thread of the session tells the client
 
     def _knows(self, connection: Connection) -> bool:
         return connection.peer_role != "client" or self._clients is None or connection.peer_fingerprint in self._clients
@@ -198,7 +219,7 @@ class Service:
         except PrivinfError as error:
             if connection is not None and not error.peer:
                 error.peer = f"{connection.peer_role} {connection.peer_name}"
-            self._log.log(logging.INFO if self._closing else logging.WARNING, "%s", error)
+            self._log.log(logging.INFO if self._closing or self._draining else logging.WARNING, "%s", error)
             if connection is not None:
                 self.tell(connection, error)
         except Exception as error:
@@ -209,7 +230,7 @@ class Service:
         finally:
             with self._guard:
                 self._strangers.pop(sock, None)
-                self._attended.discard(thread)
+                self._attended.pop(thread, None)
             if connection is not None and connection not in self._handed:
                 self.retire(connection)
 
@@ -220,6 +241,7 @@ class Service:
         except PrivinfError as error:
             with self._guard:
                 dropped = sock not in self._strangers
+                self.refusals["no handshake"] += 1
             if dropped and not self._closing:
                 raise HandshakeError(
                     f"dropped, because {MAX_STRANGERS} later connections have not shown a certificate either",
@@ -230,36 +252,61 @@ class Service:
             raise
         connection.timeout = min(self.options.timeout, HELLO_S)
         self.adopt(connection)
-        if not self._knows(connection):
-            refusal = HandshakeError("this certificate is not among those that are served", party=self.role, peer=connection.peer_name)
-            self.tell(connection, refusal)
-            self.retire(connection)
-            raise refusal
         with self._guard:
             self._strangers.pop(sock, None)
-            full = len(self._attended) >= MAX_SESSIONS
-            if not full:
-                self._attended.add(thread)
-        if full:
-            refusal = HandshakeError(
-                f"the {self.role} serves {MAX_SESSIONS} peers already; {AGAIN}", party=self.role, peer=connection.peer_name
-            )
+            refused = self._why_not(connection)
+            if refused is None:
+                self._attended[thread] = connection
+        if refused is not None:
+            reason, refusal = refused
+            refusal.party, refusal.peer = self.role, connection.peer_name
             self.tell(connection, refusal)
             self.retire(connection)
-            raise refusal
+            raise self.refusal(reason, refusal)
         return connection
+
+    def _why_not(self, connection: Connection) -> tuple[str, PrivinfError] | None:
+        """Why a peer is not served, in a word and as an error."""
+        role, options = connection.peer_role, self.options
+        if self._draining and role not in self.late:
+            return "stopping", self._stopped()
+        if not self._knows(connection):
+            return "not listed", HandshakeError("this certificate is not among those that are served")
+        alike = [other for other in self._attended.values() if other.peer_role == role]
+        if len(alike) >= options.sessions:
+            return "full", RefusedError(f"the {self.role} serves {options.sessions} peers already; {AGAIN}")
+        own = sum(other.peer_fingerprint == connection.peer_fingerprint for other in alike)
+        if role == "client" and 0 < options.client_sessions <= own:
+            return "client full", RefusedError(f"the {self.role} serves {own} sessions of this client already; {AGAIN}")
+        return None
 
     def settle(self, seconds: float) -> None:
         """Waits until every session has ended by itself, but no longer than this."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._closing:
             with self._guard:
                 if not self._attended:
                     return
+                idle = [c for c, since in list(self._resting.items()) if self._draining and time.monotonic() - since > REST_S]
+            for connection in idle:
+                connection.interrupt(self._stopped())
             time.sleep(0.01)
 
-    def close(self) -> None:
-        """Stops accepting, ends every session, and waits for the threads, a few seconds at most. May be called again."""
+    def drain(self, seconds: float) -> None:
+        """Takes nobody new, and waits until every session has ended, but no longer than this; those that lie idle are ended."""
+        with self._guard:
+            self._draining = True
+        if not self.late:
+            self._listener.close()
+        self.settle(seconds)
+
+    def close(self, drain: float = 0.0) -> None:
+        """Stops accepting, ends every session, and waits for the threads, a few seconds at most. May be called again.
+
+        With `drain` sessions may end by themselves first, within so many seconds, see there.
+        """
+        if drain > 0:
+            self.drain(drain)
         with self._guard:
             self._closing = True
             strangers = dict(self._strangers)
@@ -269,20 +316,28 @@ class Service:
         for sock in strangers:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        # side by side: each may wait for a second until its peer's kernel has the last bytes
+        deadline = time.monotonic() + CLOSE_S
+        for connection in connections:
+            connection.interrupt(self._stopped())  # its thread tells the peer
+        _join(threads, deadline - CLOSE_S / 2)
+        # what is left, side by side: each may wait for a second until its peer's kernel has the last bytes
         closers = [threading.Thread(target=self.retire, args=(connection,), daemon=True) for connection in connections]
         for thread in closers:
             thread.start()
-        deadline = time.monotonic() + CLOSE_S
-        for thread in (*closers, *threads):
-            if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        _join([*closers, *threads], deadline)
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _join(threads: list[threading.Thread], deadline: float) -> None:
+    """Waits for them, no longer than until then, time.monotonic()."""
+    for thread in threads:
+        if thread is not threading.current_thread() and thread.ident is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def read_clients(path: Path) -> frozenset[str]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from privinf.files import move_into_place, part_file, refusals, sweep, write_private
-from privinf.party.marks import LANE_NAME, Lane, Marks, locked
+from privinf.files import locked, move_into_place, part_file, refusals, sweep, write_private
+from privinf.party.marks import LANE_NAME, Lane, Marks
 from privinf.party.messages import MAX_HELD, Terms
 from privinf.party.prepared import Damaged, Header, Prepared, Writer, read_header
 from protocols.errors import ConfigError
@@ -35,7 +35,7 @@ class Stock:
     @contextlib.contextmanager
     def open(self, lane: Lane, wait_s: float) -> Iterator[Shelf]:
         """A lane, locked against everyone else who uses this directory; ConfigError if another holds it for too long."""
-        with locked(self.cache, lane.name(self.role), wait_s):
+        with locked(self.cache / "spent" / f"{lane.name(self.role)}.lock", wait_s):
             yield Shelf(self, lane)
 
     def lanes(self, model: str, client: str, server: str, terms: Terms) -> list[Lane]:

@@ -68,8 +68,7 @@ class Connection(Endpoint):
         self._owner: int | None = None  # the thread in the pump
         self._mid_send = False  # part of a frame is out: nothing else may be sent before its rest
         self._lost: PrivinfError | None = None  # why nothing can be received any more
-        self._closing = False
-        self._closed = False
+        self._closing = self._closed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=_beat, args=(weakref.ref(self), self._stop, heartbeat_s / 4), name=f"heartbeat-{peer_name}", daemon=True
@@ -140,6 +139,8 @@ class Connection(Endpoint):
                 pause = min(pause, held)
             readable = self._wait(pause, reading=not done or self._backlog < BACKLOG, writing=blocked)
             now = time.monotonic()
+            if self._interruption:  # before TLS sees the end that we made ourselves, and would send no more
+                raise self._ended()
             if readable:
                 stream.pull()
                 if done:
@@ -257,8 +258,8 @@ class Connection(Endpoint):
 
     def _tls_error(self, error: ssl.SSLError) -> PrivinfError:
         if not self._established:
-            dialled = not self._stream.tls.server_side
-            return tls_failure(error, party=self.party, peer=f"{self.peer_role} {self.peer_name}", dialled=dialled)
+            peer = f"{self.peer_role} {self.peer_name}"
+            return tls_failure(error, party=self.party, peer=peer, dialled=not self._stream.tls.server_side)
         return self._failure(TransportError, f"the TLS stream is damaged ({reason_of(error)})", "start the session anew")
 
     # ---- heartbeat, greeting, end

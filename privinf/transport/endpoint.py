@@ -167,6 +167,7 @@ class Endpoint(ABC):
 
     def send_error(self, message: str, flag: int = 0) -> None:
         """Tells the peer in one line why we give up; its next wait raises it. `flag`: DESYNC, REFUSED or ABSENT. Never put a secret in."""
+        self._interrupted()  # whoever gives up need not be told to
         self._transfer(self._frames_of(Kind.ERROR, one_line(message).encode(), flag), None)
 
     def interrupt(self, error: PrivinfError) -> None:

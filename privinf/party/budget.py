@@ -1,0 +1,144 @@
+"""What a client may cost a server: a budget of outputs, kept on disk, and the limits of one session. All of it counts what is public.
+
+An output is a token, rounded logits of one position, or the output of a lowered module: what one pass reveals. It is the unit in which
+a model can be extracted through its replies, whatever the lengths of prompts. A client is the common name in its certificate, which
+`keys renew` keeps.
+
+    CACHE/budget/NAME.json    what a client has spent in the present window; NAME is a digest of its common name
+    CACHE/budget/NAME.lock    locked by whoever reads or changes it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from privinf.files import locked, refusals, write_private
+from privinf.party.blame import AGAIN
+from privinf.party.messages import Pass, Prepare, Run, Spend
+from privinf.party.service import Service
+from privinf.transport.connection import Connection
+from protocols.errors import ConfigError, RefusedError
+from protocols.party import Trace
+
+log = logging.getLogger("privinf.server")
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """The content of a client's file; `since` is when the window began, seconds since the epoch."""
+
+    client: str
+    since: float
+    spent: int
+
+
+class Budget:
+    """So many outputs for each client in each window, which begins with the first of them. Server processes may share the directory.
+
+    An output is spent, durably, before it is computed: a crash loses it, and none is given twice.
+    """
+
+    def __init__(self, cache: Path, outputs: int, hours: float, wait_s: float, clock: Callable[[], float] = time.time) -> None:
+        self.outputs, self.hours = outputs, hours
+        self.spent: Counter[str] = Counter()  # by client, since this process began
+        self._directory, self._wait_s, self._clock = cache / "budget", wait_s, clock
+        self._guard = threading.Lock()  # sessions of this process wait here, which is quicker than for the file's lock
+
+    def check(self, client: str) -> None:
+        """RefusedError if nothing is left for a client; ConfigError where that cannot be known."""
+        self._present(self._path(client), client)
+
+    def spend(self, client: str) -> None:
+        """Spends one output, or raises as `check` does."""
+        path = self._path(client)
+        with self._guard, locked(path.with_suffix(".lock"), self._wait_s):
+            ledger = self._present(path, client)
+            with refusals(path):
+                write_private(path, msgspec.json.encode(msgspec.structs.replace(ledger, spent=ledger.spent + 1)))
+        self.spent[client] += 1
+
+    def _path(self, client: str) -> Path:
+        return self._directory / f"{hashlib.sha256(client.encode()).hexdigest()[:32]}.json"
+
+    def _present(self, path: Path, client: str) -> Ledger:
+        """What the present window has seen, if it has something left."""
+        now, window = self._clock(), self.hours * 3600
+        ledger = self._read(path, client)
+        if ledger is None or now >= ledger.since + window:
+            return Ledger(client, now, 0)
+        if ledger.spent >= self.outputs:
+            left = max(1, math.ceil(ledger.since + window - now))
+            what = f"the budget of {self.outputs} outputs in {self.hours:g} hours is used up"
+            raise RefusedError(f"{what}; {AGAIN}, in {left} s", party="server")
+        return ledger
+
+    def _read(self, path: Path, client: str) -> Ledger | None:
+        try:
+            ledger = msgspec.json.decode(path.read_bytes(), type=Ledger)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+            raise ConfigError(f"cannot read {path}: {reason}", party="server", remedy="restore the file, or remove it") from None
+        if ledger.client != client:
+            raise ConfigError(f"{path} is another client's", party="server", remedy="restore the file, or remove it")
+        return ledger
+
+
+class Allowance:
+    """What one session may still cost. Everything raises RefusedError, before anything of what was asked for is spent."""
+
+    def __init__(self, service: Service, connection: Connection, budget: Budget | None) -> None:
+        self._service, self._connection, self._budget = service, connection, budget
+        self._tokens = 0
+
+    def check(self, request: Pass | Run | Prepare | Spend) -> None:
+        """Whether a request is within the limits."""
+        if not isinstance(request, Prepare):  # which reveals nothing
+            self._ask(lambda budget: budget.check(self._connection.peer_subject))
+        if isinstance(request, Run):
+            return
+        asked = request.count if isinstance(request, Pass) else request.terms.seq + request.terms.tokens - 1
+        limit, total = self._service.options.session_tokens, self._tokens + asked
+        if 0 < limit < total:
+            what = f"a session here takes at most {limit} tokens of prompt and reply, and this makes {total}"
+            raise self._refusal("tokens", RefusedError(what, party="server", remedy="ask for less, or begin another session"))
+        if not isinstance(request, Spend):  # whose passes are asked for one by one
+            self._tokens = total
+
+    def afford(self, trace: Trace) -> None:
+        """Whether a pass with these costs is within the limit of bytes; what the set-up took does not count."""
+        limit, cells = self._service.options.session_bytes, [self._connection.meter.total(phase) for phase in ("offline", "online")]
+        total = sum(cell.sent + cell.received for cell in cells)
+        total += sum(cost.online_bytes + cost.peer_offline_bytes for cost in trace.costs.values())
+        if 0 < limit < total:
+            what = f"a session here moves at most {limit} bytes, and this makes {total}"
+            raise self._refusal("bytes", RefusedError(what, party="server", remedy="ask for less, or begin another session"))
+
+    def spend(self) -> None:
+        """One output, of the client's budget."""
+        self._ask(lambda budget: budget.spend(self._connection.peer_subject))
+
+    def _ask(self, question: Callable[[Budget], None]) -> None:
+        if self._budget is None:
+            return
+        try:
+            question(self._budget)
+        except RefusedError as error:
+            raise self._refusal("budget", error) from None
+        except ConfigError as error:  # the client is told that, and not where on our disk
+            log.error("no output for client %s: %s", self._connection.peer_name, error)
+            refusal = RefusedError("the server cannot keep its budgets", party="server", remedy="look at the server's output")
+            raise self._refusal("disk", refusal) from None
+
+    def _refusal(self, reason: str, error: RefusedError) -> RefusedError:
+        self._service.refusal(reason, error)
+        return error

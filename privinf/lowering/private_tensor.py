@@ -39,8 +39,8 @@ class Runtime:
     cache: Cache = field(default_factory=dict)
     offset: int = 0  # positions in the cache
     constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
-    unread: frozenset[str] = frozenset()  # attention whose result nothing reads in this pass: it takes in keys and values alone
     device: torch.device | str = "cpu"  # where this party computes
+    unread: frozenset[str] = frozenset()  # attention whose result nothing reads in this pass: it takes in keys and values alone
 
     @staticmethod
     def of(graph: Graph, party: Party, device: torch.device | str = "cpu") -> Runtime:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from privinf.cli.keys import app
 from privinf.transport import keys
-from privinf.transport.keys import ROLES, init_keys, load_credentials, renew_keys, show_keys
+from privinf.transport.keys import ROLES, add_client, init_keys, load_credentials, renew_keys, show_keys
 from protocols.errors import ConfigError
 
 RUNNER = CliRunner()
@@ -55,6 +55,28 @@ def test_show(directory: Path) -> None:
         assert datetime.timedelta(minutes=4) < now - info.not_before < datetime.timedelta(minutes=6)
         assert datetime.timedelta(days=396) < info.not_after - now <= datetime.timedelta(days=397)
     assert [info.role for info in show_keys(directory / "client")] == ["ca", "client"]
+
+
+def test_further_clients_keep_their_names(directory: Path) -> None:
+    """A server knows a client by the common name, which a renewed certificate keeps; its fingerprint changes."""
+    bundle = add_client(directory, "alice")
+    assert bundle == directory / "clients" / "alice" and mode(bundle) == mode(bundle.parent) == 0o700
+    assert load_credentials(bundle, "client").cert == bundle / "cert.pem"
+    before = show_keys(directory)
+    assert [info.subject for info in before[1:]] == [f"CN=privinf {who}" for who in ("server", "client", "dealer", "client alice")]
+    renew_keys(directory)
+    after = show_keys(directory)
+    assert [info.subject for info in after] == [info.subject for info in before]
+    assert not {info.fingerprint for info in after[1:]} & {info.fingerprint for info in before[1:]}
+    with pytest.raises(ConfigError, match="exists already"):
+        add_client(directory, "alice")
+    for name in ("", "../up", "Alice", "a b", "x" * 41, "-x"):
+        with pytest.raises(ConfigError, match="no name for a client"):
+            add_client(directory, name)
+    with pytest.raises(ConfigError, match="does not hold the CA's key"):
+        add_client(bundle, "bob")
+    done = RUNNER.invoke(app, ["add", "bob", "--keys", str(directory)])
+    assert done.exit_code == 0 and "client  bob valid until" in done.stdout
 
 
 def test_an_existing_ca_is_not_overwritten(directory: Path) -> None:

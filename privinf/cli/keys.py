@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from privinf.transport.keys import DAYS, HOSTS, KeyInfo, init_keys, renew_keys, show_keys
+from privinf.transport.keys import DAYS, HOSTS, KeyInfo, add_client, init_keys, renew_keys, show_keys
 
 app = typer.Typer(help="Make, show and renew the certificates by which the three parties know each other.", no_args_is_help=True)
 
@@ -32,6 +32,23 @@ def init(keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, as_
     _report(show_keys(keys), as_json)
 
 
+@app.command("add")
+def add(
+    keys: KeysOption,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the client is called, in its certificate.")],
+    days: DaysOption = DAYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a further client's certificate, in DIR/clients/NAME.
+
+    Example: privinf keys add alice --keys keys
+
+    Budgets and counters of a server know a client by this name, which stays
+    when the certificate is renewed. Carry DIR/clients/NAME to its machine.
+    """
+    _report(show_keys(add_client(keys, name, days=days)), as_json)
+
+
 @app.command("show")
 def show(keys: KeysOption, as_json: JsonOption = False) -> None:
     """Show the certificates of a directory or of a bundle.
@@ -44,6 +61,8 @@ def show(keys: KeysOption, as_json: JsonOption = False) -> None:
 @app.command("renew")
 def renew(keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, as_json: JsonOption = False) -> None:
     """Issue new certificates from the existing CA, for the same hosts, or for localhost and the hosts given.
+
+    Further clients keep their names.
 
     Example: privinf keys renew --keys keys --host server.example.org
     """
@@ -58,7 +77,8 @@ def _report(infos: list[KeyInfo], as_json: bool) -> None:
     for info in infos:
         hosts = f"  for {', '.join(info.hosts)}" if info.hosts else ""
         state = "EXPIRED" if info.expired else "valid"
-        typer.echo(f"{info.role:<7} {state} until {info.not_after:%Y-%m-%d}  sha256 {info.fingerprint}{hosts}")
+        name = info.subject.removeprefix("CN=privinf client ") if info.subject.startswith("CN=privinf client ") else ""
+        typer.echo(f"{info.role:<7} {name and name + ' '}{state} until {info.not_after:%Y-%m-%d}  sha256 {info.fingerprint}{hosts}")
 
 
 def _plain(info: KeyInfo) -> dict[str, Any]:

@@ -3,19 +3,22 @@
     DIR/ca.key                       the CA's key; stays behind on the machine where `keys init` ran
     DIR/ca.pem                       the CA's certificate
     DIR/ROLE/{ca.pem,cert.pem,key.pem}   the bundle to carry to the machine of that role (server, client, dealer)
+    DIR/clients/NAME/...             the bundle of a further client
 
-The role is a URI among a certificate's alternative names, `privinf:server` and so on. Keys are EC P-256, files 0600, directories 0700.
+The role is a URI among a certificate's alternative names, `privinf:server` and so on; the common name is `privinf ROLE`, and a further
+client's `privinf client NAME`, which a renewed certificate keeps. Keys are EC P-256, files 0600, directories 0700.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from privinf.files import write_private
+from privinf.files import make_private, write_private
 from protocols.errors import ConfigError
 
 ROLES = ("server", "client", "dealer")
@@ -33,6 +36,8 @@ ROLE_PREFIX = "privinf:"
 HOSTS = ("localhost", "127.0.0.1", "::1")
 DAYS = 397
 CA_DAYS = 3650
+CLIENTS = "clients"
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?")
 _SKEW = datetime.timedelta(minutes=5)  # two machines' clocks may differ a little
 _DNS = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 
@@ -106,10 +111,37 @@ def renew_keys(directory: Path | str, hosts: Sequence[str] | None = None, *, day
     Certificates that were issued before stay valid until they expire. Raises ConfigError.
     """
     directory = Path(directory)
+    ca, key = _authority(directory)
+    bundles = [(directory / role, role, "") for role in ROLES]
+    bundles += [(path.parent, "client", path.parent.name) for path in sorted((directory / CLIENTS).glob("*/cert.pem"))]
+    with _writing(directory):
+        for bundle, role, name in bundles:
+            names = _names(hosts) if hosts is not None else _names(HOSTS)
+            if hosts is None and (bundle / "cert.pem").exists():
+                names = _names(_hosts(_load_certificate(bundle / "cert.pem")))
+            _issue(bundle, role, names, ca, key, days, name)
+
+
+def add_client(directory: Path | str, name: str, *, days: int = DAYS) -> Path:
+    """Issues a further client's certificate, with the name in it, from the CA in the directory; its bundle. Raises ConfigError."""
+    directory = Path(directory)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name[:100]!r} is no name for a client", remedy="give up to 40 small letters, digits, dots and hyphens")
+    bundle = directory / CLIENTS / name
+    if (bundle / "cert.pem").exists():
+        raise ConfigError(f"{bundle} exists already", remedy="run `privinf keys renew` for a new certificate, or choose another name")
+    ca, key = _authority(directory)
+    with _writing(directory):
+        _issue(bundle, "client", _names(HOSTS), ca, key, days, name)
+    return bundle
+
+
+def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The CA's certificate and key, which belong together and can be used."""
     if not (directory / "ca.key").is_file():
         raise ConfigError(
             f"{directory} does not hold the CA's key (ca.key)",
-            remedy="renew in the directory where `privinf keys init` ran, then carry bundles over",
+            remedy="work in the directory where `privinf keys init` ran, then carry bundles over",
         )
     ca = _load_certificate(directory / "ca.pem")
     key = _load_key(directory / "ca.key")
@@ -117,12 +149,13 @@ def renew_keys(directory: Path | str, hosts: Sequence[str] | None = None, *, day
         raise ConfigError(f"{directory / 'ca.key'} does not belong to {directory / 'ca.pem'}", remedy="restore the pair from a backup")
     if ca.not_valid_after_utc < _now():
         raise ConfigError(f"the CA in {directory} has expired", remedy="make a new one in another directory by `privinf keys init`")
+    return ca, key
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
     try:
-        for role in ROLES:
-            names = _names(hosts) if hosts is not None else _names(HOSTS)
-            if hosts is None and (directory / role / "cert.pem").exists():
-                names = _names(_hosts(_load_certificate(directory / role / "cert.pem")))
-            _issue(directory / role, role, names, ca, key, days)
+        yield
     except OSError as error:
         raise ConfigError(f"cannot write keys to {directory}: {error.strerror or error}", remedy="check its permissions") from None
 
@@ -131,6 +164,7 @@ def show_keys(directory: Path | str) -> list[KeyInfo]:
     """The certificates of a directory (the CA's and every role's) or of a bundle, unchecked; ConfigError if there are none."""
     directory = Path(directory)
     paths = [directory / "ca.pem", directory / "cert.pem", *(directory / role / "cert.pem" for role in ROLES)]
+    paths += sorted((directory / CLIENTS).glob("*/cert.pem"))
     result = []
     for path in paths:
         if path.is_file():
@@ -226,13 +260,19 @@ def _make_ca(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 
 
 def _issue(
-    bundle: Path, role: str, names: Sequence[x509.GeneralName], ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, days: int
+    bundle: Path,
+    role: str,
+    names: Sequence[x509.GeneralName],
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    days: int,
+    name: str = "",
 ) -> None:
-    """Writes a role's bundle, over an old one if there is one."""
+    """Writes a role's bundle, over an old one if there is one; `name` tells clients apart."""
     if days < 1:
         raise ConfigError(f"a certificate cannot be valid for {days} days", remedy="give 1 or more")
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"privinf {role}")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"privinf {role} {name}".rstrip())])
     certificate = (
         _builder(subject, ca.subject, key, days, last=ca.not_valid_after_utc)
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(ROLE_PREFIX + role), *names]), critical=False)
@@ -242,7 +282,7 @@ def _issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(bundle)
     write_private(bundle / "ca.pem", _pem(ca))
     write_private(bundle / "key.pem", _key_pem(key))
     write_private(bundle / "cert.pem", _pem(certificate))

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2 as httpx
-import uvicorn
 from openai import OpenAI
 
 from privinf.gateway.app import create_app
+from privinf.gateway.door import Bounds
 from privinf.gateway.engine import Engine, Limits
-from privinf.gateway.serve import listen_on
+from privinf.gateway.metrics import Requests
+from privinf.gateway.serve import Service, listen_on
 from privinf.party.client import Client
 from tests.trio import Trio, wait_for
 
@@ -28,6 +29,7 @@ class Gateway:
 
     address: str
     engine: Engine
+    service: Service
 
     @property
     def url(self) -> str:
@@ -43,29 +45,32 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """An application of any kind, over a socket; its address."""
+def serving(app: Any, requests: Requests | None = None, bounds: Bounds | None = None) -> Iterator[tuple[str, Service]]:
+    """An application of any kind, over a socket: its address, and what serves it, in a thread."""
     listener = listen_on("127.0.0.1:0")
-    server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="h11", log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+    service = Service(app, requests or Requests(), bounds or Bounds())
+    thread = threading.Thread(target=lambda: asyncio.run(service.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
-        wait_for(lambda: server.started)
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        wait_for(lambda: service.started)
+        yield f"127.0.0.1:{listener.getsockname()[1]}", service
     finally:
-        server.should_exit = True
+        service.should_exit = True
         thread.join(20)
         listener.close()
         assert not thread.is_alive()
 
 
 @contextlib.contextmanager
-def gateway(parties: Trio, client: Client | None = None, template: str | None = None, **limits: Any) -> Iterator[Gateway]:
+def gateway(
+    parties: Trio, client: Client | None = None, template: str | None = None, bounds: Bounds | None = None, **limits: Any
+) -> Iterator[Gateway]:
     """The gateway in front of these parties."""
-    engine = Engine(client or parties.client(), Limits(**limits), template)
+    engine, requests = Engine(client or parties.client(), Limits(**limits), template), Requests()
     try:
         engine.start()
-        with serving(create_app(engine, api_key=KEY)) as address:
-            yield Gateway(address, engine)
+        app = create_app(engine, api_key=KEY, bounds=bounds, requests=requests)
+        with serving(app, requests, bounds) as (address, service):
+            yield Gateway(address, engine, service)
     finally:
         engine.close()

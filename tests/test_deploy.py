@@ -18,6 +18,8 @@ from privinf.cli import app as cli
 from privinf.cli.config import _options_of
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+UNWIND_S = 5.0
+"""What a party may need beyond its drain, before it ends by itself."""
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 
@@ -36,6 +38,9 @@ def test_the_compose_file() -> None:
     assert set(document["services"]) == {"keys", "dealer", "server", "gateway"}
     for service in document["services"].values():
         parse(service["command"])
+        if "--drain" in service["command"]:
+            drain = float(service["command"][service["command"].index("--drain") + 1])
+            assert 0 < drain + UNWIND_S < float(service["stop_grace_period"].removesuffix("s"))
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert set(service.get("networks", ())) <= set(document["networks"])
         for volume in service["volumes"]:
@@ -69,6 +74,7 @@ def test_a_unit(unit: Path, tmp_path: Path) -> None:
     options = _options_of(verb, DEPLOY / "privinf.yaml", tuple(cli.VERBS))
     assert not [name for name, entry in options.items() if entry["from"] == "nowhere"]
     assert options["cache"]["value"] == f"/var/cache/{parser['Service']['CacheDirectory']}"
+    assert 0 < float(options["drain"]["value"]) + UNWIND_S < float(parser["Service"]["TimeoutStopSec"])
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     here = tmp_path / unit.name

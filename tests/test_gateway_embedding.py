@@ -38,7 +38,7 @@ def service(parties: Trio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     module = types.ModuleType("documented_service")
     monkeypatch.setitem(sys.modules, "documented_service", module)
     exec(compile(source, str(PAGE), "exec"), module.__dict__)
-    with serving(module.app) as address:
+    with serving(module.app) as (address, _):
         yield f"http://{address}"
 
 

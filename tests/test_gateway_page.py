@@ -35,8 +35,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         engine = Engine(client, Limits())
         try:
             engine.start()
-            with serving(create_app(engine, api_key=KEY, watch=watch)) as address:
-                yield Gateway(address, engine)
+            with serving(create_app(engine, api_key=KEY, watch=watch)) as (address, service):
+                yield Gateway(address, engine, service)
         finally:
             engine.close()
 

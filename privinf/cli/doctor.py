@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,11 @@ def doctor(
     keys: Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="Check these certificates.")] = None,
     server: Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Check that this server answers.")] = None,
     dealer: Annotated[str | None, typer.Option("--dealer", metavar="HOST:PORT", help="Check that this dealer answers.")] = None,
+    gateway: Annotated[str | None, typer.Option("--gateway", metavar="HOST:PORT", help="Check that this gateway answers.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="KEY", help=f"Check that the gateway takes it; default: ${common.KEY_VARIABLE}.")
+    ] = None,
+    expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="The model that they are to have.")] = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
     cache: common.Cache = None,
@@ -28,7 +34,8 @@ def doctor(
 ) -> None:
     """Check the installation, the devices, the clock, the certificates and the peers.
 
-    Prints one line a check. The first failure decides the exit code; with
+    With a server it also asks for a session, without a query, so that the
+    server has to reach its dealer. Prints one line a check. The first failure decides the exit code; with
     --json a failure leaves standard output empty, as for every verb.
 
     Example: privinf doctor --keys keys/client --server s.example.org:7000 --dealer d.example.org:7001
@@ -38,7 +45,9 @@ def doctor(
 
     common.check_timeout(timeout)
     found = []
-    for check in checks(cache=cache or default_cache(), keys=keys, server=server, dealer=dealer, device=device, timeout=timeout):
+    key = api_key if api_key is not None else os.environ.get(common.KEY_VARIABLE)
+    peers: dict[str, Any] = {"server": server, "dealer": dealer, "gateway": gateway, "api_key": key, "expect": expect}
+    for check in checks(cache=cache or default_cache(), keys=keys, device=device, timeout=timeout, **peers):
         found.append(check)
         if not as_json:
             print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}", flush=True)

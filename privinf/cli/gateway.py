@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import sys
@@ -13,11 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from privinf.cli import common
-from privinf.cli.signals import Stopped
+from privinf.cli.signals import Stopped, allow
 from protocols.errors import ConfigError
 
 HTTP = "127.0.0.1:8080"
-KEY_VARIABLE = "PRIVINF_API_KEY"
 MAX_TEMPLATE_BYTES = 1 << 18
 
 
@@ -30,7 +30,8 @@ def gateway(
     demo: Annotated[Path | None, typer.Option("--demo", metavar="MODEL", help="Start dealer and server here too, with this model.")] = None,
     http: Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="Where to answer; port 0 takes any free one.")] = HTTP,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", metavar="KEY", help=f"What callers must show; default: ${KEY_VARIABLE}, or one made now.")
+        str | None,
+        typer.Option("--api-key", metavar="KEY", help=f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one."),
     ] = None,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The model's name for callers, beside its id.")] = "privinf",
     chat_template: Annotated[
@@ -42,6 +43,15 @@ def gateway(
     waiting: Annotated[int, typer.Option("--waiting", metavar="N", min=0, help="Callers that may wait; the next gets a 429.")] = 16,
     kept: Annotated[int, typer.Option("--kept", metavar="N", min=0, max=64, help="Idle conversations kept for a next turn.")] = 4,
     keep: Annotated[float, typer.Option("--keep", metavar="S", min=0.0, help="How long an idle conversation is kept, seconds.")] = 300.0,
+    prepared: Annotated[
+        bool, typer.Option("--prepared/--no-prepared", help="Use queries of `privinf prepare` for first turns that fit.")
+    ] = True,
+    connections: Annotated[int, typer.Option("--connections", metavar="N", min=1, help="HTTP connections at a time.")] = 256,
+    http_timeout: Annotated[float, typer.Option("--http-timeout", metavar="S", help="The longest wait for a caller, seconds.")] = 30.0,
+    drain: Annotated[float, typer.Option("--drain", metavar="S", min=0.0, help="How long replies may still take after a signal.")] = 5.0,
+    chunk: common.Chunk = 0,
+    pad_prompt: common.PadPrompt = 0,
+    pad_reply: common.PadReply = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -51,7 +61,8 @@ def gateway(
     """Answer OpenAI-compatible requests on this machine, and ask the server privately.
 
     The page at / shows a reply as it comes and what each party sees of it.
-    It serves until Ctrl-C or SIGTERM.
+    It serves until Ctrl-C or SIGTERM; then replies may still end, and a second
+    signal cuts them off.
 
     Example: privinf gateway --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client
 
@@ -63,10 +74,16 @@ def gateway(
             "--demo starts the other parties itself" if demo else f"{', '.join(remote)} not given",
             remedy="give --server, --dealer and --keys, or --demo MODEL alone",
         )
+    if not (math.isfinite(http_timeout) and http_timeout > 0):
+        raise ConfigError(f"--http-timeout {http_timeout:g} is no time to wait", remedy="give seconds above 0")
+    if not math.isfinite(drain):
+        raise ConfigError("--drain has no end", remedy="give seconds")
     key, made = _key(api_key)
     template = None if chat_template is None else _template(chat_template)
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect)
+    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
+    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
     from privinf.gateway.demo import Demo
+    from privinf.gateway.door import Bounds
     from privinf.gateway.engine import Engine, Limits
     from privinf.gateway.serve import listen_on, serve
     from privinf.party.client import Client
@@ -78,7 +95,7 @@ def gateway(
             watch = stack.enter_context(Demo(demo, options))
             server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
         client = Client(str(server), dealer=str(dealer), keys=str(keys), options=options)
-        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens), template)
+        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens, prepared), template)
         stack.callback(engine.close)
         engine.start()
 
@@ -93,7 +110,9 @@ def gateway(
                 about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
                 common.write_json({**about, "api_key": key} if made else about)
 
-        serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening)
+        bounds = Bounds(wait_s=http_timeout, idle_s=min(http_timeout, Bounds.idle_s), connections=connections, drain_s=drain)
+        allow(drain)
+        serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening, bounds=bounds)
 
 
 @contextlib.contextmanager
@@ -106,7 +125,7 @@ def _until_stopped() -> Iterator[None]:
 
 def _key(given: str | None) -> tuple[str, bool]:
     """The API key, and whether it was made now."""
-    key = given if given is not None else os.environ.get(KEY_VARIABLE)
+    key = given if given is not None else os.environ.get(common.KEY_VARIABLE)
     if key is None:
         return f"sk-privinf-{secrets.token_urlsafe(24)}", True
     if not (key.isascii() and key.isprintable() and len(key) >= 8 and " " not in key):

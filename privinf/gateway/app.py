@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,27 +16,28 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sse_starlette.sse import EventSourceResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from privinf.gateway.door import Bounds, CallerGone, Door, while_there
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
-from privinf.gateway.wire import COMPLETION_TOKENS, ApiError, ChatRequest, CompletionRequest, Writer, as_api_error
+from privinf.gateway.wire import COMPLETION_TOKENS, ApiError, ChatRequest, CompletionRequest, Writer, as_api_error, malformed_body
 from privinf.party.metrics import registry_of
 from privinf.party.text import Token
 
-T = TypeVar("T")
-MAX_BODY = 2 << 20
-OPEN = ("/healthz", "/metrics", "/", "/page.js", "/page.css")
-"""Paths that need no key: they tell nothing about a prompt, a reply or a key."""
 PING_S = 15
+logging.getLogger("sse_starlette").setLevel(logging.INFO)  # below that it logs every piece of a reply
 
 
-class CallerGone(Exception):
-    """The caller has closed its connection: there is nobody to answer."""
-
-
-def create_app(engine: Engine, *, api_key: str, name: str = "privinf", watch: Watch | None = None) -> FastAPI:
+def create_app(
+    engine: Engine,
+    *,
+    api_key: str,
+    name: str = "privinf",
+    watch: Watch | None = None,
+    bounds: Bounds | None = None,
+    requests: Requests | None = None,
+) -> FastAPI:
     """The service over a started engine; `name` is the model's, beside its id. `watch` shows what the local parties of a demo get."""
 
     @contextlib.asynccontextmanager
@@ -46,9 +47,9 @@ def create_app(engine: Engine, *, api_key: str, name: str = "privinf", watch: Wa
         evicting.cancel()
 
     app = FastAPI(title="privinf", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    requests = Requests()
-    registry = registry_of(lambda: families(engine, requests))
-    app.add_middleware(_Door, key=api_key, requests=requests)
+    answers = requests or Requests()
+    registry = registry_of(lambda: families(engine, answers))
+    app.add_middleware(Door, key=api_key, requests=answers, bounds=bounds or Bounds())
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -56,23 +57,27 @@ def create_app(engine: Engine, *, api_key: str, name: str = "privinf", watch: Wa
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
-        param = ".".join(place) if first["type"] != "json_invalid" else ""
-        return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param or None).response()
+        return malformed_body(error.errors()[0]).response()
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         what = f"there is no {request.method} {request.url.path[:200]} here" if error.status_code in (404, 405) else str(error.detail)
-        return ApiError(error.status_code, what).response()
+        answer = ApiError(error.status_code, what).response()
+        answer.headers.update(error.headers or {})  # which methods there are, for a wrong one
+        return answer
 
     @app.exception_handler(CallerGone)
     async def gone(_: Request, error: CallerGone) -> Response:
         return Response(status_code=499)
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
     @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "model": engine.lowered.info.id}
+    async def healthz() -> Response:
+        status, code = ("stopping", 503) if answers.draining else ("ok", 200)
+        return JSONResponse({"status": status, "model": engine.lowered.info.id}, code)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -184,62 +189,3 @@ async def _events(
         if usage:
             yield {"data": writer.last(reply)}
         yield {"data": "[DONE]"}
-
-
-async def while_there(request: Request, work: Awaitable[T]) -> T:
-    """The result, or CallerGone as soon as the caller has left, and then the work is cancelled."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise CallerGone
-    finally:
-        for each in (task, leaving):
-            each.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
-
-
-class _Door:
-    """In front of everything: the key, and the size of a body; and behind everything the count of answers."""
-
-    def __init__(self, app: ASGIApp, *, key: str, requests: Requests) -> None:
-        self._app, self._key, self._requests = app, key.encode(), requests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        taken = 0
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._requests.count(scope["path"], message["status"])
-            await send(message)
-
-        async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY:
-                raise HTTPException(413, too_large)
-            return message
-
-        too_large = f"the body is larger than {MAX_BODY} bytes, which is no prompt"
-        if scope["path"] not in OPEN:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
-                error = ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-                await error.response()(scope, receive, counted)
-                return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length[:20]) > MAX_BODY:
-            await ApiError(413, too_large).response()(scope, receive, counted)
-            return
-        await self._app(scope, bounded, counted)

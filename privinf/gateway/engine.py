@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privinf.gateway.chat import Chat
+from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
 from privinf.party.sampling import GREEDY, Sampling
-from privinf.party.service import AGAIN
 from privinf.party.text import Prompt, Token, load_tokenizer
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
 
 log = logging.getLogger("privinf.gateway")
 EVICT_S = 1.0
@@ -28,13 +28,17 @@ EVICT_S = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Replies at a time, callers that wait for one, conversations that are kept and for how long, and the longest reply."""
+    """Replies at a time, callers that wait for one, conversations that are kept and for how long, and the longest reply.
+
+    With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept.
+    """
 
     active: int = 4
     waiting: int = 16
     kept: int = 4
     keep_s: float = 300.0
     new_tokens: int = 256
+    prepared: bool = True
 
 
 class Full(PrivinfError):
@@ -116,7 +120,7 @@ class Engine:
         self._slots = asyncio.Semaphore(limits.active)
         self._mean_s = 1.0  # of recent replies
         self.waiting = self.active = 0
-        self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed"), 0)
+        self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed", "prepared"), 0)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._closing = False
 
@@ -232,7 +236,7 @@ class Engine:
 
     def _answer(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
         found = self._follow(ids, text)
-        held, (reply.cached_tokens, fresh, keep) = found if found else (self._open(reply), (0, ids, True))
+        held, (reply.cached_tokens, fresh, keep) = found if found else (self._begin(reply), (0, ids, True))
         while True:
             reply.held = held
             if reply.cancelled.is_set():
@@ -240,12 +244,12 @@ class Engine:
             try:
                 self._pass(held, query, fresh, keep, reply, emit)
                 break
-            except TransportError:
-                # a kept session may have died meanwhile, with the server say; nothing of the reply has been shown yet
+            except (TransportError, RefusedError):
+                # a kept session may have died meanwhile, with the server say, or reached its limits; nothing has been shown yet
                 if found is None or reply.tokens or reply.cancelled.is_set():
                     raise
                 self._retire(held)
-                found, held, fresh, keep, reply.cached_tokens = None, self._open(reply), ids, True, 0
+                found, held, fresh, keep, reply.cached_tokens = None, self._begin(reply), ids, True, 0
         streamer = held.conversation.session.streamer
         held.text = None if text is None or streamer is None or streamer.text is None else text + streamer.text
         self._keep(held)
@@ -254,7 +258,12 @@ class Engine:
         session = held.conversation.session
         count, before = min(query.max_new_tokens, self.limits.new_tokens), (session.timing.offline_s, len(session.timing.tokens_s))
         tokens = held.conversation.generate(
-            fresh, max_new_tokens=count, ignore_eos=query.ignore_eos, sampling=query.sampling, keep_last=keep
+            fresh,
+            max_new_tokens=count,
+            ignore_eos=query.ignore_eos,
+            sampling=query.sampling,
+            keep_last=keep,
+            prepared=self.limits.prepared,
         )
         for token in tokens:
             reply.tokens += 1
@@ -262,10 +271,19 @@ class Engine:
         reply.finish_reason = session.finish_reason
         held.ended = session.finish_reason == "stop" and session.streamer is not None and not session.streamer.stopped
         with self._guard:
+            self.counts["prepared"] += session.prepared is not None
             self.seconds["offline"] += session.timing.offline_s - before[0]
             self.seconds["online"] += sum(session.timing.tokens_s[before[1] :])
 
     # ---- conversations
+
+    def _begin(self, reply: Reply) -> Held:
+        """A new conversation for a reply. What is wrong here, a certificate that has expired say, is no fault of the caller's."""
+        try:
+            return self._open(reply)
+        except ConfigError as error:
+            log.error("no session can be opened: %s", error)
+            raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
     def _open(self, reply: Reply | None = None) -> Held:
         """A new conversation; where the server is full, room is made by what we keep ourselves."""
@@ -279,12 +297,13 @@ class Engine:
                 held.conversation.open()
                 break
             except HandshakeError as error:
-                if AGAIN not in error.message:
+                again = again_after(error, max(1, round(self._mean_s)))
+                if again is None:
                     raise
                 with self._guard:
                     oldest = self._kept.pop(0) if self._kept else None
                 if oldest is None:
-                    raise Full(error.message, max(1, round(self._mean_s))) from error
+                    raise Full(error.message, again) from error
                 self._retire(oldest)
         with self._guard:
             self.seconds["setup"] += held.conversation.session.timing.setup_s
@@ -301,7 +320,7 @@ class Engine:
         return best
 
     def _keep(self, held: Held) -> None:
-        if held.conversation.room <= 1 or not self.limits.kept:
+        if not held.conversation.usable or held.conversation.room <= 1 or not self.limits.kept:
             self._retire(held)
             return
         with self._guard:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
@@ -14,11 +15,23 @@ KNOWN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/page/reply",
 
 
 class Requests:
-    """Answers by path and status."""
+    """Answers by path and status, and the requests that are being answered; those with a key are the ones that a stop waits for."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._counts: dict[tuple[str, str], int] = {}
+        self.draining = False
+        """Whether no further one is let in."""
+        self.inside = 0
+
+    @contextlib.contextmanager
+    def one_inside(self, *, counts: bool) -> Iterator[None]:
+        """While one is answered, in the event loop's thread."""
+        self.inside += counts
+        try:
+            yield
+        finally:
+            self.inside -= counts
 
     def count(self, path: str, status: int) -> None:
         """One answer; paths that are none of ours count together, so that a stranger cannot make labels."""
@@ -51,6 +64,10 @@ def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
         seconds.add_metric([phase], value)
     yield seconds
     yield counter("privinf_correlations", "Correlations that were spent, each once.", engine.spent())
+    yield counter("privinf_prepared_queries", "Queries that were prepared ahead, and used.", counts["prepared"])
     yield gauge("privinf_active_replies", "Replies that are being made.", engine.active)
+    yield gauge("privinf_active_replies_limit", "Replies that are made at a time.", engine.limits.active)
     yield gauge("privinf_waiting_replies", "Callers that wait for their turn.", engine.waiting)
+    yield gauge("privinf_waiting_replies_limit", "Callers that may wait.", engine.limits.waiting)
+    yield gauge("privinf_requests_inside", "Requests that are being read or answered.", requests.inside)
     yield gauge("privinf_kept_conversations", "Idle conversations that a next turn may go on from.", engine.kept)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from privinf.gateway.engine import Full, Reply
+from privinf.party.blame import again_after
 from privinf.party.sampling import Sampling
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
 
 RETRY_S = 5
 """After which a caller may ask again where a peer could not be reached."""
@@ -22,14 +25,17 @@ COMPLETION_TOKENS = 16
 Text = Annotated[StrictStr, Field(max_length=1 << 20)]
 Ids = Annotated[list[StrictInt], Field(max_length=1 << 20)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
 
 class ApiError(Exception):
     """What a caller is told, with its HTTP status."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0, close: bool = False
+    ) -> None:
         super().__init__(message)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.message, self.retry_after, self.close = status, message, retry_after, close
         kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(status, "invalid_request_error" if status < 500 else "api_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -38,6 +44,8 @@ class ApiError(Exception):
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.close:
+            headers["Connection"] = "close"
         return JSONResponse(self.body, self.status, headers)
 
 
@@ -52,11 +60,27 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
     if isinstance(error, HandshakeError) and "does not give logits" in error.message:
         return ApiError(400, f"{error.message}, so the temperature must be 0", param="temperature")
+    again = again_after(error, RETRY_S)
+    if again is not None or isinstance(error, RefusedError):
+        code = "insufficient_quota" if again is None else "rate_limit_exceeded"
+        return ApiError(429, str(error), code=code, retry_after=0 if again is None else max(1, again))
     if isinstance(error, PeerUnreachableError):
         return ApiError(503, str(error), code="peer_unreachable", retry_after=RETRY_S)
     if isinstance(error, PrivinfError):
         return ApiError(502, str(error), code="peer_failed")
     return ApiError(500, "internal error in the gateway", code="internal_error")
+
+
+def malformed_body(first: Mapping[str, Any]) -> ApiError:
+    """What pydantic found first in a body, for a caller: the field, and what it is not."""
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is no JSON")
+    place = [str(part) for part in first["loc"][1:]]
+    if not place:
+        return ApiError(400, "the body is no JSON object; send one, as application/json")
+    # what follows a union's field is the name of one of its kinds
+    param = ".".join(itertools.takewhile(lambda part: part.isidentifier() or part.isdigit(), place))
+    return ApiError(400, f"{param}: {first['msg']}", param=param)
 
 
 class StreamOptions(BaseModel):
@@ -70,8 +94,8 @@ class _Request(BaseModel):
 
     model: StrictStr
     max_tokens: Count | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
     top_k: StrictInt | None = None
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
@@ -87,6 +111,7 @@ class _Request(BaseModel):
             raise ApiError(400, "one reply at a time: n must be 1", param="n")
         without = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "best_of": 1}
         without |= {"echo": False, "suffix": "", "tools": [], "functions": [], "tool_choice": "none", "response_format": {"type": "text"}}
+        without |= {"modalities": ["text"], "min_p": 0, "min_tokens": 0, "repetition_penalty": 1, "use_beam_search": False}
         for name, value in (self.model_extra or {}).items():
             if name in without and value is not None and value != without[name] and not (name == "logprobs" and value is False):
                 raise ApiError(400, f"{name} is not supported here", param=name)

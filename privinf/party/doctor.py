@@ -18,9 +18,8 @@ from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
 from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError
 
-PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer")
+PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer", "fastapi", "uvicorn")
 SOON_DAYS = 30
-CONNECT_S = 5.0
 _FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
 
 
@@ -40,19 +39,26 @@ def checks(
     keys: Path | None = None,
     server: str | None = None,
     dealer: str | None = None,
+    gateway: str | None = None,
+    api_key: str | None = None,
+    expect: str | None = None,
     device: str = "cpu",
     timeout: float = 60.0,
 ) -> Iterator[Check]:
-    """Every check that applies, in an order in which the first failure explains later ones."""
-    yield _tried("privinf", lambda: f"{VERSION}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
-    yield _tried("packages", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES))
-    yield _tried("torch", _torch)
-    yield _tried("crypten", _crypten)
-    yield _tried("TLS 1.3", _tls)
-    yield _tried("cpu", _cpu)
+    """Every check that applies, in an order in which the first failure explains later ones.
+
+    Of a deployment: the server and the dealer each, then both together by a session without a query, then a gateway. `expect` is the
+    id of the model that they are to have.
+    """
+    yield tried("privinf", lambda: f"{VERSION}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
+    yield tried("packages", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES))
+    yield tried("torch", _torch)
+    yield tried("crypten", _crypten)
+    yield tried("TLS 1.3", _tls)
+    yield tried("cpu", _cpu)
     why = cuda_missing()
     yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
-    yield _tried("cache", lambda: _writable(cache))
+    yield tried("cache", lambda: _writable(cache))
     infos: list[KeyInfo] = []
     if keys is not None:
         try:
@@ -63,17 +69,20 @@ def checks(
     for info in infos:
         yield _certificate(info)
     if keys is not None and infos:
-        yield _tried("keys", lambda: _loadable(keys))
-    for role, address in (("server", server), ("dealer", dealer)):
-        if address is not None:
-            yield _peer(role, address, keys, timeout)
+        yield tried("keys", lambda: _loadable(keys))
+    if server or dealer or gateway:
+        from privinf.party.deployment import Deployment  # not before torch and the packages were looked at
+
+        yield from Deployment(keys, timeout, expect).checks(server, dealer, gateway, api_key)
 
 
-def _tried(name: str, detail: Callable[[], str]) -> Check:
+def tried(name: str, detail: Callable[[], str]) -> Check:
     try:
         return Check(name, True, detail())
+    except PrivinfError as error:
+        return Check(name, False, str(error), error.exit_code)
     except Exception as error:  # whatever an import or a system call comes up with is a finding here
-        return Check(name, False, f"{type(error).__name__}: {error}" if not isinstance(error, PrivinfError) else str(error))
+        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _torch() -> str:
@@ -140,38 +149,13 @@ def _certificate(info: KeyInfo) -> Check:
     return Check(name, True, f"{days:.0f} days left{soon}")
 
 
-def _roles(keys: Path) -> list[str]:
+def roles_of(keys: Path) -> list[str]:
     """The roles for which a directory of all roles, or a bundle, has a certificate."""
     return [role for role in ROLES if (keys / role / "cert.pem").exists()] or [info.role for info in show_keys(keys) if info.role in ROLES]
 
 
 def _loadable(keys: Path) -> str:
-    roles = _roles(keys)
+    roles = roles_of(keys)
     for role in roles:
         load_credentials(keys, role)
     return f"complete for {', '.join(roles)}"
-
-
-def _peer(role: str, address: str, keys: Path | None, timeout: float) -> Check:
-    """A TLS handshake and a greeting with the peer, as the client if these keys are the client's."""
-    from privinf.party.messages import Welcome, greet
-    from privinf.transport.listener import dial
-
-    name = f"{role} at {address}"
-    try:
-        if keys is None:
-            raise ConfigError(f"the {role} answers only to parties with a certificate", remedy="give --keys")
-        allowed = ("client",) if role == "server" else ("client", "server")
-        mine = next((mine for mine in allowed if mine in _roles(keys)), allowed[0])
-        connection = dial(address, load_credentials(keys, mine), role, timeout, connect_s=min(CONNECT_S, timeout))
-        try:
-            greet(connection)
-            if role == "server":
-                welcome = connection.receive_control(Welcome)
-                grants = "grants" if welcome.logits else "does not grant"
-                return Check(name, True, f"answers, serves the model {welcome.model}, {grants} logits")
-            return Check(name, True, f"answers as {role} to our {mine}")
-        finally:
-            connection.close()
-    except PrivinfError as error:
-        return Check(name, False, str(error), error.exit_code)

@@ -1,0 +1,128 @@
+"""In front of the service: the key, the size and the time of a body, the number of connections, and the way out when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from privinf.gateway.metrics import Requests
+from privinf.gateway.wire import ApiError
+
+T = TypeVar("T")
+MAX_BODY = 2 << 20
+OPEN = ("/healthz", "/metrics", "/", "/page.js", "/page.css")
+"""Paths that need no key: they tell nothing about a prompt, a reply or a key."""
+CROWDED = "privinf.crowded"
+"""In the state of a connection that is one too many."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What HTTP may cost: seconds and connections.
+
+    `wait_s` is the longest wait for the head of a request, for its body, and for a caller that does not take what it is sent;
+    `idle_s` for a next request on an open connection. Of more than `connections` open ones a further one is told to come again
+    later, and twice as many are never held. `drain_s` is how long replies that are on their way may take once a signal has come.
+    """
+
+    wait_s: float = 30.0
+    idle_s: float = 15.0
+    connections: int = 256
+    drain_s: float = 5.0
+
+
+class CallerGone(Exception):
+    """The caller has closed its connection: there is nobody to answer."""
+
+
+async def while_there(request: Request, work: Awaitable[T]) -> T:
+    """The result, or CallerGone as soon as the caller has left, and then the work is cancelled."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise CallerGone
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+class Door:
+    """ASGI middleware: whom it lets in, and behind everything the count of answers."""
+
+    def __init__(self, app: ASGIApp, *, key: str, requests: Requests, bounds: Bounds) -> None:
+        self._app, self._key, self._requests, self._bounds = app, key.encode(), requests, bounds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._requests.count(scope["path"], message["status"])
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal.response()(scope, receive, counted)
+            return
+        with self._requests.one_inside(counts=scope["path"] not in OPEN):
+            await self._app(scope, self._bounded(receive), counted)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Why a request is not let in, from its head alone."""
+        headers = dict(scope["headers"])
+        if scope.get("state", {}).get(CROWDED):
+            message = f"{self._bounds.connections} connections are open already"
+            return ApiError(429, message, code="rate_limit_exceeded", retry_after=max(1, round(self._bounds.idle_s)), close=True)
+        if scope["path"] not in OPEN:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+                return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            if self._requests.draining:
+                again = max(1, round(self._bounds.drain_s))
+                return ApiError(503, "this gateway is being stopped", code="stopping", retry_after=again, close=True)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > MAX_BODY:
+            return _too_large()
+        return None
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Receives a body that is neither too long nor too late; afterwards whatever comes."""
+        taken, whole, deadline = 0, False, asyncio.get_running_loop().time() + self._bounds.wait_s
+
+        async def bounded() -> Message:
+            nonlocal taken, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {self._bounds.wait_s:g} s") from None
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY:
+                raise HTTPException(413, _too_large().message)
+            whole = not message.get("more_body", False)
+            return message
+
+        return bounded
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {MAX_BODY} bytes, which is no prompt")

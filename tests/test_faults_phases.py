@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from privinf.lowering.plan import weights_of
 from privinf.party import messages
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
@@ -308,11 +309,12 @@ class SmallBuffers:
 
 
 def deaf(address: str) -> None:
-    """Asks for the public bundle, lives, and reads none of it."""
+    """Asks for all that there is, lives, and reads none of it."""
     with dialled(address, "client", "server") as connection:
         greet(connection)
         connection.receive_control(Welcome)
         connection.send_control(Needs(("bundle",)))
+        connection.send_control(Needs(tuple(weights_of(t.lowered().graph))))
         time.sleep(8)
 
 

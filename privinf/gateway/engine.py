@@ -220,8 +220,8 @@ class Engine:
             self._answer(query, ids, text, reply, emit)
             end = "replies"
         except Exception as error:
+            end = "cancelled" if reply.cancelled.is_set() else "failed"  # before the caller hears of it, who then leaves
             emit(error)
-            end = "cancelled" if reply.cancelled.is_set() else "failed"
             if not isinstance(error, PrivinfError):
                 log.exception("internal error in a reply: %s", type(error).__name__)
             if reply.held is not None:
@@ -244,9 +244,9 @@ class Engine:
             try:
                 self._pass(held, query, fresh, keep, reply, emit)
                 break
-            except (TransportError, RefusedError):
+            except (TransportError, RefusedError) as error:
                 # a kept session may have died meanwhile, with the server say, or reached its limits; nothing has been shown yet
-                if found is None or reply.tokens or reply.cancelled.is_set():
+                if found is None or reply.tokens or reply.cancelled.is_set() or again_after(error, 0) is not None:
                     raise
                 self._retire(held)
                 found, held, fresh, keep, reply.cached_tokens = None, self._begin(reply), ids, True, 0

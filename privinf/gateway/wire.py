@@ -60,14 +60,12 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
     if isinstance(error, HandshakeError) and "does not give logits" in error.message:
         return ApiError(400, f"{error.message}, so the temperature must be 0", param="temperature")
-    again = again_after(error, RETRY_S)
-    if again is not None or isinstance(error, RefusedError):
-        code = "insufficient_quota" if again is None else "rate_limit_exceeded"
-        return ApiError(429, str(error), code=code, retry_after=0 if again is None else max(1, again))
+    if (again := again_after(error, RETRY_S)) is not None:
+        return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=max(1, again))
     if isinstance(error, PeerUnreachableError):
         return ApiError(503, str(error), code="peer_unreachable", retry_after=RETRY_S)
     if isinstance(error, PrivinfError):
-        return ApiError(502, str(error), code="peer_failed")
+        return ApiError(502, str(error), code="peer_refused" if isinstance(error, RefusedError) else "peer_failed")
     return ApiError(500, "internal error in the gateway", code="internal_error")
 
 

@@ -91,13 +91,13 @@ def test_a_prompt_in_pieces(parties: Trio, chunk: int) -> None:
     tokens = ask(client, PROMPT, 3, logits=True)
     assert t.is_greedy(PROMPT, tokens)
     for done, found in enumerate(client.logits):
-        assert float((found - t.float_logits([*PROMPT, *tokens[:done]])).abs().max()) < 0.05
+        assert float((found - t.float_logits([*PROMPT, *tokens[:done]])).abs().max()) < 0.15  # of 100
     traffic, total = result_of(client)["traffic"], explain(parties.server.lowered, 17, logits=True, new_tokens=3, chunk=chunk)["total"]
     assert (traffic["online"]["payload"], traffic["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
     assert traffic["offline"]["dealer"]["payload"] == total["dealer_bytes"]
     assert traffic["offline"]["peer"]["payload"] == total["peer_offline_bytes"]
     assert result_of(client)["prompt_tokens"] == 17 and len(result_of(client)["timing"]["per_token_s"]) == 3
-    torch.testing.assert_close(client.run(torch.tensor([PROMPT]))[0], t.float_logits(PROMPT), atol=0.05, rtol=0)
+    torch.testing.assert_close(client.run(torch.tensor([PROMPT]))[0], t.float_logits(PROMPT), atol=0.15, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["SM+LN+G", "SM+LN+R", "SM(t)+ScFuFFN_i1"])

@@ -191,7 +191,7 @@ def test_a_reply_is_sampled_and_stopped(tmp_path: Path) -> None:
         again = Sampler(sampling)
         assert ids == [again.choose(logits) for logits in client.logits] and len(client.logits) == 6
         for done, logits in enumerate(client.logits):
-            assert float((logits - t.float_logits([1, 2, 3, *ids[:done]])).abs().max()) < 0.05
+            assert float((logits - t.float_logits([1, 2, 3, *ids[:done]])).abs().max()) < 0.15  # of 100
         assert client.result["finish_reason"] == "length"
 
 

@@ -286,9 +286,9 @@ def test_the_cache_is_listed_and_removed_by_name(call: Call, tmp_path: Path) -> 
 
 def test_defaults_are_the_runtimes() -> None:
     from privinf.cli import common
-    from privinf.party.options import MAX_NEW_TOKENS
+    from privinf.party.options import LONGEST, MAX_NEW_TOKENS
 
-    assert common.NEW_TOKENS == MAX_NEW_TOKENS and Options().timeout == common.TIMEOUT_S
+    assert (common.NEW_TOKENS, common.LONGEST) == (MAX_NEW_TOKENS, LONGEST) and Options().timeout == common.TIMEOUT_S
 
 
 def test_bytes_for_people() -> None:

@@ -16,7 +16,7 @@ from protocols.errors import ConfigError
 
 MAX_PROMPT_BYTES = 1 << 20
 TIMEOUT_S = 60.0
-NEW_TOKENS = 32
+NEW_TOKENS, LONGEST = 32, 1 << 20
 KEY_VARIABLE = "PRIVINF_API_KEY"
 
 Model = Annotated[
@@ -26,7 +26,7 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A direct
 PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompt-file", metavar="F", help="The prompt, from a file; - for standard input.")]
 PromptIds = Annotated[str | None, typer.Option("--prompt-ids", metavar="1,2,3", help="The prompt as token ids; no tokenizer is needed.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The most tokens to generate.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, max=LONGEST, help="The most tokens to generate.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end token.")]
 Logits = Annotated[bool, typer.Option("--logits", help="Ask for rounded logits too, which the server must allow.")]
 Temperature = Annotated[

@@ -29,6 +29,9 @@ def generate(
     chunk: common.Chunk = 0,
     pad_prompt: common.PadPrompt = 0,
     pad_reply: common.PadReply = 0,
+    retry: Annotated[
+        int, typer.Option("--retry", metavar="N", min=0, help="Where a connection breaks, go on in a fresh session, N times at most.")
+    ] = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
@@ -45,7 +48,7 @@ def generate(
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
     sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
-    choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
+    choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling, "retry": retry}
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
     from privinf.cli.screen import Screen
     from privinf.party.client import Client

@@ -15,11 +15,48 @@ from privinf.party.options import MAX_NEW_TOKENS, Options
 from privinf.party.report import result_of
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession, Progress
-from privinf.party.text import Prompt, Token
+from privinf.party.text import Prompt, Token, check_length
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import parse_address
-from protocols.errors import ConfigError, ProtocolDesync
+from protocols.errors import ConfigError, ProtocolDesync, TransportError
 from protocols.party import Party
+
+PAUSE_S = 0.1
+"""Before the first attempt after a break; then longer."""
+
+
+class _Query:
+    """One query, the sessions that it takes, and whether it may take another."""
+
+    def __init__(self, retry: int, timeout_s: float) -> None:
+        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+            raise ConfigError("a reply is begun anew a whole number of times", remedy="give a retry of 0 or more")
+        self.made: list[ClientSession] = []
+        self.over = threading.Event()  # its caller has turned away
+        self._left, self._timeout_s, self._pause_s = retry, timeout_s, PAUSE_S
+        self._tokens = -1  # at the last break
+        self._broke: float | None = None  # when, time.monotonic()
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds within which a broken connection must be replaced; None if none is broken."""
+        return None if self._broke is None else max(PAUSE_S, self._broke + self._timeout_s - time.monotonic())
+
+    def again(self, tokens: int) -> bool:
+        """A connection broke after so many tokens: whether another one is to be tried, after a pause."""
+        now = time.monotonic()
+        if tokens > self._tokens:  # the last one got on
+            self._tokens, self._broke, self._pause_s = tokens, now, PAUSE_S
+        if self._left == 0 or self._broke is None or now > self._broke + self._timeout_s:
+            return False
+        self._left -= 1
+        self._pause_s = min(2 * self._pause_s, 1.0)
+        return not self.over.wait(self._pause_s)
+
+    def check(self) -> None:
+        """TransportError if the caller has turned away while a session was made."""
+        if self.over.is_set():
+            raise TransportError("this query was ended by its caller", party="client")
 
 
 class Client:
@@ -40,6 +77,7 @@ class Client:
         self._guard = threading.Lock()
         self._waiting: ClientSession | None = None  # made by `connect`, for the next query
         self._sessions: set[ClientSession] = set()
+        self._queries: set[_Query] = set()
         self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
         self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
@@ -54,14 +92,14 @@ class Client:
                 self._waiting = waiting
         return waiting
 
-    def _open(self, made: list[ClientSession]) -> ClientSession:
+    def _open(self, made: list[ClientSession], connect_s: float | None = None) -> ClientSession:
         """A new session; who waits for it in another thread can end it through `made`."""
         session = ClientSession(self, self._progress)
         made.append(session)
         with self._guard:
             self._sessions.add(session)
         try:
-            session.open()
+            session.open(connect_s)
         except BaseException as error:
             self._drop(session, error)
             raise
@@ -75,7 +113,7 @@ class Client:
                 self._waiting = None
 
     @contextlib.contextmanager
-    def _session(self, made: list[ClientSession], *, query: bool = True) -> Iterator[ClientSession]:
+    def _session(self, made: list[ClientSession], *, query: bool = True, connect_s: float | None = None) -> Iterator[ClientSession]:
         """A session for one query; its result is kept, and both peers are told how it ended."""
         with self._guard:
             session, self._waiting = self._waiting, None
@@ -85,7 +123,7 @@ class Client:
         if session is not None:
             made.append(session)
         else:
-            session = self._open(made)
+            session = self._open(made, connect_s)
         try:
             yield session
             if query:
@@ -111,8 +149,9 @@ class Client:
         ConfigError for lengths that do not fit the model; HandshakeError where the server keeps no more.
         """
         wanted = [seq] if isinstance(seq, int) else list(seq)
-        if min(max_new_tokens, count, len(wanted)) < 1:
-            raise ConfigError("nothing to prepare", remedy="give at least one prompt length, one new token, and a count of 1")
+        check_length(max_new_tokens)
+        if min(count, len(wanted)) < 1:
+            raise ConfigError("nothing to prepare", remedy="give at least one prompt length, and a count of 1")
         began = time.perf_counter()
         with self._session([], query=False) as session, self._sane():
             made = [session.prepare(length, max_new_tokens, logits) for length in wanted for _ in range(count)]
@@ -128,6 +167,7 @@ class Client:
         ignore_eos: bool = False,
         logits: bool = False,
         sampling: Sampling = GREEDY,
+        retry: int = 0,
     ) -> Iterator[Token]:
         """New tokens as they come, the end token included. The prompt is a text, or ids where there is no tokenizer.
 
@@ -135,12 +175,15 @@ class Client:
         logits, if it allows it, and the client chooses. ConfigError for an empty or too long prompt. The numbers of prompt
         tokens and of new tokens are public, or what the options `pad_prompt` and `pad_reply` make of them: passes that pad a reply
         come after its last token, so let the iterator end by itself.
+
+        Where a connection breaks, `retry` times at most a fresh session goes on with the reply, if it can be had within the timeout after
+        the break. Its prompt is the old one and the tokens so far, so that the server learns how far the reply had come.
         """
-        return self._generate([], prompt, ids, max_new_tokens, ignore_eos, logits, sampling)
+        return self._generate(_Query(retry, self.options.timeout), prompt, ids, max_new_tokens, ignore_eos, logits, sampling)
 
     def _generate(
         self,
-        made: list[ClientSession],
+        query: _Query,
         prompt: str | None,
         ids: Sequence[int] | None,
         max_new_tokens: int,
@@ -148,11 +191,29 @@ class Client:
         logits: bool,
         sampling: Sampling,
     ) -> Iterator[Token]:
-        if max_new_tokens < 1:
-            raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
-        with self._session(made) as session:
-            start = Prompt.read(session.lowered, prompt, ids)
-            yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling, prepared=True)
+        check_length(max_new_tokens)
+        with self._guard:
+            self._queries.add(query)
+        begun: ClientSession | None = None
+        try:
+            while True:
+                try:
+                    with self._session(query.made, connect_s=query.left_s) as session:
+                        query.check()
+                        start, first = Prompt.read(session.lowered, prompt, ids), begun is None
+                        yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling, prepared=first, begun=begun)
+                    return
+                except TransportError:
+                    last = query.made[-1]
+                    begun = begun if last.prompt is None else last
+                    if not query.again(0 if begun is None else len(begun.tokens)):
+                        raise
+                    if last.whole:
+                        self.result, self.logits = result_of(last), last.logits
+                        return
+        finally:
+            with self._guard:
+                self._queries.discard(query)
 
     async def generate_async(
         self,
@@ -163,18 +224,20 @@ class Client:
         ignore_eos: bool = False,
         logits: bool = False,
         sampling: Sampling = GREEDY,
+        retry: int = 0,
     ) -> AsyncIterator[Token]:
         """`generate` for services: the protocol runs in a worker thread. Cancelling it ends the session."""
         import asyncio
 
-        made: list[ClientSession] = []
-        tokens, done = self._generate(made, prompt, ids, max_new_tokens, ignore_eos, logits, sampling), object()
+        query = _Query(retry, self.options.timeout)
+        tokens, done = self._generate(query, prompt, ids, max_new_tokens, ignore_eos, logits, sampling), object()
         try:
             while (token := await asyncio.to_thread(next, tokens, done)) is not done:
                 assert isinstance(token, Token)
                 yield token
         finally:
-            for session in made:  # a worker thread that still waits for a peer wakes
+            query.over.set()
+            for session in query.made:  # a worker thread that still waits for a peer wakes
                 await asyncio.to_thread(self._drop, session)
 
     def run(self, *inputs: Tensor) -> Tensor:
@@ -186,6 +249,8 @@ class Client:
         """Ends every session, also one that another thread waits in; may be called again."""
         with self._guard:
             sessions = list(self._sessions)
+            for query in self._queries:
+                query.over.set()
         for session in sessions:
             self._drop(session)
 

@@ -17,7 +17,7 @@ from privinf.party.client import Client
 from privinf.party.options import MAX_NEW_TOKENS
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession
-from privinf.party.text import Prompt, Token
+from privinf.party.text import Prompt, Token, check_length
 from protocols.errors import ConfigError, TransportError
 
 
@@ -92,8 +92,7 @@ class Conversation:
         the next prompt does not hold. With `prepared` a conversation's first query uses one that was prepared, if one fits; then the
         conversation is over after it, for what was prepared ends there.
         """
-        if max_new_tokens < 1:
-            raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
+        check_length(max_new_tokens)
         if not self.usable:
             raise TransportError("this conversation is over", party="client", remedy="begin another one")
         last = [] if self._last is None or not keep_last else [self._last]

@@ -47,10 +47,12 @@ def model_of(lowered: Lowered) -> dict[str, Any]:
 
 def result_of(session: ClientSession) -> dict[str, Any]:
     """What `run` and `generate` print with --json."""
-    timing = session.timing
+    timing, sessions = session.timing, [*session.earlier, session]
     plan = session.lowered.plan.values()
-    assert session.link is not None
-    meter = session.connection.meter
+    peer, dealer = {phase: Cell() for phase in PHASES}, Cell()
+    for connection in (connection for each in sessions for connection in each.connections):
+        for phase in PHASES:
+            (dealer if connection.peer_role == "dealer" else peer[phase]).add(connection.meter.total(phase))
     return {
         "text": session.streamer.finish() if session.streamer else None,
         "prompt_tokens": len(session.prompt.ids) if session.prompt else 0,
@@ -64,7 +66,8 @@ def result_of(session: ClientSession) -> dict[str, Any]:
             "per_token_s": list(timing.tokens_s),
             "padding_s": timing.padding_s,
         },
-        "traffic": traffic_of({phase: meter.total(phase) for phase in PHASES}, session.link.meter.total()),
+        "traffic": traffic_of(peer, dealer),
+        "retries": len(session.earlier),
         "prepared": session.prepared is not None,
         "trust": TRUST,
         "trust_model": TRUST_TEXT,

@@ -19,6 +19,7 @@ from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
+from privinf.party.feed import Feed
 from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
 from privinf.party.options import REACH_S
@@ -51,6 +52,11 @@ class Timing:
     tokens_s: list[float]
     padding_s: float = 0.0
 
+    def after(self, earlier: Timing) -> Timing:
+        """Of a reply that began in an earlier session."""
+        tokens, padding = [*earlier.tokens_s, *self.tokens_s], earlier.padding_s + self.padding_s
+        return Timing(earlier.setup_s + self.setup_s, earlier.offline_s + self.offline_s, tokens, padding)
+
 
 class ClientSession:
     """One session with a server and its dealer."""
@@ -62,6 +68,9 @@ class ClientSession:
         self.tokens: list[int] = []
         self.shown = (0, 0)  # prompt tokens and new tokens of the last query as the server saw them, padding included
         self.streamer: Streamer | None = None
+        self.sampler: Sampler | None = None
+        self.whole = False  # all tokens of the reply are here
+        self.earlier: list[ClientSession] = []  # in which the reply began, and which broke
         self.finish_reason = "length"
         self.logits: list[Tensor] = []
         self.link: Connection | None = None
@@ -75,10 +84,16 @@ class ClientSession:
     def __repr__(self) -> str:
         return f"ClientSession({self.client.server}, prompt and tokens hidden)"
 
-    def open(self) -> None:
-        """Handshake, set-up and the dealer."""
+    @property
+    def connections(self) -> list[Connection]:
+        """To the server, and once that was reached to the dealer."""
+        return list(self._dialled)
+
+    def open(self, connect_s: float | None = None) -> None:
+        """Handshake, set-up and the dealer; tries for `connect_s` seconds to reach the server, by default the timeout."""
         began = time.perf_counter()
-        self.connection = self._dial(self.client.server, "server", self.options.timeout, self.options.emulated)
+        wait = self.options.timeout if connect_s is None else connect_s
+        self.connection = self._dial(self.client.server, "server", wait, self.options.emulated)
         self.connection.meter.phase = "setup"
         with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=self.client.server):
             token = self._set_up(self.connection)
@@ -201,41 +216,57 @@ class ClientSession:
         *,
         prepared: bool = False,
         after: int = 0,
+        begun: ClientSession | None = None,
     ) -> Iterator[Token]:
         """Passes: over the prompt, which goes on from what the session has cached, then one for each token but the last.
 
         With `prepared` a query that was prepared is used if one fits; then the session is over after this query. What pads the prompt
         stands in front of it, but after its first `after` ids; what pads the reply are passes after its last token, and a caller
-        who turns away before the iterator has ended leaves them out.
+        who turns away before the iterator has ended leaves them out. With `begun` the reply goes on that broke in that session: after
+        its prompt, padded as it was, and its tokens, with what is left of its sampler's random numbers.
         """
         info, revealed = self.lowered.info, logits or not sampling.greedy
         if revealed:
             self.want_logits()
-        self.prompt, self.streamer, sampler = prompt, Streamer(prompt.tokenizer, sampling.stop), Sampler(sampling)
-        self.tokens, self.logits, self.finish_reason = [], [], "length"
+        self.prompt, self.streamer, self.sampler = prompt, Streamer(prompt.tokenizer, sampling.stop), Sampler(sampling)
+        self.tokens, self.logits, self.finish_reason, self.whole = [], [], "length", False
         stop = {*sampling.stop_ids, *(() if ignore_eos else info.eos)}
         terms = self._terms(len(prompt.ids), max_new_tokens, revealed)
         room = info.n_positions - self.runtime.offset - terms.seq + 1  # for new tokens
         ids = self._filled(prompt.ids, terms.seq, after)
+        if begun is not None:
+            self._go_on(begun)
+            ids += self.tokens
+            terms = Terms(len(ids), terms.tokens - len(self.tokens), revealed, self.options.chunk if self.options.chunk < len(ids) else 0)
+        first = len(self.tokens)
         if prepared:
             self._spend(terms)
-        for left in reversed(range(min(max_new_tokens, terms.tokens))):
-            out = self._next(self.tokens[-1], revealed) if self.tokens else self._prefill(ids, terms)
+        for left in reversed(range(min(max_new_tokens - first, terms.tokens))):
+            out = self._next(self.tokens[-1], revealed) if len(self.tokens) > first else self._prefill(ids, terms)
             if logits:
                 self.logits.append(out)
-            token = sampler.choose(out) if revealed else int(out)
+            token = self.sampler.choose(out) if revealed else int(out)
             if not 0 <= token < info.vocab:
                 raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=f"server {self.client.server}")
             self.tokens.append(token)
             text = None if token in stop else self.streamer.add(token)
             if token in stop or self.streamer.stopped:
                 self.finish_reason, left = "stop", 0
+            self.whole = left == 0
             yield Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""))
             if self.finish_reason == "stop":
                 break
         for _ in range(padded(len(self.tokens), self.options.pad_reply, room) - len(self.tokens)):
             self._next(self.tokens[-1], revealed)  # like any other to the server; what it reveals is dropped
             self.timing.padding_s += self.timing.tokens_s.pop()
+
+    def _go_on(self, begun: ClientSession) -> None:
+        """Takes over a reply, of which the other session says no more; HandshakeError if it was another model's."""
+        if self.lowered.info.id != begun.lowered.info.id:
+            peer = f"server {self.client.server}"
+            raise HandshakeError("the server has another model now, so that the reply cannot go on", party="client", peer=peer)
+        self.earlier, self.timing = [*begun.earlier, begun], self.timing.after(begun.timing)
+        self.streamer, self.sampler, self.tokens, self.logits = begun.streamer, begun.sampler, begun.tokens, begun.logits
 
     def _filled(self, ids: Sequence[int], seq: int, after: int) -> list[int]:
         """A prompt of `seq` tokens: end tokens in front of it where it has fewer."""
@@ -325,7 +356,7 @@ class ClientSession:
         assert self.link is not None
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
-        feed = _Feed(self.link, dealt.size, progress)
+        feed = Feed(self.link, dealt.size, progress)
         offline = sketch.party.engine = Offline(sketch.party, self.connection, store, feed.take)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
@@ -346,28 +377,3 @@ class ClientSession:
         for connection in self._dialled:
             connection.close()
         self._masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory
-
-
-class _Feed:
-    """The dealer's payload of one pass, cut into correlations as they are asked for."""
-
-    def __init__(self, link: Connection, size: int, progress: Callable[[float], None]) -> None:
-        self._link, self._total, self.left, self._progress = link, size, size, progress
-        self._buffer = memoryview(b"")
-
-    def take(self, size: int) -> memoryview:
-        """The next bytes."""
-        parts = []
-        while size > len(self._buffer):
-            if len(self._buffer):
-                parts.append(self._buffer)
-                size -= len(self._buffer)
-            if self.left <= 0:
-                raise ProtocolDesync("the dealer sent fewer correlations than are needed", party="client")
-            self._buffer = self._link.receive()
-            if not self._buffer:
-                raise ProtocolDesync("the dealer sent an empty message", party="client")
-            self.left -= len(self._buffer)
-            self._progress(1 - max(self.left, 0) / max(self._total, 1))
-        last, self._buffer = self._buffer[:size], self._buffer[size:]
-        return memoryview(b"".join([*parts, last])) if parts else last

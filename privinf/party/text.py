@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from privinf.party.options import LONGEST
 from privinf.party.sampling import Stops
 from protocols.errors import ConfigError
 
@@ -42,6 +43,14 @@ def _ours(message: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ConfigError(message) from error
         raise
+
+
+def check_length(new_tokens: int) -> None:
+    """ConfigError unless a reply can be that long in some model's context."""
+    if new_tokens < 1:
+        raise ConfigError("at least one new token must be asked for", remedy="give 1 or more")
+    if new_tokens > LONGEST:
+        raise ConfigError(f"{new_tokens} new tokens are asked for, and a reply has at most {LONGEST}", remedy="ask for fewer")
 
 
 def whole_numbers(ids: Sequence[int]) -> list[int]:

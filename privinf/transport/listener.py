@@ -216,7 +216,7 @@ def _welcome(stream: TlsStream, party: str, peer: str, allowed: Collection[str],
         connection.close(goodbye=False)
         if isinstance(error, HandshakeError):
             raise
-        raise HandshakeError(
+        raise PeerUnreachableError(
             f"no welcome after the TLS handshake: {error.message}",
             party=party,
             peer=peer,

@@ -20,7 +20,7 @@ from typing import Any, cast
 from privinf.transport.frames import Buffer
 from privinf.transport.keys import ROLE_PREFIX, Credentials
 from privinf.transport.meter import Meter
-from protocols.errors import ConfigError, HandshakeError
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
 
 READ_CHUNK = 256 * 2**10
 WRITE_CHUNK = 256 * 2**10  # a multiple of TLS's 16 KiB records, small enough to stay in the cache
@@ -230,8 +230,9 @@ class TlsStream:
             return 0
 
     def handshake(self, deadline: float, *, party: str, peer: str) -> None:
-        """Runs the TLS handshake until `deadline` (time.monotonic()); raises HandshakeError."""
+        """Runs the TLS handshake until `deadline` (time.monotonic()); HandshakeError, or PeerUnreachableError if whom we dialled goes."""
         dialled = not self.tls.server_side
+        broken = PeerUnreachableError if dialled else HandshakeError
         poll = select.poll()
         while True:
             try:
@@ -240,7 +241,7 @@ class TlsStream:
             except ssl.SSLWantReadError:
                 done = False
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                raise HandshakeError(
+                raise broken(
                     "the peer closed the connection during the TLS handshake", party=party, peer=peer, remedy="look at the peer's output"
                 ) from None
             except ssl.SSLError as error:
@@ -264,7 +265,7 @@ class TlsStream:
                         remedy="check that it is a privinf party, and the network between",
                     )
             except OSError as error:
-                raise HandshakeError(
+                raise broken(
                     f"the connection broke during the TLS handshake: {error.strerror or error}",
                     party=party,
                     peer=peer,

@@ -29,7 +29,7 @@ from privinf.transport.connection import Connection
 from privinf.transport.endpoint import OnMessage
 from privinf.transport.frames import Kind
 from protocols.correlations import Role
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, TransportError
 from protocols.party import Party, Trace
 from protocols.product import Cached
 from protocols.ring import blank
@@ -316,6 +316,39 @@ def test_the_contexts_end_is_known_before_anything_is_spent(parties: Trio) -> No
     client = parties.client(chunk=7)
     tokens = ask(client, [1] * 30, 10**9)
     assert len(tokens) == 3 and result_of(client)["finish_reason"] == "length" and t.is_greedy([1] * 30, tokens)
+
+
+# ---- a cache that is emptied, and one that the server drops
+
+
+def test_a_new_conversation_begins_with_an_empty_cache(parties: Trio) -> None:
+    """On one client, at the price of a first query and with its reply."""
+    client = parties.client()
+    for _ in range(2):
+        with Conversation(client) as conversation:
+            tokens = [token.id for token in conversation.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True)]
+            cell = conversation.session.connection.meter.total("online")
+            assert t.is_greedy([1, 2, 3], tokens) and conversation.ids == [1, 2, 3, *tokens]
+            total = explain(parties.server.lowered, 3, new_tokens=2)["total"]
+            assert (cell.payload_sent + cell.payload_received, cell.rounds) == (total["online_bytes"], total["rounds"])
+
+
+def test_an_idle_session_is_dropped_and_its_client_is_told(tmp_path: Path) -> None:
+    """A conversation's next query says so in one line, and a further one works; what was only connected is replaced unasked."""
+    with trio(cache=tmp_path, idle=1.0) as parties:
+        conversation, waiting = Conversation(parties.client()).open(), parties.client()
+        list(conversation.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True))
+        first = waiting.connect()
+        t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
+        spent = conversation.session.store.next_name
+        with pytest.raises(TransportError, match="unused for 1 s") as found:
+            list(conversation.generate([4], max_new_tokens=1))
+        assert found.value.exit_code == 4 and "\n" not in str(found.value) and not conversation.usable
+        assert conversation.session.store.next_name == spent
+        tokens = ask(waiting, [1, 2, 3], 2)
+        assert t.is_greedy([1, 2, 3], tokens) and waiting._sessions == set() and first.tokens == []
+        with Conversation(parties.client()) as another:
+            assert len(list(another.generate([1, 2, 3, 4], max_new_tokens=1))) == 1
 
 
 # ---- the command line

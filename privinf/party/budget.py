@@ -115,9 +115,9 @@ class Allowance:
             self._tokens = total
 
     def afford(self, trace: Trace) -> None:
-        """Whether a pass with these costs is within the limit of bytes; what the set-up took does not count."""
+        """Whether a pass with these costs is within the limit of bytes: of protocol elements, without the set-up's."""
         limit, cells = self._service.options.session_bytes, [self._connection.meter.total(phase) for phase in ("offline", "online")]
-        total = sum(cell.sent + cell.received for cell in cells)
+        total = sum(cell.payload_sent + cell.payload_received for cell in cells)
         total += sum(cost.online_bytes + cost.peer_offline_bytes for cost in trace.costs.values())
         if 0 < limit < total:
             what = f"a session here moves at most {limit} bytes, and this makes {total}"

@@ -144,15 +144,17 @@ class DealerService(Service):
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
         client.send_control(Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)))
         waiting = bytearray()
-        for kind in kinds:
-            try:
-                waiting += dealer.deal(kind)
-            except (IndexError, RuntimeError, ValueError, TypeError) as error:
-                # the request was well formed and yet makes no sense: shapes that do not fit
-                raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
-            if len(waiting) >= CHUNK:
-                client.send(waiting)
-                waiting = bytearray()
+        with self.turns.turn():
+            for kind in kinds:
+                try:
+                    waiting += dealer.deal(kind)
+                except (IndexError, RuntimeError, ValueError, TypeError) as error:
+                    # the request was well formed and yet makes no sense: shapes that do not fit
+                    raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
+                if len(waiting) >= CHUNK:
+                    with self.turns.between():
+                        client.send(waiting)
+                    waiting = bytearray()
         if waiting:
             client.send(waiting)
         dealer.end_pass()

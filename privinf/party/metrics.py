@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from privinf.party.service import Service
+from privinf.party.service import REASONS, Service
 from privinf.transport.listener import parse_address
 from privinf.transport.meter import Cell
 from protocols.errors import ConfigError
@@ -53,6 +53,19 @@ def service_families(service: Service) -> Iterable[Metric]:
     yield counter("privinf_correlations", "Correlations that were spent or dealt, each once.", counts["correlations"], role=role)
     yield gauge("privinf_peers", "Peers that are served now.", service.peers, role=role)
     yield gauge("privinf_peers_limit", "Peers that are served at a time.", service.options.sessions, role=role)
+    yield gauge("privinf_draining", "Whether nobody new is served, because it is to end.", service.draining, role=role)
+    yield gauge("privinf_turns_waiting", "Sessions that wait for their turn to compute.", service.turns.waiting, role=role)
+    yield counter("privinf_turns", "Turns that sessions had.", service.turns.given, role=role)
+    refusals = CounterMetricFamily("privinf_refusals", "Peers, or requests of theirs, that were refused.", labels=["role", "reason"])
+    for reason in REASONS:
+        refusals.add_metric([role, reason], service.refusals[reason])
+    yield refusals
+    spent = CounterMetricFamily(
+        "privinf_budget_outputs", "Outputs that were spent of budgets, by the name of the client.", labels=["client"]
+    )
+    for client, count in service.budgets().items():
+        spent.add_metric([client], count)
+    yield spent
 
 
 class _Collector:

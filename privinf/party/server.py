@@ -41,6 +41,7 @@ from privinf.party.options import REACH_S, Options
 from privinf.party.prepared import Prepared
 from privinf.party.service import Service
 from privinf.party.stock import Stock
+from privinf.party.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.listener import dial, parse_address
@@ -90,6 +91,9 @@ class Server(Service):
     def reload(self) -> None:
         super().reload()
         self.fingerprint = self.credentials.fingerprint
+
+    def budgets(self) -> dict[str, int]:
+        return {} if self.budget is None else dict(self.budget.spent)
 
     def _prepare(self) -> None:
         if not self.lowered.has_weights or self.lowered.mask_seed is None:
@@ -251,7 +255,8 @@ class ServerSession:
         """Walks a pass on shapes, from the state of this runtime, and asks for its correlations; the state after it, and what it needs."""
         trace = Trace(Role.SERVER, first)
         sketch = runtime.sketch(Party(Role.SERVER, trace))
-        self._walk(sketch, request)
+        with self.server.turns.turn():
+            self._walk(sketch, request)
         self._allowance.afford(trace)
         self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
         return sketch, trace
@@ -286,7 +291,8 @@ class ServerSession:
             early = deque(self.receive_early(trace))
         self.connection.meter.phase = "online"
         party = self.runtime.party
-        party.engine = Online(Role.SERVER, self.connection, self.store, early)
-        self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)
+        party.engine = Online(Role.SERVER, InTurn(self.connection, self.server.turns), self.store, early)
+        with self.server.turns.turn():
+            self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)
         with party.label("", ""):  # what follows belongs to no operator
             pass

@@ -19,17 +19,20 @@ from typing import Any, Self
 from privinf.party.blame import AGAIN, as_told, farewell
 from privinf.party.options import Options
 from privinf.party.report import snapshot, traffic_of
+from privinf.party.turns import Turns
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError, TransportError
 
 MAX_STRANGERS = 64
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
 CLOSE_S = 4.0
+REASONS = ("no handshake", "not listed", "revoked", "full", "client full", "stopping", "idle", "tokens", "bytes", "budget", "disk")
+"""Why peers, or requests of theirs, are refused."""
 REST_S = 2.0
 """How long a session may have waited for its client's next request without being ended by a drain."""
 
@@ -59,6 +62,7 @@ class Service:
         self._guard = threading.Lock()
         self._accepting: threading.Thread | None = None
         self._closing = self._draining = False
+        self.turns = Turns()
         self.refusals: Counter[str] = Counter()  # by reason
         self.counts: Counter[str] = Counter()  # passes, positions and correlations, for metrics
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.party.watch`, in local demos alone
@@ -97,10 +101,15 @@ class Service:
 
     @contextlib.contextmanager
     def resting(self, connection: Connection) -> Iterator[None]:
-        """A session waits for its client's next request."""
-        self._resting[connection] = time.monotonic()
+        """A session waits for its client's next request; TransportError once that has lasted too long."""
+        began = self._resting[connection] = time.monotonic()
         try:
             yield
+        except TransportError as error:
+            if time.monotonic() - began < self.options.idle:
+                raise
+            idle = TransportError(f"the session was unused for {self.options.idle:g} s", party=self.role, remedy="begin another one")
+            raise self.refusal("idle", idle) from error
         finally:
             del self._resting[connection]
 
@@ -133,6 +142,15 @@ class Service:
         for place, cell in parts:
             result[place].add(cell)
         return result
+
+    def budgets(self) -> dict[str, int]:
+        """Outputs that were spent of budgets, by the name of the client."""
+        return {}
+
+    @property
+    def draining(self) -> bool:
+        """Whether nobody new is served."""
+        return self._draining or self._closing
 
     def refusal(self, reason: str, error: PrivinfError) -> PrivinfError:
         """The error, counted among the refusals."""

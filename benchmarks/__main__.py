@@ -346,7 +346,7 @@ def everything(
         for stage in chosen:
             print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}")
         return
-    results = [read(path) for path in run_all(chosen, out, fresh=fresh)]
+    results = [read(path) for path in run_all(chosen, out, fresh=fresh, named=wanted)]
     page.write(results, out=out / "figures.md", html=out / "report.html")
     if docs:
         page.write(results, out=ROOT / "docs" / "figures.md", readme=ROOT / "README.md")

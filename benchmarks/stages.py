@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Stage:
     name: str
     words: tuple[str, ...]
     minutes: float
+    long: bool = False  # run only where it is asked for by its name
 
 
 def stages(quick: bool, model: Path, device: str) -> list[Stage]:
@@ -39,19 +41,23 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
     ]
     if not quick:
         versus = ("ladder", "--networks", "SM+ScFuFFN_i6,SM+LN+G", "--backends", "privinf,crypten,plain", "--samples", "2")
-        found += [Stage("versus", versus, 15), Stage("budget", ("budget",), 3)]
+        found += [Stage("versus", versus, 15), Stage("budget", ("budget",), 3), Stage("soak", ("soak", name), 32, long=True)]
     return found
 
 
-def everything(chosen: list[Stage], out: Path, *, fresh: bool) -> list[Path]:
-    """Runs what has no complete result in `out` yet (all, if `fresh`); the result files. A stage that fails is said and left out."""
+def everything(chosen: list[Stage], out: Path, *, fresh: bool, named: Collection[str] = ()) -> list[Path]:
+    """Runs what has no complete result in `out` yet (all, if `fresh`); the result files. A stage that fails is said and left out.
+
+    A long stage runs only if it is named; a result of it that is there is used.
+    """
     from benchmarks.schema import read
 
     out.mkdir(parents=True, exist_ok=True)
     began, files = time.monotonic(), []
+    chosen = [stage for stage in chosen if not stage.long or stage.name in named or (out / f"{stage.name}.json").is_file()]
     for number, stage in enumerate(chosen):
-        path = out / f"{stage.name}.json"
-        if fresh:
+        path, kept = out / f"{stage.name}.json", stage.long and stage.name not in named
+        if fresh and not kept:
             path.unlink(missing_ok=True)
         try:
             done = path.is_file() and read(path).complete
@@ -59,9 +65,9 @@ def everything(chosen: list[Stage], out: Path, *, fresh: bool) -> list[Path]:
             done = False
         words = [sys.executable, "-m", "benchmarks", *stage.words, "--json", str(path)]
         left = sum(stage.minutes for stage in chosen[number:])
-        state = "kept" if done else f"about {stage.minutes:g} min, {left:g} min to go"
+        state = "kept" if done or kept else f"about {stage.minutes:g} min, {left:g} min to go"
         print(f"[{time.monotonic() - began:5.0f} s] {stage.name}: {state}", file=sys.stderr, flush=True)
-        if not done:
+        if not (done or kept):
             path.unlink(missing_ok=True)
             code = _run(words)
             if code == 130:

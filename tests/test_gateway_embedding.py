@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from protocols.errors import ConfigError, PrivinfError
 from tests import trio as t
-from tests.gateway import serving
+from tests.gateway import KEY, gateway, serving
 from tests.trio import Trio, trio, wait_for
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
@@ -70,13 +72,13 @@ def test_cancelling_ends_the_session_at_all_parties(parties: Trio, how: str, cap
 
     async def consume() -> None:
         nonlocal seen
-        async with contextlib.aclosing(client.generate_async("secret-zq", max_new_tokens=20, ignore_eos=True)) as tokens:  # type: ignore[type-var]
+        async with contextlib.aclosing(client.generate_async("secret-zq", max_new_tokens=20, ignore_eos=True)) as tokens:
             async for _ in tokens:
                 seen += 1
                 if how == "break" and seen == 2:
                     break
                 if how == "aclose" and seen == 2:
-                    await tokens.aclose()  # type: ignore[attr-defined]
+                    await tokens.aclose()
 
     async def main() -> None:
         task = asyncio.create_task(consume())
@@ -95,3 +97,87 @@ def test_cancelling_ends_the_session_at_all_parties(parties: Trio, how: str, cap
     assert 1 <= seen < 20
     assert not [record for record in caplog.records if record.name.startswith("privinf") and "secret-zq" in record.getMessage()]
     assert len(list(client.generate("again", max_new_tokens=1))) == 1
+
+
+# ---- what is logged
+
+
+PROMPT = "zq!Xw~7"
+CALLERS = ("httpx", "httpcore", "openai")
+"""Loggers of the test's own HTTP client, which is on the caller's side."""
+
+
+def told(records: list[logging.LogRecord]) -> str:
+    """All that these records hold, tracebacks included."""
+    form, parts = logging.Formatter(), []
+    for record in records:
+        if not record.name.startswith(CALLERS):
+            parts += [form.format(record), repr(record.args)]
+    return "\n".join(parts)
+
+
+def test_no_record_of_any_logger_holds_a_secret(parties: Trio, caplog: pytest.LogCaptureFixture) -> None:
+    """At the lowest level, of every library too: embedded, through the gateway, whole and as a stream, and when something fails."""
+    client = parties.client()
+    secrets: set[str] = {PROMPT, KEY, "User:"}
+
+    async def embedded() -> str:
+        texts = []
+        async with contextlib.aclosing(client.generate_async(PROMPT, max_new_tokens=6, ignore_eos=True)) as tokens:
+            async for token in tokens:
+                secrets.update(text for name in list(parties.dealer._sessions) for text in (name.hex(), repr(name)))
+                texts.append(token.text or "")
+        return "".join(texts)
+
+    body = {"model": "privinf", "max_tokens": 6, "ignore_eos": True}
+    with caplog.at_level(logging.DEBUG):
+        reply = asyncio.run(embedded())
+        assert len(reply) == 6 and client.result is not None
+        secrets |= {reply, str(client.result["tokens"]), str(t.tokenizer().encode(PROMPT).ids)}
+        with gateway(parties) as door, door.http() as caller:
+            for stream in (False, True):
+                answer = caller.post("/v1/completions", json={**body, "prompt": PROMPT, "stream": stream})
+                assert answer.status_code == 200
+            chat = caller.post("/v1/chat/completions", json={**body, "messages": [{"role": "user", "content": PROMPT}], "stream": True})
+            pieces = [json.loads(line[6:]) for line in chat.text.splitlines() if line.startswith("data: {")]
+            said = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
+            assert len(said) == 6
+            secrets.add(said)
+            assert caller.post("/page/reply", json={"prompt": PROMPT, "max_tokens": 2}).status_code == 200
+            for wrong in (
+                {"prompt": PROMPT * 6},
+                {"prompt": PROMPT, "n": 2},
+                {"prompt": [PROMPT, 1]},
+                {"prompt": PROMPT, "stop": PROMPT * 999},
+            ):
+                assert caller.post("/v1/completions", json={**body, **wrong}).status_code == 400
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(door.engine, "read", lambda query: 1 / 0)
+                assert caller.post("/v1/completions", json={**body, "prompt": PROMPT}).status_code == 500
+        with pytest.raises(ConfigError):
+            list(client.generate(PROMPT * 6))
+        with pytest.raises(PrivinfError):
+            for _ in client.generate(PROMPT, max_new_tokens=20, ignore_eos=True):
+                client.close()
+    text = told(caplog.records)
+    assert [record for record in caplog.records if record.name.startswith("privinf")] and len(secrets) > 7
+    assert not [secret for secret in secrets if secret in text]
+
+
+def test_the_gateways_own_log_holds_no_secret() -> None:
+    """As a process, with --debug."""
+    with t.services() as served:
+        common = ("--server", served.server_address, "--dealer", served.dealer_address, "--keys", t.keys(), "--api-key", KEY)
+        words = ("gateway", *common, "--http", "127.0.0.1:0", "--debug", "--cache", t.scratch() / "cache")
+        with t.Process(*words) as process:
+            process.until("page: ")
+            url = re.findall(r"page: (http://\S+)/", process.err)[0]
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as caller:
+                body = {"model": "privinf", "prompt": PROMPT, "max_tokens": 6, "ignore_eos": True, "stream": True}
+                answer = caller.post("/v1/completions", json=body)
+                reply = "".join(
+                    json.loads(line[6:])["choices"][0]["text"] for line in answer.text.splitlines() if line.startswith("data: {")
+                )
+                assert len(reply) == 6 and caller.post("/v1/completions", json={**body, "prompt": PROMPT * 6}).status_code == 400
+            assert KEY not in process.err and PROMPT not in process.err and reply not in process.err
+            assert f"{url.removeprefix('http://')} with" in process.err

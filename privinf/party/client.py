@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -225,8 +225,8 @@ class Client:
         logits: bool = False,
         sampling: Sampling = GREEDY,
         retry: int = 0,
-    ) -> AsyncIterator[Token]:
-        """`generate` for services: the protocol runs in a worker thread. Cancelling it ends the session."""
+    ) -> AsyncGenerator[Token, None]:
+        """`generate` for services: the protocol runs in a worker thread. Cancelling or closing it ends the session."""
         import asyncio
 
         query = _Query(retry, self.options.timeout)
@@ -259,6 +259,15 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes in a thread, for it may wait for the last bytes."""
+        import asyncio
+
+        await asyncio.to_thread(self.close)
 
 
 __all__ = ["Client", "ClientSession", "Token"]

@@ -181,6 +181,12 @@ def test_a_reply_is_sampled_and_stopped(tmp_path: Path) -> None:
         expected = whole[: whole.find(stop)]
         assert "".join(map(str, pieces)) == expected == client.result["text"] and client.result["finish_reason"] == "stop"
 
+        shown, several = "", Sampling(stop=("no such text", whole[5:9], stop))  # each of them spans tokens
+        for token in client.generate("abc", max_new_tokens=12, ignore_eos=True, sampling=several):
+            shown += str(token.text)
+            assert expected.startswith(shown)  # what may become a stop is held back
+        assert shown == expected and client.result["finish_reason"] == "stop"
+
         third = greedy[2].id
         count = [token.id for token in greedy].index(third) + 1
         tokens = list(client.generate("abc", max_new_tokens=12, ignore_eos=True, sampling=Sampling(stop_ids=(third,))))

@@ -38,6 +38,7 @@ from protocols.shares import Wire
 from protocols.softmax import AttentionRings, attention
 from tests import test_ladder as ladder
 from tests import trio as t
+from tests.gateway import Gateway, gateway
 from tests.trio import Trio, trio
 
 PROMPT = [(7 * i) % 90 for i in range(17)]
@@ -284,6 +285,27 @@ def test_a_model_without_an_end_token_pads_no_prompt(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="names no end token"):
             ask(parties.client(pad_prompt=4), [1, 2], 1)
         assert parties.server.counts["passes"] == before and len(ask(parties.client(pad_reply=4), [1, 2], 1)) == 1
+
+
+def test_padding_at_the_gateway(parties: Trio) -> None:
+    """Each turn is padded; where that leaves no room for the next turn a conversation is begun anew, and so after a padded reply."""
+
+    def complete(door: Gateway, prompt: str, count: int) -> tuple[int, int]:
+        with door.openai(max_retries=0) as api:
+            usage = api.completions.create(model="privinf", prompt=prompt, max_tokens=count, extra_body={"ignore_eos": True}).usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        return usage.completion_tokens, usage.prompt_tokens_details.cached_tokens or 0
+
+    with gateway(parties, client=parties.client(pad_prompt=9, chunk=4)) as door:
+        assert complete(door, "abc", 2) == (2, 0)
+        for turn in ("d", "e"):
+            (held,) = door.engine._kept
+            assert complete(door, f"{held.text}{turn}", 2)[1] > 3
+        (held,) = door.engine._kept  # three turns of 9 and a new token each have left 2 of 32 positions
+        assert complete(door, f"{held.text}fg", 2) == (2, 0)
+    with gateway(parties, client=parties.client(pad_reply=4)) as door:
+        assert complete(door, "abc", 3) == (3, 0) and not door.engine._kept
+        assert complete(door, "abc", 4) == (4, 0) and len(door.engine._kept) == 1
 
 
 # ---- prepared

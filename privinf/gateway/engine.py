@@ -77,7 +77,8 @@ class Held:
             return 0, ids, True
         for keep in (True, False):
             start = so_far if keep else so_far[:-1]
-            if len(ids) > len(start) and ids[: len(start)] == start:
+            fits = 0 < len(ids) - len(start) <= room - keep  # what pads turns takes room too
+            if fits and ids[: len(start)] == start:
                 return len(so_far) - 1, ids[len(start) :], keep
         if self.text is None or text is None or not text.startswith(self.text):
             return None

@@ -15,11 +15,15 @@ from privinf.cli import app
 from tests import trio as t
 
 
-def call(address: str, path: str, key: str, body: Any = None) -> Any:
+def opened(address: str, path: str, key: str, body: Any = None) -> Any:
     request = urllib.request.Request(
         f"http://{address}{path}", headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=60) as answer:
+    return urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=60)
+
+
+def call(address: str, path: str, key: str, body: Any = None) -> Any:
+    with opened(address, path, key, body) as answer:
         return json.load(answer)
 
 
@@ -35,7 +39,7 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             "--cache",
             t.scratch() / "cache",
         )
-        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--json", "--timeout", "20") as process:
+        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--json", "--timeout", "20", "--drain", "60") as process:
             process.until("page: ")
             about = json.loads(process.out)
             key, address = about["api_key"], about["address"]
@@ -45,7 +49,12 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             assert done["usage"]["completion_tokens"] >= 1
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 call(address, "/v1/models", "wrong-key")
-            process.send(signal.SIGTERM)
+            stream = {"model": "privinf", "prompt": "x", "max_tokens": 12, "stream": True, "ignore_eos": True}
+            with opened(address, "/v1/completions", key, stream) as answer:
+                assert answer.readline().startswith(b"data: {")
+                process.send(signal.SIGTERM)  # the reply is on its way, and may end
+                *pieces, done = [line for line in answer.read().splitlines() if line]
+            assert done == b"data: [DONE]" and len(pieces) == 12
             assert process.wait(20) == 0 and process.lines[-1] == "gateway stops"
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
         with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1") as process:
@@ -77,6 +86,8 @@ def test_a_demo_ends_with_its_parties() -> None:
         (["--demo", "x", "--api-key", "with a blank"], "the API key is no key"),
         (["--demo", "x", "--chat-template", "nowhere.jinja"], "nowhere.jinja"),
         (["--demo", "x", "--active", "0"], "--active"),
+        (["--demo", "x", "--http-timeout", "0"], "--http-timeout"),
+        (["--demo", "x", "--drain", "inf"], "--drain"),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )

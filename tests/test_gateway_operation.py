@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import signal
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -92,6 +96,23 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
     return {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
 
 
+@contextlib.contextmanager
+def gateway_of(services: t.Services, keys: Path) -> Iterator[Callable[[str], Any]]:
+    """`privinf gateway` as a process: what a completion of two tokens answers."""
+    common = ("--server", services.server_address, "--dealer", services.dealer_address, "--keys", keys, "--api-key", "sk-operation")
+    with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--cache", keys.parent / "gateway") as process:
+        process.until("page: ")
+        url = process.err.split("page: ")[1].split("/\n")[0]
+
+        def ask(prompt: str) -> Any:
+            body = json.dumps({"model": "privinf", "prompt": prompt, "max_tokens": 2, "ignore_eos": True}).encode()
+            headers = {"Authorization": "Bearer sk-operation", "Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=60) as answer:
+                return json.load(answer)
+
+        yield ask
+
+
 def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = tmp_path / "keys"
     shutil.copytree(t.keys(), keys)
@@ -114,10 +135,15 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             assert at_dealer["privinf_bytes_total", "client", "dealer", "offline", "sent"] > 0
             assert at_server["privinf_peers_limit", "server"] == 64
 
-            renew_keys(keys)
-            for process in (dealer, server):
-                process.send(signal.SIGHUP)
-                process.until("has read its keys anew")
+            with gateway_of(services, keys) as ask:
+                first = ask("abc")
+                renew_keys(keys)
+                for process in (dealer, server):
+                    process.send(signal.SIGHUP)
+                    process.until("has read its keys anew")
+                turn = ask(f"abc{first['choices'][0]['text']}d")  # the session from before goes on
+                assert turn["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+                assert ask("other")["usage"]["prompt_tokens_details"]["cached_tokens"] == 0  # and a new one shows new certificates
             assert services.generate("--max-new-tokens", 1).wait() == 0
             (keys / "server" / "key.pem").unlink()
             server.send(signal.SIGHUP)

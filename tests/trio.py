@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -348,11 +348,15 @@ class Services:
 
 
 def start_dealer(
-    hook: Hook | None = None, timeout: float = 20.0, listen: str = "127.0.0.1:0", cache: Path | None = None
+    hook: Hook | None = None,
+    timeout: float = 20.0,
+    listen: str = "127.0.0.1:0",
+    cache: Path | None = None,
+    more: Sequence[object] = (),
 ) -> tuple[Process, str]:
     """`privinf dealer`, and its address."""
     common = ("--keys", keys(), "--timeout", timeout, "--cache", cache or scratch() / "cache")
-    process = Process("dealer", "--listen", listen, *common, hook=hook)
+    process = Process("dealer", "--listen", listen, *common, *more, hook=hook)
     return process, _address(process)
 
 

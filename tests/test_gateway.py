@@ -148,7 +148,30 @@ def test_errors_of_the_official_client(door: Gateway) -> None:
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1, "top_p": 0}', 400, "top-p"),
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "logprobs": 3}', 400, "logprobs is not supported"),
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": [""]}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": "0.5"}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": NaN}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1e999}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1, "top_k": 1' + b"0" * 40 + b"}", 400, "top-k"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": 1' + b"0" * 5000 + b"}", 400, "body"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": 1.5}', 400, "max_tokens"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stream": "yes"}', 400, "stream"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": 3}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": ["' + b'a", "' * 30 + b'b"]}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "n": 2}', 400, "n must be 1"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "echo": true, "best_of": 2}', 400, "is not supported"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": []}', 400, "the prompt is empty"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": [1.5]}', 400, "prompt"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": [-1]}', 400, "vocabulary"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": null}', 400, "prompt"),
+        ("/v1/completions", b'{"model": "nobody", "prompt": "x"}', 404, "there is no model 'nobody'"),
+        ("/v1/completions", b'{"model": ["privinf"], "prompt": "x"}', 400, "model"),
+        ("/v1/completions", b"[" * 100_000, 400, "body"),
+        ("/v1/completions", b"", 400, "body"),
         ("/v1/chat/completions", b'{"model": "privinf", "messages": []}', 400, "messages"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": "hi"}', 400, "messages"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"content": "x"}]}', 400, "messages.0.role"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": 1, "content": "x"}]}', 400, "messages.0.role"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}', 400, "tools"),
         ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": "wizard", "content": "x"}]}', 400, "wizard"),
         (
             "/v1/chat/completions",
@@ -167,6 +190,23 @@ def test_wrong_requests(door: Gateway, path: str, body: bytes, status: int, says
         assert answer.status_code == status, answer.text
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"} and says in error["message"] and len(error["message"]) < 500
+
+
+def test_a_body_that_is_not_said_to_be_json(door: Gateway) -> None:
+    with door.http() as caller:
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+            answer = caller.post("/v1/completions", content=b'{"model": "privinf", "prompt": "x"}', headers={"Content-Type": kind})
+            assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_message_in_parts(door: Gateway, parties: Trio) -> None:
+    parts: Any = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    client = door.openai()
+    messages: Any = [{"role": "user", "content": parts}]
+    done = client.chat.completions.create(model="privinf", messages=messages, max_tokens=2, extra_body=MORE)
+    assert done.choices[0].message.content == greedy_text(parties, "User: hi\nAssistant:", 2).removeprefix(" ")
+    empty: Any = [{"role": "user"}]
+    assert client.chat.completions.create(model="privinf", messages=empty, max_tokens=1).usage is not None
 
 
 def test_a_body_without_a_length_is_bounded_too(door: Gateway) -> None:
@@ -372,7 +412,8 @@ def test_metrics_say_what_moved_and_nothing_else(parties: Trio) -> None:
         assert value("privinf_bytes_total", role="client", peer="dealer", phase="offline", direction="received") > 0
         assert value("privinf_correlations_total") == held.conversation.session.store.next_name - 1 > 0
         assert value("privinf_replies_total", end="done") == 1 and value("privinf_kept_conversations") == 1
-        assert value("privinf_active_replies") == value("privinf_waiting_replies") == 0
+        assert value("privinf_active_replies") == value("privinf_waiting_replies") == value("privinf_prepared_queries_total") == 0
+        assert value("privinf_active_replies_limit") == 4 and value("privinf_waiting_replies_limit") == 16
         assert value("privinf_seconds_total", phase="online") > 0
         assert value("privinf_requests_total", path="/v1/completions", status="200") == 1
         assert value("privinf_requests_total", path="other", status="404") == 1

@@ -97,8 +97,8 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
 
 
 @contextlib.contextmanager
-def gateway_of(services: t.Services, keys: Path) -> Iterator[Callable[[str], Any]]:
-    """`privinf gateway` as a process: what a completion of two tokens answers."""
+def gateway_of(services: t.Services, keys: Path) -> Iterator[tuple[t.Process, Callable[[str], Any]]]:
+    """`privinf gateway` as a process, and what a completion of two tokens answers."""
     common = ("--server", services.server_address, "--dealer", services.dealer_address, "--keys", keys, "--api-key", "sk-operation")
     with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--cache", keys.parent / "gateway") as process:
         process.until("page: ")
@@ -110,7 +110,7 @@ def gateway_of(services: t.Services, keys: Path) -> Iterator[Callable[[str], Any
             with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=60) as answer:
                 return json.load(answer)
 
-        yield ask
+        yield process, ask
 
 
 def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +135,10 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             assert at_dealer["privinf_bytes_total", "client", "dealer", "offline", "sent"] > 0
             assert at_server["privinf_peers_limit", "server"] == 64
 
-            with gateway_of(services, keys) as ask:
+            with gateway_of(services, keys) as (gateway, ask):
                 first = ask("abc")
                 renew_keys(keys)
-                for process in (dealer, server):
+                for process in (dealer, server, gateway):
                     process.send(signal.SIGHUP)
                     process.until("has read its keys anew")
                 turn = ask(f"abc{first['choices'][0]['text']}d")  # the session from before goes on

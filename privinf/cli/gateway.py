@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +89,7 @@ def gateway(
     from privinf.gateway.engine import Engine, Limits
     from privinf.gateway.serve import listen_on, serve
     from privinf.party.client import Client
+    from privinf.transport.keys import load_credentials
 
     # a signal is how a service ends: exit code 0, once everything has been ended
     with _until_stopped(), contextlib.ExitStack() as stack:
@@ -94,7 +97,8 @@ def gateway(
         if demo is not None:
             watch = stack.enter_context(Demo(demo, options))
             server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
-        client = Client(str(server), dealer=str(dealer), keys=str(keys), options=options)
+        client_keys = str(keys)
+        client = Client(str(server), dealer=str(dealer), keys=client_keys, options=options)
         engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens, prepared), template)
         stack.callback(engine.close)
         engine.start()
@@ -110,6 +114,14 @@ def gateway(
                 about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
                 common.write_json({**about, "api_key": key} if made else about)
 
+        def reload(number: int, frame: object) -> None:
+            try:  # what dials reads them from the disk anyway; so their faults are told now
+                client.credentials = load_credentials(client_keys, "client")
+                print("gateway has read its keys anew", file=sys.stderr, flush=True)
+            except ConfigError as error:
+                logging.getLogger("privinf.gateway").error("the keys cannot be used: %s", error)
+
+        signal.signal(signal.SIGHUP, reload)
         bounds = Bounds(wait_s=http_timeout, idle_s=min(http_timeout, Bounds.idle_s), connections=connections, drain_s=drain)
         allow(drain)
         serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening, bounds=bounds)

@@ -123,3 +123,38 @@ def test_a_session_that_nobody_renews_is_no_leak(tmp_path: Path) -> None:
         wait_for(lambda: not parties.server._attended, 30)  # the server has ended it
         done = complete(door, f"{held.text}d", 1)
         assert done.usage.prompt_tokens_details.cached_tokens == 0 and done.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize(("temperature", "kept"), [(0.0, True), (1.0, False)])
+def test_a_reply_whose_connection_breaks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, kept: bool) -> None:
+    """In a fresh session, also where it broke in a kept one; a second break ends it."""
+    with trio(cache=tmp_path) as parties, gateway(parties, retry=1) as door, door.openai(max_retries=0) as client:
+        if kept:
+            complete(door, "ab", 2)
+            prompt = f"{door.engine._kept[-1].text}c"
+        else:
+            prompt = "abc"
+        how = {"model": "privinf", "max_tokens": 8, "temperature": temperature, "seed": 7, "extra_body": MORE}
+        with gateway(parties) as whole, whole.openai() as other:
+            expected = other.completions.create(prompt=prompt, **how).choices[0].text  # type: ignore[call-overload]
+        inner, cuts = door.engine._pass, [2, 5]
+
+        def cut(held: Any, query: Any, fresh: Any, keep: Any, reply: Any, emit: Any, begun: Any) -> None:
+            def cutting(item: Any) -> None:
+                emit(item)
+                if cuts and reply.tokens == cuts[0]:
+                    cuts.pop(0)
+                    for connection in held.conversation.session._dialled:
+                        connection.close()
+
+            inner(held, query, fresh, keep, reply, cutting, begun)
+
+        monkeypatch.setattr(door.engine, "_pass", cut)
+        with pytest.raises(openai.InternalServerError, match="closed"):
+            client.completions.create(prompt=prompt, **how)  # type: ignore[call-overload]
+        cuts[:] = [5]
+        done = client.completions.create(prompt=prompt, **how)  # type: ignore[call-overload]
+        assert done.choices[0].text == expected and done.usage.completion_tokens == 8 and cuts == []
+        assert done.usage.prompt_tokens_details.cached_tokens == 0
+        turn = complete(door, f"{prompt}{expected}x", 1)  # what went on is kept as any other
+        assert turn.usage.prompt_tokens_details.cached_tokens == len(prompt) + 7

@@ -48,6 +48,9 @@ PadPrompt = Annotated[
 PadReply = Annotated[
     int, typer.Option("--pad-reply", metavar="N", min=0, help="Pad the reply to a multiple of N tokens, to hide its length.")
 ]
+Retry = Annotated[
+    int, typer.Option("--retry", metavar="N", min=0, help="Where a connection breaks, go on in a fresh session, N times at most.")
+]
 Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="The address to listen on; port 0 takes any free one.")]
 ServerAddress = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 DealerAddress = Annotated[str, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")]

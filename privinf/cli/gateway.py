@@ -48,6 +48,7 @@ def gateway(
     prepared: Annotated[
         bool, typer.Option("--prepared/--no-prepared", help="Use queries of `privinf prepare` for first turns that fit.")
     ] = True,
+    retry: common.Retry = 0,
     connections: Annotated[int, typer.Option("--connections", metavar="N", min=1, help="HTTP connections at a time.")] = 256,
     http_timeout: Annotated[float, typer.Option("--http-timeout", metavar="S", help="The longest wait for a caller, seconds.")] = 30.0,
     drain: Annotated[float, typer.Option("--drain", metavar="S", min=0.0, help="How long replies may still take after a signal.")] = 5.0,
@@ -99,7 +100,7 @@ def gateway(
             server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
         client_keys = str(keys)
         client = Client(str(server), dealer=str(dealer), keys=client_keys, options=options)
-        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens, prepared), template)
+        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens, prepared, retry), template)
         stack.callback(engine.close)
         engine.start()
 

@@ -29,9 +29,7 @@ def generate(
     chunk: common.Chunk = 0,
     pad_prompt: common.PadPrompt = 0,
     pad_reply: common.PadReply = 0,
-    retry: Annotated[
-        int, typer.Option("--retry", metavar="N", min=0, help="Where a connection breaks, go on in a fresh session, N times at most.")
-    ] = 0,
+    retry: common.Retry = 0,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,

@@ -18,6 +18,7 @@ from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
 from privinf.party.sampling import GREEDY, Sampling
+from privinf.party.session import ClientSession
 from privinf.party.text import Prompt, Token, load_tokenizer
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
@@ -30,7 +31,8 @@ EVICT_S = 1.0
 class Limits:
     """Replies at a time, callers that wait for one, conversations that are kept and for how long, and the longest reply.
 
-    With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept.
+    With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept. `retry` times at most
+    a reply whose connection breaks goes on in a fresh session.
     """
 
     active: int = 4
@@ -39,6 +41,7 @@ class Limits:
     keep_s: float = 300.0
     new_tokens: int = 256
     prepared: bool = True
+    retry: int = 0
 
 
 class Full(PrivinfError):
@@ -238,26 +241,48 @@ class Engine:
     def _answer(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
         found = self._follow(ids, text)
         held, (reply.cached_tokens, fresh, keep) = found if found else (self._begin(reply), (0, ids, True))
+        begun, left = None, self.limits.retry
         while True:
             reply.held = held
             if reply.cancelled.is_set():
                 raise TransportError("the caller has gone", party="client")
             try:
-                self._pass(held, query, fresh, keep, reply, emit)
+                self._pass(held, query, fresh, keep, reply, emit, begun)
                 break
             except (TransportError, RefusedError) as error:
-                # a kept session may have died meanwhile, with the server say, or reached its limits; nothing has been shown yet
-                if found is None or reply.tokens or reply.cancelled.is_set() or again_after(error, 0) is not None:
+                session = held.conversation.session
+                if reply.cancelled.is_set():
+                    raise
+                if session.whole and reply.tokens:  # what broke only padded the reply
+                    reply.finish_reason = session.finish_reason
+                    break
+                if found is not None and not reply.tokens and again_after(error, 0) is None:
+                    # a kept session may have died meanwhile, with the server say, or reached its limits
+                    found, reply.cached_tokens = None, 0
+                elif left and isinstance(error, TransportError):
+                    left, begun = left - 1, begun if session.prompt is None else session
+                else:
                     raise
                 self._retire(held)
-                found, held, fresh, keep, reply.cached_tokens = None, self._begin(reply), ids, True, 0
+                held, fresh, keep = self._begin(reply), ids, True
         streamer = held.conversation.session.streamer
         held.text = None if text is None or streamer is None or streamer.text is None else text + streamer.text
         self._keep(held)
 
-    def _pass(self, held: Held, query: Query, fresh: list[int], keep: bool, reply: Reply, emit: Callable[[Any], None]) -> None:
+    def _pass(
+        self,
+        held: Held,
+        query: Query,
+        fresh: list[int],
+        keep: bool,
+        reply: Reply,
+        emit: Callable[[Any], None],
+        begun: ClientSession | None,
+    ) -> None:
         session = held.conversation.session
-        count, before = min(query.max_new_tokens, self.limits.new_tokens), (session.timing.offline_s, len(session.timing.tokens_s))
+        count = min(query.max_new_tokens, self.limits.new_tokens)
+        known = [session.timing] if begun is None else [session.timing, begun.timing]
+        before = sum(timing.offline_s for timing in known), sum(len(timing.tokens_s) for timing in known)
         tokens = held.conversation.generate(
             fresh,
             max_new_tokens=count,
@@ -265,6 +290,7 @@ class Engine:
             sampling=query.sampling,
             keep_last=keep,
             prepared=self.limits.prepared,
+            begun=begun,
         )
         for token in tokens:
             reply.tokens += 1

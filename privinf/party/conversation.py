@@ -85,12 +85,14 @@ class Conversation:
         sampling: Sampling = GREEDY,
         keep_last: bool = True,
         prepared: bool = False,
+        begun: ClientSession | None = None,
     ) -> Iterator[Token]:
         """New tokens after the sequence so far and these ids, as `Client.generate`; only what is new goes through a pass.
 
         The last token of the reply before this one is part of the sequence unless `keep_last` is false: an end token, say, which
         the next prompt does not hold. With `prepared` a conversation's first query uses one that was prepared, if one fits; then the
-        conversation is over after it, for what was prepared ends there.
+        conversation is over after it, for what was prepared ends there. With `begun` the reply goes on that broke in that session; then
+        these ids are all that came before the reply.
         """
         check_length(max_new_tokens)
         if not self.usable:
@@ -103,7 +105,8 @@ class Conversation:
             raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
         try:
             first = prepared and not session.runtime.offset
-            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling, prepared=first, after=len(last))
+            choice = {"prepared": first, "after": len(last), "begun": begun}
+            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling, **choice)
             *before, self._last = session.tokens
             self._cached += [*fresh, *before]
             self.used = time.monotonic()

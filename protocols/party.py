@@ -157,8 +157,8 @@ class Trace:
 class Offline:
     """The client's walk before the query. `fetch(size)` gives the dealer's next bytes, in the order of the kinds."""
 
-    def __init__(self, party: Party, channel: Channel, store: Store, fetch: Callable[[int], memoryview]) -> None:
-        self.party, self.channel, self.store, self.fetch = party, channel, store, fetch
+    def __init__(self, weights: Mapping[str, Tensor], channel: Channel, store: Store, fetch: Callable[[int], memoryview]) -> None:
+        self.weights, self.channel, self.store, self.fetch = weights, channel, store, fetch
         self.hash = KindHash()
         self._name = store.next_name
 
@@ -172,7 +172,7 @@ class Offline:
         prepare = getattr(kind, "prepare", None)
         if prepare is not None:
             correlation = self.store.peek(kind, name)
-            shares = prepare(self.party.weights, correlation.own, correlation.shares)
+            shares = prepare(self.weights, correlation.own, correlation.shares)
             self.store.prepare(name, shares)
             correlation.__dict__["shares"] = shares
             return correlation

@@ -316,7 +316,7 @@ def test_nothing_that_holds_a_secret_prints_it() -> None:
         Prg(bytes(range(1, 17))),
         Prg(bytes(range(1, 17))).stream(3),
         party,
-        Offline(party, None, client, lambda size: memoryview(bytes(size))),  # type: ignore[arg-type]
+        Offline(party.weights, None, client, lambda size: memoryview(bytes(size))),  # type: ignore[arg-type]
         copy.copy(HIDDEN["shares"]),
     ]
     values = [*correlation.own, *correlation.shares]

@@ -203,7 +203,7 @@ class Session:
             return memoryview(payload)[at - size : at]
 
         party = TestParty(Role.CLIENT, None, self.held[Role.CLIENT], splits)  # type: ignore[arg-type]
-        offline = Offline(party, channel, self.stores[Role.CLIENT], fetch)
+        offline = Offline(party.weights, channel, self.stores[Role.CLIENT], fetch)
         party.engine = offline
         program(party)
         digest = KindHash()

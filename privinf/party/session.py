@@ -357,7 +357,7 @@ class ClientSession:
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
         feed = Feed(self.link, dealt.size, progress)
-        offline = sketch.party.engine = Offline(sketch.party, self.connection, store, feed.take)
+        offline = sketch.party.engine = Offline(sketch.party.weights, self.connection, store, feed.take)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
         self.connection.meter.label = ("", "")

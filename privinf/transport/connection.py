@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from privinf.transport.endpoint import Endpoint, Want
-from privinf.transport.frames import FrameReader, Kind, pack_header
+from privinf.transport.frames import FrameReader, Header, Kind, pack_header
 from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
 from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
@@ -60,7 +60,8 @@ class Connection(Endpoint):
         self.peer_subject = subject_of(stream.tls.getpeercert())
         self.heartbeat_s = heartbeat_s
         self._stream = stream
-        self._reader = FrameReader(self._admit)
+        own = weakref.ref(self)  # no cycle: what a connection holds goes when it is dropped, not when the collector comes
+        self._reader = FrameReader(lambda header: _admit(own, header))
         self._poll = select.poll()
         self._poll.register(stream.sock, select.POLLIN)
         self._events = select.POLLIN
@@ -337,6 +338,12 @@ class Connection(Endpoint):
         stop = getattr(self, "_stop", None)  # absent if __init__ failed
         if stop is not None:
             stop.set()
+
+
+def _admit(own: weakref.ref[Connection], header: Header) -> None:
+    connection = own()
+    assert connection is not None  # the reader is its connection's alone
+    connection._admit(header)
 
 
 def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:

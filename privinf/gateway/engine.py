@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privinf.gateway.chat import Chat
+from privinf.gateway.held import Held
 from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
@@ -63,33 +64,6 @@ class Query:
     sampling: Sampling = GREEDY
     ignore_eos: bool = False
     special_tokens: bool = True  # whether the tokenizer adds its own; a chat template writes them itself
-
-
-@dataclass(eq=False, repr=False)
-class Held:
-    """A conversation and what is needed to see whether a prompt goes on from it."""
-
-    conversation: Conversation
-    text: str | None = None  # of the whole sequence, where the prompt was a text
-    ended: bool = False  # the last token ended the reply, and is not part of the text
-
-    def follow(self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None]) -> tuple[int, list[int], bool] | None:
-        """(positions in the cache, new ids, whether the last new token is kept) if the prompt goes on from here."""
-        so_far, room = self.conversation.ids, self.conversation.room
-        if not so_far:
-            return 0, ids, True
-        for keep in (True, False):
-            start = so_far if keep else so_far[:-1]
-            fits = 0 < len(ids) - len(start) <= room - keep  # what pads turns takes room too
-            if fits and ids[: len(start)] == start:
-                return len(so_far) - 1, ids[len(start) :], keep
-        if self.text is None or text is None or not text.startswith(self.text):
-            return None
-        # the tokenizer may cut the reply otherwise than the model wrote it: what the model wrote stays
-        rest = encode(text[len(self.text) :])
-        if not rest or len(rest) + (not self.ended) > room:
-            return None
-        return len(so_far) - 1, rest, not self.ended
 
 
 @dataclass(eq=False, repr=False)
@@ -364,9 +338,9 @@ class Engine:
         with self._guard:
             if held in self._live:
                 self._live.discard(held)
-                for place, cell in _cells(held).items():
+                for place, cell in held.cells().items():
                     self._totals[place].add(cell)
-                self._spent += _spent(held)
+                self._spent += held.spent
 
     # ---- counters
 
@@ -379,7 +353,7 @@ class Engine:
         """What moved so far, by peer and phase."""
         result = {place: Cell() for place in self._totals}
         with self._guard:
-            parts = [self._totals, *(_cells(held) for held in self._live)]
+            parts = [self._totals, *(held.cells() for held in self._live)]
         for part in parts:
             for place, cell in part.items():
                 result[place].add(cell)
@@ -388,14 +362,4 @@ class Engine:
     def spent(self) -> int:
         """Correlations that were used, each once."""
         with self._guard:
-            return self._spent + sum(_spent(held) for held in self._live)
-
-
-def _cells(held: Held) -> dict[tuple[str, str], Cell]:
-    session = held.conversation.session
-    ends = (("server", session.connection), ("dealer", session.link))
-    return {(peer, phase): end.meter.total(phase) for peer, end in ends if end is not None for phase in PHASES}
-
-
-def _spent(held: Held) -> int:
-    return held.conversation.session.store.next_name - 1
+            return self._spent + sum(held.spent for held in self._live)

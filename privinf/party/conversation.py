@@ -105,8 +105,8 @@ class Conversation:
             raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
         try:
             first = prepared and not session.runtime.offset
-            choice = {"prepared": first, "after": len(last), "begun": begun}
-            yield from session.generate(prompt, max_new_tokens, ignore_eos, logits, sampling, **choice)
+            how = prompt, max_new_tokens, ignore_eos, logits, sampling
+            yield from session.generate(*how, prepared=first, after=len(last), begun=begun)
             *before, self._last = session.tokens
             self._cached += [*fresh, *before]
             self.used = time.monotonic()

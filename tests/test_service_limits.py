@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from privinf.cli.app import main
 from privinf.lowering.explain import explain
 from privinf.party.blame import again_after
 from privinf.party.budget import Budget
@@ -144,6 +145,8 @@ def test_a_budget_is_spent_before_it_is_used_and_lasts(tmp_path: Path) -> None:
     assert budget.spent == {"alice": 1}
     files = sorted(path.name for path in (tmp_path / "budget").iterdir())
     assert len(files) == 4 and not any("alice" in name for name in files)
+    assert main(["cache", "rm", "--all", "--cache", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "budget").iterdir()) == files
 
 
 def test_a_budget_is_not_overdrawn_by_many_at_once(tmp_path: Path) -> None:

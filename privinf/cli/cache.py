@@ -12,6 +12,8 @@ import typer
 from privinf.cli import common
 from protocols.errors import ConfigError
 
+KEPT = ("spent", "budget")  # what is known to be spent, which nobody removes by the way
+
 app = typer.Typer(
     help="List and remove what is kept between runs: lowered models, a client's set-up, prepared queries.\n\nExample: privinf cache ls"
 )
@@ -42,7 +44,8 @@ def rm(
 ) -> None:
     """Remove entries by name, or all of them; they are made again when they are needed.
 
-    Which prepared queries were spent stays known: that is never removed.
+    Which prepared queries and whose budgets were spent stays known: that is
+    never removed.
 
     Example: privinf cache rm --all
     """
@@ -96,7 +99,7 @@ def _entries(directory: Path) -> list[dict[str, Any]]:
 
     lanes = {entry["name"]: entry for entry in overview(directory)}
     found = []
-    kinds = [path for path in directory.glob("*") if path.is_dir() and not path.is_symlink() and path.name != "spent"]
+    kinds = [path for path in directory.glob("*") if path.is_dir() and not path.is_symlink() and path.name not in KEPT]
     for path in sorted({*(path for kind in kinds for path in kind.iterdir()), *(directory / name for name in lanes)}):
         name = str(path.relative_to(directory))
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

@@ -93,8 +93,10 @@ class Service:
                 self._connections.add(connection)
                 connection.on_message = self.watch and self.watch(connection)
         if closing:
+            stopped = self._stopped()
+            farewell(connection, stopped)
             connection.close()
-            raise self._stopped()
+            raise stopped
 
     def _stopped(self) -> PrivinfError:
         return PeerUnreachableError(f"this {self.role} is being stopped", party=self.role)

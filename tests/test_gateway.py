@@ -320,16 +320,23 @@ def test_a_full_gateway_says_when_to_come_again(parties: Trio, monkeypatch: pyte
         go, answer_ = threading.Event(), door.engine._answer
         monkeypatch.setattr(door.engine, "_answer", lambda *arguments: go.wait(60) and answer_(*arguments))
         body = {"model": "privinf", "prompt": "x", "max_tokens": 1, **MORE}
-        threads = [threading.Thread(target=caller.post, args=("/v1/completions",), kwargs={"json": body}) for _ in range(2)]
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(caller.post("/v1/completions", json=body))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]  # all at once
         for thread in threads:
             thread.start()
-        wait_for(lambda: door.engine.active == 1 and door.engine.waiting == 1)
-        answer = caller.post("/v1/completions", json=body)
-        assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
-        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        wait_for(lambda: len(answers) == 6)
+        assert door.engine.active == 1 and door.engine.waiting == 1
+        for answer in answers:
+            assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(answer.headers["Retry-After"]) <= 60
         go.set()
         for thread in threads:
             thread.join(60)
+        assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
         assert caller.post("/v1/completions", json=body).status_code == 200
 
 

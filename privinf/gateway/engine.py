@@ -157,13 +157,13 @@ class Engine:
 
     async def stream(self, query: Query, reply: Reply) -> AsyncIterator[Token]:
         """New tokens as they come. Closing the iterator, or cancelling who waits in it, ends the reply and the session behind it."""
-        if self._slots.locked() and self.waiting >= self.limits.waiting:
+        if self.active + self.waiting >= self.limits.active + self.limits.waiting:
             rounds = math.ceil((self.waiting + 1) / self.limits.active)
             raise Full(f"{self.active} replies are being made and {self.waiting} callers wait", max(1, round(rounds * self._mean_s)))
-        ids, text = await asyncio.to_thread(self.read, query)
-        reply.prompt_tokens = len(ids)
-        self.waiting += 1
+        self.waiting += 1  # before anything is awaited, so that no crowd slips through
         try:
+            ids, text = await asyncio.to_thread(self.read, query)
+            reply.prompt_tokens = len(ids)
             await self._slots.acquire()
         finally:
             self.waiting -= 1

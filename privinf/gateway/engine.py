@@ -26,6 +26,8 @@ from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedE
 
 log = logging.getLogger("privinf.gateway")
 EVICT_S = 1.0
+REACH_S = 5.0
+"""How long a server may refuse connections before the caller is told. Where a reply is to go on, it has the whole timeout."""
 
 
 @dataclass(frozen=True)
@@ -232,13 +234,13 @@ class Engine:
                     break
                 if found is not None and not reply.tokens and again_after(error, 0) is None:
                     # a kept session may have died meanwhile, with the server say, or reached its limits
-                    found, reply.cached_tokens = None, 0
+                    found, reply.cached_tokens, connect_s = None, 0, REACH_S
                 elif left and isinstance(error, TransportError):
-                    left, begun = left - 1, begun if session.prompt is None else session
+                    left, begun, connect_s = left - 1, begun if session.prompt is None else session, None
                 else:
                     raise
                 self._retire(held)
-                held, fresh, keep = self._begin(reply), ids, True
+                held, fresh, keep = self._begin(reply, connect_s), ids, True
         streamer = held.conversation.session.streamer
         held.text = None if text is None or streamer is None or streamer.text is None else text + streamer.text
         self._keep(held)
@@ -278,15 +280,15 @@ class Engine:
 
     # ---- conversations
 
-    def _begin(self, reply: Reply) -> Held:
+    def _begin(self, reply: Reply, connect_s: float | None = REACH_S) -> Held:
         """A new conversation for a reply. What is wrong here, a certificate that has expired say, is no fault of the caller's."""
         try:
-            return self._open(reply)
+            return self._open(reply, None if connect_s is None else min(connect_s, self.client.options.timeout))
         except ConfigError as error:
             log.error("no session can be opened: %s", error)
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
-    def _open(self, reply: Reply | None = None) -> Held:
+    def _open(self, reply: Reply | None = None, connect_s: float | None = None) -> Held:
         """A new conversation; where the server is full, room is made by what we keep ourselves."""
         while True:
             if self._closing:
@@ -295,7 +297,7 @@ class Engine:
             if reply is not None:
                 reply.held = held  # from now on it can be cancelled
             try:
-                held.conversation.open()
+                held.conversation.open(connect_s)
                 break
             except HandshakeError as error:
                 again = again_after(error, max(1, round(self._mean_s)))

@@ -40,9 +40,9 @@ class Conversation:
     def __repr__(self) -> str:
         return f"Conversation({len(self._cached)} positions, hidden)"
 
-    def open(self) -> Self:
-        """Connects; PrivinfError."""
-        self._client._open(self._made)
+    def open(self, connect_s: float | None = None) -> Self:
+        """Connects, within so many seconds (default: the timeout); PrivinfError."""
+        self._client._open(self._made, connect_s)
         with self._guard:
             self._open = True
         if self._over:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from privinf.party.blame import AGAIN, as_told, farewell
+from privinf.party.memory import give_back
 from privinf.party.options import Options
 from privinf.party.report import snapshot, traffic_of
 from privinf.party.turns import Turns
@@ -253,6 +254,7 @@ class Service:
                 self._attended.pop(thread, None)
             if connection is not None and connection not in self._handed:
                 self.retire(connection)
+            give_back()
 
     def _welcome(self, sock: socket.socket, thread: threading.Thread) -> Connection:
         """From a socket to a peer with a certificate, if there is room for one more."""

@@ -57,11 +57,15 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
-        return malformed_body(error.errors()[0]).response()
+        return malformed_body(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        what = f"there is no {request.method} {request.url.path[:200]} here" if error.status_code in (404, 405) else str(error.detail)
+        what = str(error.detail)
+        if error.status_code in (404, 405):
+            what = f"there is no {request.method} {request.url.path[:200]} here"
+        elif error.status_code == 400:  # FastAPI's own, which does not say what it could not read
+            what = "the body cannot be read as JSON in UTF-8"
         answer = ApiError(error.status_code, what).response()
         answer.headers.update(error.headers or {})  # which methods there are, for a wrong one
         return answer

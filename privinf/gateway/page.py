@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from sse_starlette.sse import EventSourceResponse
 
 from privinf.gateway.engine import Engine, Query, Reply
-from privinf.gateway.wire import as_api_error, usage
+from privinf.gateway.wire import Temperature, as_api_error, usage
 from privinf.party.report import TRUST, TRUST_TEXT, counters
 from privinf.party.sampling import Sampling
 from privinf.transport.meter import PHASES, Cell
@@ -49,7 +49,7 @@ class PageRequest(BaseModel):
 
     prompt: Annotated[StrictStr, Field(max_length=1 << 20)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] = 32
-    temperature: float = 0.0
+    temperature: Temperature = 0.0
 
 
 def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:

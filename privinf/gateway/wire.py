@@ -6,7 +6,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from privinf.gateway.engine import Full, Reply
 from privinf.party.blame import again_after
-from privinf.party.sampling import Sampling
+from privinf.party.sampling import MAX_TEMPERATURE, Sampling
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
 
 RETRY_S = 5
@@ -22,10 +22,18 @@ RETRY_S = 5
 COMPLETION_TOKENS = 16
 """The longest completion where the caller names no length; a chat's reply then is as long as the gateway allows."""
 
+KINDS = {
+    "prompt": "give one text, or one list of token ids",
+    "content": "give a text, or a list of parts of the type text",
+    "stop": "give a text, or a list of texts",
+}
+"""Of fields that may be of several kinds."""
+
 Text = Annotated[StrictStr, Field(max_length=1 << 20)]
 Ids = Annotated[list[StrictInt], Field(max_length=1 << 20)]
 Count = Annotated[StrictInt, Field(ge=1)]
-Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Temperature = Annotated[StrictFloat, Field(ge=0, le=MAX_TEMPERATURE)]
+Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 
 
 class ApiError(Exception):
@@ -69,16 +77,19 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, "internal error in the gateway", code="internal_error")
 
 
-def malformed_body(first: Mapping[str, Any]) -> ApiError:
-    """What pydantic found first in a body, for a caller: the field, and what it is not."""
+def malformed_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """What pydantic found in a body, for a caller: the first field that is wrong, and why."""
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON")
     place = [str(part) for part in first["loc"][1:]]
     if not place:
         return ApiError(400, "the body is no JSON object; send one, as application/json")
-    # what follows a union's field is the name of one of its kinds
+    # what follows a union's field is the name of one of its kinds, and what each of them is not says little
     param = ".".join(itertools.takewhile(lambda part: part.isidentifier() or part.isdigit(), place))
-    return ApiError(400, f"{param}: {first['msg']}", param=param)
+    sizes = [error["msg"] for error in errors if str(error["type"]).endswith(("too_long", "too_short"))]
+    why = sizes[0] if sizes else KINDS.get(param.rpartition(".")[2], first["msg"])
+    return ApiError(400, f"{param}: {why}", param=param)
 
 
 class StreamOptions(BaseModel):
@@ -92,9 +103,9 @@ class _Request(BaseModel):
 
     model: StrictStr
     max_tokens: Count | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: StrictInt | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Annotated[StrictInt, Field(ge=0, le=1 << 31)] | None = None
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
     stop_token_ids: list[StrictInt] | None = None

@@ -1,0 +1,74 @@
+"""Memory, threads and files of all three parties over many sessions and tokens: they do not grow."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from privinf.lowering import convert
+from privinf.models.aero import AeroModel, initialise
+from privinf.models.checkpoint import save_checkpoint
+from privinf.models.config import ModelConfig
+from privinf.party.client import Client
+from privinf.party.conversation import Conversation
+from privinf.party.options import Options
+from tests import trio as t
+from tests.trio import trio
+
+MIB = 2**20
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has now."""
+    gc.collect()
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+
+
+def held(pid: int) -> dict[str, int]:
+    """Threads and open files of a process."""
+    return {kind: len(list(Path(f"/proc/{pid}/{kind}").iterdir())) for kind in ("task", "fd")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_sessions_and_a_thousand_tokens_leave_nothing_behind(tmp_path: Path) -> None:
+    """A session holds about half a megabyte at either end; of a hundred not four may be left."""
+    with t.services("--allow-logits") as served:
+        pids = {"server": served.server.pid, "dealer": served.dealer.pid, "client": os.getpid()}
+        options = Options(timeout=30.0, cache=tmp_path)
+
+        def sessions(count: int) -> None:
+            for number in range(count):
+                with Client(served.server_address, dealer=served.dealer_address, keys=str(t.keys()), options=options) as client:
+                    tokens = list(client.generate(ids=[1, 2, number % 90], max_new_tokens=10, ignore_eos=True, logits=number % 2 == 0))
+                    assert len(tokens) == 10
+
+        sessions(30)
+        before = {role: (resident(pid), held(pid)) for role, pid in pids.items()}
+        sessions(100)
+        t.wait_for(
+            lambda: all(held(pid) == before[role][1] for role, pid in pids.items()), 20, lambda: str({r: held(p) for r, p in pids.items()})
+        )
+        grown = {role: resident(pid) - before[role][0] for role, pid in pids.items()}
+        assert all(size < 2 * MIB for size in grown.values()), grown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_long_session_holds_its_cache_and_nothing_else(tmp_path: Path) -> None:
+    """All three parties in this process: over six hundred tokens not more than a few kilobytes each, of which most is the cache."""
+    config = ModelConfig.for_variant("SM+ScFuFFN", vocab_size=50, n_positions=1024, n_embd=16, n_layer=1, n_head=1)
+    model = AeroModel(config)
+    initialise(model, 0)
+    save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)
+    with trio(convert(tmp_path / "checkpoint"), cache=tmp_path / "cache") as parties, Conversation(parties.client()) as conversation:
+        list(conversation.generate([1] * 100, max_new_tokens=301, ignore_eos=True))
+        before = resident(os.getpid())
+        list(conversation.generate([2], max_new_tokens=600, ignore_eos=True))
+        assert conversation.room < 30
+        assert resident(os.getpid()) - before < 600 * 16 * 1024

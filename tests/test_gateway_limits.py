@@ -158,3 +158,16 @@ def test_a_reply_whose_connection_breaks_goes_on(tmp_path: Path, monkeypatch: py
         assert done.usage.prompt_tokens_details.cached_tokens == 0
         turn = complete(door, f"{prompt}{expected}x", 1)  # what went on is kept as any other
         assert turn.usage.prompt_tokens_details.cached_tokens == len(prompt) + 7
+
+
+def test_prompts_in_pieces_and_padded_replies(tmp_path: Path) -> None:
+    with trio(cache=tmp_path) as parties:
+        expected = "".join(token.text or "" for token in parties.client().generate("abcdefg", max_new_tokens=3, ignore_eos=True))
+        with gateway(parties, client=parties.client(chunk=3, pad_reply=4)) as door:
+            before = parties.server.counts["passes"]
+            done = complete(door, "abcdefg", 3)
+            assert done.choices[0].text == expected and done.usage.completion_tokens == 3
+            wait_for(lambda: parties.server.counts["passes"] == before + 3 + 3, 20)  # pieces of 3, 3 and 1; two tokens and one that pads
+            again = complete(door, "abcdefg", 4)  # nothing is padded
+            turn = complete(door, f"abcdefg{again.choices[0].text}z", 4)
+            assert turn.usage.prompt_tokens_details.cached_tokens == 7 + 3

@@ -121,7 +121,7 @@ class FakeSwarm:
 
 def judged(network: Any, tally: Tally, last: State = QUIET, spent: float = 5.0, logs: list[str] | None = None) -> Run:
     run = Run("soak")
-    levels = [Level(1.0, {"server": QUIET}), Level(2.0, {"server": last})]
+    levels = [Level(float(at), {"server": QUIET if at < 3 else last}) for at in range(4)]
     _judge(run, network, FakeSwarm(tally), levels, {"server": spent, "dealer": 6.0}, {"server": logs or []})  # type: ignore[arg-type]
     return run
 

@@ -18,6 +18,7 @@ from privinf.gateway.held import Held
 from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
+from privinf.party.memory import give_back
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession
 from privinf.party.text import Prompt, Token, load_tokenizer
@@ -343,6 +344,7 @@ class Engine:
                 for place, cell in held.cells().items():
                     self._totals[place].add(cell)
                 self._spent += held.spent
+        give_back()
 
     # ---- counters
 

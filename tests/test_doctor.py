@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from privinf.cli import app
+from privinf.transport import keys
 from tests import trio as t
 from tests.trio import Process, Services
 
@@ -137,3 +142,49 @@ def test_parties_that_were_taken_for_each_other_and_a_dealer_that_died(doctor: D
         assert code == 3 and lines[0].startswith("ok ") and "could not connect" in lines[1] and len(lines) == 3
         code, lines = doctor(server=mine.server_address, dealer=None)
         assert code == 3 and f"cannot reach its dealer at {mine.dealer_address}" in lines[1]
+
+
+# ---- clocks apart
+
+
+@dataclass(frozen=True)
+class ClockAhead:
+    """A hook that sets a process's own clock ahead, as far as it looks at its own certificates."""
+
+    days: int
+
+    def __call__(self) -> None:
+        keys._now = lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=self.days)
+
+
+def keys_of(tmp_path: Path, days: int) -> Path:
+    """Keys of ten days ago, but that the server's, for two days, were made by a clock that is so many days ahead, or behind."""
+    place, other = tmp_path / "keys", tmp_path / "other"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=10))
+        keys.init_keys(place)
+        shutil.copytree(place, other)
+        patch.setattr(keys, "_now", lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days))
+        keys.renew_keys(other, days=2)
+    shutil.copytree(other / "server", place / "server", dirs_exist_ok=True)
+    return place
+
+
+@pytest.mark.parametrize(("days", "says"), [(3, "is not yet valid"), (-3, "has expired")])
+def test_a_server_whose_clock_is_wrong(services: Services, doctor: Doctor, tmp_path: Path, days: int, says: str) -> None:
+    place = keys_of(tmp_path, days)
+    common = ("--dealer", services.dealer_address, "--cache", t.scratch() / "cache", "--keys")
+    with Process("serve", t.lowered_directory(), "--listen", "127.0.0.1:0", *common, place) as honest:  # whose clock is right
+        assert honest.wait(60) == 2 and "the clock here shows 20" in honest.err and honest.err.count("\n") == 1
+    with Process("serve", t.lowered_directory(), "--listen", "127.0.0.1:0", *common, place, hook=ClockAhead(days)) as server:
+        address = server.until("listens on").split(" listens on ")[1].split()[0]
+        code, lines = doctor(server=address, dealer=None, keys=place / "client")
+        assert code == 3 and f"the peer's certificate {says} by the clock here [20" in lines[-1] and "set the clock" in lines[-1]
+        with Process("generate", "--server", address, *common, place / "client", "--prompt-ids", "1", "--timeout", "10") as client:
+            assert client.wait(60) == 3 and f"{says} by the clock here" in client.err and client.err.count("\n") == 1
+        assert "by its clock" in server.until_lines(2)[1] and "the clocks at both ends" in server.lines[1]
+
+
+def test_a_clock_that_is_behind_here(tmp_path: Path, doctor: Doctor) -> None:
+    code, lines = doctor(server=None, dealer=None, keys=keys_of(tmp_path, 3))
+    assert code == 2 and "clock: 20" in lines[-1] and "is before the server's certificate was made" in lines[-1]

@@ -18,10 +18,11 @@ from benchmarks.deployment import State, alarms, state_of
 from benchmarks.measure import Run
 from benchmarks.networks import made
 from benchmarks.report import as_markdown, sections
-from benchmarks.scenarios.serving import clients, crowd, growth, memory, wrong
+from benchmarks.scenarios.serving import clients, crowd, gpt2_token, growth, memory, wan, wrong
 from benchmarks.scenarios.soak import Level, Tally, _judge, falls, leaks
 from benchmarks.schema import Measure, Result, encode, read
 from benchmarks.visitors import GOOD, KINDS, Report, Visitor
+from privinf.lowering.explain import explain
 from protocols.errors import ConfigError, TransportError
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 64, "n_positions": 64}
@@ -209,6 +210,21 @@ def test_clients_at_once_are_measured(network: Any, tmp_path: Path) -> None:
     )
     assert {goal.name.split(":")[0] for goal in run.budget} >= {"2 clients", "of 4 replies, not the single client's"}
     assert "Generation as a service" in as_markdown(sections([run.result(True)]))
+
+
+def test_a_token_over_a_link_and_apart(network: Any) -> None:
+    """The model is of the online phase alone, so that no time can be below it; bytes and rounds are those of one token."""
+    run = Run("generate")
+    wan(run, network, name="4ms:200", seq=8, tokens=2)
+    gpt2_token(run, lambda: network, seq=8, samples=1)
+    found = {(m.of, m.name): m.value for m in run.measures}
+    total = [explain(network.lowered, 8, new_tokens=count)["total"] for count in (1, 2)]
+    assert found["GPT-2 size", "one more token, rounds"] == total[1]["rounds"] - total[0]["rounds"]
+    assert found["GPT-2 size", "one more token, bytes"] > total[1]["online_bytes"] - total[0]["online_bytes"]
+    assert found["over a link", "rounds x RTT / 2 + bytes / rate"] > (total[1]["rounds"] - total[0]["rounds"]) * 0.002
+    assert found["over a link", "one more token, seconds"] > found["over a link", "rounds x RTT / 2 + bytes / rate"]
+    names = [goal.name for goal in run.budget]
+    assert names[0].startswith("a token over 4 ms, 200 Mbit/s") and names[1].startswith("GPT-2 size, a token with 8 cached")
 
 
 @pytest.mark.slow

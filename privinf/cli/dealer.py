@@ -28,6 +28,8 @@ def dealer(
     options = common.make_options(timeout=timeout, device=device, cache=cache, sessions=sessions, idle=idle, drain=drain)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.dealer import DealerService
+    from privinf.party.memory import few_arenas
 
+    few_arenas()
     with DealerService(listen=listen, keys=str(keys), options=options) as service:
         serve_until_stopped(service, {"role": "dealer"}, as_json, metrics=metrics)

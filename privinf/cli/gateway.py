@@ -90,8 +90,10 @@ def gateway(
     from privinf.gateway.engine import Engine, Limits
     from privinf.gateway.serve import listen_on, serve
     from privinf.party.client import Client
+    from privinf.party.memory import few_arenas
     from privinf.transport.keys import load_credentials
 
+    few_arenas()
     # a signal is how a service ends: exit code 0, once everything has been ended
     with _until_stopped(), contextlib.ExitStack() as stack:
         listener, watch = stack.enter_context(listen_on(http)), None

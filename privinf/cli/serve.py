@@ -57,9 +57,11 @@ def serve(
     limits |= {"session_tokens": session_tokens, "session_bytes": session_bytes}
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
+    from privinf.party.memory import few_arenas
     from privinf.party.models import open_model
     from privinf.party.server import Server
 
+    few_arenas()
     lowered = open_model(model, options.cache)
     with Server(
         lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from privinf.party.memory import few_arenas
 from privinf.party.options import Options
 from privinf.party.sampling import Sampling
 from protocols.errors import PrivinfError
@@ -266,6 +267,7 @@ class _Queries:
 
 def main(role: str) -> int:
     """The process; returns its exit code."""
+    few_arenas()
     parent = Parent()
     # before the configuration is needed, so that the three parties load their libraries side by side
     importlib.import_module(f"privinf.party.{role}")

@@ -48,6 +48,14 @@ def test_sessions_of_one_client_are_bounded_and_leave_room_for_another(tmp_path:
         assert parties.server.refusals == {"client full": 1, "full": 1}
 
 
+def test_a_place_is_free_when_its_session_has_ended(tmp_path: Path) -> None:
+    """Query after query, without a pause in which connections could be closed to the last byte."""
+    with trio(cache=tmp_path, sessions=1, client_sessions=1) as parties:
+        client = parties.client()
+        for _ in range(10):
+            assert len(ids_of(client, 1)) == 1
+
+
 def test_a_full_dealer_is_said_by_the_server(tmp_path: Path) -> None:
     with trio(cache=tmp_path, sessions=1) as parties:
         options = Options(cache=tmp_path, timeout=30.0)

@@ -110,6 +110,7 @@ class DealerService(Service):
         while True:
             request = connection.receive_control(Deal | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
+                self.leave(connection)
                 return
             if isinstance(request, Mark):
                 connection.send_control(self._mark(connection, session, request))

@@ -139,6 +139,7 @@ class Server(Service):
         connection.timeout = self.options.idle
         log.info("session with client %s", connection.peer_name)
         ServerSession(self, connection, link, store).serve()
+        self.leave(connection)
         link.send_control(End())
         log.info("session with client %s ended", connection.peer_name)
 

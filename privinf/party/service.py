@@ -56,6 +56,7 @@ class Service:
         self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, link=emulated)
         self._strangers: dict[socket.socket, threading.Thread] = {}  # in the order in which they came
         self._attended: dict[threading.Thread, Connection] = {}  # threads of peers
+        self._left: set[Connection] = set()  # of them, those whose session has ended
         self._resting: dict[Connection, float] = {}  # since when a session waits for its client's next request
         self._connections: set[Connection] = set()
         self._handed: set[Connection] = set()
@@ -116,6 +117,11 @@ class Service:
         finally:
             del self._resting[connection]
 
+    def leave(self, connection: Connection) -> None:
+        """Its session has ended: its place is free, though its end is not yet confirmed."""
+        with self._guard:
+            self._left.add(connection)
+
     def tell(self, connection: Connection, error: PrivinfError) -> None:
         """Tells a peer in one line why this party gives up; only once, so that the cause comes before what it led to."""
         with self._guard:
@@ -130,6 +136,7 @@ class Service:
         with self._guard:
             self._handed.discard(connection)
             self._told.discard(connection)
+            self._left.discard(connection)
             if connection in self._connections:
                 self._connections.discard(connection)
                 for phase in PHASES:
@@ -294,7 +301,7 @@ class Service:
             return "stopping", self._stopped()
         if not self._knows(connection):
             return "not listed", HandshakeError("this certificate is not among those that are served")
-        alike = [other for other in self._attended.values() if other.peer_role == role]
+        alike = [other for other in self._attended.values() if other.peer_role == role and other not in self._left]
         if len(alike) >= options.sessions:
             return "full", RefusedError(f"the {self.role} serves {options.sessions} peers already; {AGAIN}")
         own = sum(other.peer_fingerprint == connection.peer_fingerprint for other in alike)

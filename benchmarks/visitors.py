@@ -115,6 +115,12 @@ class Visitor:
         with tempfile.TemporaryDirectory(prefix="visitor-", dir=self.world.cache) as cache, self.client(cache) as client:
             self._reply(client)
 
+    def prepared(self) -> None:
+        """A query prepared, and then used, unless another client of this certificate has spent what is above it."""
+        with tempfile.TemporaryDirectory(prefix="visitor-", dir=self.world.cache) as cache, self.client(cache) as client:
+            client.prepare(len(self.known.ids), max_new_tokens=len(self.known.reply))
+            self._reply(client)
+
     def _reply(self, client: Client) -> None:
         tokens = [token.id for token in client.generate(ids=self.known.ids, max_new_tokens=len(self.known.reply), ignore_eos=True)]
         self.report.replies.append((tokens, self.known.reply))
@@ -298,10 +304,10 @@ class Visitor:
         return dial(address, load_credentials(self.world.keys, "client"), role, 10.0)
 
 
-GOOD = ("reply", "newcomer", "turns", "gateway", "stream")
+GOOD = ("reply", "newcomer", "turns", "gateway", "stream", "prepared")
 """Whoever fails among these has been wronged."""
 KINDS = {
-    **{"reply": 6, "newcomer": 1, "turns": 3, "gateway": 3, "stream": 3},
+    **{"reply": 6, "newcomer": 1, "turns": 3, "gateway": 3, "stream": 3, "prepared": 1},
     **{"cancel": 2, "die": 3, "stop": 1, "leave": 2, "deaf": 1},
     **{"garbage": 2, "stranger": 1, "frames": 2, "lies": 1, "loris": 1, "bad_http": 3},
 }

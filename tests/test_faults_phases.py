@@ -102,7 +102,8 @@ class DieIn:
                 step()
 
         def sent(endpoint: Endpoint, message: Any, *more: Any) -> None:
-            note(message)
+            if not isinstance(message, messages.Deal):  # of the server, which has the Pass that it is for
+                note(message)
             send(endpoint, message, *more)
 
         def received(endpoint: Endpoint, *kind: Any) -> Any:

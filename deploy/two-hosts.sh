@@ -44,8 +44,9 @@ serve() {
     done
     (umask 077 && mkdir -p "$place")
     [ -e "$place/keys/ca.key" ] || $program keys init --keys "$place/keys" --host "$far" >/dev/null
-    on far $program dealer --listen "$far:7001" --keys "$place/keys/dealer" --cache "$place/dealer" &
-    on far $program serve "$model" --listen "$far:7000" --dealer "$far:7001" --keys "$place/keys/server" --cache "$place/server" &
+    # not by `on`, whose shell would get the signals in place of the program
+    ip netns exec "$name-far" $program dealer --listen "$far:7001" --keys "$place/keys/dealer" --cache "$place/dealer" &
+    ip netns exec "$name-far" $program serve "$model" --listen "$far:7000" --dealer "$far:7001" --keys "$place/keys/server" --cache "$place/server" &
     wait -n || true # either of them has ended
     exit 1
 }

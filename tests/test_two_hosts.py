@@ -40,6 +40,10 @@ def can_have_hosts() -> bool:
 pytestmark = pytest.mark.skipif(not can_have_hosts(), reason="needs root, iproute2 and network namespaces")
 
 
+def netns(*words: str) -> str:
+    return subprocess.run(["ip", "netns", *words], capture_output=True, text=True, check=True).stdout
+
+
 @dataclass
 class Hosts:
     environment: dict[str, str]
@@ -69,14 +73,16 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         try:
             t.wait_for(lambda: "server listens on 192.0.2.1:7000" in made.err and "dealer listens on" in made.err, 90, lambda: made.err)
             yield made
+            running = {int(pid) for pid in netns("pids", f"{place.name}-far").split()}
+            assert len(running) == 2
         finally:
             serving.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 serving.wait(30)
             serving.kill()
     assert serving.returncode == 0, made.err
-    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert place.name not in left
+    assert place.name not in netns("list") and not t.running(running)
+    assert "server stops" in made.err and "dealer stops" in made.err
 
 
 def test_a_private_reply_between_two_hosts(hosts: Hosts) -> None:
@@ -92,10 +98,9 @@ def test_a_private_reply_between_two_hosts(hosts: Hosts) -> None:
 def test_the_hosts_have_addresses_of_their_own(hosts: Hosts) -> None:
     host = f"{hosts.place.name}-near"
     for name, address in (("near", "192.0.2.2"), ("far", "192.0.2.1")):
-        words = ["ip", "netns", "exec", f"{hosts.place.name}-{name}", "ip", "-json", "address"]
-        found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        found = json.loads(netns("exec", f"{hosts.place.name}-{name}", "ip", "-json", "address"))
         assert next(info["local"] for link in found if link["ifname"] == "cable" for info in link["addr_info"]) == address
-    routes = subprocess.run(["ip", "netns", "exec", host, "ip", "route"], capture_output=True, text=True, check=True).stdout
+    routes = netns("exec", host, "ip", "route")
     assert "default" not in routes and routes.startswith("192.0.2.0/24 dev cable")
     with contextlib.closing(socket.socket()) as outside:  # nobody listens at that port here
         assert outside.connect_ex(("127.0.0.1", 7000)) != 0

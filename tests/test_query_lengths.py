@@ -218,7 +218,8 @@ def test_replies_of_one_bucket_look_alike_to_the_server(parties: Trio) -> None:
     whole = ask(parties.client(), PROMPT, 8)
     lengths, transcripts = set(), []
     with Seen(parties) as seen:
-        for stop in {whole.index(token) + 1: token for token in whole}.values():
+        ends = sorted({whole.index(token) + 1: token for token in whole}.items())
+        for _, stop in (ends[0], ends[len(ends) // 2], ends[-1]):
             client = parties.client(pad_reply=8)
             tokens = ask(client, PROMPT, 8, sampling=Sampling(stop_ids=(stop,)))
             assert tokens == whole[: len(tokens)] and tokens[-1] == stop and result_of(client)["finish_reason"] == "stop"
@@ -229,7 +230,7 @@ def test_replies_of_one_bucket_look_alike_to_the_server(parties: Trio) -> None:
         client = parties.client(pad_reply=8)
         assert ask(client, PROMPT, 3) == whole[:3] and result_of(client)["finish_reason"] == "length"
         transcripts.append(seen.take())
-    assert len(lengths) >= 3  # otherwise the test says nothing
+    assert len(lengths) == 3  # otherwise the test says nothing
     assert len(transcripts[0]) > 8 and all(each == transcripts[0] for each in transcripts)
 
 
@@ -316,7 +317,7 @@ def test_prepared_queries_are_cut_and_padded_as_they_were_prepared(parties: Trio
     client = parties.client(**lengths)
     (made,) = client.prepare(6, max_new_tokens=3)["prepared"]
     assert {name: made[name] for name in ("seq", "max_new_tokens", "chunk")} == {"seq": 8, "max_new_tokens": 4, "chunk": 4}
-    for other in ({}, {"chunk": 2, "pad_prompt": 8, "pad_reply": 4}, {"pad_prompt": 8, "pad_reply": 4}):
+    for other in ({}, {"chunk": 2, "pad_prompt": 8, "pad_reply": 4}):
         plain = parties.client(**other)
         ask(plain, PROMPT[:8], 3)
         assert not result_of(plain)["prepared"]
@@ -336,7 +337,7 @@ def test_the_contexts_end_is_known_before_anything_is_spent(parties: Trio) -> No
         assert found.value.exit_code == 2
     assert (parties.server.counts["passes"], parties.dealer.counts["correlations"]) == before
     client = parties.client(chunk=7)
-    tokens = ask(client, [1] * 30, 10**9)
+    tokens = ask(client, [1] * 30, 10**6)
     assert len(tokens) == 3 and result_of(client)["finish_reason"] == "length" and t.is_greedy([1] * 30, tokens)
 
 

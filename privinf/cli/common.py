@@ -16,6 +16,7 @@ from protocols.errors import ConfigError
 
 MAX_PROMPT_BYTES = 1 << 20
 TIMEOUT_S = 60.0
+DRAIN_S = 3.0  # with what follows it, a party ends within the 10 seconds that it has
 NEW_TOKENS, LONGEST = 32, 1 << 20
 KEY_VARIABLE = "PRIVINF_API_KEY"
 

@@ -11,7 +11,7 @@ def dealer(
     metrics: common.Metrics = None,
     sessions: common.Sessions = 64,
     idle: common.Idle = 3600.0,
-    drain: common.Drain = 0.0,
+    drain: common.Drain = common.DRAIN_S,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
     cache: common.Cache = None,

@@ -37,7 +37,7 @@ def serve(
     ] = 0,
     budget_hours: Annotated[float, typer.Option("--budget-hours", metavar="H", help="The hours of such a window.")] = 24.0,
     idle: common.Idle = 3600.0,
-    drain: common.Drain = 0.0,
+    drain: common.Drain = common.DRAIN_S,
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,

@@ -49,7 +49,7 @@ def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, m
 
 def _drain(service: Any, role: str) -> None:
     seconds = service.options.drain
-    if not seconds:
+    if not seconds or not service.peers:
         return
     with contextlib.suppress(Stopped):
         listen_again()

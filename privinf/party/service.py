@@ -34,8 +34,8 @@ HELLO_S = 15.0
 CLOSE_S = 4.0
 REASONS = ("no handshake", "not listed", "revoked", "full", "client full", "stopping", "idle", "tokens", "bytes", "budget", "disk")
 """Why peers, or requests of theirs, are refused."""
-REST_S = 2.0
-"""How long a session may have waited for its client's next request without being ended by a drain."""
+REST_S = 5.0
+"""How long a drain waits for the next request of a session, at most."""
 
 
 class Service:
@@ -309,25 +309,28 @@ class Service:
             return "client full", RefusedError(f"the {self.role} serves {own} sessions of this client already; {AGAIN}")
         return None
 
-    def settle(self, seconds: float) -> None:
-        """Waits until every session has ended by itself, but no longer than this."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._closing:
+    def settle(self, seconds: float, rest_s: float | None = None) -> None:
+        """Waits until every session has ended by itself, but no longer than this; ends those that ask for nothing within `rest_s`."""
+        began = time.monotonic()
+        while time.monotonic() < began + seconds and not self._closing:
             with self._guard:
                 if not self._attended:
                     return
-                idle = [c for c, since in list(self._resting.items()) if self._draining and time.monotonic() - since > REST_S]
-            for connection in idle:
-                connection.interrupt(self._stopped())
+            for connection, since in list(self._resting.items()):
+                if rest_s is not None and time.monotonic() > max(began, since) + rest_s:
+                    connection.interrupt(self._stopped())
             time.sleep(0.01)
 
     def drain(self, seconds: float) -> None:
-        """Takes nobody new, and waits until every session has ended, but no longer than this; those that lie idle are ended."""
+        """Takes nobody new, and waits until every session has ended, but no longer than this.
+
+        A session whose client asks for nothing for half of that time, or REST_S, is idle and is ended.
+        """
         with self._guard:
             self._draining = True
         if not self.late:
             self._listener.close()
-        self.settle(seconds)
+        self.settle(seconds, min(seconds / 2, REST_S))
 
     def close(self, drain: float = 0.0) -> None:
         """Stops accepting, ends every session, and waits for the threads, a few seconds at most. May be called again.

@@ -56,7 +56,7 @@ def result_of(session: ClientSession) -> dict[str, Any]:
     return {
         "text": session.streamer.finish() if session.streamer else None,
         "prompt_tokens": len(session.prompt.ids) if session.prompt else 0,
-        "padded": {"prompt_tokens": session.shown[0], "tokens": session.shown[1]},
+        "padded": {"prompt_tokens": session.shown[0], "tokens": session.shown[1], "seconds": timing.padding_s},
         "tokens": list(session.tokens),
         "finish_reason": session.finish_reason,
         "timing": {
@@ -64,7 +64,6 @@ def result_of(session: ClientSession) -> dict[str, Any]:
             "offline_s": timing.offline_s,
             "first_token_s": timing.tokens_s[0] if timing.tokens_s else 0.0,
             "per_token_s": list(timing.tokens_s),
-            "padding_s": timing.padding_s,
         },
         "traffic": traffic_of(peer, dealer),
         "retries": len(session.earlier),

@@ -8,13 +8,16 @@ import json
 import logging
 import re
 import sys
+import threading
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
+from privinf.party.server import ServerSession
 from protocols.errors import ConfigError, PrivinfError
 from tests import trio as t
 from tests.gateway import KEY, gateway, serving
@@ -97,6 +100,34 @@ def test_cancelling_ends_the_session_at_all_parties(parties: Trio, how: str, cap
     assert 1 <= seen < 20
     assert not [record for record in caplog.records if record.name.startswith("privinf") and "secret-zq" in record.getMessage()]
     assert len(list(client.generate("again", max_new_tokens=1))) == 1
+
+
+def test_cancelling_needs_no_thread_of_the_loops(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor's only thread waits for a server that hangs; the session ends all the same, and long before the timeout."""
+    client, hangs, go = parties.client(timeout=200.0), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        go.wait(100)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        tokens = client.generate_async("abc", max_new_tokens=20, ignore_eos=True)
+        await anext(tokens)
+        monkeypatch.setattr(ServerSession, "_pass", hang)
+        waiting = asyncio.ensure_future(anext(tokens))
+        while not hangs.is_set():
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not client._sessions
+
+    try:
+        asyncio.run(main())
+    finally:
+        go.set()
+    wait_for(lambda: idle(parties), 30)
 
 
 # ---- what is logged

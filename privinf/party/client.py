@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
@@ -238,7 +239,7 @@ class Client:
         finally:
             query.over.set()
             for session in query.made:  # a worker thread that still waits for a peer wakes
-                await asyncio.to_thread(self._drop, session)
+                await _aside(partial(self._drop, session))
 
     def run(self, *inputs: Tensor) -> Tensor:
         """A private pass: a lowered module's output, or for a language model ids (1, T) to rounded logits (1, V)."""
@@ -264,10 +265,25 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Closes in a thread, for it may wait for the last bytes."""
-        import asyncio
+        await _aside(self.close)
 
-        await asyncio.to_thread(self.close)
+
+async def _aside(work: Callable[[], None]) -> None:
+    """Does it in a thread of its own: those of the event loop's executor may all be waiting for the peers that it is to end."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+
+    threading.Thread(target=run, name="privinf-aside", daemon=True).start()
+    await ended
 
 
 __all__ = ["Client", "ClientSession", "Token"]

@@ -272,18 +272,17 @@ async def _aside(work: Callable[[], None]) -> None:
     """Does it in a thread of its own: those of the event loop's executor may all be waiting for the peers that it is to end."""
     import asyncio
 
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def run() -> None:
         try:
             work()
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+                loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=run, name="privinf-aside", daemon=True).start()
-    await ended
+    await ended.wait()
 
 
 __all__ = ["Client", "ClientSession", "Token"]

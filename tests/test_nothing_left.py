@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import platform
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from privinf.party.memory import give_back
 from privinf.party.session import ClientSession
 from privinf.transport.connection import Connection
 from tests import trio as t
@@ -58,3 +61,22 @@ def test_a_session_leaves_no_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(made) == 2 * (3 * 2 + 1)  # three connections, at both ends, and the client's session
         t.wait_for(lambda: not [one for one in made if one() is not None], 10, lambda: str([one() for one in made if one() is not None]))
         assert tensors() <= before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_goes_back() -> None:
+    """Blocks that are freed between blocks that stay: the allocator would keep them."""
+
+    def resident() -> int:
+        pages: str = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    freed, kept = [], []
+    for _ in range(1500):
+        freed.append(b"x" * 100_000)
+        kept.append(b"x" * 1000)
+    give_back()
+    before = resident()
+    freed.clear()
+    give_back()
+    assert before - resident() > 100_000_000 and len(kept) == 1500

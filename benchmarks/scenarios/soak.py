@@ -32,7 +32,7 @@ STOPPED_S = 14.0
 POOLS = {("gateway", "threads"): 16}
 """What a party may come to have in all: the gateway's two pools fill up as they are needed, to ten threads beside its own, and stay."""
 QUIET_S = 40.0
-FLAT_BYTES = 48e6
+FLAT_BYTES = 32e6
 """Memory is flat if a party holds at most so much more at the last third of the quiet moments than at the first: arenas fill slowly."""
 SAMPLE_S = 5.0
 

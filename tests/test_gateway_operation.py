@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from privinf.party.conversation import Conversation
+from privinf.party.metrics import registry_of, service_families
 from privinf.party.server import Server
 from privinf.party.service import read_clients
 from privinf.transport.keys import load_credentials, renew_keys, show_keys
 from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests import trio as t
+from tests.gateway import gateway
 from tests.trio import Trio, trio
 
 
@@ -135,10 +140,10 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             assert at_dealer["privinf_bytes_total", "client", "dealer", "offline", "sent"] > 0
             assert at_server["privinf_peers_limit", "server"] == 64
 
-            with gateway_of(services, keys) as (gateway, ask):
+            with gateway_of(services, keys) as (door, ask):
                 first = ask("abc")
                 renew_keys(keys)
-                for process in (dealer, server, gateway):
+                for process in (dealer, server, door):
                     process.send(signal.SIGHUP)
                     process.until("has read its keys anew")
                 turn = ask(f"abc{first['choices'][0]['text']}d")  # the session from before goes on
@@ -153,3 +158,18 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             assert server.wait(20) == 0
         with t.Process("dealer", "--keys", keys, "--listen", "127.0.0.1:0", "--metrics", places[1]) as taken:
             assert taken.wait(30) == 2 and "cannot serve metrics" in taken.err
+
+
+def test_every_metric_is_documented(tmp_path: Path) -> None:
+    """And nothing else is."""
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    with trio(cache=tmp_path, budget=100) as parties, gateway(parties) as door:
+        with door.openai() as client:
+            client.completions.create(model="privinf", prompt="abc", max_tokens=1)
+        with door.http() as caller:
+            answered = caller.get("/metrics").text
+        services = [generate_latest(registry_of(partial(service_families, each))).decode() for each in (parties.server, parties.dealer)]
+    for page, texts in (("gateway.md", [answered]), ("deployment.md", services)):
+        shown = {sample.name for text in texts for family in text_string_to_metric_families(text) for sample in family.samples}
+        named = set(re.findall(r"`(privinf_[a-z_]+)`", (docs / page).read_text("utf-8")))
+        assert {name for name in shown if not name.endswith("_created")} == named, page

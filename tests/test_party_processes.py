@@ -48,7 +48,7 @@ def test_the_three_verbs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSession]:
-    session = LocalSession(t.lowered(), Options(cache=tmp_path_factory.mktemp("local"), timeout=30.0))
+    session = LocalSession(t.lowered(), Options(cache=tmp_path_factory.mktemp("local"), timeout=30.0, chunk=4, pad_reply=3))
     with session:
         yield session
     parties = session.parties
@@ -62,7 +62,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSession]:
 def test_a_local_session(local: LocalSession) -> None:
     tokens = [token.id for token in local.generate("def main(", max_new_tokens=4, ignore_eos=True)]
     assert t.is_greedy(t.tokenizer().encode("def main(").ids, tokens)
-    assert local.result is not None and local.result["tokens"] == tokens
+    assert local.result is not None and local.result["tokens"] == tokens and local.result["padded"]["tokens"] == 6
     total, traffic = local.costs["total"], local.traffic
     assert (traffic["online"]["payload"], traffic["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
     assert {op["layer"] for op in local.costs["ops"]} > {""}

@@ -124,7 +124,7 @@ class DealerService(Service):
                 session.connection.send_control(SessionSeed(session.seed))
                 continue
             dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device)
-            self._deal_pass(session.connection, dealer, request)
+            self._deal_pass(session, session.connection, dealer, request)
 
     def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates."""
@@ -136,7 +136,7 @@ class DealerService(Service):
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
 
-    def _deal_pass(self, client: Connection, dealer: Dealer, request: Deal) -> None:
+    def _deal_pass(self, session: _Session, client: Connection, dealer: Dealer, request: Deal) -> None:
         kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
         for kind in kinds:
             digest.update(kind)
@@ -145,7 +145,7 @@ class DealerService(Service):
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
         client.send_control(Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)))
         waiting = bytearray()
-        with self.turns.turn():
+        with self.turns.turn(session.client):
             for kind in kinds:
                 try:
                     waiting += dealer.deal(kind)
@@ -153,7 +153,7 @@ class DealerService(Service):
                     # the request was well formed and yet makes no sense: shapes that do not fit
                     raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
                 if len(waiting) >= CHUNK:
-                    with self.turns.between():
+                    with self.turns.between(session.client):
                         client.send(waiting)
                     waiting = bytearray()
         if waiting:

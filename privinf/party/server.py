@@ -256,7 +256,7 @@ class ServerSession:
         """Walks a pass on shapes, from the state of this runtime, and asks for its correlations; the state after it, and what it needs."""
         trace = Trace(Role.SERVER, first)
         sketch = runtime.sketch(Party(Role.SERVER, trace))
-        with self.server.turns.turn():
+        with self.server.turns.turn(self.connection.peer_fingerprint):
             self._walk(sketch, request)
         self._allowance.afford(trace)
         self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
@@ -293,7 +293,7 @@ class ServerSession:
         self.connection.meter.phase = "online"
         party = self.runtime.party
         party.engine = Online(Role.SERVER, InTurn(self.connection, self.server.turns), self.store, early)
-        with self.server.turns.turn():
+        with self.server.turns.turn(self.connection.peer_fingerprint):
             self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)
         with party.label("", ""):  # what follows belongs to no operator
             pass

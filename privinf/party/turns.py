@@ -1,8 +1,8 @@
-"""Turns: at most so many sessions of a party compute at a time, in the order in which they ask.
+"""Turns: at most so many sessions of a party compute at a time, client after client.
 
 A pass is hundreds of short computations with a wait for the peer between them. A session gives its turn back before each wait, so that
-a peer which is slow, or stops in the middle of a pass, holds up nobody; and it asks anew after the wait, behind those who asked
-before, so that no session is passed over, however many there are.
+a peer which is slow, or stops in the middle of a pass, holds up nobody; and it asks anew after the wait. Clients that wait get their turns
+in the order in which they asked, and each of them one before any gets another, however many sessions it has.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from typing import Any
 
 
 class Turns:
-    """First come, first served, `places` at a time; by default as many as there are cores for this process."""
+    """`places` at a time; by default as many as there are cores for this process. A client is whatever names it."""
 
     def __init__(self, places: int | None = None) -> None:
         self.places = places or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self._free = self.places
-        self._queue: deque[tuple[threading.Lock, int]] = deque()  # and how many turns had been given when it was asked
+        self._queues: dict[str, deque[threading.Lock]] = {}  # of clients, in the order in which they are due
+        self._since: dict[str, int] = {}  # how many turns had been given when a client began to wait for its next one
         self._guard = threading.Lock()
         self.given = 0
         """Turns so far."""
         self.passed = 0
-        """The most of them that others were given while one waited: at most one for each other session."""
+        """The most of them that others were given while a client waited for one: at most one for each other client."""
 
     @property
     def waiting(self) -> int:
         """Sessions that wait for their turn."""
-        return len(self._queue)
+        with self._guard:
+            return sum(len(queue) for queue in self._queues.values())
 
-    def take(self) -> None:
+    def take(self, client: str) -> None:
         """Waits for a turn."""
         with self._guard:
             if self._free:
@@ -42,47 +44,51 @@ class Turns:
                 return
             ticket = threading.Lock()
             ticket.acquire()
-            self._queue.append((ticket, self.given))
+            self._queues.setdefault(client, deque()).append(ticket)
+            self._since.setdefault(client, self.given)
         ticket.acquire()
 
     def give(self) -> None:
-        """Gives it to whoever has waited longest."""
+        """Gives it to the client that has waited longest."""
         with self._guard:
-            if not self._queue:
+            if not self._queues:
                 self._free += 1
                 return
-            ticket, before = self._queue.popleft()
-            self.passed = max(self.passed, self.given - before)
+            client = next(iter(self._queues))
+            queue = self._queues.pop(client)
+            self.passed = max(self.passed, self.given - self._since.pop(client))
             self.given += 1
-            ticket.release()
+            queue.popleft().release()
+            if queue:  # behind all others
+                self._queues[client], self._since[client] = queue, self.given
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, client: str) -> Iterator[None]:
         """Computes in turn."""
-        self.take()
+        self.take(client)
         try:
             yield
         finally:
             self.give()
 
     @contextlib.contextmanager
-    def between(self) -> Iterator[None]:
+    def between(self, client: str) -> Iterator[None]:
         """Waits for a peer, within a turn, and lets others compute meanwhile."""
         self.give()
         try:
             yield
         finally:
-            self.take()
+            self.take(client)
 
 
 class InTurn:
-    """A channel whose party computes in turn."""
+    """A channel whose party computes in turn, for the client at its other end."""
 
     def __init__(self, channel: Any, turns: Turns) -> None:
         self.channel, self.meter, self._turns = channel, channel.meter, turns
 
     def exchange(self, body: Any, expect: int | None) -> memoryview | None:
         """See `Channel`."""
-        with self._turns.between():
+        with self._turns.between(self.channel.peer_fingerprint):
             received: memoryview | None = self.channel.exchange(body, expect)
         return received

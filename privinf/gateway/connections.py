@@ -71,6 +71,10 @@ class BoundedProtocol(H11Protocol):
             response = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        cycle: Any = self.cycle
+        if cycle is not None:  # the request that was being read when the rest of it made no sense
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.transport.close()
         self._linger()
 

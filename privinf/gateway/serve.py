@@ -61,6 +61,7 @@ class Service(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=max(1, round(bounds.idle_s)),
                 timeout_graceful_shutdown=CUT_S,
             )

@@ -273,15 +273,14 @@ def micro(samples: Samples = 5, json: Json = None, csv: Csv = None, markdown: Ma
 def passes(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="With a tokenizer.")] = Path("models/pylib"),
     count: Annotated[int, typer.Option("--count", min=1, help="Private passes.")] = 1000,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The histogram, as .svg or .png.")] = None,
     json: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
 ) -> None:
-    """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --plot errors.png --json passes.json`"""
+    """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --json passes.json`"""
     from benchmarks.scenarios.passes import passes as scenario
 
-    _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count, plot=plot))
+    _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count))
 
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.md", help="Markdown; pictures go to a directory beside it.")]

@@ -11,6 +11,8 @@ from benchmarks.published import SMALLEST
 from benchmarks.schema import Link, Measure, Predicted, Result, Row, Setting, Total
 
 ATTENTION = "attn.attention"
+BOUND = 0.05
+"""No logit of a pass may be farther from float than this."""
 
 
 def matches(thing: Any, **fields: Any) -> bool:

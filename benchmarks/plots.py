@@ -294,4 +294,16 @@ def pareto(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
-FIGURES = {f.__name__: f for f in (headline, ladder, waterfall, links, scale, generate, serving, soak, pareto)}
+def passes(results: Sequence[Result]) -> Figure | None:
+    """The histogram of each pass's worst logit error, and the bound."""
+    for m in choose.measures(choose.of_scenario(results, "passes"), name="worst logit error"):
+        figure, axes = _figure(height=2.8)
+        axes.hist(m.samples, bins=40, color=OURS)
+        axes.axvline(choose.BOUND, color=OTHER, linestyle="--", label=f"bound, {choose.BOUND}")
+        axes.set(xlabel="worst error of a logit in a pass, against float", ylabel=f"passes, of {len(m.samples)}", xlim=(0, None))
+        axes.legend(frameon=False)
+        return figure
+    return None
+
+
+FIGURES = {f.__name__: f for f in (headline, ladder, waterfall, links, scale, generate, serving, soak, pareto, passes)}

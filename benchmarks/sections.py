@@ -310,7 +310,7 @@ def _plain(results: Sequence[Result], scenario: str, title: str) -> Entry:
     if scenario == "micro":
         text = "In-memory twin of the transport, both parties and the dealer in one process: seconds compare between commits alone."
         return title, "", text if found else "", [by_name(found)]
-    return title, "", "", [(("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
+    return title, scenario, "", [(("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
 
 
 def tables(results: Sequence[Result]) -> list[Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.choose import BOUND
 from benchmarks.measure import Run
 from benchmarks.networks import Network, opened
 from benchmarks.schema import Absent
@@ -17,17 +18,15 @@ from privinf.party.local import LocalSession
 from privinf.party.options import Options
 from protocols.errors import ConfigError
 
-BOUND = 0.05
 LENGTHS = (1, 4, 8, 12, 16, 20, 24, 32, 48, 64)  # of the prompts, in turn; the context's length where that is less
 FULL = 25  # each prompt of this many fills the context
-BINS = 40
 
 
-def passes(run: Run, work: Path, *, model: Path, count: int, plot: Path | None) -> None:
+def passes(run: Run, work: Path, *, model: Path, count: int) -> None:
     """One local session, so that correlations of all passes come from one dealer and the set-up is paid once.
 
-    Adds the worst logit error of every pass (all V logits of the last position), quantiles over passes and over single logits,
-    and writes the histogram of the worst errors as a picture. A pass beyond BOUND stands in `absent` with its length and place.
+    Adds the worst logit error of every pass (all V logits of the last position), and quantiles over passes and over single
+    logits; the report draws the histogram. A pass beyond BOUND stands in `absent` with its length and place.
     """
     network = opened(model, work)
     exact = _float_model(model, network)
@@ -47,8 +46,6 @@ def passes(run: Run, work: Path, *, model: Path, count: int, plot: Path | None) 
     finally:
         if worst:
             _add(run, network, worst, torch.cat(single), agree)
-            if plot is not None:
-                _picture(plot, worst)
 
 
 def _float_model(model: Path, network: Network) -> torch.nn.Module:
@@ -103,16 +100,3 @@ def _add(run: Run, network: Network, worst: list[float], single: Tensor, agree: 
         run.measure(name, float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]), "", network, of=f"{count} passes")
     run.measure(f"passes with a logit off by more than {BOUND}", int((~(passed <= BOUND)).sum()), f"of {count}", network)
     run.measure("greedy tokens equal to float's", agree, f"of {count}", network)
-
-
-def _picture(path: Path, worst: list[float]) -> None:
-    """The histogram; the bound is marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.8), dpi=90, layout="constrained")
-    axes = figure.subplots()
-    axes.hist(worst, bins=BINS, color="tab:blue")
-    axes.axvline(BOUND, color="tab:red", linestyle="--", label=f"bound, {BOUND}")
-    axes.set(xlabel="worst error of a logit in a pass, against float", ylabel=f"passes, of {len(worst)}")
-    axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

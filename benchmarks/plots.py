@@ -97,7 +97,7 @@ def ladder(results: Sequence[Result]) -> Figure | None:
     right.set_yticks(places, [""] * len(names))
     right.set_xlabel("times fewer bytes than SM+LN+G")
     right.axvline(1, color="black", linewidth=0.6)
-    right.legend(frameon=False, fontsize=8, loc="upper right")
+    right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)  # above all bars
     return figure
 
 

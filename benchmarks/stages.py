@@ -34,7 +34,7 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
         Stage("micro", ("micro",), 0.3),
         Stage("shipped", ("shipped", name, "--samples", "2" if quick else "5"), 1.0 if quick else 1.5),
         Stage("links", ("links", name, "--links", links, "--kernel", "--samples", "1" if quick else "3", *on), 0.5 if quick else 3),
-        Stage("generate", ("generate", name, *small), 1.0 if quick else 8),
+        Stage("generate", ("generate", name, *small), 1.5 if quick else 8),
         Stage("pareto", ("pareto",), 0.5),
         Stage("scale", ("scale", *small, "--samples", "1" if quick else "3", *on), 1.0 if quick else 3),
         Stage("ladder", ("ladder", *small, "--samples", "1" if quick else "2", *on), 1.0 if quick else 15),

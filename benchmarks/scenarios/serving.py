@@ -129,6 +129,8 @@ def memory(run: Run, network: Network, work: Path, *, tokens: int, sessions: int
                 caller.ask(network.ids(PROMPT, number), each)
                 if len(caller.take().tokens) != each:
                     raise ConfigError("a reply has fewer tokens than were asked for")
+                parties.quiet(10.0)
+                time.sleep(0.1)  # what the session held is given back
                 for role, pid in pids.items():
                     found[role].append(float(state_of(pid).rss))
             return found

@@ -45,8 +45,8 @@ def number(value: float | None, unit: str = "") -> str:
     """Three or four digits."""
     if value is None:
         return "not measured"
-    if unit == "B" and value >= 1e4:
-        return size(value)
+    if unit == "B" and abs(value) >= 1e4:
+        return ("-" if value < 0 else "") + size(abs(value))
     text = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
     return f"{text} {unit}".strip()
 

@@ -41,7 +41,8 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
     ]
     if not quick:
         versus = ("ladder", "--networks", "SM+ScFuFFN_i6,SM+LN+G", "--backends", "privinf,crypten,plain", "--samples", "2")
-        found += [Stage("versus", versus, 15), Stage("budget", ("budget",), 3), Stage("soak", ("soak", name), 32, long=True)]
+        found += [Stage("versus", versus, 15), Stage("budget", ("budget",), 3)]
+        found += [Stage("passes", ("passes", name), 12, long=True), Stage("soak", ("soak", name), 32, long=True)]
     return found
 
 

@@ -232,10 +232,10 @@ def test_a_client_is_stopped_between_two_queries(made: Services, tmp_path: Path)
     ("role", "number"), [("client", signal.SIGINT), ("client", signal.SIGTERM), ("server", signal.SIGTERM), ("dealer", signal.SIGINT)]
 )
 def test_a_party_is_asked_to_end_in_a_session(tmp_path: Path, role: str, number: int) -> None:
-    """A slow link makes the session last; the signal comes in the middle of it."""
+    """A slow link makes the session last, for longer than a drain; the signal comes in the middle of it."""
     link = ("--link", "60ms:100")
     with t.services(*link) as services:
-        client = services.generate(*fresh(tmp_path), *link)
+        client = services.generate(*fresh(tmp_path), "--max-new-tokens", 24, "--ignore-eos", *link)
         with client:
             t.wait_for(lambda: list((tmp_path / "cache").rglob("*.bin")))
             time.sleep(1.0)

@@ -11,7 +11,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=${PRIVINF:-$root/.venv/bin/privinf}
-place=${PRIVINF_HOSTS:-/tmp/privinf-two-hosts}
+place=${PRIVINF_HOSTS:-$root/runs/privinf-hosts}
 name=$(basename "$place")
 far=192.0.2.1 near=192.0.2.2
 

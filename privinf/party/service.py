@@ -259,9 +259,10 @@ class Service:
             with self._guard:
                 self._strangers.pop(sock, None)
                 self._attended.pop(thread, None)
-            if connection is not None and connection not in self._handed:
-                self.retire(connection)
-            give_back()
+            if connection is not None:
+                if connection not in self._handed:
+                    self.retire(connection)
+                give_back()  # not for strangers, who have held nothing
 
     def _welcome(self, sock: socket.socket, thread: threading.Thread) -> Connection:
         """From a socket to a peer with a certificate, if there is room for one more."""

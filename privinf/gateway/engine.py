@@ -19,6 +19,7 @@ from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
 from privinf.party.memory import give_back
+from privinf.party.options import REACH_S
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession
 from privinf.party.text import Prompt, Token, load_tokenizer
@@ -27,8 +28,6 @@ from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedE
 
 log = logging.getLogger("privinf.gateway")
 EVICT_S = 1.0
-REACH_S = 5.0
-"""How long a server may refuse connections before the caller is told. Where a reply is to go on, it has the whole timeout."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,10 @@ class Engine:
     # ---- conversations
 
     def _begin(self, reply: Reply, connect_s: float | None = REACH_S) -> Held:
-        """A new conversation for a reply. What is wrong here, a certificate that has expired say, is no fault of the caller's."""
+        """A new conversation for a reply; to reach the server it has `connect_s` seconds, or the whole timeout where a reply goes on.
+
+        What is wrong here, a certificate that has expired say, is no fault of the caller's.
+        """
         try:
             return self._open(reply, None if connect_s is None else min(connect_s, self.client.options.timeout))
         except ConfigError as error:

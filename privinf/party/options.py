@@ -14,7 +14,7 @@ from protocols.errors import ConfigError
 MAX_NEW_TOKENS = 32
 LONGEST = 1 << 20  # new tokens of one reply, beyond any model's context
 IDLE_S = 3600.0  # how long a session may lie unused
-REACH_S = 5.0  # how long a dealer that is due to run may refuse connections
+REACH_S = 5.0  # how long a party that is due to run may refuse connections before who waits is told
 
 _WHOLE: tuple[str, ...] = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
 _WHOLE += ("sessions", "client_sessions", "session_tokens", "session_bytes", "budget")

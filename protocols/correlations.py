@@ -350,6 +350,11 @@ class Dealer:
         """Forgets all masks that no later pass refers to."""
         self._masks.clear()
 
+    def rewind(self, name: int) -> None:
+        """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
+        self.next_name = name
+        self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
+
     def forget(self) -> None:
         """Forgets the cached wires' masks too (the context was reset)."""
         self._masks.clear()

@@ -26,6 +26,18 @@ def _pairs(size: int) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache
+def _sides(size: int) -> Tensor:
+    """(2, pairs): the first and the second of every pair."""
+    return torch.tensor(_pairs(size)).T.contiguous()
+
+
+def _differences(x: Tensor) -> Tensor:
+    """(..., size) -> (..., pairs): of all pairs."""
+    first, second = like(_sides(x.shape[-1]), x)
+    return x[..., first] - x[..., second]
+
+
+@lru_cache
 def _opponents(size: int) -> tuple[Tensor, Tensor]:
     """(size - 1, size - 1) each: the pair of every candidate but the last with each opponent, and whether it comes second there."""
     pairs = _pairs(size)
@@ -87,8 +99,7 @@ class PairCompareMask(CompareMask):
     def difference(self, masks: Masks) -> Tensor:
         group = _group(self.rows, self.level, self.group)
         r = masks.mask(self.wire)
-        r = r[:, like(group.index, r)]
-        return torch.stack([r[..., i] - r[..., j] for i, j in _pairs(group.size)], -1)
+        return _differences(r[:, like(group.index, r)])
 
 
 @dataclass(frozen=True)
@@ -146,12 +157,11 @@ class _Selector:
 def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
     """All comparisons within the groups of one size: candidate i wins if it is >= all later and > all earlier ones."""
     group = _group(rows.fields(), *place)
-    size, pairs = group.size, _pairs(group.size)
-    shape = (wire.shape[0], len(group.index), len(pairs))
+    size = group.size
+    shape = (wire.shape[0], len(group.index), len(_pairs(size)))
     c = blank(*shape)
     if known(wire.masked):
-        x = wire.masked[:, like(group.index, wire.masked)]
-        c = reduce(torch.stack([x[..., i] - x[..., j] for i, j in pairs], -1), wire.bits)
+        c = reduce(_differences(wire.masked[:, like(group.index, wire.masked)]), wire.bits)
     single = int(single_digit(wire.shape[0], rows, place[0], wire.bits))
     name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, single, rows.fields(), *place))
     wins = (*shape[:-1], size - 1, (1 << (size - 1)) - 1)

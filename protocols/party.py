@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from protocols.correlations import Correlation, Kind, KindHash, Part, Role, Store, pack_parts, unpack_parts
+from protocols.ring import blank
 
 T = TypeVar("T")
 
@@ -109,8 +109,8 @@ class Engine(Protocol):
         """One round."""
 
 
-def _meta(items: Sequence[Item]) -> Received:
-    return [torch.empty(item.value.shape, dtype=torch.int64, device="meta") for item in items]
+def _blanks(items: Sequence[Item]) -> Received:
+    return [blank(*item.value.shape) for item in items]
 
 
 class Trace:
@@ -151,7 +151,7 @@ class Trace:
         cost.online_bytes += sum(sizes.values())
         cost.peer_offline_bytes += sum(part.size for part in early)
         cost.rounds += self._depth[Role.CLIENT] - before[Role.CLIENT]
-        return _meta(items)
+        return _blanks(items)
 
 
 class Offline:
@@ -189,7 +189,7 @@ class Offline:
         early = [item for item in items if item.early and item.from_client]
         if early:
             self.channel.exchange(pack_parts([i.value for i in early], [i.part for i in early]), None)
-        return _meta(items)
+        return _blanks(items)
 
 
 class Online:
@@ -212,7 +212,7 @@ class Online:
         late = [(k, i) for k, i in arriving if client or not i.early]
         body = pack_parts([i.value for i in sent], [i.part for i in sent]) if sent else None
         data = self.channel.exchange(body, sum(i.part.size for _, i in late) if late else None)
-        received = list(_meta(items))
+        received: list[Tensor | None] = [None] * len(items)
         device = self.store.device
         if late and data is not None:
             for (k, _), tensor in zip(late, unpack_parts(data, [i.part for _, i in late], device), strict=True):
@@ -221,7 +221,7 @@ class Online:
         if ahead:
             for (k, _), tensor in zip(ahead, unpack_parts(self.early.popleft(), [i.part for _, i in ahead], device), strict=True):
                 received[k] = tensor
-        return received
+        return [blank(*item.value.shape) if tensor is None else tensor for tensor, item in zip(received, items, strict=True)]
 
 
 class Party:

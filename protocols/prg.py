@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from torch import Tensor
 from protocols.ring import reduce
 
 SEED_BYTES = 16
+BLOCK = 16
 _ZEROS = bytes(1 << 20)
+_FEW = 256  # blocks
 
 
 def new_seed() -> bytes:
@@ -34,40 +35,49 @@ def derive(seed: bytes, purpose: str) -> bytes:
 
 
 class Prg:
-    """Streams of uniform ring elements under one key."""
+    """Streams of uniform ring elements under one key; used by one thread at a time."""
 
     def __init__(self, key: bytes) -> None:
         self._algorithm = algorithms.AES(key)
+        self._blocks = Cipher(self._algorithm, modes.ECB()).encryptor()  # of counters, each once: this is counter mode
 
     def __repr__(self) -> str:
         return "Prg(key hidden)"
 
     def stream(self, counter: int) -> Stream:
         """The stream with this name, below 2^64; the caller never asks for one twice for two purposes."""
-        return Stream(self._algorithm, counter)
+        return Stream(self._algorithm, self._blocks, counter)
 
 
 class Stream:
     """One keystream, read front to back."""
 
-    def __init__(self, algorithm: algorithms.AES, counter: int) -> None:
-        self._algorithm, self._name = algorithm, counter.to_bytes(8, "big")
+    def __init__(self, algorithm: algorithms.AES, blocks: CipherContext, counter: int) -> None:
+        self._algorithm, self._blocks, self._read = algorithm, blocks, 0
+        self._name = counter.to_bytes(8, "big")
 
     def __repr__(self) -> str:
         return "Stream(hidden)"
 
-    @cached_property
-    def _encryptor(self) -> CipherContext:
-        # when it is first read: many streams never are. 64 bits name the stream, 64 bits count its blocks
-        return Cipher(self._algorithm, modes.CTR(self._name + bytes(8))).encryptor()
-
     def raw(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The next `size` bytes."""
-        out = np.empty(size + 16, np.uint8)  # the library wants room for one block more
-        view, zeros = out.data, memoryview(_ZEROS)
-        for start in range(0, size, len(_ZEROS)):
-            self._encryptor.update_into(zeros[: min(len(_ZEROS), size - start)], view[start:])
-        return out[:size]
+        # 64 bits name the stream, 64 bits count its blocks
+        block, skipped = divmod(self._read, BLOCK)
+        self._read += size
+        needed = skipped + size
+        count = -(-needed // BLOCK)
+        out = np.empty((count + 1) * BLOCK, np.uint8)  # the library wants room for one block more
+        if count <= _FEW:  # setting up counter mode takes longer than encrypting so little
+            counters = np.empty((count, 2), ">u8")
+            counters[:, 0] = np.frombuffer(self._name, ">u8")
+            counters[:, 1] = np.arange(block, block + count)
+            self._blocks.update_into(counters.tobytes(), out.data)
+        else:
+            encryptor = Cipher(self._algorithm, modes.CTR(self._name + block.to_bytes(8, "big"))).encryptor()
+            view, zeros = out.data, memoryview(_ZEROS)
+            for start in range(0, needed, len(_ZEROS)):
+                encryptor.update_into(zeros[: min(len(_ZEROS), needed - start)], view[start:])
+        return out[skipped:needed]
 
     def uniform(self, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform elements of Z_2^bits, int64; the keystream is read in the narrowest machine word that holds them."""

@@ -98,6 +98,7 @@ def like(constant: Tensor, x: Tensor) -> Tensor:
 
 
 BLOCK = 1 << 18  # elements, a multiple of 8
+FEW = 512  # elements up to which all planes are made at once: fewer calls, each slower
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -137,10 +138,12 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
             at += flat.size * size
         if bits % 8:
             rest = (part >> (bits - bits % 8)).astype(np.uint8)
-            for bit in range(bits % 8):
-                plane = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
-                out[at + block.start // 8 : at + block.start // 8 + plane.size] = plane
-                at += -(-flat.size // 8)
+            planes = out[at:].reshape(bits % 8, -1)[:, block.start // 8 : -(-block.stop // 8)]
+            if flat.size <= FEW:
+                planes[:] = np.packbits(np.unpackbits(rest[None], axis=0, count=bits % 8, bitorder="little"), axis=1, bitorder="little")
+            else:
+                for bit, plane in enumerate(planes):
+                    plane[:] = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
     return out
 
 
@@ -157,10 +160,12 @@ def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, dev
             part |= section << (8 * place) if place else section
             at += count * size
         if bits % 8:
-            rest = np.zeros(part.size, np.uint8)
-            for bit in range(bits % 8):
-                plane = raw[at + block.start // 8 : at + -(-block.stop // 8)]
-                rest |= np.unpackbits(plane, count=part.size, bitorder="little") << bit
-                at += -(-count // 8)
+            planes = raw[at:].reshape(bits % 8, -1)[:, block.start // 8 : -(-block.stop // 8)]
+            if count <= FEW:
+                rest = np.packbits(np.unpackbits(planes, axis=1, count=part.size, bitorder="little"), axis=0, bitorder="little")[0]
+            else:
+                rest = np.zeros(part.size, np.uint8)
+                for bit, plane in enumerate(planes):
+                    rest |= np.unpackbits(plane, count=part.size, bitorder="little") << bit
             part |= rest.astype(np.int64) << (bits - bits % 8)
     return torch.from_numpy(out.reshape(shape)).to(device)

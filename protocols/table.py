@@ -16,6 +16,7 @@ from torch import Tensor
 from protocols.ring import like
 
 WORD = 64
+BLOCK = 1 << 14  # entries that are read at a time
 
 
 def one_hot(mask: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +58,8 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
     Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
     """
     octets = _rotate(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
-    places = octets.reshape(-1, octets.shape[-1]).T.long()
-    out = torch.zeros((places.shape[1], len(tables)), dtype=torch.int64, device=words.device)
-    for sums, place in zip(_octet_sums(like(tables, words)), places, strict=True):
-        out += sums.index_select(0, place)
-    return out.T.reshape(len(tables), *index.shape)
+    sums = _octet_sums(like(tables, words)).flatten(0, 1)  # (8 n * 256, t)
+    places = octets.reshape(-1, octets.shape[-1]).long() + 256 * torch.arange(octets.shape[-1], device=words.device)
+    step = max(1, BLOCK // places.shape[1])
+    out = [sums[part].sum(1) for part in places.split(step)]  # (step, t) each
+    return torch.cat(out).T.reshape(len(tables), *index.shape)

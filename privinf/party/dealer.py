@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,14 +17,14 @@ from torch import Tensor
 from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
 from privinf.party.marks import Lane
-from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
+from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Foresee, Foreseen, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
 from privinf.party.options import Options
 from privinf.party.service import Service
 from privinf.party.stock import Stock
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import Dealer, KindHash, from_wire
-from protocols.errors import ConfigError, CorrelationError, HandshakeError
+from protocols.correlations import Dealer, Kind, KindHash, from_wire
+from protocols.errors import ConfigError, CorrelationError, HandshakeError, ProtocolDesync
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
@@ -40,6 +40,16 @@ class _Session:
     seed: bytes = field(repr=False)
     joined: threading.Event = field(default_factory=threading.Event)  # it has its seed
     connection: Connection | None = None  # the client's, once it has shown the token
+
+
+@dataclass
+class _Ahead:
+    """A pass that was dealt before it was asked for; nobody has seen anything of it."""
+
+    first: int  # the name of its first correlation
+    correlations: int
+    head: Dealt
+    payload: list[bytearray] = field(repr=False)
 
 
 class DealerService(Service):
@@ -107,8 +117,9 @@ class DealerService(Service):
 
     def _deal(self, connection: Connection, session: _Session, masks: Callable[[], dict[str, Tensor]], server_seed: bytes) -> None:
         dealer: Dealer | None = None  # made when it is first needed: a query that was prepared needs none
+        ahead: _Ahead | None = None
         while True:
-            request = connection.receive_control(Deal | Reseed | Mark | End, MAX_KINDS)
+            request = connection.receive_control(Deal | Foresee | Foreseen | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
                 self.leave(connection)
                 return
@@ -117,14 +128,29 @@ class DealerService(Service):
                 continue
             if not session.joined.wait(self.options.timeout):
                 raise HandshakeError("the client did not join its session in time", party="dealer")
-            assert session.connection is not None
+            client = session.connection
+            assert client is not None
+            if isinstance(request, Foreseen):
+                if ahead is None:
+                    raise ProtocolDesync("a pass is asked for as foreseen, and none was", party="dealer")
+                self._send(client, ahead.head, ahead.payload, ahead.correlations)
+                ahead = None
+                continue
+            if ahead is not None and dealer is not None:
+                dealer.rewind(ahead.first)
+                ahead = None
             if isinstance(request, Reseed):
                 server_seed, session.seed, dealer = new_seed(), new_seed(), None
                 connection.send_control(SessionSeed(server_seed))
-                session.connection.send_control(SessionSeed(session.seed))
+                client.send_control(SessionSeed(session.seed))
                 continue
             dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device)
-            self._deal_pass(session, session.connection, dealer, request)
+            first, (kinds, head) = dealer.next_name, self._read(request)
+            payload = self._dealt(session, dealer, kinds)
+            if isinstance(request, Foresee):
+                ahead = _Ahead(first, len(kinds), head, list(payload))
+            else:
+                self._send(client, head, payload, len(kinds))
 
     def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates."""
@@ -136,14 +162,18 @@ class DealerService(Service):
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
 
-    def _deal_pass(self, session: _Session, client: Connection, dealer: Dealer, request: Deal) -> None:
+    def _read(self, request: Deal | Foresee) -> tuple[list[Kind], Dealt]:
+        """The kinds of a pass, checked, and what its client is told of it."""
         kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
         for kind in kinds:
             digest.update(kind)
         parts = (part for kind in kinds for part in (*kind.server_parts(), *kind.client_parts(), *kind.shared_parts()))
         if sum(part.count for part in parts) > MAX_PASS:
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
-        client.send_control(Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)))
+        return kinds, Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds))
+
+    def _dealt(self, session: _Session, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
+        """The payload of a pass, in messages, computed in turn."""
         waiting = bytearray()
         with self.turns.turn(session.client):
             for kind in kinds:
@@ -154,12 +184,17 @@ class DealerService(Service):
                     raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
                 if len(waiting) >= CHUNK:
                     with self.turns.between(session.client):
-                        client.send(waiting)
+                        yield waiting
                     waiting = bytearray()
         if waiting:
-            client.send(waiting)
+            yield waiting
         dealer.end_pass()
-        self.count(passes=1, correlations=len(kinds))
+
+    def _send(self, client: Connection, head: Dealt, payload: Iterable[bytearray], correlations: int) -> None:
+        client.send_control(head)
+        for message in payload:
+            client.send(message)
+        self.count(passes=1, correlations=correlations)
 
     def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
         """The masks of a model's weights, kept for the model that was asked for last."""

@@ -24,6 +24,8 @@ from privinf.party.messages import (
     MAX_KINDS,
     Deal,
     End,
+    Foresee,
+    Foreseen,
     Needs,
     Pass,
     Prepare,
@@ -187,6 +189,7 @@ class ServerSession:
         self._prepared: Prepared | None = None
         self._due: deque[Pass] = deque()  # the passes of a prepared query
         self._prepares = False
+        self._foreseen: tuple[Pass, Runtime, Trace] | None = None  # the pass that D deals ahead, and the state after it
         self._allowance = Allowance(server, connection, server.budget)
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -253,14 +256,36 @@ class ServerSession:
         return Runtime.of(self.server.lowered.graph, Party(Role.SERVER), self.store.device)
 
     def ask_dealer(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
-        """Walks a pass on shapes, from the state of this runtime, and asks for its correlations; the state after it, and what it needs."""
+        """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
+        sketch, trace = self._sketched(request, runtime, first)
+        self._allowance.afford(trace)
+        self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
+        return sketch, trace
+
+    def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+        """A pass walked on shapes."""
         trace = Trace(Role.SERVER, first)
         sketch = runtime.sketch(Party(Role.SERVER, trace))
         with self.server.turns.turn(self.connection.peer_fingerprint):
             self._walk(sketch, request)
-        self._allowance.afford(trace)
-        self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
         return sketch, trace
+
+    def _deal(self, request: Pass | Run) -> Trace:
+        """Has this pass dealt, and after a token the next one foreseen: D deals it while this one is computed."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is not None and foreseen[0] == request:
+            sketch, trace = foreseen[1:]
+            self._allowance.afford(trace)
+            self.link.send_control(Foreseen())
+        else:
+            sketch, trace = self.ask_dealer(request, self.runtime, self.store.next_name)
+        for name, kind in enumerate(trace.kinds, self.store.next_name):
+            self.store.expect(name, kind)
+        if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
+            after, ahead = self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+            self.link.send_control(Foresee([to_wire(kind) for kind in ahead.kinds]), MAX_KINDS)
+            self._foreseen = request, after, ahead
+        return trace
 
     def receive_early(self, trace: Trace) -> Iterator[memoryview]:
         """What the client sends ahead of a pass."""
@@ -285,11 +310,7 @@ class ServerSession:
                 raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
             early = self._prepared.next_pass(self.store)
         else:
-            first = self.store.next_name
-            _, trace = self.ask_dealer(request, self.runtime, first)
-            for name, kind in enumerate(trace.kinds, first):
-                self.store.expect(name, kind)
-            early = deque(self.receive_early(trace))
+            early = deque(self.receive_early(self._deal(request)))
         self.connection.meter.phase = "online"
         party = self.runtime.party
         party.engine = Online(Role.SERVER, InTurn(self.connection, self.server.turns), self.store, early)

@@ -7,7 +7,6 @@ table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose si
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_, parallel
@@ -104,13 +103,12 @@ def pieces(form: str, frac: int) -> Tensor:
     return torch.tensor([constant, slope], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class PiecesMask(Kind):
+class PiecesMask(Kind, frozen=True):
     """The rotated one-hot of the index's mask, its sign s, and s a, s b, s r, s b r for the masks a, b of both entries and x's mask r."""
 
-    x: int
-    index: int
-    shape: tuple[int, ...]
+    x: Number
+    index: Number
+    shape: Numbers
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part((2, *self.shape), PRODUCT_BITS),)

@@ -6,14 +6,13 @@ one-hot digits of the mask in place of oblivious transfer, and ABY2.0's multi-in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 from protocols.rows import MAX_SINGLE
@@ -54,18 +53,17 @@ def joint_widths(number: int) -> tuple[int, ...]:
     return tuple(min(JOINT_BITS, count - at) for at in range(0, count, JOINT_BITS))
 
 
-@dataclass(frozen=True)
-class CompareMask(Kind):
+class CompareMask(Kind, frozen=True):
     """For [x - y >= 0] where c = (x - y) + R: one-hot digits of R, masks of the ANDs' inputs and their products, and rho.
 
     A subclass says what R is. `shape` is that of the comparisons, `r_shape` that of R, which may broadcast. `single`: one digit.
     """
 
-    wire: int
-    shape: tuple[int, ...]
-    r_shape: tuple[int, ...]
-    bits: int
-    single: int = 0
+    wire: Number
+    shape: Numbers
+    r_shape: Numbers
+    bits: Number
+    single: Number = 0
 
     def bounded(self) -> bool:
         """See `Kind`: the work for the products of masks grows fast."""
@@ -184,15 +182,14 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
     return correlation.name, result ^ theirs
 
 
-@dataclass(frozen=True)
-class BitMask(Kind):
+class BitMask(Kind, frozen=True):
     """Shares of the rho of a comparison in Z_2^bits, and with `wire` of rho * r, r broadcast to its shape."""
 
-    compare: int
-    wire: int
-    shape: tuple[int, ...]
-    bits: int
-    spread: tuple[int, ...] = ()  # r's shape before broadcasting
+    compare: Number
+    wire: Number
+    shape: Numbers
+    bits: Number
+    spread: Numbers = ()  # r's shape before broadcasting
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)

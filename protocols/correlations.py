@@ -7,22 +7,22 @@ sent anything: `value - share of S` (or XOR), packed. Protocols ask for correlat
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import math
-import typing
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Protocol
+from functools import cache
+from typing import Annotated, Any, ClassVar, Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
-from protocols.ring import pack, packed_size, reduce, unpack
+from protocols.ring import blank, pack, packed_size, reduce, unpack
 
 Tensors = Sequence[Tensor]
 Dealt = tuple[Sequence[Tensor], Tensor | None]
@@ -30,6 +30,9 @@ Dealt = tuple[Sequence[Tensor], Tensor | None]
 
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
 MAX_AXES = 8
+
+Number = Annotated[int, msgspec.Meta(gt=-MAX_ELEMENTS, lt=MAX_ELEMENTS)]
+Numbers = tuple[Number, ...]
 
 
 class Role(StrEnum):
@@ -39,8 +42,7 @@ class Role(StrEnum):
     CLIENT = "client"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """The public shape of one tensor of a correlation; `xor` says how it is shared."""
 
     shape: tuple[int, ...]
@@ -74,14 +76,21 @@ class Masks(Protocol):
         """B of the weight with this name, (in, out)."""
 
 
-class Kind:
-    """Base of all kinds; a subclass is a frozen dataclass of int, str and tuple-of-int fields."""
+@cache
+def _any_kind() -> Any:
+    """The union of all kinds."""
+    return functools.reduce(operator.or_, Kind.registry.values())
+
+
+class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all kinds; a subclass has fields of the types Number, Numbers and str, and is a list of its name and them on a wire."""
 
     registry: ClassVar[dict[str, type[Kind]]] = {}
     drawn_early: ClassVar[bool] = False  # whether the client's own part may be needed before the query
 
     def __init_subclass__(cls) -> None:
         Kind.registry[cls.__name__] = cls
+        _any_kind.cache_clear()
 
     def server_parts(self) -> tuple[Part, ...]:
         """Private randomness of S."""
@@ -95,16 +104,19 @@ class Kind:
         """What is shared between S and C."""
         return ()
 
+    def own_parts(self, role: Role) -> tuple[Part, ...]:
+        """Private randomness of this party."""
+        return self.server_parts() if role is Role.SERVER else self.client_parts()
+
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's."""
         raise NotImplementedError
 
     def bounded(self) -> bool:
         """Whether the fields that sizes are computed from may be used to compute them: they come from a peer."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        shape, rows = fields.get("shape", ()), fields.get("rows", ())
+        shape, rows = getattr(self, "shape", ()), getattr(self, "rows", ())
         held = len(rows) in (0, 3) and min(rows, default=0) >= 0 and (not rows or _elements(rows) <= MAX_ELEMENTS)
-        return held and 1 <= fields.get("bits", 1) <= 64 and 0 <= fields.get("shift", 0) < 64 and len(shape) <= MAX_AXES
+        return held and 1 <= getattr(self, "bits", 1) <= 64 and 0 <= getattr(self, "shift", 0) < 64 and len(shape) <= MAX_AXES
 
     @property
     def dealer_bytes(self) -> int:
@@ -112,13 +124,12 @@ class Kind:
         return sum(part.size for part in self.shared_parts())
 
 
-@dataclass(frozen=True)
-class Mask(Kind):
+class Mask(Kind, frozen=True):
     """An opening mask r = r_S + r_C for one wire; no bytes. With `keep` it outlives its pass (a cached key or value)."""
 
-    shape: tuple[int, ...]
-    bits: int
-    keep: int = 0
+    shape: Numbers
+    bits: Number
+    keep: Number = 0
     drawn_early: ClassVar[bool] = True
 
     def server_parts(self) -> tuple[Part, ...]:
@@ -130,38 +141,62 @@ class Mask(Kind):
         return (), reduce(server[0] + client[0], self.bits)
 
 
-@dataclass(eq=False)
 class Correlation:
-    """One correlation as one party holds it; expanded when it is first read."""
+    """One correlation as one party holds it; expanded when it is first read. Without a stream only its shapes are known."""
 
-    kind: Kind
-    name: int
-    own_parts: tuple[Part, ...]
-    stream: Stream | None
-    payload: memoryview | None  # the client's shares, packed; None where they come from the stream
-    device: torch.device | str = "cpu"
+    __slots__ = ("_device", "_own", "_payload", "_role", "_shares", "_stream", "kind", "name")
+
+    def __init__(
+        self,
+        kind: Kind,
+        name: int,
+        role: Role,
+        stream: Stream | None = None,
+        payload: memoryview | None = None,  # the client's shares, packed; None where they come from the stream
+        device: torch.device | str = "cpu",
+        shares: tuple[Tensor, ...] | None = None,  # where they are known otherwise
+    ) -> None:
+        self.kind, self.name = kind, name
+        self._role, self._stream, self._payload, self._device = role, stream, payload, device
+        self._own: tuple[Tensor, ...] | None = None
+        self._shares = shares
 
     def __repr__(self) -> str:
         return f"Correlation({self.kind}, name={self.name}, values hidden)"
 
     def _expand(self, parts: tuple[Part, ...]) -> tuple[Tensor, ...]:
-        if self.stream is None:
-            return tuple(torch.empty(part.shape, dtype=torch.int64, device="meta") for part in parts)
-        return tuple(self.stream.uniform(part.shape, part.bits, self.device) for part in parts)
+        if self._stream is None:
+            return blanks(parts)
+        return tuple([self._stream.uniform(part.shape, part.bits, self._device) for part in parts])
 
-    @cached_property
+    @property
     def own(self) -> tuple[Tensor, ...]:
         """This party's private randomness."""
-        return self._expand(self.own_parts)
+        if self._own is None:
+            self._own = self._expand(self.kind.own_parts(self._role))
+        return self._own
 
-    @cached_property
+    @property
     def shares(self) -> tuple[Tensor, ...]:
         """This party's shares of the shared values."""
-        parts = self.kind.shared_parts()
-        if self.payload is not None:
-            return unpack_parts(self.payload, parts, self.device)
-        _ = self.own  # the stream is read in order
-        return self._expand(parts)
+        if self._shares is None:
+            parts = self.kind.shared_parts()
+            if self._payload is not None:
+                self._shares = unpack_parts(self._payload, parts, self._device)
+            else:
+                _ = self.own  # the stream is read in order
+                self._shares = self._expand(parts)
+        return self._shares
+
+    @shares.setter
+    def shares(self, shares: tuple[Tensor, ...]) -> None:
+        """What was computed from the shares takes their place."""
+        self._shares = shares
+
+
+def blanks(parts: Sequence[Part]) -> tuple[Tensor, ...]:
+    """Values that are not known in this walk."""
+    return tuple([blank(*part.shape) for part in parts])
 
 
 def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
@@ -186,48 +221,26 @@ class KindHash:
 
     def update(self, kind: Kind) -> None:
         """Adds a kind."""
-        self._hash.update(repr(kind).encode())
+        self._hash.update(msgspec.msgpack.encode(kind))
 
     def digest(self) -> bytes:
         """Of all so far."""
         return self._hash.digest()
 
 
-def to_wire(kind: Kind) -> list[Any]:
-    """A kind as plain values: its name and its fields."""
-    return [type(kind).__name__, *(getattr(kind, field.name) for field in dataclasses.fields(kind))]  # type: ignore[arg-type]
-
-
-@lru_cache
-def _fields(name: str) -> tuple[tuple[str, Any], ...]:
-    """Names and types of a kind's fields."""
-    kind = Kind.registry[name]
-    hints = typing.get_type_hints(kind)
-    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-
-
-def from_wire(fields: Sequence[Any]) -> Kind:
-    """The kind of `to_wire`, checked: known name, right number and types of fields, bounded sizes."""
-    named = isinstance(fields, list | tuple) and len(fields) > 0 and isinstance(fields[0], str)
-    kind = Kind.registry.get(fields[0]) if named else None
-    if kind is None:
-        raise CorrelationError("a correlation of unknown kind was asked for", remedy="compare the versions of all three parties")
-    expected = _fields(fields[0])
-    if len(expected) != len(fields) - 1:
-        raise CorrelationError(f"a {kind.__name__} was asked for with {len(fields) - 1} fields instead of {len(expected)}")
-    values: dict[str, Any] = {}
-    for (name, hint), value in zip(expected, fields[1:], strict=True):
-        values[name] = value = tuple(value) if isinstance(value, list) else value
-        numbers = value if isinstance(value, tuple) else (value,)
-        good = isinstance(value, str) if hint is str else all(type(n) is int and -MAX_ELEMENTS < n < MAX_ELEMENTS for n in numbers)
-        if not good or (hint is int) != (type(value) is int):
-            raise CorrelationError(f"a {kind.__name__} was asked for with a malformed field {name}")
-    made = kind(**values)
+def from_wire(fields: Any) -> Kind:
+    """The kind of what its list says, checked: known name, right number and types of fields, bounded sizes."""
+    try:
+        made: Kind = msgspec.convert(fields, _any_kind())
+    except msgspec.ValidationError as error:
+        remedy = "compare the versions of all three parties"
+        raise CorrelationError(f"a correlation was asked for that is none of this release: {error}", remedy=remedy) from None
+    what = f"a {type(made).__name__} was asked for with"
     if not made.bounded():
-        raise CorrelationError(f"a {kind.__name__} was asked for with a field out of bounds")
+        raise CorrelationError(f"{what} a field out of bounds")
     for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts()):
         if not 1 <= part.bits <= 64 or min(part.shape, default=1) < 0 or part.count > MAX_ELEMENTS:
-            raise CorrelationError(f"a {kind.__name__} was asked for with a size out of bounds")
+            raise CorrelationError(f"{what} a size out of bounds")
     return made
 
 
@@ -264,13 +277,16 @@ class Store:
 
     def peek(self, kind: Kind, name: int) -> Correlation:
         """The correlation before its use, for what can be computed ahead."""
-        own = kind.server_parts() if self.role is Role.SERVER else kind.client_parts()
         payload = None
         if self.role is Role.CLIENT and kind.shared_parts():
             payload = self._payloads.get(name)
             if payload is None or len(payload) != kind.dealer_bytes:
                 raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
-        return Correlation(kind, name, own, self._prg.stream(name), payload, self.device)
+        return Correlation(kind, name, self.role, self._prg.stream(name), payload, self.device)
+
+    def drawn(self, kind: Kind, name: int) -> Correlation:
+        """What of it this party draws itself; its shares stay shapes."""
+        return Correlation(kind, name, self.role, self._prg.stream(name), None, self.device, blanks(kind.shared_parts()))
 
     def prepare(self, name: int, shares: tuple[Tensor, ...]) -> None:
         """Replaces the client's shares by what was computed from them ahead of the query."""
@@ -286,10 +302,7 @@ class Store:
         prepared = self._prepared.pop(name, None)
         if prepared is not None:
             self._payloads.pop(name)
-            own = kind.client_parts()
-            correlation = Correlation(kind, name, own, self._prg.stream(name), None, self.device)
-            correlation.__dict__["shares"] = prepared
-            return correlation
+            return Correlation(kind, name, self.role, self._prg.stream(name), None, self.device, prepared)
         correlation = self.peek(kind, name)
         self._payloads.pop(name, None)
         return correlation

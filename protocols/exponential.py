@@ -8,14 +8,13 @@ not from a machine's libm.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, like, reduce
 from protocols.rows import Rows
@@ -87,15 +86,14 @@ def factors() -> Tensor:
     return torch.tensor([_round(value, FACTOR_FRAC) for value in _powers(0, -1)], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class ExpMask(Kind):
+class ExpMask(Kind, frozen=True):
     """For e^(x - m): the one-hot of the high digit of R = r_x - r_m 2^shift, its sign times e^-R_low, and that times u's mask."""
 
-    x: int
-    maximum: int
-    shape: tuple[int, ...]
-    shift: int
-    rows: tuple[int, ...]
+    x: Number
+    maximum: Number
+    shape: Numbers
+    shift: Number
+    rows: Numbers
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, OUT_BITS),)

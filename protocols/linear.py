@@ -8,12 +8,12 @@ W~ = W + B to C. D never sees W~, C never sees B.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.matrix import matmul, matmul_transposed
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
@@ -47,17 +47,16 @@ def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
     return reduce(encoded + weight_mask(seed, weight, encoded.device), weight.bits)
 
 
-@dataclass(frozen=True)
-class LinearMask(Kind):
+class LinearMask(Kind, frozen=True):
     """r (rows, in) of C; shares of r B, (rows, out). Diagonal: r (rows..., n), shares of r * B[slice]."""
 
     weight: str
-    shape: tuple[int, ...]  # of the input
-    out: int  # columns of the output
-    bits: int
-    diagonal: int = 0
-    transposed: int = 0
-    window: tuple[int, ...] = ()  # diagonal: first and last + 1 index of the weight's second axis
+    shape: Numbers  # of the input
+    out: Number  # columns of the output
+    bits: Number
+    diagonal: Number = 0
+    transposed: Number = 0
+    window: Numbers = ()  # diagonal: first and last + 1 index of the weight's second axis
 
     def client_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -125,7 +124,7 @@ def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_o
         outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
         yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]
         value = correlation.shares[0]
-    return replace(x, value=value, bits=kind.bits, frac=x.frac + weight.frac, early=True)
+    return Shares(value, kind.bits, x.frac + weight.frac, early=True)
 
 
 def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits: int) -> Protocol_[Shares]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.opening import open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
@@ -63,15 +63,14 @@ def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
     return tournament(Rows(*rows))[level].groups[group]
 
 
-@dataclass(frozen=True)
-class UpperMask(Kind):
+class UpperMask(Kind, frozen=True):
     """The mask of a wire's upper bits, r >> shift, as a wire of its own; shared if `deals`."""
 
-    wire: int
-    shape: tuple[int, ...]
-    shift: int
-    bits: int
-    deals: int = 1
+    wire: Number
+    shape: Numbers
+    shift: Number
+    bits: Number
+    deals: Number = 1
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),) if self.deals else ()
@@ -88,13 +87,12 @@ def upper_wire(party: Party, wire: Wire, shift: int) -> Wire:
     return Wire(upper, mask.shares[0], mask.name, wire.bits - shift, max(wire.frac - shift, 0))
 
 
-@dataclass(frozen=True)
-class PairCompareMask(CompareMask):
+class PairCompareMask(CompareMask, frozen=True):
     """All pairs within the groups of one size: R = r_i - r_j, (H, groups, pairs)."""
 
-    rows: tuple[int, ...] = ()
-    level: int = 0
-    group: int = 0
+    rows: Numbers = ()
+    level: Number = 0
+    group: Number = 0
 
     def difference(self, masks: Masks) -> Tensor:
         group = _group(self.rows, self.level, self.group)
@@ -102,20 +100,19 @@ class PairCompareMask(CompareMask):
         return _differences(r[:, like(group.index, r)])
 
 
-@dataclass(frozen=True)
-class SelectorMask(Kind):
+class SelectorMask(Kind, frozen=True):
     """Shares of the products of the rhos by which each candidate but the last wins; with `wire` times R_i = r_i - r_last.
 
     (H, groups, size - 1, 2^(size - 1) - 1): a product for every non-empty set of opponents.
     """
 
-    compare: int
-    wire: int
-    shape: tuple[int, ...]
-    bits: int
-    rows: tuple[int, ...]
-    level: int
-    group: int
+    compare: Number
+    wire: Number
+    shape: Numbers
+    bits: Number
+    rows: Numbers
+    level: Number
+    group: Number
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)

@@ -7,14 +7,13 @@ as in `table`. The affine part belongs to the linear map that follows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
@@ -54,13 +53,12 @@ def _table() -> Tensor:
     return torch.tensor([entries], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class SquareMask(Kind):
+class SquareMask(Kind, frozen=True):
     """Shares of the rows' sums of r^2, (rows), for a wire (rows, d)."""
 
-    wire: int
-    shape: tuple[int, ...]
-    bits: int
+    wire: Number
+    shape: Numbers
+    bits: Number
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -69,13 +67,12 @@ class SquareMask(Kind):
         return (masks.mask(self.wire).square().sum(-1),), None
 
 
-@dataclass(frozen=True)
-class InverseRootMask(Kind):
+class InverseRootMask(Kind, frozen=True):
     """The rotated one-hot of the index's mask, its sign s, and s a^i r^j for u's mask a (i = 0..3) and the mantissa's mask r (j = 0, 1)."""
 
-    mantissa: int
-    index: int
-    shape: tuple[int, ...]
+    mantissa: Number
+    index: Number
+    shape: Numbers
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, RING),)

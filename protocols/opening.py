@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -60,4 +59,4 @@ def add_server_constant(party: Party, x: Shares, constant: Tensor | None) -> Sha
     """x plus an integer tensor of S (a bias, a row of positions) with x's fraction bits; local. C passes None."""
     if not party.is_server or constant is None:
         return x
-    return replace(x, value=add(x.value, constant))
+    return x.with_value(add(x.value, constant))

@@ -123,34 +123,41 @@ class Trace:
         self.early: list[list[Part]] = []
         self.label = ("", "")
         self._first = first_name
-        self._depth = {Role.SERVER: 0, Role.CLIENT: 0}
+        self._depth = (0, 0)  # of the chains of messages that end at S and at C
 
     @property
     def cost(self) -> Cost:
         """Of the current label."""
-        return self.costs.setdefault(self.label, Cost())
+        found = self.costs.get(self.label)
+        if found is None:
+            found = self.costs[self.label] = Cost()
+        return found
 
     def take(self, kind: Kind) -> Correlation:
         """Records it."""
         self.kinds.append(kind)
         self.cost.dealer_bytes += kind.dealer_bytes
-        own = kind.server_parts() if self.role is Role.SERVER else kind.client_parts()
-        return Correlation(kind, self._first + len(self.kinds) - 1, own, None, None)
+        return Correlation(kind, self._first + len(self.kinds) - 1, self.role)
 
     def perform(self, items: Sequence[Item]) -> Received:
         """Counts bytes, and rounds as the client sees them: the depth of the chain of dependent messages."""
-        sizes = {role: sum(i.part.size for i in items if i.sent_by(role) and not (i.early and role is Role.CLIENT)) for role in Role}
-        sends = {role: any(i.sent_by(role) and not (i.early and role is Role.CLIENT) for i in items) for role in Role}
-        early = [item.part for item in items if item.early and item.from_client]
+        early: list[Part] = []
+        size, from_server, from_client = 0, False, False
+        for item in items:
+            part = item.part
+            if item.from_server:
+                size, from_server = size + part.size, True
+            if item.from_client and item.early:
+                early.append(part)
+            elif item.from_client:
+                size, from_client = size + part.size, True
+        cost, (server, client) = self.cost, self._depth
+        self._depth = (max(server, client + 1) if from_client else server, max(client, server + 1) if from_server else client)
+        cost.online_bytes += size
+        cost.rounds += self._depth[1] - client
         if early:
             self.early.append(early)
-        before, cost = dict(self._depth), self.cost
-        for sender, receiver in ((Role.SERVER, Role.CLIENT), (Role.CLIENT, Role.SERVER)):
-            if sends[sender]:
-                self._depth[receiver] = max(self._depth[receiver], before[sender] + 1)
-        cost.online_bytes += sum(sizes.values())
-        cost.peer_offline_bytes += sum(part.size for part in early)
-        cost.rounds += self._depth[Role.CLIENT] - before[Role.CLIENT]
+            cost.peer_offline_bytes += sum(part.size for part in early)
         return _blanks(items)
 
 
@@ -172,17 +179,11 @@ class Offline:
         prepare = getattr(kind, "prepare", None)
         if prepare is not None:
             correlation = self.store.peek(kind, name)
-            shares = prepare(self.weights, correlation.own, correlation.shares)
-            self.store.prepare(name, shares)
-            correlation.__dict__["shares"] = shares
+            correlation.shares = prepare(self.weights, correlation.own, correlation.shares)
+            self.store.prepare(name, correlation.shares)
             return correlation
-        correlation = Correlation(kind, name, kind.client_parts(), None, None, self.store.device)
-        if kind.drawn_early:
-            # what was dealt is read in the online walk; what the client draws itself is needed for early messages
-            correlation.__dict__["shares"] = correlation.shares
-            correlation.stream = self.store.peek(kind, name).stream
-            correlation.__dict__.pop("own", None)
-        return correlation
+        # what was dealt is read in the online walk; what the client draws itself may be needed for early messages
+        return self.store.drawn(kind, name) if kind.drawn_early else Correlation(kind, name, Role.CLIENT)
 
     def perform(self, items: Sequence[Item]) -> Received:
         """Sends the early parts."""

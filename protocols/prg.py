@@ -85,4 +85,5 @@ class Stream:
         word: type[np.generic] = np.uint8 if bits <= 8 else np.int16 if bits <= 16 else np.int32 if bits <= 32 else np.int64
         values = self.raw(count * np.dtype(word).itemsize).view(word)
         # AES runs on the CPU; narrow words move, and become int64 where they are used. What a sign extends is cleared
-        return reduce(torch.from_numpy(values.reshape(shape)).to(device).to(torch.int64), bits)
+        moved = torch.from_numpy(values.reshape(shape))
+        return reduce((moved if device == "cpu" else moved.to(device)).to(torch.int64), bits)

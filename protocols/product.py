@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.matrix import matmul
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
@@ -19,15 +19,14 @@ from protocols.rows import Rows
 from protocols.shares import Hidden, Shares, Wire
 
 
-@dataclass(frozen=True)
-class ProductMask(Kind):
+class ProductMask(Kind, frozen=True):
     """Shares of r_x * r_y, elementwise with broadcasting; with `rows` y has one value a row of x's packed rows."""
 
-    x: int
-    y: int
-    shape: tuple[int, ...]
-    bits: int
-    rows: tuple[int, ...] = ()
+    x: Number
+    y: Number
+    shape: Numbers
+    bits: Number
+    rows: Numbers = ()
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -37,14 +36,13 @@ class ProductMask(Kind):
         return (masks.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
 
 
-@dataclass(frozen=True)
-class MatmulMask(Kind):
+class MatmulMask(Kind, frozen=True):
     """Shares of r_x r_y, batched: (..., n, d) x (..., d, m). `y` may name several wires, joined along their rows."""
 
-    x: int
-    y: tuple[int, ...]
-    shape: tuple[int, ...]
-    bits: int
+    x: Number
+    y: Numbers
+    shape: Numbers
+    bits: Number
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -53,22 +51,20 @@ class MatmulMask(Kind):
         return (matmul(masks.mask(self.x), torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
 
 
-@dataclass(frozen=True)
-class RowsTimesMatrixMask(MatmulMask):
+class RowsTimesMatrixMask(MatmulMask, frozen=True):
     """The same where x is packed: the rows' elements alone, (H, N), the rest of the (rows, columns) matrix being 0."""
 
-    rows: tuple[int, ...] = ()
+    rows: Numbers = ()
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         x = Rows(*self.rows).unpack(masks.mask(self.x))
         return (matmul(x, torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
 
 
-@dataclass(frozen=True)
-class MatrixTimesRowsMask(MatmulMask):
+class MatrixTimesRowsMask(MatmulMask, frozen=True):
     """Shares of the rows' elements of r_x r_y^T, (H, N): the rest is neither dealt nor sent."""
 
-    rows: tuple[int, ...] = ()
+    rows: Numbers = ()
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = torch.cat([masks.mask(name) for name in self.y], -2)

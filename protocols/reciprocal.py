@@ -6,14 +6,13 @@ double in width with the octave as in SIGMA's normalisation (2023/1269), here th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, like
@@ -70,8 +69,7 @@ def _lines(frac: int, table: int, out_frac: int) -> Tensor:
     return torch.tensor([value, slope, [int(i < first) for i in range(size)]], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class ReciprocalMask(Kind):
+class ReciprocalMask(Kind, frozen=True):
     """For the lines of a sum with mask r. Per table: the rotated one-hot of the mask of its index, with sign s.
 
     Masks a, b of value and slope, (tables, 2, ...), and rho of the choice, a bit for each table but the lowest. For each
@@ -79,11 +77,11 @@ class ReciprocalMask(Kind):
     r's bits that are multiplied by the slope.
     """
 
-    sum: int
-    shape: tuple[int, ...]
-    frac: int
-    number: int
-    bits: int
+    sum: Number
+    shape: Numbers
+    frac: Number
+    number: Number
+    bits: Number
 
     def bounded(self) -> bool:
         """See `Kind`: the products double with each table."""

@@ -60,11 +60,16 @@ def blank(*shape: int) -> Tensor:
 
 def known(*values: Tensor) -> bool:
     """Whether all of them have values in this walk."""
-    return not any(value.is_meta for value in values)
+    for value in values:  # noqa: SIM110  (it is asked a thousand times a pass, and a generator costs more than the question)
+        if value.is_meta:
+            return False
+    return True
 
 
 def common_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
     """The shape of a + b."""
+    if a.shape == b.shape:
+        return tuple(a.shape)
     long, short = (a.shape, b.shape) if a.dim() >= b.dim() else (b.shape, a.shape)
     padded = (1,) * (len(long) - len(short)) + tuple(short)
     return tuple(max(m, n) if min(m, n) else 0 for m, n in zip(long, padded, strict=True))
@@ -101,11 +106,13 @@ BLOCK = 1 << 18  # elements, a multiple of 8
 FEW = 512  # elements up to which all planes are made at once: fewer calls, each slower
 
 
+@lru_cache(maxsize=4096)
 def packed_size(count: int, bits: int) -> int:
     """Bytes of `count` packed elements: no more than their bits, each plane of bits rounded up to whole bytes."""
     return count * (bits // 8) + (bits % 8) * (-(-count // 8))
 
 
+@lru_cache
 def _words(bits: int) -> list[tuple[str, int]]:
     """How an element's whole bytes are cut into machine words, highest bits last: (type, position in bytes)."""
     words, at = [], 0
@@ -127,7 +134,7 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     In sections, since copying words is fast and copying odd numbers of bytes is not: the elements' lowest words of 8, 4, 2
     and 1 bytes, as many as their whole bytes need, then a plane for each remaining bit.
     """
-    flat = x.detach().reshape(-1).contiguous().cpu().numpy()
+    flat = x.reshape(-1).cpu().numpy()
     out = np.empty(packed_size(flat.size, bits), np.uint8)
     for block in _blocks(flat.size):
         part, at = flat[block], 0
@@ -153,11 +160,15 @@ def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, dev
     out = np.empty(count, np.int64)
     for block in _blocks(count):
         part, at = out[block], 0
-        part[:] = 0
+        if bits < 8:
+            part[:] = 0
         for word, place in _words(bits):
             size = int(word[-1])
-            section = raw[at + block.start * size : at + block.stop * size].view(word).astype(np.int64)
-            part |= section << (8 * place) if place else section
+            section = raw[at + block.start * size : at + block.stop * size].view(word)
+            if place:
+                part |= section.astype(np.int64) << (8 * place)
+            else:
+                part[:] = section.view("<i8") if size == 8 else section
             at += count * size
         if bits % 8:
             planes = raw[at:].reshape(bits % 8, -1)[:, block.start // 8 : -(-block.stop // 8)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -54,20 +54,24 @@ class Shares(Hidden):
         return self._binary(other, subtract(self.value, other.value))
 
     def __neg__(self) -> Shares:
-        return replace(self, value=self.value if self.value.is_meta else -self.value)
+        return self.with_value(self.value if self.value.is_meta else -self.value)
 
     def times(self, integer: int | Tensor, frac: int = 0) -> Shares:
         """The product with public integers that carry `frac` fraction bits; local."""
-        return replace(self, value=multiply(self.value, integer), frac=self.frac + frac)
+        return Shares(multiply(self.value, integer), self.bits, self.frac + frac, self.early)
 
     def narrow(self, bits: int) -> Shares:
         """The same value modulo a smaller ring; local."""
         assert bits <= self.bits, "a wider ring needs `rescale`"
-        return replace(self, bits=bits)
+        return Shares(self.value, bits, self.frac, self.early)
 
     def map(self, function: Any) -> Shares:
         """A linear map with small public integer coefficients of the share alone (reshape, slice, gather, sum)."""
-        return replace(self, value=function(self.value))
+        return self.with_value(function(self.value))
+
+    def with_value(self, value: Tensor) -> Shares:
+        """Another share in the same ring."""
+        return Shares(value, self.bits, self.frac, self.early)
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)

@@ -61,5 +61,5 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
     sums = _octet_sums(like(tables, words)).flatten(0, 1)  # (8 n * 256, t)
     places = octets.reshape(-1, octets.shape[-1]).long() + 256 * torch.arange(octets.shape[-1], device=words.device)
     step = max(1, BLOCK // places.shape[1])
-    out = [sums[part].sum(1) for part in places.split(step)]  # (step, t) each
+    out = [sums[part].sum(1) for part in torch.split(places, step)]  # (step, t) each
     return torch.cat(out).T.reshape(len(tables), *index.shape)

@@ -5,21 +5,19 @@ Source: Cheetah's truncation and extension with known sign (ePrint 2022/207), SI
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from protocols.correlations import Dealt, Kind, Masks, Part, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
 
 
-@dataclass(frozen=True)
-class OrMask(Kind):
+class OrMask(Kind, frozen=True):
     """Bits b_S of S and b_C of C; shares of b_S b_C in Z_2^bits."""
 
-    shape: tuple[int, ...]
-    bits: int
+    shape: Numbers
+    bits: Number
     drawn_early: ClassVar[bool] = True
 
     def server_parts(self) -> tuple[Part, ...]:
@@ -59,7 +57,7 @@ def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool 
         value = shift_right(x.value, shift, x.bits)
         if shift and party.is_server and known(value):
             value = value + 1
-        return replace(x, value=value, bits=bits, frac=frac)
+        return Shares(value, bits, frac, x.early)
     offset = 1 << (x.bits - 5 if nonnegative else x.bits - 2)
     assert offset >> shift << shift == offset, "the offset keeps its value when it is shifted"
     z = x.value + offset if party.is_server and known(x.value) else x.value

@@ -29,6 +29,7 @@ class Settings(BaseModel):
     seed: int = Field(default=1, ge=0)
     batch: int = Field(default=16, ge=1)
     length: int = Field(default=256, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=3e-3, gt=0)
     warmup_steps: int = Field(default=200, ge=0)
     decay_fraction: float = Field(default=0.4, ge=0, le=1)

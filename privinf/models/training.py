@@ -1,8 +1,8 @@
 """Trains one variant of the ladder, on a CPU, by seed, resumable, and within what secure fixed point can hold.
 
-AdamW with a warmup-stable-decay rate, so that the end can be moved while it runs. With `steps` a run is a function of its settings, and an
-interrupted run that is resumed gives the same weights to the last bit. With `minutes` the clock decides when the rate falls, so such a run
-does not repeat exactly.
+AdamW, or Muon for the layers' matrices, with a warmup-stable-decay rate, so that the end can be moved while it runs. With `steps` a
+run is a function of its settings, and an interrupted run that is resumed gives the same weights to the last bit. With `minutes` the
+clock decides when the rate falls, so such a run does not repeat exactly.
 
 A private pass computes in a ring: values beyond its range wrap around. So the loss has a cheap penalty on what is too large (`Limits`).
 """
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from privinf.models.normalisation import folded_norms, normalise_ffns
 from privinf.models.settings import Settings, rate_at
 from protocols.errors import ConfigError, PrivinfError
 
+OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 STATE, METRICS, RUN = "state.safetensors", "metrics.jsonl", "run.json"
 HELD_EVERY = 4  # steps between those that have the range penalty, at so many times its weight
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
@@ -90,14 +91,21 @@ class Trainer:
         self.named = list(self.model.named_parameters()) + ([] if self.theta is None else [("theta", self.theta)])
         lengths = "original0" if settings.ffn_norm == "weight" else "temperature"  # of a normalised weight: not to be pulled to zero
         free = [p for name, p in self.named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths))]
-        decayed = [p for _, p in self.named if not any(p is other for other in free)]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.95),
-            eps=1e-8,
-            fused=True,
-        )
+        layers = [p for name, p in self.named if p.dim() == 2 and name.startswith("h.") and not _in(p, free)]
+        matrices = layers if settings.optimizer == "muon" else []
+        decayed = [p for _, p in self.named if not _in(p, free) and not _in(p, matrices)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}],
+                lr=settings.learning_rate,
+                betas=(0.9, 0.95),
+                eps=1e-8,
+                fused=True,
+            )
+        ]
+        if matrices:  # https://kellerjordan.github.io/posts/muon; at AdamW's rates, as in arXiv 2502.16982
+            rate, decay = settings.learning_rate, settings.weight_decay
+            self.optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
         self.step, self.elapsed = 0, 0.0
         self.between_steps = True  # else an interrupt hit while weights were changing, and the state is no state of the run
         self.corpus_id = corpus_id
@@ -141,18 +149,21 @@ class Trainer:
         """One optimiser step on the batch of the current step number."""
         settings = self.settings
         rate = rate_at(settings, self.step, fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         self.model.train()
         ids = torch.from_numpy(batch_at(self.tokens.training, self.step, settings.batch, settings.length, settings.seed))
         total, cross_entropy, added = self.compiled_loss(ids, settings.limits.weight > 0 and self.step % HELD_EVERY == 0)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_([p for _, p in self.named], settings.clip)
         loss = float(cross_entropy.detach())
         self._check(loss, float(norm), ids)
         self.between_steps = False
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             for name, parameter in self.named:
                 if name.endswith(("temperature", "alpha")):
@@ -256,7 +267,7 @@ class Trainer:
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
             tensors["value." + name] = parameter.detach().clone()
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
+            for kind, value in self._state(parameter).items():
                 tensors[f"{kind}.{name}"] = value.detach().clone()
         tensors |= {"buffer." + name: buffer.clone() for name, buffer in self._buffers()}
         facts = {
@@ -270,6 +281,12 @@ class Trainer:
         with _writing(self.directory / STATE):
             self.directory.mkdir(parents=True, exist_ok=True)
             write_tensors(self.directory / STATE, tensors, {"run": json.dumps(facts)})
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What its optimiser keeps of a parameter."""
+        mine = next(o for o in self.optimizers if any(_in(parameter, group["params"]) for group in o.param_groups))
+        found: dict[str, Tensor] = mine.state[parameter]
+        return found
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """The vectors of a spectral norm's power iteration."""
@@ -297,9 +314,7 @@ class Trainer:
             for name, parameter in self.named:
                 with torch.no_grad():
                     parameter.copy_(tensors["value." + name])
-                state = {kind: tensors[f"{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in tensors}
-                if state:
-                    self.optimizer.state[parameter] = state
+                self._state(parameter).update((kind, tensors[f"{kind}.{name}"]) for kind in OPTIMIZER_STATE if f"{kind}.{name}" in tensors)
             for name, buffer in self._buffers():
                 buffer.copy_(tensors["buffer." + name])
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed_s"])
@@ -332,6 +347,11 @@ class Trainer:
         if path.is_file():
             lines = path.read_text("utf-8").splitlines(keepends=True)
             write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
+
+
+def _in(parameter: Tensor, among: Sequence[Tensor]) -> bool:
+    """Whether it is one of them; tensors compare by value."""
+    return any(parameter is other for other in among)
 
 
 def _fingerprint(model: AeroModel) -> str:

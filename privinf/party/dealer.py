@@ -17,7 +17,22 @@ from torch import Tensor
 from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
 from privinf.party.marks import Lane
-from privinf.party.messages import CHUNK, MAX_KINDS, Deal, Dealt, End, Foresee, Foreseen, Join, Mark, Marked, Register, Reseed, SessionSeed, greet
+from privinf.party.messages import (
+    CHUNK,
+    MAX_KINDS,
+    Deal,
+    Dealt,
+    End,
+    Foresee,
+    Foreseen,
+    Join,
+    Mark,
+    Marked,
+    Register,
+    Reseed,
+    SessionSeed,
+    greet,
+)
 from privinf.party.options import Options
 from privinf.party.service import Service
 from privinf.party.stock import Stock

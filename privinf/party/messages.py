@@ -2,7 +2,8 @@
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
 each query; End. Server and dealer: Register, Seed, then a Deal for each pass, or a Foresee while the one before it is computed and a
-Foreseen. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
+Foreseen. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver
+alone; no message depends on a secret.
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
 Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
@@ -209,13 +210,13 @@ class SessionSeed(msgspec.Struct, frozen=True):
 class Deal(msgspec.Struct, frozen=True, tag=True):
     """S to D: the kinds of one pass, in order."""
 
-    kinds: Annotated[list[list[Any]], msgspec.Meta(max_length=1 << 20)]
+    kinds: Annotated[list[Any], msgspec.Meta(max_length=1 << 20)]  # lists on the wire; `correlations.from_wire` reads them
 
 
 class Foresee(msgspec.Struct, frozen=True, tag=True):
     """S to D: the kinds of the pass that will most likely follow; D deals it and keeps what it dealt."""
 
-    kinds: Annotated[list[list[Any]], msgspec.Meta(max_length=1 << 20)]
+    kinds: Annotated[list[Any], msgspec.Meta(max_length=1 << 20)]  # lists on the wire; `correlations.from_wire` reads them
 
 
 class Foreseen(msgspec.Struct, frozen=True, tag=True):

@@ -47,7 +47,7 @@ from privinf.party.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Role, Store, to_wire
+from protocols.correlations import Role, Store
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
 from protocols.linear import mask_weight
 from protocols.party import Online, Party, Trace
@@ -259,7 +259,7 @@ class ServerSession:
         """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
         sketch, trace = self._sketched(request, runtime, first)
         self._allowance.afford(trace)
-        self.link.send_control(Deal([to_wire(kind) for kind in trace.kinds]), MAX_KINDS)
+        self.link.send_control(Deal(trace.kinds), MAX_KINDS)
         return sketch, trace
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
@@ -283,7 +283,7 @@ class ServerSession:
             self.store.expect(name, kind)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
             after, ahead = self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
-            self.link.send_control(Foresee([to_wire(kind) for kind in ahead.kinds]), MAX_KINDS)
+            self.link.send_control(Foresee(ahead.kinds), MAX_KINDS)
             self._foreseen = request, after, ahead
         return trace
 

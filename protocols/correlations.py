@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
@@ -42,6 +42,11 @@ class Role(StrEnum):
     CLIENT = "client"
 
 
+@lru_cache(maxsize=4096)
+def _size(shape: tuple[int, ...], bits: int) -> int:
+    return packed_size(math.prod(shape), bits)
+
+
 class Part(msgspec.Struct, frozen=True):
     """The public shape of one tensor of a correlation; `xor` says how it is shared."""
 
@@ -57,7 +62,7 @@ class Part(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes on a wire."""
-        return packed_size(self.count, self.bits)
+        return _size(self.shape, self.bits)
 
 
 def _elements(rows: Sequence[int]) -> int:

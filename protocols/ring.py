@@ -106,7 +106,6 @@ BLOCK = 1 << 18  # elements, a multiple of 8
 FEW = 512  # elements up to which all planes are made at once: fewer calls, each slower
 
 
-@lru_cache(maxsize=4096)
 def packed_size(count: int, bits: int) -> int:
     """Bytes of `count` packed elements: no more than their bits, each plane of bits rounded up to whole bytes."""
     return count * (bits // 8) + (bits % 8) * (-(-count // 8))
@@ -179,4 +178,5 @@ def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, dev
                 for bit, plane in enumerate(planes):
                     rest |= np.unpackbits(plane, count=part.size, bitorder="little") << bit
             part |= rest.astype(np.int64) << (bits - bits % 8)
-    return torch.from_numpy(out.reshape(shape)).to(device)
+    found = torch.from_numpy(out.reshape(shape))
+    return found if device == "cpu" else found.to(device)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from privinf.party.ahead import mark_at_dealer
@@ -187,6 +188,7 @@ class DealerService(Service):
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
         return kinds, Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds))
 
+    @torch.inference_mode()
     def _dealt(self, session: _Session, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
         """The payload of a pass, in messages, computed in turn."""
         waiting = bytearray()

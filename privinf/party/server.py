@@ -236,6 +236,7 @@ class ServerSession:
         if end > info.n_positions:
             raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
 
+    @torch.inference_mode()
     def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
         graph, info = self.server.lowered.graph, self.server.lowered.info
         if isinstance(request, Pass):

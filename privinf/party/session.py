@@ -319,6 +319,7 @@ class ClientSession:
         assert found is not None
         return found
 
+    @torch.inference_mode()
     def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
         if isinstance(request, Run):
             return module_output(self.lowered.graph, runtime, inputs, observe=observe)
@@ -345,6 +346,7 @@ class ClientSession:
         self.timing.offline_s += middle - began
         self._unshown_s += time.perf_counter() - middle
         if result is not None:
+            result = result.clone()  # outside of inference mode: a tensor like any other
             self.timing.tokens_s.append(self._unshown_s)
             self._unshown_s, self.shown = 0.0, (self.shown[0], self.shown[1] + isinstance(request, Pass))
         return result

@@ -89,6 +89,9 @@ class InTurn:
 
     def exchange(self, body: Any, expect: int | None) -> memoryview | None:
         """See `Channel`."""
-        with self._turns.between(self.channel.peer_fingerprint):
+        self._turns.give()
+        try:
             received: memoryview | None = self.channel.exchange(body, expect)
-        return received
+            return received
+        finally:
+            self._turns.take(self.channel.peer_fingerprint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -282,15 +282,11 @@ class Endpoint(ABC):
             return None
         return max(0.0, (self._inbox[0].release - time.time_ns()) / 1e9)
 
-    def _deliverable(self) -> Iterator[Frame]:
+    def _take(self, want: Want) -> memoryview | None:
+        """The wanted message if all of it has come (and the emulated link lets it through), else None."""
         while self._inbox and (not self._shaper or self._inbox[0].release <= time.time_ns()):
             frame = self._inbox.popleft()
             self._backlog -= len(frame.body)
-            yield frame
-
-    def _take(self, want: Want) -> memoryview | None:
-        """The wanted message if all of it has come (and the emulated link lets it through), else None."""
-        for frame in self._deliverable():
             header = frame.header
             if header.kind is Kind.ERROR:
                 raise self._reported(frame)

@@ -132,6 +132,18 @@ def test_a_mask_lives_for_one_pass_unless_it_is_kept() -> None:
         dealer.deal(ProductMask(2, 2, (2,), 20))
 
 
+def test_what_nobody_has_seen_is_taken_back() -> None:
+    _, _, dealer = trio()
+    dealer.deal(Mask((2,), 20, keep=1))
+    dealer.end_pass()
+    kept = dealer.deal(ProductMask(1, 1, (2,), 20)), dealer.deal(Mask((2,), 20, keep=1)), dealer.deal(ProductMask(3, 3, (2,), 20))
+    dealer.end_pass()
+    dealer.rewind(2)
+    assert dealer.next_name == 2 and dealer.deal(ProductMask(1, 1, (2,), 20)) == kept[0]  # the same names, the same streams
+    with pytest.raises(CorrelationError, match="does not exist"):
+        dealer.deal(ProductMask(3, 3, (2,), 20))
+
+
 # ---- kinds from a peer
 
 

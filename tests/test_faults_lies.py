@@ -13,7 +13,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from privinf.party.messages import Deal, Hello, Join, Needs, Pass, Register, Run, Session, SessionSeed, WeightRecord, Welcome, greet
+from privinf.party.messages import (
+    Deal,
+    Foresee,
+    Foreseen,
+    Hello,
+    Join,
+    Needs,
+    Pass,
+    Register,
+    Run,
+    Session,
+    SessionSeed,
+    WeightRecord,
+    Welcome,
+    greet,
+)
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, ProtocolDesync, TransportError
 from tests import trio as t
 from tests.peers import as_client, dialled, is_well, load_fingerprint, said
@@ -81,10 +96,12 @@ def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
         assert is_well(parties)
 
 
-@pytest.mark.parametrize(
-    "kinds", [[["Nope", 1]], [["Mask"]], [[]], [["Mask", [1 << 30, 1 << 30], 64, 0]], [["LinearMask", "w", [4], 4, 99, 0, 0, []]]]
-)
-def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytest.LogCaptureFixture, kinds: list[Any]) -> None:
+NONSENSE = [[["Nope", 1]], [["Mask"]], [[]], [["Mask", [1 << 30, 1 << 30], 64, 0]], [["LinearMask", "w", [4], 4, 99, 0, 0, []]]]
+
+
+@pytest.mark.parametrize("asked", [*map(Deal, NONSENSE), *map(Foresee, NONSENSE[:1]), Foreseen()])
+def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytest.LogCaptureFixture, asked: Any) -> None:
+    words = "asked for as foreseen" if isinstance(asked, Foreseen) else "was asked for"
     token, fingerprint = secrets.token_bytes(16), load_fingerprint(t.keys() / "client" / "cert.pem")
     with dialled(parties.dealer.address, "server", "dealer") as server, dialled(parties.dealer.address, "client", "dealer") as client:
         greet(server)
@@ -95,10 +112,10 @@ def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytes
         client.receive_control(SessionSeed)
         for each in (server, client):
             each.establish()
-        server.send_control(Deal(kinds))
+        server.send_control(asked)
         errors = [outcome(lambda each=each: each.receive_control(Hello)) for each in (server, client)]  # type: ignore[misc]
-        assert all("was asked for" in str(error) for error in errors)
-    assert "was asked for" in said(caplog, "dealer", "was asked for")
+        assert all(words in str(error) for error in errors)
+    assert words in said(caplog, "dealer", words)
     assert is_well(parties)
 
 

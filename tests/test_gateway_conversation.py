@@ -11,6 +11,7 @@ import pytest
 
 from privinf.party.conversation import Conversation
 from privinf.party.sampling import Sampling
+from protocols.correlations import Dealer
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
 from tests import trio as t
 from tests.trio import Trio, trio
@@ -43,6 +44,22 @@ def test_turns_go_on_from_what_is_cached(parties: Trio) -> None:
         assert whole.result is not None and moved < 0.6 * whole.result["traffic"]["online"]["payload"]
         last = [token.id for token in conversation.generate([9], max_new_tokens=2, ignore_eos=True, keep_last=False)]
         assert t.is_greedy([*sequence[:-1], 9], last) and conversation.ids == [*sequence[:-1], 9, *last]
+
+
+def test_what_was_dealt_ahead_is_used_by_the_token_that_follows_and_by_nothing_else(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of two tokens is not what the dealer foresaw: it deals under the same names anew, and has sent nothing of the first."""
+    honest, dealt = Dealer.rewind, []
+    monkeypatch.setattr(Dealer, "rewind", lambda dealer, name: (dealt.append((name, dealer.next_name)), honest(dealer, name)))
+    sequence: list[int] = []
+    with Conversation(parties.client()) as conversation:
+        for turn in ([1, 2, 3], [4, 5], [6, 7]):
+            before, names = parties.dealer.counts["correlations"], conversation.session.store.next_name
+            tokens = [token.id for token in conversation.generate(turn, max_new_tokens=3, ignore_eos=True)]
+            assert t.is_greedy([*sequence, *turn], tokens)
+            sequence += [*turn, *tokens]
+            sent = parties.dealer.counts["correlations"] - before
+            assert sent == conversation.session.store.next_name - names  # what was dropped was sent to nobody
+    assert len(dealt) == 2 and all(first < after for first, after in dealt)
 
 
 def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was(parties: Trio) -> None:

@@ -126,7 +126,7 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
     @property
     def dealer_bytes(self) -> int:
         """What the dealer sends for it."""
-        return sum(part.size for part in self.shared_parts())
+        return sum([part.size for part in self.shared_parts()])
 
 
 class Mask(Kind, frozen=True):
@@ -283,9 +283,9 @@ class Store:
     def peek(self, kind: Kind, name: int) -> Correlation:
         """The correlation before its use, for what can be computed ahead."""
         payload = None
-        if self.role is Role.CLIENT and kind.shared_parts():
+        if self.role is Role.CLIENT and (parts := kind.shared_parts()):
             payload = self._payloads.get(name)
-            if payload is None or len(payload) != kind.dealer_bytes:
+            if payload is None or len(payload) != sum([part.size for part in parts]):
                 raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
         return Correlation(kind, name, self.role, self._prg.stream(name), payload, self.device)
 

@@ -174,8 +174,8 @@ class Offline:
         name, self._name = self._name, self._name + 1
         self.hash.update(kind)
         self.store.expect(name, kind)
-        if kind.shared_parts():
-            self.store.put(name, self.fetch(kind.dealer_bytes))
+        if parts := kind.shared_parts():
+            self.store.put(name, self.fetch(sum([part.size for part in parts])))
         prepare = getattr(kind, "prepare", None)
         if prepare is not None:
             correlation = self.store.peek(kind, name)

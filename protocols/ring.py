@@ -7,7 +7,6 @@ An element of Z_2^k, k <= 64, is held in an int64 whose upper 64 - k bits are ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -112,19 +111,14 @@ def packed_size(count: int, bits: int) -> int:
 
 
 @lru_cache
-def _words(bits: int) -> list[tuple[str, int]]:
-    """How an element's whole bytes are cut into machine words, highest bits last: (type, position in bytes)."""
+def _words(bits: int) -> list[tuple[np.dtype[np.generic], int, int]]:
+    """How an element's whole bytes are cut into machine words, highest bits last: (type, its bytes, position in bits)."""
     words, at = [], 0
     for size in (8, 4, 2, 1):
         if bits // 8 & size:
-            words.append((f"<u{size}", at))
+            words.append((np.dtype(f"<{'i' if size == 8 else 'u'}{size}"), size, 8 * at))
             at += size
     return words
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    """Whole bytes of every plane: large tensors are packed block by block, so that nothing of their size is made on the way."""
-    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
 def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -135,16 +129,16 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """
     flat = x.reshape(-1).cpu().numpy()
     out = np.empty(packed_size(flat.size, bits), np.uint8)
-    for block in _blocks(flat.size):
-        part, at = flat[block], 0
-        for word, place in _words(bits):
-            size = int(word[-1])
-            section = out[at + block.start * size : at + block.stop * size].view(word)
-            section[:] = part >> (8 * place) if place else part  # the cast drops the upper bits
+    for start in range(0, flat.size, BLOCK):  # large tensors block by block, so that nothing of their size is made on the way
+        stop = min(start + BLOCK, flat.size)
+        part, at = flat[start:stop], 0
+        for word, size, place in _words(bits):
+            section = out[at + start * size : at + stop * size].view(word)
+            section[:] = part >> place if place else part  # the cast drops the upper bits
             at += flat.size * size
         if bits % 8:
             rest = (part >> (bits - bits % 8)).astype(np.uint8)
-            planes = out[at:].reshape(bits % 8, -1)[:, block.start // 8 : -(-block.stop // 8)]
+            planes = out[at:].reshape(bits % 8, -1)[:, start // 8 : -(-stop // 8)]
             if flat.size <= FEW:
                 planes[:] = np.packbits(np.unpackbits(rest[None], axis=0, count=bits % 8, bitorder="little"), axis=1, bitorder="little")
             else:
@@ -157,26 +151,27 @@ def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, dev
     """The inverse of `pack`; representatives in [0, 2^bits)."""
     raw, count = np.frombuffer(data, np.uint8), math.prod(shape)
     out = np.empty(count, np.int64)
-    for block in _blocks(count):
-        part, at = out[block], 0
-        if bits < 8:
-            part[:] = 0
-        for word, place in _words(bits):
-            size = int(word[-1])
-            section = raw[at + block.start * size : at + block.stop * size].view(word)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        part, at = out[start:stop], 0
+        for word, size, place in _words(bits):
+            section = raw[at + start * size : at + stop * size].view(word)
             if place:
-                part |= section.astype(np.int64) << (8 * place)
+                part |= section.astype(np.int64) << place
             else:
-                part[:] = section.view("<i8") if size == 8 else section
+                part[:] = section
             at += count * size
         if bits % 8:
-            planes = raw[at:].reshape(bits % 8, -1)[:, block.start // 8 : -(-block.stop // 8)]
+            planes = raw[at:].reshape(bits % 8, -1)[:, start // 8 : -(-stop // 8)]
             if count <= FEW:
                 rest = np.packbits(np.unpackbits(planes, axis=1, count=part.size, bitorder="little"), axis=0, bitorder="little")[0]
             else:
                 rest = np.zeros(part.size, np.uint8)
                 for bit, plane in enumerate(planes):
                     rest |= np.unpackbits(plane, count=part.size, bitorder="little") << bit
-            part |= rest.astype(np.int64) << (bits - bits % 8)
+            if bits < 8:
+                part[:] = rest
+            else:
+                part |= rest.astype(np.int64) << (bits - bits % 8)
     found = torch.from_numpy(out.reshape(shape))
     return found if device == "cpu" else found.to(device)

@@ -134,6 +134,8 @@ def test_batches_are_a_function_of_the_step_and_visit_everything(tokens: Tokens)
         ("SM+LN+G", {}),
         ("SM(t)+ScFuFFN", {"entropy_lambda": 1e-3}),
         ("SM+ScFFN", {"bf16": False}),
+        ("SM(t)+ScFuFFN", {"optimizer": "muon"}),
+        ("SM+LN+G", {"optimizer": "muon"}),
     ],
 )
 def test_a_few_steps_lower_the_loss(tokens: Tokens, tmp_path: Path, variant: str, options: dict[str, Any]) -> None:
@@ -149,17 +151,19 @@ def test_a_few_steps_lower_the_loss(tokens: Tokens, tmp_path: Path, variant: str
     assert rows[0]["step"] == 1 and rows[-1]["max_score"] > 0 and ("entropy_penalty" in rows[0]) == bool(options.get("entropy_lambda"))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tokens: Tokens, tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tokens: Tokens, tmp_path: Path, tied: bool, optimizer: str) -> None:
     config = SMALL.model_copy(update={"tie_word_embeddings": tied})
-    whole = trainer(tokens, tmp_path / "whole", config, entropy_lambda=1e-4)
+    settings = {"entropy_lambda": 1e-4, "optimizer": optimizer}
+    whole = trainer(tokens, tmp_path / "whole", config, **settings)
     whole.run(12, None)
-    trainer(tokens, tmp_path / "parts", config, entropy_lambda=1e-4).run(12, None, stop_after=5)
-    rest = trainer(tokens, tmp_path / "parts", config, entropy_lambda=1e-4)
+    trainer(tokens, tmp_path / "parts", config, **settings).run(12, None, stop_after=5)
+    rest = trainer(tokens, tmp_path / "parts", config, **settings)
     assert rest.resume() and rest.step == 5
     rest.run(12, None)
     a, b = load_file(tmp_path / "whole" / STATE), load_file(tmp_path / "parts" / STATE)
     assert a.keys() == b.keys() and any(name.startswith("exp_avg_sq.") for name in a)
+    assert any(name.startswith("momentum_buffer.h.") for name in a) == (optimizer == "muon")
     assert all(torch.equal(a[name], b[name]) for name in a)
     logs = [[json.loads(line)["step"] for line in (tmp_path / part / METRICS).read_text().splitlines()] for part in ("whole", "parts")]
     assert logs == [[1, 10, 12, 12], [1, 5, 5, 10, 12, 12]]

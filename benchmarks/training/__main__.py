@@ -45,6 +45,20 @@ def private(
 
 
 @app.command()
+def removal(
+    models: Annotated[list[Path] | None, typer.Argument(help="Checkpoints; default: those in models/.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the analyses are.")] = Path("runs/analysis"),
+    most: Annotated[int, typer.Option(min=1, help="From 1 to so many FFNs.")] = 3,
+    steps: Annotated[int, typer.Option(min=0, help="Of the second training, after two are removed.")] = 200,
+    target: Path = DATA / "removal.json",
+) -> None:
+    """Analyse models and compare which FFNs to remove with AERO's rule."""
+    from benchmarks.training.removal import measure
+
+    measure(target, out, models or sorted(Path("models").iterdir()), range(1, most + 1), steps)
+
+
+@app.command()
 def floats(
     target: Path = DATA / "float.json",
     size: Annotated[str, typer.Option(help="shipped, gpt2, or both with a comma.")] = "shipped,gpt2",

@@ -28,6 +28,7 @@ def measure(target: Path, samples: int, threads: int) -> None:
     torch.set_num_threads(threads)
     document: dict[str, Any] = {"threads": threads, "machine": machine(), "versions": versions(), "cases": []}
     for label, sizes, variant, extra in (
+        ("shipped size, as `privinf train` does it", SHIPPED, "SM(t)+ScFuFFN", {"optimizer": "muon", "batch": 8}),
         ("shipped size", SHIPPED, "SM(t)+ScFuFFN", {}),
         ("shipped size, entropy regularisation", SHIPPED, "SM(t)+ScFuFFN", {"entropy_lambda": 1e-2}),
         ("small size", SMALL, "SM(t)+ScFuFFN", {}),
@@ -61,14 +62,20 @@ def _plain(config: Any, stream: Any, settings: Settings) -> Any:
     with torch.no_grad():
         initialise(model, settings.seed)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.") and not name.endswith("temperature")]
+    orthogonal = {id(p) for p in matrices} if settings.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if id(p) not in orthogonal]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95))]
+    if orthogonal:
+        optimizers.append(torch.optim.Muon(matrices, lr=1e-3, adjust_lr_fn="match_rms_adamw"))
 
     def step(number: int) -> None:
         ids = torch.from_numpy(batch_at(stream, number, settings.batch, settings.length, settings.seed))
         loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     return step

@@ -84,6 +84,14 @@ def speed(
 
 
 @app.command()
+def card(model: Path = Path("models/pylib")) -> None:
+    """Print what a model's card says: perplexities, ranges, continuations."""
+    from benchmarks.training.card import card as described
+
+    print(described(model))
+
+
+@app.command()
 def page(
     path: Path = Path("docs/softmax-only.md"),
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a table differs from its file.")] = False,

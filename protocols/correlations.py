@@ -239,7 +239,7 @@ def from_wire(fields: Any) -> Kind:
         made: Kind = msgspec.convert(fields, _any_kind())
     except msgspec.ValidationError as error:
         remedy = "compare the versions of all three parties"
-        raise CorrelationError(f"a correlation was asked for that is none of this release: {error}", remedy=remedy) from None
+        raise CorrelationError(f"a correlation was asked for that is none of this release: {str(error)[:200]}", remedy=remedy) from None
     what = f"a {type(made).__name__} was asked for with"
     if not made.bounded():
         raise CorrelationError(f"{what} a field out of bounds")
@@ -341,7 +341,7 @@ class Dealer:
     def weight_mask(self, name: str) -> Tensor:
         """See `Masks`."""
         if name not in self._weight_masks:
-            raise CorrelationError(f"a correlation refers to the weight {name!r}, which does not exist", party="dealer")
+            raise CorrelationError(f"a correlation refers to the weight {name[:80]!r}, which does not exist", party="dealer")
         return self._weight_masks[name]
 
     def deal(self, kind: Kind) -> bytes:

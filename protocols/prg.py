@@ -77,7 +77,7 @@ class Stream:
             view, zeros = out.data, memoryview(_ZEROS)
             for start in range(0, needed, len(_ZEROS)):
                 encryptor.update_into(zeros[: min(len(_ZEROS), needed - start)], view[start:])
-        return out[skipped:needed]
+        return out[skipped:needed].copy() if skipped else out[:needed]  # aligned, whatever it is read as
 
     def uniform(self, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform elements of Z_2^bits, int64; the keystream is read in the narrowest machine word that holds them."""

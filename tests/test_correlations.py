@@ -267,6 +267,12 @@ def test_from_wire_refuses(fields: Any) -> None:
         from_wire(fields)
 
 
+def test_what_from_wire_says_is_short() -> None:
+    with pytest.raises(CorrelationError) as refused:
+        from_wire(["A" * 10**6])
+    assert len(str(refused.value)) < 400
+
+
 def test_kinds_hold_plain_values_alone() -> None:
     assert kinds.__all__
     for name, kind in Kind.registry.items():

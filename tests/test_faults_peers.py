@@ -22,6 +22,7 @@ from privinf.party.messages import Hello, Join, Register, SessionSeed, Welcome, 
 from privinf.party.options import Options
 from privinf.party.server import Server
 from privinf.transport.listener import parse_address
+from privinf.version import PROTOCOL
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from tests import trio as t
 from tests.peers import as_client, dialled, is_well, load_fingerprint, said
@@ -241,10 +242,10 @@ def test_another_release() -> None:
         client = services.generate("--timeout", 10, hook=t.OtherRelease())
         assert client.wait() == 3 and client.out == ""
         (line,) = client.lines
-        assert "protocol versions differ: 1 (privinf " in line and "there, 2 (privinf 9.9.9) here" in line
+        assert f"protocol versions differ: {PROTOCOL} (privinf " in line and f"there, {PROTOCOL + 1} (privinf 9.9.9) here" in line
         assert "install the same release on all machines" in line
         line = services.server.until_lines(2)[1]
-        assert "protocol versions differ: 2 (privinf 9.9.9) there, 1 (privinf " in line
+        assert f"protocol versions differ: {PROTOCOL + 1} (privinf 9.9.9) there, {PROTOCOL} (privinf " in line
 
 
 # ---- tokens

@@ -236,8 +236,9 @@ class OtherRelease:
 
         from privinf.party import messages
 
-        fields = [("protocol", int, 2), ("version", str, "9.9.9")]
-        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), 2, "9.9.9"  # type: ignore
+        later = messages.PROTOCOL + 1
+        fields = [("protocol", int, later), ("version", str, "9.9.9")]
+        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), 3, "9.9.9"  # type: ignore
 
 
 def _enter(words: list[str], out: str, err: str, hook: Hook | None) -> None:

@@ -299,6 +299,7 @@ class Trainer:
             return False
         try:
             facts = json.loads(read_metadata(path)["run"])
+            facts["settings"] = {"optimizer": "adamw"} | facts["settings"]  # which earlier releases did not name
             tensors = read_tensors(path)
             for what, here in (
                 ("config", json.loads(self.config.to_json())),

@@ -47,6 +47,7 @@ from protocols.prg import new_seed
 log = logging.getLogger("privinf.dealer")
 MAX_PASS = 1 << 31  # elements of one pass, of all its parts
 MAX_CONTROL = 4 * 2**20
+MOST_AHEAD = 64 * 2**20  # bytes of a pass that are kept before it is asked for; a larger one is dealt then
 MAX_WEIGHTS = 1 << 31  # of one model, in sum
 
 
@@ -65,7 +66,7 @@ class _Ahead:
     first: int  # the name of its first correlation
     correlations: int
     head: Dealt
-    payload: list[bytearray] = field(repr=False)
+    payload: Iterable[bytearray] = field(repr=False)  # of a large one nothing yet
 
 
 class DealerService(Service):
@@ -149,7 +150,7 @@ class DealerService(Service):
             if isinstance(request, Foreseen):
                 if ahead is None:
                     raise ProtocolDesync("a pass is asked for as foreseen, and none was", party="dealer")
-                self._send(client, ahead.head, ahead.payload, ahead.correlations)
+                self._send(session, client, ahead.head, ahead.payload, ahead.correlations)
                 ahead = None
                 continue
             if ahead is not None and dealer is not None:
@@ -162,11 +163,14 @@ class DealerService(Service):
                 continue
             dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device)
             first, (kinds, head) = dealer.next_name, self._read(request)
-            payload = self._dealt(session, dealer, kinds)
+            payload: Iterable[bytearray] = self._dealt(dealer, kinds)
             if isinstance(request, Foresee):
-                ahead = _Ahead(first, len(kinds), head, list(payload))
+                if head.size <= MOST_AHEAD:
+                    with self.turns.turn(session.client):
+                        payload = list(payload)
+                ahead = _Ahead(first, len(kinds), head, payload)
             else:
-                self._send(client, head, payload, len(kinds))
+                self._send(session, client, head, payload, len(kinds))
 
     def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates."""
@@ -189,28 +193,29 @@ class DealerService(Service):
         return kinds, Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds))
 
     @torch.inference_mode()
-    def _dealt(self, session: _Session, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
-        """The payload of a pass, in messages, computed in turn."""
+    def _dealt(self, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
+        """The payload of a pass, in messages."""
         waiting = bytearray()
-        with self.turns.turn(session.client):
-            for kind in kinds:
-                try:
-                    waiting += dealer.deal(kind)
-                except (IndexError, RuntimeError, ValueError, TypeError) as error:
-                    # the request was well formed and yet makes no sense: shapes that do not fit
-                    raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
-                if len(waiting) >= CHUNK:
-                    with self.turns.between(session.client):
-                        yield waiting
-                    waiting = bytearray()
+        for kind in kinds:
+            try:
+                waiting += dealer.deal(kind)
+            except (IndexError, RuntimeError, ValueError, TypeError) as error:
+                # the request was well formed and yet makes no sense: shapes that do not fit
+                raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
+            if len(waiting) >= CHUNK:
+                yield waiting
+                waiting = bytearray()
         if waiting:
             yield waiting
         dealer.end_pass()
 
-    def _send(self, client: Connection, head: Dealt, payload: Iterable[bytearray], correlations: int) -> None:
+    def _send(self, session: _Session, client: Connection, head: Dealt, payload: Iterable[bytearray], correlations: int) -> None:
+        """Sends a pass; what is still to be dealt is computed in turn."""
         client.send_control(head)
-        for message in payload:
-            client.send(message)
+        with self.turns.turn(session.client):
+            for message in payload:
+                with self.turns.between(session.client):
+                    client.send(message)
         self.count(passes=1, correlations=correlations)
 
     def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:

@@ -271,8 +271,8 @@ class ServerSession:
             self._walk(sketch, request)
         return sketch, trace
 
-    def _deal(self, request: Pass | Run) -> Trace:
-        """Has this pass dealt, and after a token the next one foreseen: D deals it while this one is computed."""
+    def _deal(self, request: Pass | Run) -> deque[memoryview]:
+        """Has this pass dealt, and after a token the next one foreseen: D deals it while this one is computed. What C sends ahead."""
         foreseen, self._foreseen = self._foreseen, None
         if foreseen is not None and foreseen[0] == request:
             sketch, trace = foreseen[1:]
@@ -283,10 +283,11 @@ class ServerSession:
         for name, kind in enumerate(trace.kinds, self.store.next_name):
             self.store.expect(name, kind)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
-            after, ahead = self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
-            self.link.send_control(Foresee(ahead.kinds), MAX_KINDS)
-            self._foreseen = request, after, ahead
-        return trace
+            self._foreseen = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+        early = deque(self.receive_early(trace))
+        if self._foreseen is not None:  # only now: C and D are not waiting for each other, so that nobody can wait in a circle
+            self.link.send_control(Foresee(self._foreseen[2].kinds), MAX_KINDS)
+        return early
 
     def receive_early(self, trace: Trace) -> Iterator[memoryview]:
         """What the client sends ahead of a pass."""
@@ -311,7 +312,7 @@ class ServerSession:
                 raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
             early = self._prepared.next_pass(self.store)
         else:
-            early = deque(self.receive_early(self._deal(request)))
+            early = self._deal(request)
         self.connection.meter.phase = "online"
         party = self.runtime.party
         party.engine = Online(Role.SERVER, InTurn(self.connection, self.server.turns), self.store, early)

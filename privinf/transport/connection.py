@@ -87,44 +87,36 @@ class Connection(Endpoint):
 
     def lost(self) -> bool:
         """Whether it has ended, by what has come so far; does not wait. For an end that has lain unused and is to be used again."""
-        self._enter()
-        try:
-            if self._closing or self._interruption:
+        with self._lock:
+            try:
+                self._owner = threading.get_ident()
+                if self._closing or self._interruption:
+                    return True
+                while self._backlog < BACKLOG and self._stream.pull():
+                    pass
+                while self._decode():
+                    pass
+                ends = any(frame.header.kind in (Kind.ERROR, Kind.GOODBYE) for frame in self._inbox)
+                return ends or self._stream.ended or self._lost is not None
+            except (OSError, PrivinfError):
                 return True
-            while self._backlog < BACKLOG and self._stream.pull():
-                pass
-            while self._decode():
-                pass
-            ends = any(frame.header.kind in (Kind.ERROR, Kind.GOODBYE) for frame in self._inbox)
-            return ends or self._stream.ended or self._lost is not None
-        except (OSError, PrivinfError):
-            return True
-        finally:
-            self._leave()
+            finally:
+                self._owner = None
 
     # ---- the pump
 
-    def _enter(self) -> None:
-        """Before anything is done with the stream; `_leave` follows, whatever happens."""
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def _leave(self) -> None:
-        self._owner = None
-        self._lock.release()
-
     def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
-        self._enter()
-        try:
-            if self._closing or self._interruption:
-                raise self._ended()
-            self._want = want
-            return self._pump(_pieces(frames), want)
-        except OSError as error:
-            raise self._broken(error) from None
-        finally:
-            self._want = None
-            self._leave()
+        with self._lock:  # by this statement, which a signal's exception cannot leave with the lock held
+            try:
+                self._owner = threading.get_ident()
+                if self._closing or self._interruption:
+                    raise self._ended()
+                self._want = want
+                return self._pump(_pieces(frames), want)
+            except OSError as error:
+                raise self._broken(error) from None
+            finally:
+                self._want = self._owner = None
 
     def _pump(self, out: deque[memoryview], want: Want | None) -> memoryview | None:
         stream, start = self._stream, time.monotonic()

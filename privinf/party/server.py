@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ from privinf.party.service import Service
 from privinf.party.stock import Stock
 from privinf.party.turns import InTurn
 from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
+from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Role, Store
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
@@ -284,9 +285,13 @@ class ServerSession:
             self.store.expect(name, kind)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
             self._foreseen = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+        foresee = None if self._foreseen is None else msgspec.msgpack.encode(Foresee(self._foreseen[2].kinds))
+        # the sooner D has it the better; but one that does not fit the sockets' buffers waits until C and D are not waiting for each other
+        if foresee is not None and len(foresee) <= CONTROL_LIMIT:
+            self.link.send(foresee, Kind.CONTROL)
         early = deque(self.receive_early(trace))
-        if self._foreseen is not None:  # only now: C and D are not waiting for each other, so that nobody can wait in a circle
-            self.link.send_control(Foresee(self._foreseen[2].kinds), MAX_KINDS)
+        if foresee is not None and len(foresee) > CONTROL_LIMIT:
+            self.link.send(foresee, Kind.CONTROL)
         return early
 
     def receive_early(self, trace: Trace) -> Iterator[memoryview]:

@@ -28,8 +28,8 @@ def measure(target: Path, samples: int, threads: int) -> None:
     torch.set_num_threads(threads)
     document: dict[str, Any] = {"threads": threads, "machine": machine(), "versions": versions(), "cases": []}
     for label, sizes, variant, extra in (
-        ("shipped size, as `privinf train` does it", SHIPPED, "SM(t)+ScFuFFN", {"optimizer": "muon", "batch": 8}),
         ("shipped size", SHIPPED, "SM(t)+ScFuFFN", {}),
+        ("shipped size, Muon", SHIPPED, "SM(t)+ScFuFFN", {"optimizer": "muon"}),
         ("shipped size, entropy regularisation", SHIPPED, "SM(t)+ScFuFFN", {"entropy_lambda": 1e-2}),
         ("small size", SMALL, "SM(t)+ScFuFFN", {}),
         ("small size", SMALL, "SM+LN+G", {}),

@@ -39,11 +39,10 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help=f"End after so much training time; {MINUTES} if --steps is not given either.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 8,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
     optimizer: Annotated[
-        Literal["muon", "adamw"] | None,
-        typer.Option(help="Of the layers' matrices; of all else it is AdamW. Default: muon, where the processor multiplies bfloat16."),
-    ] = None,
+        Literal["adamw", "muon"], typer.Option(help="Of the layers' matrices; muon wants a processor that multiplies bfloat16.")
+    ] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="The level between warmup and decay.")] = 3e-3,
     warmup: Annotated[int, typer.Option(min=0, help="Steps of rising rate.")] = 200,
     decay: Annotated[float, typer.Option(min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
@@ -111,7 +110,7 @@ def train(
     settings = Settings.checked(
         seed=seed,
         batch=batch,
-        optimizer=optimizer or ("muon" if bf16_is_fast() else "adamw"),
+        optimizer=optimizer,
         length=positions if first is None else first[1].n_positions,
         learning_rate=learning_rate,
         warmup_steps=warmup,

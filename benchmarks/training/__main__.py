@@ -84,7 +84,7 @@ def speed(
 
 
 @app.command()
-def card(model: Path = Path("models/pylib")) -> None:
+def card(model: Annotated[Path, typer.Argument()] = Path("models/pylib")) -> None:
     """Print what a model's card says: perplexities, ranges, continuations."""
     from benchmarks.training.card import card as described
 

@@ -114,10 +114,10 @@ def _blanks(items: Sequence[Item]) -> Received:
 
 
 class Trace:
-    """Shapes only. `kinds` and `costs` (by label) are the result; `early` what the server will receive ahead."""
+    """Shapes only. `kinds` and, unless they are left out, `costs` (by label) are the result; `early` what the server will receive ahead."""
 
-    def __init__(self, role: Role, first_name: int = 1) -> None:
-        self.role = role
+    def __init__(self, role: Role, first_name: int = 1, *, costs: bool = True) -> None:
+        self.role, self._counts = role, costs
         self.kinds: list[Kind] = []
         self.costs: dict[tuple[str, str], Cost] = {}
         self.early: list[list[Part]] = []
@@ -136,29 +136,31 @@ class Trace:
     def take(self, kind: Kind) -> Correlation:
         """Records it."""
         self.kinds.append(kind)
-        self.cost.dealer_bytes += kind.dealer_bytes
+        if self._counts:
+            self.cost.dealer_bytes += kind.dealer_bytes
         return Correlation(kind, self._first + len(self.kinds) - 1, self.role)
 
     def perform(self, items: Sequence[Item]) -> Received:
-        """Counts bytes, and rounds as the client sees them: the depth of the chain of dependent messages."""
-        early: list[Part] = []
+        """Records what is sent early; counts bytes, and rounds as the client sees them: the depth of the chain of dependent messages."""
+        early = [item.part for item in items if item.early and item.from_client]
+        if early:
+            self.early.append(early)
+        if self._counts:
+            self._count(items, early)
+        return _blanks(items)
+
+    def _count(self, items: Sequence[Item], early: Sequence[Part]) -> None:
         size, from_server, from_client = 0, False, False
         for item in items:
-            part = item.part
             if item.from_server:
-                size, from_server = size + part.size, True
-            if item.from_client and item.early:
-                early.append(part)
-            elif item.from_client:
-                size, from_client = size + part.size, True
+                size, from_server = size + item.part.size, True
+            if item.from_client and not item.early:
+                size, from_client = size + item.part.size, True
         cost, (server, client) = self.cost, self._depth
         self._depth = (max(server, client + 1) if from_client else server, max(client, server + 1) if from_server else client)
         cost.online_bytes += size
         cost.rounds += self._depth[1] - client
-        if early:
-            self.early.append(early)
-            cost.peer_offline_bytes += sum(part.size for part in early)
-        return _blanks(items)
+        cost.peer_offline_bytes += sum(part.size for part in early)
 
 
 class Offline:

@@ -1,8 +1,9 @@
-"""The dealer's payload of a pass, as the client reads it."""
+"""Both ends of the client's walk before a pass: the dealer's payload as it reads it, and what it sends ahead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from privinf.transport.connection import Connection
 from protocols.errors import ProtocolDesync
@@ -31,3 +32,15 @@ class Feed:
             self._progress(1 - max(self.left, 0) / max(self._total, 1))
         last, self._buffer = self._buffer[:size], self._buffer[size:]
         return memoryview(b"".join([*parts, last])) if parts else last
+
+
+class Ahead:
+    """A channel whose messages may wait for each other, for there is no answer to them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def exchange(self, body: Any, expect: int | None) -> None:
+        """See `Channel`."""
+        assert expect is None
+        self._connection.post(body)

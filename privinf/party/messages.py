@@ -23,7 +23,7 @@ from protocols.errors import HandshakeError
 MAX_BUNDLE = 64 * 2**20
 MAX_KINDS = 16 * 2**20  # bytes of one pass's list
 MAX_HELD = 1024  # prepared queries of one lane
-CHUNK = 2**20  # payload bytes of one of the dealer's messages, at least
+CHUNK = 2**18  # payload bytes of one of the dealer's messages, at least: the client begins with the first
 
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Seed = Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]

@@ -266,7 +266,7 @@ class ServerSession:
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """A pass walked on shapes."""
-        trace = Trace(Role.SERVER, first)
+        trace = Trace(Role.SERVER, first, costs=self.server.options.session_bytes > 0)  # nothing else asks for them
         sketch = runtime.sketch(Party(Role.SERVER, trace))
         with self.server.turns.turn(self.connection.peer_fingerprint):
             self._walk(sketch, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -19,7 +20,7 @@ from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
-from privinf.party.feed import Feed
+from privinf.party.feed import Ahead, Feed
 from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
 from privinf.party.options import REACH_S
@@ -33,7 +34,7 @@ from privinf.transport.frames import Kind
 from privinf.transport.listener import dial
 from privinf.transport.shaper import Link
 from protocols.correlations import Role, Store
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ class ClientSession:
         began, meter, party = time.perf_counter(), self.connection.meter, self.runtime.party
         meter.phase, meter.label = "online", ("", "")
         peer = f"server {self.client.server}"
-        with sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=peer):
+        with self._unless_closed(), sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=peer):
             self.connection.send_control(request)
             if self.prepared is not None:
                 self.prepared.next_pass(self.store)
@@ -359,13 +360,24 @@ class ClientSession:
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
         feed = Feed(self.link, dealt.size, progress)
-        offline = sketch.party.engine = Offline(sketch.party.weights, self.connection, store, feed.take)
+        offline = sketch.party.engine = Offline(sketch.party.weights, Ahead(self.connection), store, feed.take)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
         self.connection.meter.label = ("", "")
+        self.connection.flush()
         if offline.hash.digest() != dealt.digest or feed.left:
             peer, remedy = f"server {self.client.server}", "install the same release on all machines"
             raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
+
+    @contextlib.contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """A pass from under which another thread took the weights is no fault of the peer's."""
+        try:
+            yield
+        except ProtocolDesync:
+            if self._closed.is_set():
+                raise TransportError("this session was closed at this end", party="client") from None
+            raise
 
     def end(self) -> None:
         """Says that no query follows."""

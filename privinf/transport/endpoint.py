@@ -43,6 +43,7 @@ from protocols.errors import (
 
 T = TypeVar("T")
 OnMessage = Callable[[Kind, memoryview], None]
+POSTED = 64 * 2**10  # bytes that wait for each other at most
 SILENCE_S = 10.0
 """Longest time without any sign of life from the peer, seconds, unless the timeout is shorter."""
 _ERROR_CHARS = 500
@@ -99,6 +100,7 @@ class Endpoint(ABC):
         self._parts: list[memoryview] = []  # frames of a message whose last frame has not come
         self._joined = 0  # their bytes
         self._want: Want | None = None
+        self._posted = bytearray()  # frames that wait to be sent
         self._interruption: PrivinfError | None = None
         self.on_message: OnMessage | None = None
         """Sees every message that is received, its caller before it; for what shows a party's own view."""
@@ -122,6 +124,24 @@ class Endpoint(ABC):
     def send(self, body: Buffer, kind: Kind = Kind.DATA) -> None:
         """Sends one message and returns when the kernel has taken all of it; `body` may be reused then."""
         self._transfer(self._frames_of(kind, body), None)
+
+    def post(self, body: Buffer) -> None:
+        """As `send`, but small messages wait for each other, and for `flush`, which is to come before anything else is sent."""
+        if len(body) >= POSTED:
+            self.flush()
+            self.send(body)
+            return
+        for header, part in self._frames_of(Kind.DATA, body):
+            self._posted += header
+            self._posted += part
+        if len(self._posted) >= POSTED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what was posted."""
+        if self._posted:
+            frames, self._posted = bytes(self._posted), bytearray()
+            self._transfer([(frames, memoryview(b""))], None)
 
     def receive(self, expect: int | None = None, kind: Kind = Kind.DATA) -> memoryview:
         """The next message, which must be of this kind and, if given, of exactly `expect` bytes: anything else is a ProtocolDesync."""

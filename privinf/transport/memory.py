@@ -58,7 +58,7 @@ class MemoryConnection(Endpoint):
                     raise self._failure(TransportError, "the peer closed the connection")
                 for header, body in frames:
                     wire.to[theirs].append(header + bytes(body))  # a copy: the caller may reuse its buffer
-                    self.meter.current.sent += HEADER.size + len(body)
+                    self.meter.current.sent += len(header) + len(body)
                 wire.changed.notify_all()
                 while want is not None:
                     self._read_all()

@@ -49,7 +49,7 @@ def removal(
     models: Annotated[list[Path] | None, typer.Argument(help="Checkpoints; default: those in models/.")] = None,
     out: Annotated[Path, typer.Option(help="Where the analyses are.")] = Path("runs/analysis"),
     most: Annotated[int, typer.Option(min=1, help="From 1 to so many FFNs.")] = 3,
-    steps: Annotated[int, typer.Option(min=0, help="Of the second training, after two are removed.")] = 200,
+    steps: Annotated[int, typer.Option(min=0, help="Of the second training, after two are removed.")] = 150,
     target: Path = DATA / "removal.json",
 ) -> None:
     """Analyse models and compare which FFNs to remove with AERO's rule."""

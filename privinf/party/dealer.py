@@ -12,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
+from privinf.party.devices import walking
 from privinf.party.marks import Lane
 from privinf.party.messages import (
     CHUNK,
@@ -192,13 +192,13 @@ class DealerService(Service):
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
         return kinds, Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds))
 
-    @torch.inference_mode()
     def _dealt(self, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
         """The payload of a pass, in messages."""
         waiting = bytearray()
         for kind in kinds:
             try:
-                waiting += dealer.deal(kind)
+                with walking(self.options.device):
+                    waiting += dealer.deal(kind)
             except (IndexError, RuntimeError, ValueError, TypeError) as error:
                 # the request was well formed and yet makes no sense: shapes that do not fit
                 raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error

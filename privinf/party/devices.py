@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from protocols.errors import ConfigError
 
 TYPES = ("cpu", "cuda")
+
+
+def walking(device: object) -> AbstractContextManager[None]:
+    """The mode that a party walks a program in: on the CPU, where small operators' overhead counts, without what autograd needs."""
+    import torch
+
+    return torch.inference_mode(str(device) == "cpu")
 
 
 def cuda_missing() -> str:

@@ -21,6 +21,7 @@ from privinf.lowering.program import module_output, next_token
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
 from privinf.party.budget import Allowance, Budget
+from privinf.party.devices import walking
 from privinf.party.messages import (
     MAX_KINDS,
     Deal,
@@ -237,12 +238,12 @@ class ServerSession:
         if end > info.n_positions:
             raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
 
-    @torch.inference_mode()
     def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
         graph, info = self.server.lowered.graph, self.server.lowered.info
         if isinstance(request, Pass):
             ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
-            next_token(graph, runtime, ids, logits=request.logits, output=request.output, observe=observe)
+            with walking(self.store.device):
+                next_token(graph, runtime, ids, logits=request.logits, output=request.output, observe=observe)
             return
         known = not isinstance(runtime.party.engine, Trace)  # then S's share of the input is 0; ids are C's alone
         inputs = [
@@ -251,7 +252,8 @@ class ServerSession:
             else torch.zeros([size or 1 for size in spec.shape], device="cpu" if known else "meta")
             for spec in info.inputs
         ]
-        module_output(graph, runtime, inputs, observe=observe)
+        with walking(self.store.device):
+            module_output(graph, runtime, inputs, observe=observe)
 
     def fresh_runtime(self) -> Runtime:
         """An empty context, for a query that is prepared."""

@@ -20,6 +20,7 @@ from privinf.lowering.program import module_output, next_token, packed_bytes
 from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
+from privinf.party.devices import walking
 from privinf.party.feed import Ahead, Feed
 from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
@@ -320,11 +321,11 @@ class ClientSession:
         assert found is not None
         return found
 
-    @torch.inference_mode()
     def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
-        if isinstance(request, Run):
-            return module_output(self.lowered.graph, runtime, inputs, observe=observe)
-        return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, output=request.output, observe=observe)
+        with walking(self.options.device):
+            if isinstance(request, Run):
+                return module_output(self.lowered.graph, runtime, inputs, observe=observe)
+            return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, output=request.output, observe=observe)
 
     def _pass(self, request: Pass | Run, inputs: list[Tensor]) -> Tensor | None:
         """What does not depend on the query first, then the pass itself; None if it has no output."""

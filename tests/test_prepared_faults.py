@@ -191,7 +191,7 @@ def test_a_disk_that_fills_while_a_query_is_prepared(bench: Bench, role: str, ho
     assert not bench.answered(bench.ask())
 
 
-PREPARING = {"client": SignalAt("server:offline", 5), "server": SignalAt("client:offline", 5), "dealer": SignalAt("client:offline", 5)}
+PREPARING = {"client": SignalAt("server:offline", 3), "server": SignalAt("client:offline", 5), "dealer": SignalAt("client:offline", 5)}
 
 
 @pytest.mark.parametrize(("role", "hook"), [*list(PREPARING.items())[:2], pytest.param("dealer", PREPARING["dealer"], marks=slow)])

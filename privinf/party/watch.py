@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from privinf.party.messages import Deal, Pass
+from privinf.party.messages import Deal, Foresee, Pass
 from privinf.party.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
@@ -65,13 +65,13 @@ class Watch:
 
 def public_part(role: str, message: memoryview) -> tuple[str, str]:
     """(what a control message is, what may be shown of it)."""
-    for kind in (Deal,) if role == "dealer" else (Pass,):
+    for kind in (Deal, Foresee) if role == "dealer" else (Pass,):
         try:
             found: Any = msgspec.msgpack.decode(message, type=kind)
         except msgspec.MsgspecError:
             continue
-        if isinstance(found, Deal):
+        if isinstance(found, Deal | Foresee):
             shapes = json.dumps(found.kinds[:3], separators=(",", ":"))
-            return f"{len(found.kinds)} shapes asked for", shapes[:120]
+            return f"{len(found.kinds)} shapes {'asked for' if isinstance(found, Deal) else 'foreseen'}", shapes[:120]
         return "a pass asked for", f"over {found.count} positions{'' if found.output else ', nothing revealed'}"
     return "control", "(not shown)"

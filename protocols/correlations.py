@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Protocol
@@ -63,6 +63,11 @@ class Part(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """Bytes on a wire."""
         return _size(self.shape, self.bits)
+
+
+def size_of(parts: Iterable[Part]) -> int:
+    """Bytes of several on a wire."""
+    return sum([part.size for part in parts])
 
 
 def _elements(rows: Sequence[int]) -> int:
@@ -126,7 +131,7 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
     @property
     def dealer_bytes(self) -> int:
         """What the dealer sends for it."""
-        return sum([part.size for part in self.shared_parts()])
+        return size_of(self.shared_parts())
 
 
 class Mask(Kind, frozen=True):
@@ -285,7 +290,7 @@ class Store:
         payload = None
         if self.role is Role.CLIENT and (parts := kind.shared_parts()):
             payload = self._payloads.get(name)
-            if payload is None or len(payload) != sum([part.size for part in parts]):
+            if payload is None or len(payload) != size_of(parts):
                 raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
         return Correlation(kind, name, self.role, self._prg.stream(name), payload, self.device)
 

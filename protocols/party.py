@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from protocols.correlations import Correlation, Kind, KindHash, Part, Role, Store, pack_parts, unpack_parts
+from protocols.correlations import Correlation, Kind, KindHash, Part, Role, Store, pack_parts, size_of, unpack_parts
 from protocols.ring import blank
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class Trace:
         self._depth = (max(server, client + 1) if from_client else server, max(client, server + 1) if from_server else client)
         cost.online_bytes += size
         cost.rounds += self._depth[1] - client
-        cost.peer_offline_bytes += sum(part.size for part in early)
+        cost.peer_offline_bytes += size_of(early)
 
 
 class Offline:
@@ -177,7 +177,7 @@ class Offline:
         self.hash.update(kind)
         self.store.expect(name, kind)
         if parts := kind.shared_parts():
-            self.store.put(name, self.fetch(sum([part.size for part in parts])))
+            self.store.put(name, self.fetch(size_of(parts)))
         prepare = getattr(kind, "prepare", None)
         if prepare is not None:
             correlation = self.store.peek(kind, name)
@@ -214,7 +214,7 @@ class Online:
         arriving = [(k, i) for k, i in enumerate(items) if i.sent_by(peer)]
         late = [(k, i) for k, i in arriving if client or not i.early]
         body = pack_parts([i.value for i in sent], [i.part for i in sent]) if sent else None
-        data = self.channel.exchange(body, sum(i.part.size for _, i in late) if late else None)
+        data = self.channel.exchange(body, size_of(i.part for _, i in late) if late else None)
         received: list[Tensor | None] = [None] * len(items)
         device = self.store.device
         if late and data is not None:

@@ -238,7 +238,7 @@ class OtherRelease:
 
         later = messages.PROTOCOL + 1
         fields = [("protocol", int, later), ("version", str, "9.9.9")]
-        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), 3, "9.9.9"  # type: ignore
+        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), later, "9.9.9"  # type: ignore
 
 
 def _enter(words: list[str], out: str, err: str, hook: Hook | None) -> None:

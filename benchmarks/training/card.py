@@ -12,9 +12,9 @@ from benchmarks.output import table
 from privinf.models.aero import AeroModel, Trace
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
 from privinf.models.corpus import Tokens, encode_corpus, read_corpus
-from privinf.models.evaluation import continue_text, evaluate, spread_windows, token_loss
+from privinf.models.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
 
-TRAINING_WINDOWS, RANDOM_WINDOWS = 1200, 256
+TRAINING_WINDOWS, HELD_OUT_WINDOWS, RANDOM_WINDOWS = 1200, 324, 256
 PROMPTS = (
     "class Node:\n    def __init__(self",
     "def __init__(self, name, value):",
@@ -38,7 +38,7 @@ def card(directory: Path) -> str:
         f"{held_out['bits_per_byte']:.3f} bits per byte, over {held_out['held_out_tokens']:,.0f} tokens |",
         f"| training perplexity | {math.exp(loss):.2f} per token ({loss:.3f} nats), over {training[:, 1:].numel():,} tokens |",
         "",
-        table(["largest magnitude", "scores", "bound", "residual stream", "logits"], list(_ranges(model, tokens, training, held_out))),
+        table(["largest magnitude", "scores", "bound", "residual stream", "logits"], _ranges(model, tokens, training, held_out)),
         "",
     ]
     for prompt in PROMPTS:
@@ -48,43 +48,31 @@ def card(directory: Path) -> str:
 
 
 def _ranges(model: AeroModel, tokens: Tokens, training: Tensor, held_out: dict[str, float]) -> list[list[str]]:
-    config, generator = model.config, torch.Generator().manual_seed(1)
-    length, vocab = config.n_positions, config.vocab_size
-    drawn = torch.randint(vocab, (RANDOM_WINDOWS, length), generator=generator)
+    length, vocab = model.config.n_positions, model.config.vocab_size
+    drawn = torch.randint(vocab, (RANDOM_WINDOWS, length), generator=torch.Generator().manual_seed(1))
     same = torch.arange(0, vocab, 6)[:, None].expand(-1, length)
-    spread = spread_windows(tokens.held_out, 324, length)[:, :-1]
-    rows = [
+    spread = spread_windows(tokens.held_out, HELD_OUT_WINDOWS, length)[:, :-1]
+    whole = Largest(score=held_out["max_score"], residual=held_out["max_residual"], logit=held_out["max_logit"])
+    cases = (
+        (f"{training[:, 1:].numel():,} tokens of training text", training[:, :-1], True),
+        (f"{len(spread)} held-out windows", spread, False),
+        (f"{RANDOM_WINDOWS} windows of random tokens", drawn, False),
+        (f"one token {length} times, for each sixth token", same, False),
+    )
+    rows = [("all held-out text", whole, True), *((name, _largest(model, ids, causal), causal) for name, ids, causal in cases)]
+    return [
         [
-            "all held-out text, pairs under the causal mask",
-            *_row(held_out["max_score"], None, held_out["max_residual"], held_out["max_logit"]),
+            f"{name}, {'pairs under the causal mask' if causal else 'all pairs'}",
+            *(f"{found.score:.1f}", "" if causal else f"{found.bound:.1f}", f"{found.residual:.1f}", f"{found.logit:.1f}"),
         ]
+        for name, found, causal in rows
     ]
-    cases: list[tuple[str, Tensor, bool]] = [
-        (f"{training[:, 1:].numel():,} tokens of training text, pairs under the causal mask", training[:, :-1], True),
-        (f"{len(spread)} held-out windows, all pairs", spread, False),
-        (f"{RANDOM_WINDOWS} windows of random tokens, all pairs", drawn, False),
-        (f"one token {length} times, for each sixth token, all pairs", same, False),
-    ]
-    return rows + [[name, *_row(*_largest(model, ids, causal))] for name, ids, causal in cases]
-
-
-def _row(score: float, bound: float | None, residual: float, logit: float) -> list[str]:
-    return [f"{score:.1f}", "" if bound is None else f"{bound:.1f}", f"{residual:.1f}", f"{logit:.1f}"]
 
 
 @torch.no_grad()
-def _largest(model: AeroModel, ids: Tensor, causal: bool) -> tuple[float, float | None, float, float]:
-    score, bound, residual, logit = 0.0, 0.0, 0.0, 0.0
+def _largest(model: AeroModel, ids: Tensor, causal: bool) -> Largest:
+    found = Largest()
     for part in torch.split(ids, 8):
         trace = Trace()
-        logit = max(logit, _most(model(part, trace=trace)))
-        residual = max(residual, *map(_most, trace.residual))
-        for q, k in zip(trace.queries, trace.keys, strict=True):
-            scores = q @ k.transpose(2, 3)
-            score = max(score, _most(scores.tril() if causal else scores))
-            bound = max(bound, float((q.norm(dim=-1).amax(-1) * k.norm(dim=-1).amax(-1)).max()))
-    return score, None if causal else bound, residual, logit
-
-
-def _most(x: Tensor) -> float:
-    return float(x.abs().max())
+        found = found.with_pass(trace, model(part, trace=trace), causal=causal)
+    return found

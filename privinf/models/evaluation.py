@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,28 @@ from privinf.models.corpus import Tokens
 from privinf.models.entropy import head_entropy
 
 
+class Largest(NamedTuple):
+    """The largest magnitudes met; `bound` is max_i |q_i| max_j |k_j| within a head."""
+
+    score: float = 0.0
+    bound: float = 0.0
+    residual: float = 0.0
+    logit: float = 0.0
+
+    def with_pass(self, trace: Trace, logits: Tensor, *, causal: bool = True) -> Largest:
+        """After one more pass; the scores of all pairs, or with `causal` of those under the mask."""
+        score, bound, residual, logit = self
+        for q, k in zip(trace.queries, trace.keys, strict=True):
+            scores = q @ k.transpose(2, 3)
+            score = max(score, _most(scores.tril() if causal else scores))
+            bound = max(bound, _most(q.norm(dim=-1).amax(-1) * k.norm(dim=-1).amax(-1)))
+        return Largest(score, bound, max([residual, *map(_most, trace.residual)]), max(logit, _most(logits)))
+
+
+def _most(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
 @torch.no_grad()
 def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None = None) -> dict[str, float]:
     """Held-out loss over consecutive windows of `length` tokens (all, or the first `windows` spread evenly), and the largest values met."""
@@ -24,18 +47,13 @@ def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None 
     if windows is not None and len(starts) > windows:
         starts = [starts[index * len(starts) // windows] for index in range(windows)]
     total, count = 0.0, 0
-    largest = {"score": 0.0, "residual": 0.0, "logit": 0.0}
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    largest = Largest()
     for ids in _windows(stream, starts, length):
         trace = Trace()
         logits = model(ids[:, :-1], trace=trace)  # (B, T, V)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         total, count = total + float(loss), count + ids[:, 1:].numel()
-        largest["logit"] = max(largest["logit"], float(logits.abs().max()))
-        largest["residual"] = max([largest["residual"], *(float(x.abs().max()) for x in trace.residual)])
-        for q, k in zip(trace.queries, trace.keys, strict=True):
-            scores = (q @ k.transpose(2, 3)).masked_fill(future[: ids.shape[1] - 1, : ids.shape[1] - 1], 0.0)
-            largest["score"] = max(largest["score"], float(scores.abs().max()))
+        largest = largest.with_pass(trace, logits)
     loss_per_token = total / count
     result = {
         "held_out_loss": loss_per_token,
@@ -43,7 +61,7 @@ def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None 
         "bits_per_byte": loss_per_token / math.log(2) * (len(stream) - 1) / tokens.held_out_bytes,
         "held_out_tokens": float(count),
     }
-    return result | {f"max_{name}": value for name, value in largest.items()}
+    return result | {"max_score": largest.score, "max_residual": largest.residual, "max_logit": largest.logit}
 
 
 def _windows(stream: NDArray[np.uint16], starts: list[int], length: int) -> Iterator[Tensor]:

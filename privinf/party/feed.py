@@ -34,7 +34,7 @@ class Feed:
         return memoryview(b"".join([*parts, last])) if parts else last
 
 
-class Ahead:
+class Posting:
     """A channel whose messages may wait for each other, for there is no answer to them."""
 
     def __init__(self, connection: Connection) -> None:

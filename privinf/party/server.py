@@ -49,7 +49,7 @@ from privinf.party.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Role, Store
+from protocols.correlations import Role, Store, size_of
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
 from protocols.linear import mask_weight
 from protocols.party import Online, Party, Trace
@@ -300,7 +300,7 @@ class ServerSession:
         """What the client sends ahead of a pass."""
         self.connection.meter.phase = "offline"
         for parts in trace.early:
-            data = self.connection.exchange(None, sum(part.size for part in parts))
+            data = self.connection.exchange(None, size_of(parts))
             assert data is not None
             yield data
 

@@ -21,7 +21,7 @@ from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
 from privinf.party.devices import walking
-from privinf.party.feed import Ahead, Feed
+from privinf.party.feed import Feed, Posting
 from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
 from privinf.party.options import REACH_S
@@ -361,7 +361,7 @@ class ClientSession:
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
         feed = Feed(self.link, dealt.size, progress)
-        offline = sketch.party.engine = Offline(sketch.party.weights, Ahead(self.connection), store, feed.take)
+        offline = sketch.party.engine = Offline(sketch.party.weights, Posting(self.connection), store, feed.take)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
         self.connection.meter.label = ("", "")

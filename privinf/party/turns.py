@@ -89,9 +89,6 @@ class InTurn:
 
     def exchange(self, body: Any, expect: int | None) -> memoryview | None:
         """See `Channel`."""
-        self._turns.give()
-        try:
+        with self._turns.between(self.channel.peer_fingerprint):
             received: memoryview | None = self.channel.exchange(body, expect)
-            return received
-        finally:
-            self._turns.take(self.channel.peer_fingerprint)
+        return received

@@ -193,6 +193,16 @@ def test_counted_equals_explained(parties: Trio, count: int, logits: bool) -> No
     assert traffic["setup"]["payload"] == fresh["setup_bytes"]
 
 
+def test_counted_equals_explained_of_a_module(tmp_path: Path) -> None:
+    lowered, x = privinf.lower(torch.nn.Linear(4, 3), torch.randn(2, 4)), torch.ones(2, 4)
+    with trio(lowered, cache=tmp_path / "cache") as parties:
+        client, expected = parties.client(), explain(lowered)["total"]
+        client.run(x)
+        assert client.result is not None
+        online = client.result["traffic"]["online"]
+        assert (online["payload"], online["rounds"]) == (expected["online_bytes"], expected["rounds"])
+
+
 def test_counted_equals_explained_over_several_tokens(parties: Trio) -> None:
     client = parties.client()
     ids_of(client, [3, 4], 5)

@@ -16,19 +16,23 @@ OUTPUT = Path("runs/analysis")
 
 def analyze(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory, or the directory of a training run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for analysis.json, plots and report.html.")] = OUTPUT,
-    corpus: Annotated[Path | None, typer.Option(help="Directory of text or code; default: this interpreter's standard library.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory for analysis.json, plots and report.html.")
+    ] = OUTPUT,
+    corpus: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of text or code; default: this interpreter's standard library.")
+    ] = None,
     files: Annotated[str | None, typer.Option(metavar="GLOB", help="Which files of the corpus, such as *.py.")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Pieces of training text for entropy and ablation.")] = 32,
-    length: Annotated[int | None, typer.Option(min=2, help="Tokens of each; default: 128, or what the model takes.")] = None,
-    prompts: Annotated[int, typer.Option(min=0, help="Prompts to trace; 0 leaves the tracing out.")] = 16,
-    prompt_length: Annotated[int, typer.Option(min=4, help="Tokens of each.")] = 24,
+    windows: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of training text for entropy and ablation.")] = 32,
+    length: Annotated[int | None, typer.Option(metavar="N", min=2, help="Tokens of each; default: 128, or what the model takes.")] = None,
+    prompts: Annotated[int, typer.Option(metavar="N", min=0, help="Prompts to trace; 0 leaves the tracing out.")] = 16,
+    prompt_length: Annotated[int, typer.Option(metavar="N", min=4, help="Tokens of each.")] = 24,
     remove: Annotated[int | None, typer.Option(metavar="K", help="Say which K FFNs to remove, and compare with AERO's K deepest.")] = None,
-    train_steps: Annotated[int, typer.Option(min=0, help="Then train both for so many steps.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="The rate of that training.")] = 1e-3,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default: PyTorch's choice.")] = None,
+    train_steps: Annotated[int, typer.Option(metavar="N", min=0, help="Then train both for so many steps.")] = 0,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="The rate of that training.")] = 1e-3,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of text in one step.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Names the random numbers.")] = 1,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processor threads; default: PyTorch's choice.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Show the entropy of a model's heads and say which FFNs it can do without.

@@ -63,6 +63,12 @@ def _set_debug(context: typer.Context, debug: bool) -> bool:
     return debug
 
 
+def _show_help(context: typer.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        typer.echo(context.get_help(), color=context.color)
+        raise typer.Exit
+
+
 class _OneLine(logging.Formatter):
     """A record without its traceback."""
 
@@ -84,8 +90,9 @@ def _everywhere(
         typer.Option("--config", metavar="FILE.yaml", callback=_set_config, is_eager=True, help="Options by name; the command line wins."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Tracebacks and a log on stderr.")] = False,
+    help: Annotated[bool, typer.Option("--help", callback=_show_help, is_eager=True, help="Show this message and exit.")] = False,
 ) -> None:
-    """The options that every verb has, though none is passed them."""
+    """The options that every verb has, though none is passed them; a group of verbs has the last one alone."""
 
 
 def _command(function: Any) -> Any:
@@ -94,14 +101,21 @@ def _command(function: Any) -> Any:
     return typer.main.get_command(app)
 
 
-def _add_common(command: Any, params: Sequence[Any]) -> None:
-    command.no_args_is_help = False
+def _add_common(command: Any) -> None:
+    """To a verb, a group of them and what is in it."""
     inner = getattr(command, "commands", None)
+    added = [
+        param for param in _command(_everywhere).params if param.name == "help" or (inner is None and param.name in ("config", "debug"))
+    ]
+    command.no_args_is_help = False
+    command.params = [*(param for param in command.params if param.name not in ("install_completion", "show_completion")), *added]
+    for param in added:
+        param.expose_value = False
+    for param in command.params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""  # or a column of help says <bool>, though a flag takes no value
     for each in (inner or {}).values():
-        _add_common(each, params)
-    command.params = [param for param in command.params if param.name not in ("install_completion", "show_completion")]
-    if inner is None:
-        command.params.extend(params)
+        _add_common(each)
 
 
 def load_verb(name: str) -> Any:
@@ -109,10 +123,7 @@ def load_verb(name: str) -> Any:
     module = importlib.import_module(f"privinf.cli.{name}")
     command = typer.main.get_command(module.app) if hasattr(module, "app") else _command(getattr(module, name))
     command.name = name
-    common = [param for param in _command(_everywhere).params if param.name in ("config", "debug")]
-    for param in common:
-        param.expose_value = False
-    _add_common(command, common)
+    _add_common(command)
     return command
 
 
@@ -121,6 +132,7 @@ class Verbs(typer.core.TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        _add_common(self)
         for name, summary in VERBS.items():
             self.add_command(typer.core.TyperCommand(name, help=summary))
 

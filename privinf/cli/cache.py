@@ -37,7 +37,7 @@ def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
 
 @app.command("rm")
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Entries as `cache ls` names them.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Entries as `cache ls` names them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
     cache: common.Cache = None,
     as_json: common.Json = False,

@@ -56,7 +56,9 @@ Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="The 
 ServerAddress = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 DealerAddress = Annotated[str, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")]
 Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="What `privinf keys init` made, or this role's bundle of it.")]
-LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|RTTms:MBITS", help="Emulate a link, for example 20ms:100.")]
+LinkName = Annotated[
+    str | None, typer.Option("--link", metavar="LINK", help="Emulate a link: lan, wan or RTTms:MBITS, for example 20ms:100.")
+]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where this party computes.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The longest wait for a peer, in seconds.")]
 Cache = Annotated[
@@ -194,8 +196,17 @@ def write_json(document: Any) -> None:
 
 def human_bytes(count: float) -> str:
     """12.3 MB and the like, in powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+    return _human(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def human_count(count: float) -> str:
+    """12.3 M and the like."""
+    return _human(count, ("", "k", "M", "G", "T"))
+
+
+def _human(count: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while count >= 1000 and step + 1 < len(units):
+        count, step = count / 1000, step + 1
+    digits = 0 if step == 0 else 1 if step < 3 else 2
+    return f"{count:.{digits}f} {units[step]}".rstrip()

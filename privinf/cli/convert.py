@@ -9,11 +9,15 @@ from typing import Annotated
 import typer
 
 from privinf.cli import common
+from protocols.errors import ConfigError
 
 
 def convert(
     checkpoint: common.Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The directory to write.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a lowered model that is there; clients fetch the set-up of the new one.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Lower a checkpoint directory to a model that the parties can run.
@@ -23,7 +27,11 @@ def convert(
     Example: privinf convert models/pylib -o lowered/pylib
     """
     from privinf.lowering import convert as lower_checkpoint
+    from privinf.lowering.storage import check_target, is_lowered
 
+    check_target(output)  # before the work
+    if is_lowered(output) and not force:
+        raise ConfigError(f"{output} holds a lowered model already", remedy="give --force to replace it, or another directory")
     lowered = lower_checkpoint(checkpoint)
     lowered.save(output)
     info = lowered.info

@@ -12,9 +12,9 @@ _COLUMNS = {
     "online_bytes": "online",
     "rounds": "rounds",
     "dealer_bytes": "dealer",
-    "peer_offline_bytes": "offline S-C",
+    "peer_offline_bytes": "offline\nS-C",
     "setup_bytes": "set-up",
-    "macs": "multiply-adds",
+    "macs": "mult-\nadds",
 }
 
 
@@ -52,44 +52,40 @@ def explain(
 
 
 def _show(prediction: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from privinf.cli.table import Column, console_for_tables, show_table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("operator", no_wrap=True)
-    for title in _COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for op in [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]:
-        table.add_row(op["layer"], op["op"], *(_figure(key, op[key]) for key in _COLUMNS), style="bold" if op["layer"] == "total" else "")
-    plan = Table(box=None, pad_edge=False)
-    for title in ("operator", "wire", "bits", "fraction", "values up to", "from", "layers"):
-        plan.add_column(title, justify="right" if title in ("bits", "fraction", "values up to") else "left", no_wrap=title != "layers")
-    for row in _grouped(prediction["wires"]):
-        plan.add_row(*row)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    console.print(table)
-    console.print("\nring plan", style="bold")
-    console.print(plan)
+    console = console_for_tables()
+    ops = [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]
+    names = Column("layer and operator", [f"{op['layer']} {op['op']}".strip() for op in ops], words=True)
+    show_table(
+        console, names, [Column(title, [_figure(key, op[key]) for op in ops]) for key, title in _COLUMNS.items()], bold={len(ops) - 1}
+    )
+    headroom = next((each["from"] for each in prediction["wires"] if each["from"] and " x " in each["from"]), "")
+    console.print(f"\nring plan{headroom and f' ({headroom})'}", style="bold")
+    named, *plan = (list(cells) for cells in zip(*_grouped(prediction["wires"]), strict=True))
+    titles = ("bits", "frac", "values\nup to", "from", "layers")
+    columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(titles, plan, strict=True)]
+    show_table(console, Column("operator and wire", named, words=True), columns)
 
 
 def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Wires that differ in their layer alone share a line; operators and their wires in the order of the first layer."""
+    """Operator and wire, bits, fraction, bound, origin, layers. Wires that differ in their layer alone share a line, in the order of the
+    first layer."""
     found: dict[tuple[str, ...], list[str]] = {}
     order: dict[tuple[str, ...], int] = {}
     for each in wires:
         order.setdefault((each["op"], each["wire"]), len(order))
     for each in wires:
         bound = "" if each["range"] is None else f"{each['range']:.4g}"
-        key = (each["op"], each["wire"], str(each["bits"]), str(each["frac"]), bound, each["from"] or "the server knows")
+        origin = (each["from"] or "the server knows").partition(" x ")[0]
+        key = (each["op"], each["wire"], str(each["bits"]), str(each["frac"]), bound, origin)
         found.setdefault(key, []).append(each["layer"])
-    return [(*key, _layers(layers)) for key, layers in sorted(found.items(), key=lambda item: order[item[0][:2]])]
+    ordered = sorted(found.items(), key=lambda item: order[item[0][:2]])
+    return [(f"{op} {wire}", *rest, _layers(layers)) for (op, wire, *rest), layers in ordered]
 
 
 def _layers(names: list[str]) -> str:
-    """`h.0 to h.3, h.5`: runs of numbered layers in short."""
+    """`h.0-3, h.5`: runs of numbered layers in short."""
     runs: list[list[str]] = []
     for name in names:
         stem, _, number = name.rpartition(".")
@@ -97,10 +93,10 @@ def _layers(names: list[str]) -> str:
             runs[-1].append(name)
         elif name:
             runs.append([name])
-    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1].rpartition('.')[2]}" for run in runs)
 
 
 def _figure(key: str, value: int) -> str:
     if not value:
         return "-"
-    return common.human_bytes(value) if key.endswith("bytes") else f"{value:,}"
+    return common.human_bytes(value) if key.endswith("bytes") else common.human_count(value)

@@ -10,7 +10,9 @@ import typer
 
 from privinf.transport.keys import DAYS, HOSTS, KeyInfo, add_client, init_keys, renew_keys, show_keys
 
-app = typer.Typer(help="Make, show and renew the certificates by which the three parties know each other.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, show and renew the certificates by which the three parties know each other.\n\nExample: privinf keys init --keys keys"
+)
 
 KeysOption = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Directory of the CA and the roles' bundles.")]
 HostOption = Annotated[

@@ -22,49 +22,62 @@ PROMPTS = ("def main(", "import os\nimport sys\n\n", "class Node:\n    def __ini
 
 def train(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for state, metrics and, in `checkpoint/`, the model.")] = OUTPUT,
-    variant: Annotated[str, typer.Option(help="Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.")] = "SM(t)+ScFuFFN",
-    corpus: Annotated[Path | None, typer.Option(help="Directory of text or code; default: this interpreter's standard library.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory for state, metrics and, in `checkpoint/`, the model.")
+    ] = OUTPUT,
+    variant: Annotated[
+        str, typer.Option(metavar="NAME", help="Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.")
+    ] = "SM(t)+ScFuFFN",
+    corpus: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of text or code; default: this interpreter's standard library.")
+    ] = None,
     files: Annotated[str | None, typer.Option(metavar="GLOB", help="Which files of the corpus, such as *.py.")] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", metavar="CHECKPOINT", help="Begin with these weights, architecture and tokenizer.")
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin with these weights, architecture and tokenizer.")
     ] = None,
-    layers: Annotated[int, typer.Option(min=1)] = 6,
-    heads: Annotated[int, typer.Option(min=1)] = 8,
-    width: Annotated[int, typer.Option(min=1)] = 256,
-    positions: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 256,
-    vocab: Annotated[int, typer.Option(min=257, max=65536, help="Tokens of the tokenizer, which is trained too.")] = 3072,
-    tie: Annotated[bool, typer.Option(help="Use the embedding as vocabulary projection too.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="End after so many steps. A run by steps repeats exactly.")] = None,
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Blocks.")] = 6,
+    heads: Annotated[int, typer.Option(metavar="N", min=1, help="Attention heads of a block.")] = 8,
+    width: Annotated[int, typer.Option(metavar="N", min=1, help="The size of a token's vector.")] = 256,
+    positions: Annotated[int, typer.Option(metavar="N", min=1, help="The longest text, in tokens.")] = 256,
+    vocab: Annotated[int, typer.Option(metavar="N", min=257, max=65536, help="Tokens of the tokenizer, which is trained too.")] = 3072,
+    tie: Annotated[bool, typer.Option("--tie", help="Use the embedding as vocabulary projection too.")] = False,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after so many steps. A run by steps repeats exactly.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help=f"End after so much training time; {MINUTES} if --steps is not given either.")
+        float | None,
+        typer.Option(metavar="X", min=0.01, help=f"End after so much training time; {MINUTES} if --steps is not given either."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of text in one step.")] = 16,
     optimizer: Annotated[
         Literal["adamw", "muon"], typer.Option(help="Of the layers' matrices; muon wants a processor that multiplies bfloat16.")
     ] = "adamw",
-    learning_rate: Annotated[float, typer.Option(help="The level between warmup and decay.")] = 3e-3,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps of rising rate.")] = 200,
-    decay: Annotated[float, typer.Option(min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
-    entropy_lambda: Annotated[float, typer.Option(help="Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.")] = 0.0,
-    entropy_gamma: Annotated[float, typer.Option(help="Its tolerance, as a part of the largest entropy.")] = 0.2,
-    entropy_theta: Annotated[float, typer.Option(help="First value of its learnable thresholds, as a part of the largest entropy.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="First value of the learnable temperatures (AERO: 1e-2).")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="The level between warmup and decay.")] = 3e-3,
+    warmup: Annotated[int, typer.Option(metavar="N", min=0, help="Steps of rising rate.")] = 200,
+    decay: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
+    entropy_lambda: Annotated[
+        float, typer.Option(metavar="X", help="Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.")
+    ] = 0.0,
+    entropy_gamma: Annotated[float, typer.Option(metavar="X", help="Its tolerance, as a part of the largest entropy.")] = 0.2,
+    entropy_theta: Annotated[
+        float, typer.Option(metavar="X", help="First value of its learnable thresholds, as a part of the largest entropy.")
+    ] = 0.5,
+    temperature: Annotated[float, typer.Option(metavar="X", help="First value of the learnable temperatures (AERO: 1e-2).")] = 1.0,
     ffn_norm: Annotated[
         Literal["none", "weight", "spectral"], typer.Option(help="Normalise the FFN matrices while training; folded at export.")
     ] = "none",
     initial: Annotated[Literal["ours", "gpt2"], typer.Option(help="Recipe of the first weights.")] = "ours",
-    clip: Annotated[float, typer.Option(help="The largest norm of a step's gradients.")] = 1.0,
-    range_weight: Annotated[float, typer.Option(help="Weight of the penalty on what fixed point cannot hold; 0 leaves it out.")] = 1e-2,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default: PyTorch's choice.")] = None,
+    clip: Annotated[float, typer.Option(metavar="X", help="The largest norm of a step's gradients.")] = 1.0,
+    range_weight: Annotated[
+        float, typer.Option(metavar="X", help="Weight of the penalty on what fixed point cannot hold; 0 leaves it out.")
+    ] = 1e-2,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Names the random numbers.")] = 1,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processor threads; default: PyTorch's choice.")] = None,
     bf16: Annotated[bool | None, typer.Option(help="Matrix products in bfloat16; default: where the processor has them.")] = None,
-    compile: Annotated[bool, typer.Option(help="torch.compile: faster, needs a C++ compiler.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: faster, needs a C++ compiler.")] = False,
     entropy_every: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Steps between records of every head's entropy; default: 25 records, or 100 steps."),
+        typer.Option(metavar="N", min=1, help="Steps between records of every head's entropy; default: 25 records, or 100 steps."),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option(help="The metrics also as TensorBoard events, in tensorboard/.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="The metrics also as TensorBoard events, in tensorboard/.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Train a variant of the ladder. Call it again with the same options to resume.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from privinf.lowering.calibrate import power_of_two
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import FRAC
@@ -44,7 +46,9 @@ def explain(
     elif chunk or cached:
         raise ConfigError("this model is no language model; it has no prompt in pieces, and nothing cached")
     else:
-        module_output(lowered.graph, runtime, [blank(*(size or 1 for size in spec.shape)) for spec in info.inputs])
+        kinds = {"ids": torch.int64, "float": torch.float32}
+        shaped = [torch.empty([size or 1 for size in spec.shape], dtype=kinds[spec.kind], device="meta") for spec in info.inputs]
+        module_output(lowered.graph, runtime, shaped)
     plan = [{"name": node.name, "op": node.op, **node.plan} for node in lowered.graph.nodes]
     return {**costs(trace, setup_bytes(runtime)), "plan": plan, "wires": wires(lowered)}
 

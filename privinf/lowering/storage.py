@@ -23,6 +23,7 @@ from privinf.lowering.schema import Manifest, Saved, build_graph, decode, parame
 from protocols.errors import ConfigError
 
 STRUCTURE, WEIGHTS, SEED, TOKENIZER = "lowered.json", "weights.safetensors", "mask_seed", "tokenizer.json"
+FILES = frozenset({STRUCTURE, WEIGHTS, SEED, TOKENIZER})
 REMEDY = "lower the checkpoint again with `privinf convert`"
 
 
@@ -31,14 +32,23 @@ def is_lowered(directory: str | os.PathLike[str]) -> bool:
     return (Path(directory) / STRUCTURE).is_file()
 
 
+def check_target(target: Path) -> None:
+    """ConfigError unless a lowered model may be written there: where nothing is yet, or at most another one and nothing beside it."""
+    try:
+        found = {path.name for path in target.iterdir()} if target.is_dir() else None
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be read: {error.strerror}", remedy="choose another directory") from None
+    if target.exists() and (found is None or (found and not (STRUCTURE in found and found <= FILES))):
+        raise ConfigError(f"{target} is there already and holds something else", remedy="choose another directory")
+
+
 def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
     """Write to a scratch directory beside the target, then put it in the target's place."""
     target = Path(directory)
     if lowered.mask_seed is None or not lowered.has_weights:
         raise ConfigError("this model came as a bundle, without weights: only the server can save it")
     lowered.check_weights()
-    if target.exists() and not (target.is_dir() and (is_lowered(target) or not any(target.iterdir()))):
-        raise ConfigError(f"{target} is there already and holds something else", remedy="choose another directory")
+    check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # 0700
@@ -103,7 +113,7 @@ def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
         raise ConfigError(f"{source} is not a directory")
     found = {path.name for path in source.iterdir()}
     missing = {STRUCTURE, WEIGHTS, SEED} - found
-    surplus = found - {STRUCTURE, WEIGHTS, SEED, TOKENIZER}
+    surplus = found - FILES
     if missing:
         raise ConfigError(f"{source}: {', '.join(sorted(missing))} missing", remedy=REMEDY)
     if surplus:

@@ -1,0 +1,116 @@
+"""What a person sees: help, tables and pictures that cut nothing, no control code where nobody looks, and nothing of theirs overwritten."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import privinf
+from privinf.cli.common import human_bytes, human_count
+from privinf.cli.table import Column, show_table
+from privinf.lowering.explain import explain
+from protocols.errors import ConfigError
+from tests import trio
+from tests.test_cli import COMMANDS, Call, assert_one_line, call
+
+__all__ = ["call"]
+GROUPS = [["keys"], ["config"], ["cache"]]
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("words", [[], *GROUPS, *COMMANDS], ids=lambda words: " ".join(words) or "privinf")
+def test_help_fits_a_terminal_and_says_nothing_of_types(call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call(*words, "--help")
+    assert done.code == 0 and "Example: privinf" in done.out
+    assert "<bool>" not in done.out and "…" not in done.out and "\x1b" not in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+# ---- tables
+
+
+class Deep(nn.Module):
+    """A chain of modules with long names."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.the_inner_network_of_somebody_else = Deep(depth - 1) if depth else nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.the_inner_network_of_somebody_else(x)
+        return found
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("deep") / "model"
+    privinf.lower(Deep(3), torch.randn(2, 4)).save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("columns", [None, "80", "60"])
+@pytest.mark.parametrize("which", ["checkpoint", "long names"])
+def test_explain_cuts_no_figure(
+    call: Call, monkeypatch: pytest.MonkeyPatch, deep: Path, tmp_path: Path, columns: str | None, which: str
+) -> None:
+    model = trio.lowered_directory() if which == "checkpoint" else deep
+    if columns is None:
+        monkeypatch.delenv("COLUMNS")
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    done = call("explain", model, "--seq", 8, "--cache", tmp_path)
+    assert done.code == 0 and "…" not in done.out and "\x1b" not in done.out
+    if columns is not None:
+        assert max(map(len, done.out.splitlines())) <= int(columns)
+    found = explain(privinf.load(model), 8)
+    for op in [*found["ops"], found["total"]]:
+        for key in ("online_bytes", "dealer_bytes", "peer_offline_bytes", "setup_bytes"):
+            assert not op[key] or re.search(rf"(?<!\S){re.escape(human_bytes(op[key]))}(?!\S)", done.out), (op, key)
+        assert not op["macs"] or human_count(op["macs"]) in done.out
+    for wire in found["wires"]:
+        assert wire["range"] is None or re.search(rf"(?<!\S){wire['range']:g}(?!\S)", done.out), wire
+
+
+def test_a_narrow_table_is_several_and_keeps_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    names = Column("name", ["a.very.long.name.of.a.layer " + "x" * 70, "b"], words=True)
+    figures = [Column(f"title {n}", [f"{10 ** (9 + n)}", "1"]) for n in range(5)]
+    show_table(Console(width=40), names, [*figures, Column("words", ["some of several lines", ""], words=True)])
+    out = capsys.readouterr().out
+    assert all(re.search(rf"(?<!\d){10 ** (9 + n)}(?!\d)", out) for n in range(5)) and max(map(len, out.splitlines())) <= 40
+    assert out.count("name") >= 2 and out.replace("\n", "").replace(" ", "").count("x") == 70 * out.count("a.very")
+
+
+def test_counts_for_people() -> None:
+    assert [human_count(n) for n in (0, 999, 1000, 100_663_296, 2.5e12)] == ["0", "999", "1.0 k", "100.7 M", "2.50 T"]
+    assert human_bytes(3e12) == "3.00 TB"
+
+
+# ---- nothing overwritten
+
+
+def test_convert_replaces_a_lowered_model_when_told_to_and_never_anything_else(call: Call, tmp_path: Path) -> None:
+    checkpoint, target = trio.checkpoint(), tmp_path / "model"
+    assert call("convert", checkpoint, "-o", target).code == 0
+    first = privinf.load(target).info.id
+    done = call("convert", checkpoint, "-o", target)
+    assert done.code == 2 and "--force" in done.err and privinf.load(target).info.id == first
+    assert_one_line(done.err)
+    assert call("convert", checkpoint, "-o", target, "--force").code == 0
+    second = privinf.load(target)
+    assert second.info.id != first
+    (target / "notes.txt").write_text("mine")
+    for place in (target, checkpoint, target / "notes.txt"):
+        done = call("convert", checkpoint, "-o", place, "--force")
+        assert done.code == 2 and "something else" in done.err
+        assert_one_line(done.err)
+    with pytest.raises(ConfigError, match="something else"):
+        second.save(target)
+    assert (target / "notes.txt").read_text() == "mine"

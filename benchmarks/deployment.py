@@ -166,7 +166,8 @@ class Deployment:
         """Every counter and gauge by its name, summed over labels; PeerUnreachableError where nobody answers."""
         where = self.address(role) if role == "gateway" else self._about[role]["metrics"]
         try:
-            with urllib.request.urlopen(f"http://{where}/metrics", timeout=self.timeout) as answer:
+            asked = urllib.request.Request(f"http://{where}/metrics", headers={"Authorization": f"Bearer {KEY}"})  # the gateway wants it
+            with urllib.request.urlopen(asked, timeout=self.timeout) as answer:
                 text = answer.read().decode()
         except OSError as error:
             raise PeerUnreachableError(f"no metrics from the {role}: {error}", remedy="its log says why") from None

@@ -185,7 +185,7 @@ class Visitor:
     def leave(self) -> None:
         """A caller of the gateway that goes while its reply is being made."""
         data = json.dumps(self._body(stream=True, max_tokens=64)).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
         with socket.create_connection(parse_address(self.world.gateway), 10) as sock:
             sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             time.sleep(self.errand.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,12 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def serving(app: Any, requests: Requests | None = None, bounds: Bounds | None = None) -> Iterator[tuple[str, Service]]:
+def serving(
+    app: Any, requests: Requests | None = None, bounds: Bounds | None = None, halt: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Service]]:
     """An application of any kind, over a socket: its address, and what serves it, in a thread."""
     listener = listen_on("127.0.0.1:0")
-    service = Service(app, requests or Requests(), bounds or Bounds())
+    service = Service(app, requests or Requests(), bounds or Bounds(), halt=halt)
     thread = threading.Thread(target=lambda: asyncio.run(service.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
@@ -70,7 +72,7 @@ def gateway(
     try:
         engine.start()
         app = create_app(engine, api_key=KEY, bounds=bounds, requests=requests)
-        with serving(app, requests, bounds) as (address, service):
+        with serving(app, requests, bounds, engine.halt) as (address, service):
             yield Gateway(address, engine, service)
     finally:
         engine.close()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from privinf.gateway.hosts import host_of, is_ours
 from privinf.party.conversation import Conversation
 from tests import trio as t
 from tests.gateway import KEY, Gateway, gateway
@@ -219,19 +221,55 @@ def test_a_body_without_a_length_is_bounded_too(door: Gateway) -> None:
     assert answer.status_code == 413 and answer.json()["error"]["message"].startswith("the body is larger")
 
 
+OPEN = {"/healthz", "/", "/page.js", "/page.css"}
+
+
+def paths(door: Gateway) -> set[str]:
+    """Every path that there is, and one that is not."""
+    app: Any = door.service.config.app
+    return {route.path.replace("{model}", "privinf") for route in app.routes} | {"/nothing"}
+
+
 def test_what_needs_a_key_and_what_does_not(door: Gateway) -> None:
+    assert paths(door) > OPEN
     with httpx.Client(base_url=door.url) as stranger:
-        for path in ("/healthz", "/metrics", "/", "/page.js", "/page.css"):
-            answer = stranger.get(path)
-            assert answer.status_code == 200 and KEY not in answer.text
-        for path in ("/v1/models", "/page/about", "/nothing"):
+        for path in paths(door):
             answer = stranger.get(path, headers={"Origin": "http://elsewhere.example"})
+            assert KEY not in answer.text and answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            if path in OPEN:
+                assert answer.status_code == 200 and str(answer.headers).count("privinf_") == answer.text.count("privinf_") == 0
+                continue
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
-            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers["WWW-Authenticate"] == "Bearer" and stranger.post(path, json={}).status_code == 401
         for key in ("", "Basic x", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer"):
             assert stranger.get("/v1/models", headers={"Authorization": key}).status_code == 401
         answer = stranger.options("/v1/models", headers={"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "GET"})
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "10.1.2.3:80", "127.1", "[::2]:80", "a b", "", "[::1"]
+)
+def test_a_host_that_is_not_ours_is_answered_nowhere(door: Gateway, host: str) -> None:
+    """As a web page sends it whose own name was made to mean our address; with the key too, for that says nothing of whom it came from."""
+    with door.http(Host=host) as caller:
+        for path in paths(door):
+            for answer in (caller.get(path), caller.post(path, json={})):
+                assert answer.status_code == 421 and answer.json()["error"]["code"] == "unknown_host", path
+
+
+def test_hosts_that_are_ours(door: Gateway) -> None:
+    for host in ("localhost", "LocalHost.:1", door.address, "127.9.9.9", "[::1]:8080", "[::ffff:127.0.0.1]"):
+        with door.http(Host=host) as caller:
+            assert caller.get("/healthz").status_code == caller.get("/v1/models").status_code == 200
+
+
+def test_names_of_hosts() -> None:
+    assert [host_of(text) for text in ("A.b:1", "[FE80::1]:2", "x_y", "1.2.3.4")] == ["a.b", "fe80::1", "x_y", "1.2.3.4"]
+    for text in ("", ".", ":80", "a:b", "a:80:80", "[::1", "::1", "a/b", "user@a", "a:123456", "[a]", "\xe4"):
+        assert host_of(text) is None or not is_ours(str(host_of(text)), frozenset(), "10.0.0.1"), text
+    assert is_ours("10.0.0.1", frozenset(), "::ffff:10.0.0.1") and is_ours("fe80::1", frozenset(), "fe80::1%eth0")
+    assert is_ours("gw.example", frozenset({"gw.example"}), "10.0.0.1") and not is_ours("10.0.0.2", frozenset(), "10.0.0.1")
 
 
 def test_a_client_that_asks_for_very_much_gets_what_there_is(door: Gateway) -> None:
@@ -332,12 +370,27 @@ def test_a_full_gateway_says_when_to_come_again(parties: Trio, monkeypatch: pyte
         assert door.engine.active == 1 and door.engine.waiting == 1
         for answer in answers:
             assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
+            assert "1 reply is being made and 1 caller waits" in answer.json()["error"]["message"]  # whenever it was asked
             assert 1 <= int(answer.headers["Retry-After"]) <= 60
         go.set()
         for thread in threads:
             thread.join(60)
         assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
         assert caller.post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_gateway_where_nobody_may_wait(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway(parties, active=2, waiting=0) as door, door.openai(max_retries=0) as client:
+        go = threading.Event()
+        monkeypatch.setattr(door.engine, "read", lambda query: go.wait(60) and ([1], None))  # before anything is made
+        ask = partial(client.completions.create, model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(ask) for _ in range(2)]
+            wait_for(lambda: door.engine.waiting == 2)
+            with pytest.raises(openai.RateLimitError, match="2 replies are being made and nobody may wait"):
+                ask()
+            go.set()
+            assert all(each.result().usage.completion_tokens == 1 for each in asked)
 
 
 def test_a_full_server_says_when_to_come_again(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,12 +56,42 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
                 *pieces, done = [line for line in answer.read().splitlines() if line]
             assert done == b"data: [DONE]" and len(pieces) == 12
             assert process.wait(20) == 0 and process.lines[-1] == "gateway stops"
+            assert "gateway takes nobody new, and stops in 60 s at the latest" in process.lines
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
-        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1") as process:
+        more = ("--metrics", "127.0.0.1:0", "--host", "Gw.example", "--json", "--drain", "1000")
+        with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1", *more) as process:
             process.until("page: ")
             assert "given-key-1" not in process.err + process.out
-            process.send(signal.SIGINT)
+            about = json.loads(process.out)
+            the_metrics_are_open_on_their_own_port_alone(about["address"], about["metrics"])
+            with opened(about["address"], "/v1/completions", "given-key-1", {**stream, "max_tokens": 30}) as answer:
+                assert answer.readline().startswith(b"data: {")
+                before = process.lines
+                process.send(signal.SIGINT)
+                process.until("takes nobody new")
+                process.send(signal.SIGINT)
+                *_, last = [line for line in answer.read().splitlines() if line]
+            error = json.loads(last.removeprefix(b"data: "))["error"]
+            assert (error["code"], error["message"]) == ("stopping", "this gateway is being stopped")
             assert process.wait(20) == 0
+            takes, ends, stops = process.lines[len(before) :]  # and no line of anybody else's
+            assert takes.startswith("gateway takes nobody new") and stops == "gateway stops"
+            assert ends == "gateway ends 1 request that is still being answered"
+
+
+def the_metrics_are_open_on_their_own_port_alone(address: str, metrics: str) -> None:
+    def status(place: str, path: str, key: str = "", host: str = "localhost") -> int:
+        headers = {"Host": host} | ({"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"http://{place}{path}", headers=headers), timeout=60) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status(address, "/metrics") == 401 and status(address, "/metrics", "given-key-1") == 200
+    assert status(metrics, "/metrics") == status(metrics, "/metrics", host="gw.example:1") == 200
+    assert status(address, "/healthz", host="GW.example") == 200 and status(metrics, "/metrics", host="evil.example") == 421
+    assert {status(metrics, path, "given-key-1") for path in ("/", "/healthz", "/v1/models", "/page.js", "/nothing")} == {404}
 
 
 def test_a_demo_ends_with_its_parties() -> None:
@@ -86,6 +116,8 @@ def test_a_demo_ends_with_its_parties() -> None:
         (["--demo", "x", "--api-key", "with a blank"], "the API key is no key"),
         (["--demo", "x", "--chat-template", "nowhere.jinja"], "nowhere.jinja"),
         (["--demo", "x", "--active", "0"], "--active"),
+        (["--demo", "x", "--host", "http://x"], "--host 'http://x' is no name"),
+        (["--demo", "x", "--host", "x:80"], "--host 'x:80' is no name"),
         (["--demo", "x", "--http-timeout", "0"], "--http-timeout"),
         (["--demo", "x", "--drain", "inf"], "--drain"),
     ],

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
@@ -23,7 +24,7 @@ from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for
 
 SHORT, FEW = Bounds(wait_s=1.0, idle_s=0.5, drain_s=20.0), Bounds(connections=3)
-HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
 BODY = {"model": "privinf", "prompt": "x", "max_tokens": 1, "ignore_eos": True}
 
 
@@ -114,10 +115,10 @@ def test_connections_that_say_nothing_are_closed(door: Gateway) -> None:
     with connect(door) as sock:
         assert rest_of(sock) == b""
     with connect(door) as sock:  # nor after a first request
-        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert rest_of(sock).startswith(b"HTTP/1.1 200")
     with connect(door) as sock:  # nor one whose second request never gets further
-        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         first = b""
         while not first.endswith(b"}"):
             first += sock.recv(65536)
@@ -192,7 +193,7 @@ def test_too_many_connections(calm: Gateway) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
         b"GET\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
         HEAD.encode() + b"Content-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
         HEAD.encode() + b"Content-Length: -3\r\n\r\nabc",
         HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -261,19 +262,34 @@ def test_a_stop_lets_replies_end_and_nobody_in(parties: Trio, monkeypatch: pytes
 def test_a_stop_ends_replies_that_do_not(parties: Trio, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     bounds = Bounds(drain_s=0.5 if how == "time is over" else 3600)
     with gateway(parties, bounds=bounds) as door:
-        cancelled = threading.Event()
+        begun, cancelled = threading.Semaphore(0), threading.Semaphore(0)
 
         def endless(query: Any, ids: Any, text: Any, reply: Any, emit: Callable[[Any], None]) -> None:
             emit(Token(1, "x"))
+            begun.release()
             if reply.cancelled.wait(60):
-                cancelled.set()
+                cancelled.release()
 
         monkeypatch.setattr(door.engine, "_answer", endless)
-        stream = door.openai(max_retries=0).completions.create(model="privinf", prompt="x", stream=True)
-        next(stream)
-        door.service.stop()
-        if how == "second signal":
+        chat = {"model": "privinf", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        bodies = [("completions", {**BODY, "stream": True}), ("chat/completions", chat), ("completions", BODY)]
+        with ThreadPoolExecutor(5) as pool, door.http() as caller:
+            asked = [pool.submit(caller.post, f"/v1/{path}", json=body) for path, body in bodies]
+            asked.append(pool.submit(caller.post, "/page/reply", json={"prompt": "x"}))
+            for _ in range(4):
+                assert begun.acquire(timeout=60)
+            asked.append(pool.submit(caller.post, "/v1/completions", json={**BODY, "stream": True}))
+            wait_for(lambda: door.engine.waiting == 1)
             door.service.stop()
-        with pytest.raises((openai.APIError, httpx.HTTPError)):
-            list(stream)
-        assert cancelled.wait(30)
+            if how == "second signal":
+                door.service.stop()
+            completion, chatted, whole, page, waited = [each.result() for each in asked]
+        for answer in (completion, chatted, page):
+            assert answer.status_code == 200
+            *pieces, last = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
+            error = last if answer is page else last["error"]
+            assert pieces and (error["code"], error["message"]) == ("stopping", "this gateway is being stopped")
+        for answer in (whole, waited):
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "stopping" and answer.headers["Retry-After"]
+        for _ in range(4):
+            assert cancelled.acquire(timeout=30)

@@ -31,6 +31,10 @@ def gateway(
     ] = None,
     demo: Annotated[Path | None, typer.Option("--demo", metavar="MODEL", help="Start dealer and server here too, with this model.")] = None,
     http: Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="Where to answer; port 0 takes any free one.")] = HTTP,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", metavar="NAME", help="A name by which callers reach it; may be given several times.")
+    ] = None,
+    metrics: common.Metrics = None,
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", metavar="KEY", help=f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one."),
@@ -81,6 +85,7 @@ def gateway(
         raise ConfigError(f"--http-timeout {http_timeout:g} is no time to wait", remedy="give seconds above 0")
     if not math.isfinite(drain):
         raise ConfigError("--drain has no end", remedy="give seconds")
+    names = _names(http, host)
     key, made = _key(api_key)
     template = None if chat_template is None else _template(chat_template)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
@@ -96,7 +101,10 @@ def gateway(
     few_arenas()
     # a signal is how a service ends: exit code 0, once everything has been ended
     with _until_stopped(), contextlib.ExitStack() as stack:
-        listener, watch = stack.enter_context(listen_on(http)), None
+        listeners = [stack.enter_context(listen_on(http))]
+        if metrics is not None:
+            listeners.append(stack.enter_context(listen_on(metrics, "--metrics")))
+        watch = None
         if demo is not None:
             watch = stack.enter_context(Demo(demo, options))
             server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
@@ -106,28 +114,47 @@ def gateway(
         stack.callback(engine.close)
         engine.start()
 
-        def listening(address: str) -> None:
+        def listening(address: str, scraped: str | None = None) -> None:
             info = engine.lowered.info
             print(f"gateway listens on {address} with {info.variant}, id {info.id}", file=sys.stderr)
             shown = f"#key={key}" if made else ""
+            if scraped is not None:
+                _say(f"gateway answers Prometheus on http://{scraped}/metrics")
             if made:
                 print(f"API key, shown once: {key}", file=sys.stderr)
             print(f"page: http://{address}/{shown}", file=sys.stderr, flush=True)
             if as_json:
                 about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
+                about |= {"metrics": scraped} if scraped is not None else {}
                 common.write_json({**about, "api_key": key} if made else about)
 
         def reload(number: int, frame: object) -> None:
             try:  # what dials reads them from the disk anyway; so their faults are told now
                 client.credentials = load_credentials(client_keys, "client")
-                print("gateway has read its keys anew", file=sys.stderr, flush=True)
+                _say("gateway has read its keys anew")
             except ConfigError as error:
                 logging.getLogger("privinf.gateway").error("the keys cannot be used: %s", error)
 
         signal.signal(signal.SIGHUP, reload)
         bounds = Bounds(wait_s=http_timeout, idle_s=min(http_timeout, Bounds.idle_s), connections=connections, drain_s=drain)
         allow(drain)
-        serve(engine, listener, api_key=key, name=name, watch=watch, listening=listening, bounds=bounds)
+        what: dict[str, Any] = {"api_key": key, "name": name, "names": names, "watch": watch, "bounds": bounds}
+        serve(engine, listeners, listening=listening, say=_say, **what)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _names(http: str, given: list[str] | None) -> list[str]:
+    """By which names it may be called, that of its address included."""
+    from privinf.gateway.hosts import host_of
+    from privinf.transport.listener import parse_address
+
+    for name in given or ():
+        if host_of(name) != name.lower() or ":" in name:
+            raise ConfigError(f"--host {name[:100]!r} is no name", remedy="give a name alone, for example gateway.example.org")
+    return [parse_address(http)[0].lower(), *(name.lower() for name in given or ())]
 
 
 @contextlib.contextmanager
@@ -135,7 +162,7 @@ def _until_stopped() -> Iterator[None]:
     try:
         yield
     except Stopped:
-        print("gateway stops", file=sys.stderr, flush=True)
+        _say("gateway stops")
 
 
 def _key(given: str | None) -> tuple[str, bool]:

@@ -17,10 +17,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sse_starlette.sse import EventSourceResponse
 from starlette.exceptions import HTTPException
 
-from privinf.gateway.door import Bounds, CallerGone, Door, while_there
+from privinf.gateway.door import METRICS, Bounds, Door, Place
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
+from privinf.gateway.waits import CallerGone, while_there
 from privinf.gateway.wire import COMPLETION_TOKENS, ApiError, ChatRequest, CompletionRequest, Writer, as_api_error, malformed_body
 from privinf.party.metrics import registry_of
 from privinf.party.text import Token
@@ -37,6 +38,7 @@ def create_app(
     watch: Watch | None = None,
     bounds: Bounds | None = None,
     requests: Requests | None = None,
+    place: Place | None = None,
 ) -> FastAPI:
     """The service over a started engine; `name` is the model's, beside its id. `watch` shows what the local parties of a demo get."""
 
@@ -49,7 +51,7 @@ def create_app(
     app = FastAPI(title="privinf", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     answers = requests or Requests()
     registry = registry_of(lambda: families(engine, answers))
-    app.add_middleware(Door, key=api_key, requests=answers, bounds=bounds or Bounds())
+    app.add_middleware(Door, key=api_key, requests=answers, bounds=bounds or Bounds(), place=place or Place())
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -83,7 +85,7 @@ def create_app(
         status, code = ("stopping", 503) if answers.draining else ("ok", 200)
         return JSONResponse({"status": status, "model": engine.lowered.info.id}, code)
 
-    @app.get("/metrics")
+    @app.get(METRICS)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -125,7 +127,9 @@ def create_app(
         maker = engine.chat
         try:
             sampling = body.sampling(maker.stop)
-            prompt = await asyncio.to_thread(maker.prompt, [message.plain() for message in body.messages])
+            prompt = await while_there(request, maker.prompt([message.plain() for message in body.messages]))
+        except CallerGone:
+            raise
         except Exception as error:
             raise as_api_error(error) from error
         count = body.max_completion_tokens or body.max_tokens or engine.limits.new_tokens

@@ -1,26 +1,42 @@
-"""In front of the service: the key, the size and the time of a body, the number of connections, and the way out when it stops."""
+"""In front of the service: the host that is named, the key, a body's size and time, how many connections, the way out when it stops."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from privinf.gateway.hosts import host_of, is_ours
 from privinf.gateway.metrics import Requests
+from privinf.gateway.waits import Stopping
 from privinf.gateway.wire import ApiError
 
-T = TypeVar("T")
 MAX_BODY = 2 << 20
-OPEN = ("/healthz", "/metrics", "/", "/page.js", "/page.css")
+OPEN = ("/healthz", "/", "/page.js", "/page.css")
 """Paths that need no key: they tell nothing about a prompt, a reply or a key."""
+METRICS = "/metrics"
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
+"""With every answer: no page elsewhere may embed it, and there are no CORS headers by which it could read it."""
 CROWDED = "privinf.crowded"
 """In the state of a connection that is one too many."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """By which names it may be called beside this machine's own; and where, if anywhere, it answers for metrics alone, without the key."""
+
+    names: frozenset[str] = frozenset()
+    metrics: tuple[str, int] | None = None
+
+    def is_for_metrics(self, local: tuple[str, int]) -> bool:
+        """Whether a connection to this address is one for metrics alone."""
+        if self.metrics is None:
+            return False
+        host, port = self.metrics
+        return local[1] == port and host in (local[0], "0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -38,34 +54,11 @@ class Bounds:
     drain_s: float = 5.0
 
 
-class CallerGone(Exception):
-    """The caller has closed its connection: there is nobody to answer."""
-
-
-async def while_there(request: Request, work: Awaitable[T]) -> T:
-    """The result, or CallerGone as soon as the caller has left, and then the work is cancelled."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise CallerGone
-    finally:
-        for each in (task, leaving):
-            each.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
-
-
 class Door:
     """ASGI middleware: whom it lets in, and behind everything the count of answers."""
 
-    def __init__(self, app: ASGIApp, *, key: str, requests: Requests, bounds: Bounds) -> None:
-        self._app, self._key, self._requests, self._bounds = app, key.encode(), requests, bounds
+    def __init__(self, app: ASGIApp, *, key: str, requests: Requests, bounds: Bounds, place: Place) -> None:
+        self._app, self._key, self._requests, self._bounds, self._place = app, key.encode(), requests, bounds, place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,28 +68,36 @@ class Door:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._requests.count(scope["path"], message["status"])
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
         refusal = self._refusal(scope)
         if refusal is not None:
             await refusal.response()(scope, receive, counted)
             return
-        with self._requests.one_inside(counts=scope["path"] not in OPEN):
+        with self._requests.one_inside(counts=scope["path"] not in (*OPEN, METRICS)):
             await self._app(scope, self._bounded(receive), counted)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is not let in, from its head alone."""
-        headers = dict(scope["headers"])
+        headers, path, local = dict(scope["headers"]), scope["path"], tuple(scope["server"])
+        named = headers.get(b"host", b"").decode("latin-1")
+        if not is_ours(host_of(named) or "", self._place.names, local[0]):
+            message = f"this gateway does not go by the name {named[:100]!r}; if it should, start it with --host"
+            return ApiError(421, message, code="unknown_host", close=True)
         if scope.get("state", {}).get(CROWDED):
             message = f"{self._bounds.connections} connections are open already"
             return ApiError(429, message, code="rate_limit_exceeded", retry_after=max(1, round(self._bounds.idle_s)), close=True)
-        if scope["path"] not in OPEN:
+        if self._place.is_for_metrics(local):
+            if path != METRICS:
+                return ApiError(404, f"there is {METRICS} here and nothing else")
+        elif path not in OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
                 return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-            if self._requests.draining:
+            if self._requests.draining and path != METRICS:
                 again = max(1, round(self._bounds.drain_s))
-                return ApiError(503, "this gateway is being stopped", code="stopping", retry_after=again, close=True)
+                return ApiError(503, str(Stopping()), code="stopping", retry_after=again, close=True)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > MAX_BODY:
             return _too_large()

@@ -15,6 +15,7 @@ from typing import Any
 
 from privinf.gateway.chat import Chat
 from privinf.gateway.held import Held
+from privinf.gateway.waits import Full, Stopping
 from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
@@ -45,16 +46,6 @@ class Limits:
     new_tokens: int = 256
     prepared: bool = True
     retry: int = 0
-
-
-class Full(PrivinfError):
-    """No room now; `retry_after` is in seconds."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message, remedy=f"try again in {retry_after} s")
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +94,8 @@ class Engine:
         self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed", "prepared"), 0)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._closing = False
+        self._ending = contextlib.ExitStack()
+        self._queues: set[asyncio.Queue[Token | BaseException | None]] = set()  # of replies that are being made
 
     # ---- life
 
@@ -114,7 +107,8 @@ class Engine:
             held.conversation.end()
             raise ConfigError("the server's model is no language model", remedy="serve a converted checkpoint")
         self.tokenizer = load_tokenizer(self.lowered.tokenizer)
-        self.chat = Chat(self.lowered, self.tokenizer, self._template)
+        self.chat = Chat(self.lowered, self.tokenizer, self._template, most=self.limits.active + self.limits.waiting)
+        self._ending.callback(self.chat.close)
         self.logits = held.conversation.session.welcome.logits
         with self._guard:
             self._kept.append(held)
@@ -129,6 +123,14 @@ class Engine:
             for held in old:
                 await asyncio.to_thread(self._retire, held)
 
+    def halt(self) -> None:
+        """Ends every reply, and tells whoever waits for one why; in the event loop's thread."""
+        self._closing = True
+        for queue in self._queues:
+            queue.put_nowait(Stopping())
+        for _ in range(self.waiting):
+            self._slots.release()
+
     def close(self) -> None:
         """Ends every reply and every conversation."""
         with self._guard:
@@ -137,6 +139,7 @@ class Engine:
         for held in idle:
             self._retire(held)
         self.client.close()
+        self._ending.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # ---- replies
@@ -160,8 +163,7 @@ class Engine:
     async def stream(self, query: Query, reply: Reply) -> AsyncIterator[Token]:
         """New tokens as they come. Closing the iterator, or cancelling who waits in it, ends the reply and the session behind it."""
         if self.active + self.waiting >= self.limits.active + self.limits.waiting:
-            rounds = math.ceil((self.waiting + 1) / self.limits.active)
-            raise Full(f"{self.active} replies are being made and {self.waiting} callers wait", max(1, round(rounds * self._mean_s)))
+            raise self._full()
         self.waiting += 1  # before anything is awaited, so that no crowd slips through
         try:
             ids, text = await asyncio.to_thread(self.read, query)
@@ -169,6 +171,8 @@ class Engine:
             await self._slots.acquire()
         finally:
             self.waiting -= 1
+        if self._closing:
+            raise Stopping
         self.active += 1
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException | None]()
 
@@ -182,6 +186,7 @@ class Engine:
 
         loop.run_in_executor(self._pool, self._work, query, ids, text, reply, emit).add_done_callback(left)
         done = False
+        self._queues.add(queue)
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -189,9 +194,20 @@ class Engine:
                 yield item
             done = True
         finally:
+            self._queues.discard(queue)
             if not done:  # nothing is awaited here, for the waiter may be cancelled again and again
                 reply.cancelled.set()
                 threading.Thread(target=reply.cancel, name="privinf-cancel", daemon=True).start()
+
+    def _full(self) -> Full:
+        """Whoever is inside and could be, where there is room, counts as a reply that is made: its prompt may still be being read."""
+        inside, limits = self.active + self.waiting, self.limits
+        made, rest = min(inside, limits.active), max(0, inside - limits.active)
+        waits = f"{rest} {'caller waits' if rest == 1 else 'callers wait'}" if limits.waiting else "nobody may wait"
+        retry_after = max(1, round(math.ceil((rest + 1) / limits.active) * self._mean_s))
+        return Full(
+            f"{made} {'reply is' if made == 1 else 'replies are'} being made and {waits}, and there is room for no more", retry_after
+        )
 
     def _work(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
         """In a thread: the whole reply."""
@@ -295,7 +311,7 @@ class Engine:
         """A new conversation; where the server is full, room is made by what we keep ourselves."""
         while True:
             if self._closing:
-                raise TransportError("this gateway is being stopped", party="client")
+                raise Stopping
             held = Held(Conversation(self.client))
             if reply is not None:
                 reply.held = held  # from now on it can be cancelled

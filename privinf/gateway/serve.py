@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -17,26 +17,27 @@ from starlette.types import ASGIApp
 
 from privinf.gateway.app import create_app
 from privinf.gateway.connections import bounded
-from privinf.gateway.door import Bounds
+from privinf.gateway.door import Bounds, Place
 from privinf.gateway.engine import Engine
 from privinf.gateway.metrics import Requests
 from privinf.gateway.page import Watch
 from privinf.transport.listener import format_address, parse_address
 from protocols.errors import ConfigError
 
-CUT_S = 2
-"""How long what is left may take to end once it is cancelled, when the time for an orderly end is over."""
+CUT_S = 1
+"""When the time for an orderly end is over: how long callers may take to be told so, and then their connections to end."""
+Say = Callable[[str], None]
 
 
-def listen_on(http: str) -> socket.socket:
+def listen_on(place: str, option: str = "--http") -> socket.socket:
     """A listening socket; ConfigError if the address cannot be had."""
-    host, port = parse_address(http)
+    host, port = parse_address(place)
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, socket.SOCK_STREAM)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(place)
+            made.bind(at)
             made.listen(128)
         except BaseException:
             made.close()
@@ -44,13 +45,16 @@ def listen_on(http: str) -> socket.socket:
         return made
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen on {http}: {reason}", remedy="choose another --http") from None
+        raise ConfigError(f"cannot listen on {place}: {reason}", remedy=f"choose another {option}") from None
 
 
 class Service(uvicorn.Server):
-    """Uvicorn, but that a signal lets the replies that are on their way end, for `drain_s` seconds; a second one ends at once."""
+    """Uvicorn, but that a signal lets the replies that are on their way end, for `drain_s` seconds; a second one ends at once.
 
-    def __init__(self, app: ASGIApp, requests: Requests, bounds: Bounds) -> None:
+    What does not end in time is ended by `halt`, which tells the callers; `say` is told what happens.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Requests, bounds: Bounds, *, halt: Callable[[], None], say: Say = lambda line: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -66,8 +70,9 @@ class Service(uvicorn.Server):
                 timeout_graceful_shutdown=CUT_S,
             )
         )
-        self._requests, self._bounds = requests, bounds
-        self._until: float | None = None
+        self._requests, self._bounds, self._halt, self._say = requests, bounds, halt, say
+        self._until: float | None = None  # when what is on its way is ended; and once it has been
+        self._halted = self._told = False
         self._signals: list[int] = []
 
     @contextlib.contextmanager
@@ -89,31 +94,48 @@ class Service(uvicorn.Server):
         """Lets nobody in any more; the second time nobody stays."""
         self._signals.append(number)
         self._requests.draining = True
-        if self._until is None:
-            self._until = time.monotonic() + self._bounds.drain_s
-        else:
-            self.should_exit = True
+        self._until = time.monotonic() + (self._bounds.drain_s if self._until is None else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._until is not None and (not self._requests.inside or time.monotonic() >= self._until):
-            self.should_exit = True
+        if self._until is not None:
+            self._end(self._requests.inside, time.monotonic())
         return await super().on_tick(counter)
+
+    def _end(self, inside: int, now: float) -> None:
+        """After a signal, as time goes on."""
+        assert self._until is not None
+        if not inside or (self._halted and now >= self._until):
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # that it ends connections, we have said
+            self.should_exit = True
+        elif now >= self._until:
+            self._say(f"gateway ends {inside} {'request that is' if inside == 1 else 'requests that are'} still being answered")
+            self._halt()
+            self._halted, self._until = True, now + CUT_S
+        elif not self._told:
+            self._say(f"gateway takes nobody new, and stops in {self._bounds.drain_s:g} s at the latest")
+            self._told = True
 
 
 def serve(
     engine: Engine,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     *,
     api_key: str,
     name: str,
+    names: Iterable[str],
     watch: Watch | None,
-    listening: Callable[[str], None],
+    listening: Callable[..., None],
+    say: Say,
     bounds: Bounds,
 ) -> None:
-    """Serves until a signal comes, which the handler that was there before then gets too; `listening` is told the address."""
+    """Serves until a signal comes, which the handler that was there before then gets too; `listening` is told the address, or addresses.
+
+    A second listener is for metrics alone, without the key.
+    """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what fails is told to the caller
     requests = Requests()
-    app = create_app(engine, api_key=api_key, name=name, watch=watch, bounds=bounds, requests=requests)
-    host, port = listener.getsockname()[:2]
-    listening(format_address(host, port))
-    asyncio.run(Service(app, requests, bounds).serve(sockets=[listener]))
+    places = [listener.getsockname()[:2] for listener in listeners]
+    place = Place(frozenset(names), places[1] if len(places) > 1 else None)
+    app = create_app(engine, api_key=api_key, name=name, watch=watch, bounds=bounds, requests=requests, place=place)
+    listening(*(format_address(*each) for each in places))
+    asyncio.run(Service(app, requests, bounds, halt=engine.halt, say=say).serve(sockets=list(listeners)))

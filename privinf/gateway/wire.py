@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from privinf.gateway.engine import Full, Reply
+from privinf.gateway.engine import Reply
+from privinf.gateway.renderer import TemplateFault
+from privinf.gateway.waits import Full, Stopping
 from privinf.party.blame import again_after
 from privinf.party.sampling import MAX_TEMPERATURE, Sampling
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
@@ -63,6 +65,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, Full):
         return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=error.retry_after)
+    if isinstance(error, Stopping):
+        return ApiError(503, str(error), code="stopping", retry_after=RETRY_S, close=True)
+    if isinstance(error, TemplateFault):
+        return ApiError(500, str(error), code="chat_template_failed")
     if isinstance(error, ConfigError):
         too_long = "context" in error.message
         return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)

@@ -79,6 +79,8 @@ class Deployment:
     def _gateway(self, address: str, api_key: str | None) -> str:
         status, about = self._get(address, "/healthz")
         model = str(about.get("model", ""))
+        if status == 421:
+            raise HandshakeError("does not go by that name", remedy="start it with --host and the name")
         if status != 200:
             raise HandshakeError(f"answers {status}: {str(about.get('status', 'not well'))[:100]}", remedy="look at the gateway's output")
         if self._model is not None and self._model != model:

@@ -82,7 +82,7 @@ def another_gateway(status: int, body: bytes) -> Iterator[str]:
 
 
 def test_a_deployment_that_is_well(services: Services, doctor: Doctor) -> None:
-    model = t.lowered().info.id
+    model = t.lowered().id
     with gateway(services) as (_, address):
         code, lines = doctor("--expect", model, "--api-key", KEY, gateway=address)
         assert code == 0 and lines == [
@@ -101,10 +101,10 @@ def test_a_deployment_that_is_well(services: Services, doctor: Doctor) -> None:
 
 def test_another_model_than_is_expected(services: Services, doctor: Doctor) -> None:
     code, lines = doctor("--expect", "f00d")
-    assert code == 3 and f"has the model {t.lowered().info.id}, not the expected f00d" in lines[-1] and lines[0].startswith("FAIL  server")
+    assert code == 3 and f"has the model {t.lowered().id}, not the expected f00d" in lines[-1] and lines[0].startswith("FAIL  server")
     with another_gateway(200, b'{"status": "ok", "model": "f00d"}') as address:
         code, lines = doctor(gateway=address)
-        assert code == 3 and f"has the model f00d, and the server {t.lowered().info.id}" in lines[-1]
+        assert code == 3 and f"has the model f00d, and the server {t.lowered().id}" in lines[-1]
 
 
 def test_a_gateway_that_is_none_or_not_well(services: Services, doctor: Doctor) -> None:

@@ -137,7 +137,10 @@ def plans(graph: dict[str, Any], **values: Any) -> None:
 LIES: dict[str, Callable[[], bytes]] = {
     "not json": lambda: b"\x00\x01 not a bundle",
     "empty": lambda: b"",
-    "another id": lambda: edited(lambda graph: graph["info"].update(id="0" * 32)),
+    "an id within": lambda: edited(lambda graph: graph["info"].update(id="0" * 32)),
+    "no set-up": lambda: edited(lambda graph: graph["setup"].update(items={})),
+    "more set-up": lambda: edited(lambda graph: graph["setup"]["items"].update(more={"size": 1, "sha256": "0" * 64})),
+    "a larger set-up": lambda: edited(lambda graph: [item.update(size=2**40) for item in graph["setup"]["items"].values()]),
     "no plan": lambda: edited(lambda graph: graph.update(plan={})),
     "a ring of no bits": lambda: edited(lambda graph: plans(graph, ring=0)),
     "a ring of a million bits": lambda: edited(lambda graph: plans(graph, ring=10**6)),
@@ -156,12 +159,12 @@ LIES: dict[str, Callable[[], bytes]] = {
 def lying(parties: Trio, bundle: bytes, digest: str | None = None) -> Iterator[Trio]:
     import hashlib
 
-    server, kept = parties.server, (parties.server._bundle, parties.server._digest)
-    server._bundle, server._digest = bundle, digest or hashlib.sha256(bundle).hexdigest()
+    server, kept = parties.server, (parties.server._bundle, parties.server.lowered.id)
+    server._bundle, server.lowered.id = bundle, digest or hashlib.sha256(bundle).hexdigest()
     try:
         yield parties
     finally:
-        server._bundle, server._digest = kept
+        server._bundle, server.lowered.id = kept
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -175,9 +178,9 @@ def test_bundles_that_lie(parties: Trio, lie: str) -> None:
 
 def test_a_bundle_of_another_digest_or_size(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
     with lying(parties, t.lowered().bundle(), "0" * 64):
-        assert "does not have the digest that the server gave" in str(outcome(lambda: parties.client(fresh=True).connect()))
+        assert "is not that of the model whose id the server gave" in str(outcome(lambda: parties.client(fresh=True).connect()))
     with lying(parties, t.lowered().bundle(), "../../../etc/passwd"):
-        assert "does not have the digest" in str(outcome(lambda: parties.client(fresh=True).connect()))
+        assert "not a Welcome" in str(outcome(lambda: parties.client(fresh=True).connect()))
     with lying(parties, t.lowered().bundle()):
         monkeypatch.setattr("privinf.party.server.len", lambda data: 1 << 50, raising=False)
         outcome(lambda: parties.client(fresh=True).connect())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import secrets
 import stat
 import struct
 from collections.abc import Callable
@@ -21,11 +23,16 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from privinf.lowering import Lowered, convert, load, lower
 from privinf.lowering.calibrate import calibration_ids, text_ids
+from privinf.lowering.plan import weights_of
+from privinf.lowering.private_tensor import encode_weights
 from privinf.lowering.storage import is_lowered
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint
 from privinf.models.config import ModelConfig
 from protocols.errors import ConfigError, HandshakeError, PrivinfError
+from protocols.linear import mask_weight
+from protocols.ring import pack
+from tests import trio as t
 from tests.lowering_modules import Blocks, Temperature
 
 VOCAB = 40
@@ -141,6 +148,18 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     return damage
 
 
+def older(document: Any) -> None:
+    """As the first version of the format was."""
+    del document["graph"]["setup"], document["id"]
+    document["graph"]["version"] = 1
+    document["graph"]["info"]["id"] = "0" * 32
+
+
+def largest(document: Any) -> Any:
+    """The item of the largest masked weight."""
+    return max(document["graph"]["setup"]["items"].values(), key=lambda item: item["size"])
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda d: (d / "weights.safetensors").unlink(), "weights.safetensors missing"),
     "no structure": (lambda d: (d / "lowered.json").unlink(), "lowered.json missing"),
@@ -151,13 +170,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "short structure": (truncate("lowered.json", 0.7), "lowered.json"),
     "short seed": (truncate("mask_seed", 0.5), "mask_seed holds 16 bytes"),
     "open seed": (lambda d: (d / "mask_seed").chmod(0o644), "readable by others"),
-    "other weights": (weights(lambda w: w["h.0.attn.c_proj.linear.weight"].add_(1)), "not the weights that were lowered"),
+    "other weights": (weights(lambda w: w["h.0.attn.c_proj.linear.weight"].add_(1)), "weights have been changed since they were lowered"),
     "missing tensor": (weights(lambda w: w.__delitem__("h.0.attn.c_proj.linear.weight")), "c_proj.linear.weight: missing"),
     "surplus tensor": (weights(lambda w: w.update(extra=torch.zeros(1))), "extra: surplus"),
     "unknown field": (edit(lambda j: j.update(colour="red")), "colour"),
     "missing field": (edit(lambda j: j.__delitem__("ranges")), "ranges"),
     "wrong type": (edit(lambda j: j.update(headroom="much")), "headroom"),
-    "newer version": (edit(lambda j: j["graph"].update(version=2)), "version"),
+    "newer version": (edit(lambda j: j["graph"].update(version=3)), "version 3 of the format, and this release reads version 2"),
+    "older version": (edit(older), "version 1 of the format, and this release reads version 2; .*`privinf convert`"),
+    "other seed": (lambda d: (d / "mask_seed").write_bytes(bytes(32)), "seed of the weights' masks, .* has changed"),
+    "other digests": (
+        edit(lambda j: [item.update(sha256="0" * 64) for item in j["graph"]["setup"]["items"].values()]),
+        "masks, .* has changed",
+    ),
+    "another digest": (edit(lambda j: largest(j).update(sha256="0" * 64)), "its id would be another"),
+    "other tokenizer": (lambda d: (d / "tokenizer.json").write_bytes(b"{}"), "its id would be another"),
+    "other template": (edit(lambda j: j["graph"]["info"].update(chat_template="x")), "its id would be another"),
     "misshapen": (edit(lambda j: j["graph"]["nodes"][2]["parameters"].update(weight=[16, 47])), "c_attn"),
     "other heads": (edit(lambda j: j["graph"]["nodes"][3]["attributes"].update(heads=3)), "attention"),
     "unknown node": (edit(lambda j: j["graph"]["nodes"][2].update(op="convolution")), "convolution"),
@@ -242,6 +270,35 @@ def test_bundle_holds_no_weight_no_range_and_no_seed(lowered: Lowered) -> None:
                     assert f"{value:.6g}".encode() not in data, node
 
 
+def test_digests_and_id_are_of_masked_weights_that_are_fresh_for_each_lowering(lowered: Lowered, saved: Path) -> None:
+    """They say nothing of the weights: under another seed, or with another salt, everything is another."""
+    weights, encoded = weights_of(lowered.graph), encode_weights(lowered.graph)
+    assert lowered.mask_seed is not None and set(lowered.setup.items) == set(weights)
+    for name, (weight, _, _) in weights.items():
+        item, plain = lowered.setup.items[name], pack(encoded[name], weight.bits)
+        sent = pack(mask_weight(encoded[name], lowered.mask_seed, weight), weight.bits)
+        assert (item.size, item.sha256) == (sent.size, hashlib.sha256(sent).hexdigest()) != (sent.size, hashlib.sha256(plain).hexdigest())
+    assert lowered.id == hashlib.sha256(lowered.bundle()).hexdigest() == load(saved).id
+
+    def lowered_again(**fields: Any) -> Lowered:
+        kept = {"plan": lowered.plan, "tokenizer": lowered.tokenizer, "mask_seed": lowered.mask_seed, **fields}
+        return Lowered(lowered.graph, lowered.info, **kept)
+
+    other, salted = lowered_again(mask_seed=secrets.token_bytes(32)), lowered_again()
+    digests = [{item.sha256 for item in model.setup.items.values()} for model in (lowered, other, salted)]
+    assert not digests[0] & digests[1] and digests[0] == digests[2]
+    assert len({lowered.id, other.id, salted.id}) == 3 and salted.setup.salt != lowered.setup.salt
+    for model in (other, salted):
+        documents = [json.loads(each.bundle()) for each in (model, lowered)]
+        assert [document["graph"].pop("setup") for document in documents] and documents[0] == documents[1]  # all that differs
+
+
+def test_two_conversions_of_one_checkpoint_have_nothing_in_common_but_what_is_public(tmp_path: Path) -> None:
+    first, second = (convert(t.checkpoint()) for _ in range(2))
+    assert first.id != second.id and first.setup.salt != second.setup.salt
+    assert not {item.sha256 for item in first.setup.items.values()} & {item.sha256 for item in second.setup.items.values()}
+
+
 def test_bundle_does_not_depend_on_the_weights() -> None:
     """Two models of one architecture: the same bundle, but for the id and the ring plan."""
 
@@ -252,7 +309,7 @@ def test_bundle_does_not_depend_on_the_weights() -> None:
             for parameter in module.parameters():
                 parameter.mul_(scale)
         document = json.loads(lower(module, torch.randn(1, 5, 8)).bundle())
-        del document["graph"]["plan"], document["graph"]["info"]["id"]
+        del document["graph"]["plan"], document["graph"]["setup"]
         return document
 
     assert structure(1.0) == structure(0.3)
@@ -277,7 +334,7 @@ def test_bundle_does_not_depend_on_folded_scalars(tmp_path: Path) -> None:
             (last,) = [node for node in server.graph.nodes if node.name == "ln_f.layer_norm"]
             assert last.epsilon == pytest.approx(1e-5 / beta**4)
         document = json.loads(made.bundle())
-        del document["graph"]["plan"], document["graph"]["info"]["id"]
+        del document["graph"]["plan"], document["graph"]["setup"]
         return document
 
     assert structure(0.75) == structure(0.6)
@@ -301,7 +358,7 @@ class Numbers(torch.nn.Module):
 def test_bundle_holds_no_number_that_was_taken_out_of_a_parameter() -> None:
     def structure(scale: float) -> Any:
         document = json.loads(lower(Numbers(scale), torch.randn(3, 4)).bundle())
-        del document["graph"]["plan"], document["graph"]["info"]["id"]
+        del document["graph"]["plan"], document["graph"]["setup"]
         return document
 
     assert structure(0.7) == structure(0.3)
@@ -320,7 +377,13 @@ def change(data: bytes, path: str, value: Any) -> bytes:
 
 BAD_ENTRIES: list[tuple[str, Any]] = [
     ("graph.format", "other"),
-    ("graph.info.id", "short"),
+    ("graph.version", 1),
+    ("graph.info.id", "0" * 32),
+    ("graph.setup.salt", "c2hvcnQ="),
+    ("graph.setup.items", {"": {"size": 1, "sha256": "0" * 64}}),
+    ("graph.setup.items", {"x": {"size": 2**60, "sha256": "0" * 64}}),
+    ("graph.setup.items", {"x": {"size": 1, "sha256": "../" * 21 + "0"}}),
+    ("graph.setup.items", {"x": {"size": 1}}),
     ("graph.info.layers", -1),
     ("graph.info.vocab", 41),
     ("graph.info.n_positions", 13),

@@ -417,6 +417,6 @@ def test_lower_returns_a_complete_model() -> None:
     lowered = lower(Blocks(), torch.randn(1, 5, WIDTH))
     assert isinstance(lowered, Lowered) and isinstance(lowered.graph, crypten_module().nn.Graph)
     assert lowered.info.inputs == (InputSpec("x", "float", (1, 5, WIDTH)),) and lowered.info.output == (1, 5)
-    assert len(lowered.info.id) == 32 and lowered.mask_seed is not None and len(lowered.mask_seed) == 32
+    assert len(lowered.id) == 64 and lowered.mask_seed is not None and len(lowered.mask_seed) == 32
     other = lower(Blocks(), torch.randn(1, 5, WIDTH))
-    assert other.info.id != lowered.info.id and other.mask_seed != lowered.mask_seed
+    assert other.id != lowered.id and other.mask_seed != lowered.mask_seed

@@ -28,7 +28,7 @@ COUNTERS = {"sent", "received", "payload", "rounds"}
 def test_the_three_verbs(tmp_path: Path) -> None:
     with t.services("--json") as made:
         told = json.loads(made.server.out)
-        assert told == {"role": "server", "variant": "SM(t)+ScFuFFN", "model": t.lowered().info.id, "address": made.server_address}
+        assert told == {"role": "server", "variant": "SM(t)+ScFuFFN", "model": t.lowered().id, "address": made.server_address}
         plain = made.generate("--prompt", "def", "--max-new-tokens", 3, "--ignore-eos", "--cache", tmp_path)
         assert plain.wait() == 0 and plain.err == ""
         document = made.generate(

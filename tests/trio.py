@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
@@ -94,6 +95,12 @@ def checkpoint(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Path:
 def lowered(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Lowered:
     """The same, lowered."""
     return convert(checkpoint(seed, texts, nudge))
+
+
+def changed(model: Lowered, **info: Any) -> Lowered:
+    """The same lowering, of which something else is said: another model, since its id covers what is public."""
+    names = ("setup", "plan", "ranges", "tokenizer", "mask_seed", "headroom")
+    return Lowered(model.graph, msgspec.structs.replace(model.info, **info), **{name: getattr(model, name) for name in names})
 
 
 @functools.cache

@@ -194,6 +194,11 @@ def write_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+def tokenizer_line(digest: str | None) -> str:
+    """What a person compares, and gives to --expect-tokenizer."""
+    return f"tokenizer: {'none' if digest is None else f'sha256 {digest}'}"
+
+
 def human_bytes(count: float) -> str:
     """12.3 MB and the like, in powers of ten."""
     return _human(count, ("B", "kB", "MB", "GB", "TB"))

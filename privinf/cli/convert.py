@@ -28,22 +28,16 @@ def convert(
     """
     from privinf.lowering import convert as lower_checkpoint
     from privinf.lowering.storage import check_target, is_lowered
+    from privinf.party.report import model_of
 
     check_target(output)  # before the work
     if is_lowered(output) and not force:
         raise ConfigError(f"{output} holds a lowered model already", remedy="give --force to replace it, or another directory")
     lowered = lower_checkpoint(checkpoint)
     lowered.save(output)
-    info = lowered.info
     if as_json:
-        model = {
-            "variant": info.variant,
-            "layers": info.layers,
-            "heads": info.heads,
-            "width": info.width,
-            "vocab": info.vocab,
-            "id": info.id,
-        }
-        common.write_json({"output": str(output), "model": model})
+        common.write_json({"output": str(output), "model": model_of(lowered)})
     else:
-        print(f"{output}: {info.variant}, {info.layers} layers, {info.heads} heads, width {info.width}, id {info.id}", file=sys.stderr)
+        info = lowered.info
+        print(f"{output}: {info.variant}, {info.layers} layers, {info.heads} heads, width {info.width}, id {lowered.id}", file=sys.stderr)
+        print(common.tokenizer_line(lowered.tokenizer_id), file=sys.stderr)

@@ -116,7 +116,7 @@ def gateway(
 
         def listening(address: str, scraped: str | None = None) -> None:
             info = engine.lowered.info
-            print(f"gateway listens on {address} with {info.variant}, id {info.id}", file=sys.stderr)
+            print(f"gateway listens on {address} with {info.variant}, id {engine.lowered.id}", file=sys.stderr)
             shown = f"#key={key}" if made else ""
             if scraped is not None:
                 _say(f"gateway answers Prometheus on http://{scraped}/metrics")
@@ -124,7 +124,7 @@ def gateway(
                 print(f"API key, shown once: {key}", file=sys.stderr)
             print(f"page: http://{address}/{shown}", file=sys.stderr, flush=True)
             if as_json:
-                about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": info.id}
+                about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": engine.lowered.id}
                 about |= {"metrics": scraped} if scraped is not None else {}
                 common.write_json({**about, "api_key": key} if made else about)
 

@@ -66,5 +66,5 @@ def serve(
     with Server(
         lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
     ) as service:
-        about = {"role": "server", "variant": lowered.info.variant, "model": lowered.info.id}
+        about = {"role": "server", "variant": lowered.info.variant, "model": lowered.id}
         serve_until_stopped(service, about, as_json, metrics=metrics)

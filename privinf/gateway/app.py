@@ -83,7 +83,7 @@ def create_app(
     @app.get("/healthz")
     async def healthz() -> Response:
         status, code = ("stopping", 503) if answers.draining else ("ok", 200)
-        return JSONResponse({"status": status, "model": engine.lowered.info.id}, code)
+        return JSONResponse({"status": status, "model": engine.lowered.id}, code)
 
     @app.get(METRICS)
     async def metrics() -> Response:
@@ -91,10 +91,10 @@ def create_app(
 
     def described(model: str) -> dict[str, Any]:
         info = engine.lowered.info
-        about = {"context_length": info.n_positions, "variant": info.variant, "logits": engine.logits, "fingerprint": info.id}
+        about = {"context_length": info.n_positions, "variant": info.variant, "logits": engine.logits, "fingerprint": engine.lowered.id}
         return {"id": model, "object": "model", "created": started, "owned_by": "privinf", "privinf": about}
 
-    started, models = int(time.time()), (name, engine.lowered.info.id)
+    started, models = int(time.time()), (name, engine.lowered.id)
 
     def check_model(model: str) -> None:
         if model not in models:

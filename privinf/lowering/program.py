@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
+from privinf.lowering.lowered import packed_bytes
 from privinf.lowering.plan import FRAC, LOGIT_FRAC
 from privinf.lowering.private_tensor import PrivinfTensor, Runtime
 from protocols.correlations import Role
-from protocols.linear import Weight
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Protocol_, Trace
-from protocols.ring import blank, decode, encode, packed_size
+from protocols.ring import blank, decode, encode
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.truncation import rescale
@@ -95,11 +94,6 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
 
     with party.label("", "reveal"):
         return party.run(finish())
-
-
-def packed_bytes(weight: Weight) -> int:
-    """Of a masked weight, on the wire and in its file."""
-    return packed_size(math.prod(weight.shape), weight.bits)
 
 
 def setup_bytes(runtime: Runtime) -> dict[str, int]:

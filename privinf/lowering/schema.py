@@ -6,19 +6,24 @@ Structure only: a parameter is its name and shape here. Everything is bounded be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.lowering.lowered import Info
+from privinf.lowering.lowered import SALT_BYTES, Info, SetUp
 from privinf.lowering.nodes import NODE_KINDS
 from privinf.lowering.rules import MAX_NODES, MAX_RANK
 from protocols.errors import ConfigError
 
+if TYPE_CHECKING:
+    from privinf.lowering.lowered import Lowered
+
+VERSION = 2  # of the format
 MAX_BYTES = 128 * 2**20
 MAX_PLAN_TEXT = 64
+HEX = "0123456789abcdef"
 MAX_TEMPLATE = 1 << 16
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -44,9 +49,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
     outputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
     nodes: Annotated[tuple[NodeRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES)]
+    setup: SetUp
     plan: Annotated[dict[Name, dict[Name, Any]], msgspec.Meta(max_length=2 * MAX_NODES)] = {}
     format: Literal["privinf-lowered"] = "privinf-lowered"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
 
 
 class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +68,18 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graph: Manifest
     ranges: dict[str, dict[str, float]]
     headroom: float
-    weights_sha256: str
+    weights_sha256: str  # `Lowered.sealed`
+    id: str
+
+
+class _Graph(msgspec.Struct):
+    version: int = VERSION
+
+
+class _Document(msgspec.Struct):
+    """As much of any of them as says whether the rest can be read."""
+
+    graph: _Graph
 
 
 Document = TypeVar("Document", Bundle, Saved)
@@ -73,10 +90,14 @@ def decode(data: bytes, kind: type[Document]) -> Document:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{len(data)} bytes, of at most {MAX_BYTES}")
     try:
+        version = msgspec.json.decode(data, type=_Document).graph.version
+        if version != VERSION:
+            raise ConfigError(f"version {version} of the format, and this release reads version {VERSION}")
         document = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ConfigError(str(error)) from None
     check_info(document.graph.info)
+    check_setup(document.graph.setup)
     for node, entry in document.graph.plan.items():
         for key, value in entry.items():
             check_plan_value(f"plan of {node}, {key}", value, 3)
@@ -91,8 +112,6 @@ def check_info(info: Info) -> None:
             raise ConfigError(f"info.{key}: {size}")
     if len(info.variant) > 64 or not info.variant.isprintable():
         raise ConfigError("info.variant is no name")
-    if len(info.id) != 32 or set(info.id) - set("0123456789abcdef"):
-        raise ConfigError("info.id is not 128 bits in hex")
     if len(info.chat_template) > MAX_TEMPLATE:
         raise ConfigError(f"info.chat_template: {len(info.chat_template)} characters, of at most {MAX_TEMPLATE}")
     for token in (*info.eos, *(() if info.bos is None else (info.bos,))):
@@ -100,6 +119,15 @@ def check_info(info: Info) -> None:
             raise ConfigError(f"info: the token {token}")
     if len(info.inputs) > 64 or len(info.eos) > 1024 or len(info.output) > MAX_RANK:
         raise ConfigError("info: too many inputs, end tokens or output axes")
+
+
+def check_setup(setup: SetUp) -> None:
+    """Bounds of what set-up promises, beside its types; a digest becomes a file's name."""
+    if len(setup.salt) != SALT_BYTES or len(setup.items) > MAX_NODES * 2:
+        raise ConfigError("setup: no salt, or too many items")
+    for name, item in setup.items.items():
+        if not 1 <= len(name) <= 300 or not 0 <= item.size <= 2**48 or len(item.sha256) != 64 or set(item.sha256) - set(HEX):
+            raise ConfigError(f"setup: the item {name[:80]!r} has no name, size or digest")
 
 
 def check_plan_value(where: str, value: Any, depth: int) -> None:
@@ -131,6 +159,13 @@ def records_of(graph: Graph, *, public: bool = False) -> tuple[NodeRecord, ...]:
         NodeRecord(node.name, node.op, node.layer, tuple(inputs), attributes(node), dict(node.parameter_shapes))
         for _, node, inputs in graph.named_nodes()
     )
+
+
+def manifest_of(lowered: Lowered, *, public: bool = False) -> Manifest:
+    """What describes a lowered model; `public`: to the client."""
+    graph = lowered.graph
+    records = records_of(graph, public=public)
+    return Manifest(lowered.info, tuple(graph.input_names), tuple(graph.output_names), records, lowered.setup, lowered.plan)
 
 
 def parameter_key(node: str, parameter: str) -> str:

@@ -6,7 +6,6 @@ this directory to the dealer alone), and `tokenizer.json` if there is one. The d
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from privinf.lowering.lowered import MASK_SEED_BYTES, Lowered
 from privinf.lowering.rules import check_graph
-from privinf.lowering.schema import Manifest, Saved, build_graph, decode, parameter_key, records_of
+from privinf.lowering.schema import Saved, build_graph, decode, manifest_of, parameter_key
 from protocols.errors import ConfigError
 
 STRUCTURE, WEIGHTS, SEED, TOKENIZER = "lowered.json", "weights.safetensors", "mask_seed", "tokenizer.json"
@@ -80,8 +79,7 @@ def write_files(lowered: Lowered, directory: Path) -> None:
         if not getattr(node, "tied_to", None)
     }
     save_file(weights, directory / WEIGHTS)
-    manifest = Manifest(lowered.info, tuple(graph.input_names), tuple(graph.output_names), records_of(graph), lowered.plan)
-    saved = Saved(manifest, lowered.ranges, lowered.headroom, digest(directory / WEIGHTS))
+    saved = Saved(manifest_of(lowered), lowered.ranges, lowered.headroom, lowered.sealed, lowered.id)
     (directory / STRUCTURE).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
     if lowered.tokenizer is not None:
         (directory / TOKENIZER).write_bytes(lowered.tokenizer)
@@ -101,11 +99,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
     """Read what `save_lowered` wrote; ConfigError names the file and what is wrong with it."""
     source = Path(directory)
@@ -123,15 +116,21 @@ def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
     try:
         graph = build_graph(saved.graph, weights)
         check_graph(graph, saved.graph.info)
-        return Lowered(
+        lowered = Lowered(
             graph,
             saved.graph.info,
             plan=saved.graph.plan,
+            setup=saved.graph.setup,
             ranges=saved.ranges,
             tokenizer=(source / TOKENIZER).read_bytes() if TOKENIZER in found else None,
             mask_seed=read_seed(source / SEED),
             headroom=saved.headroom,
+            sealed=saved.weights_sha256,
         )
+        lowered.check_weights()
+        if lowered.id != saved.id:
+            raise ConfigError("what is public of the model is not what was lowered: its id would be another")
+        return lowered
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}", remedy=REMEDY) from None
 
@@ -144,10 +143,7 @@ def read_structure(path: Path) -> Saved:
 
 
 def read_weights(path: Path, saved: Saved) -> dict[str, Tensor]:
-    """The parameters, exactly those of the graph, and exactly those that were written beside this structure.
-
-    The digest is not there against damage alone: other weights under the same mask seed would give both away.
-    """
+    """The parameters, exactly those of the graph."""
     try:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -159,8 +155,6 @@ def read_weights(path: Path, saved: Saved) -> dict[str, Tensor]:
     if missing or surplus:
         faults = [f"{name}: missing" for name in sorted(missing)[:5]] + [f"{name}: surplus" for name in sorted(surplus)[:5]]
         raise ConfigError(f"{path}: {'; '.join(faults)}", remedy=REMEDY)
-    if digest(path) != saved.weights_sha256:
-        raise ConfigError(f"{path}: damaged, or not the weights that were lowered", remedy=REMEDY)
     return weights
 
 

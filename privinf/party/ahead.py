@@ -145,11 +145,11 @@ def _spend(session: ClientSession, shelf: Shelf) -> Prepared | None:
 
 def _lane(session: ServerSession, terms: Terms) -> Lane:
     server = session.server
-    return Lane(server.lowered.info.id, session.connection.peer_fingerprint, server.fingerprint, terms)
+    return Lane(server.lowered.id, session.connection.peer_fingerprint, server.fingerprint, terms)
 
 
 def _marked(session: ServerSession, terms: Terms, spent: int, index: int = 0) -> Marked:
-    session.link.send_control(Mark(session.server.lowered.info.id, terms, spent, index))
+    session.link.send_control(Mark(session.server.lowered.id, terms, spent, index))
     return session.link.receive_control(Marked)
 
 

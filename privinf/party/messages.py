@@ -43,8 +43,7 @@ class Hello(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True):
     """S: its model and what it allows."""
 
-    model: Digest
-    bundle: Digest  # sha256 of the public bundle
+    model: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # sha256 of the public bundle
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUNDLE)]
     logits: bool
 

@@ -40,9 +40,9 @@ def snapshot(peer: str, connection: Connection) -> dict[str, Any]:
 
 
 def model_of(lowered: Lowered) -> dict[str, Any]:
-    """{`variant`, `layers`, `heads`, `width`, `vocab`, `id`}."""
-    info = lowered.info
-    return {name: getattr(info, name) for name in ("variant", "layers", "heads", "width", "vocab", "id")}
+    """{`variant`, `layers`, `heads`, `width`, `vocab`, `id`, `tokenizer`}; the last is its digest, or None."""
+    sizes = {name: getattr(lowered.info, name) for name in ("variant", "layers", "heads", "width", "vocab")}
+    return {**sizes, "id": lowered.id, "tokenizer": lowered.tokenizer_id}
 
 
 def result_of(session: ClientSession) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 from collections import deque
@@ -14,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from privinf.lowering.lowered import Lowered
+from privinf.lowering.lowered import Item, Lowered, masked
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
 from privinf.lowering.program import module_output, next_token
@@ -51,9 +50,7 @@ from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Role, Store, size_of
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
-from protocols.linear import mask_weight
 from protocols.party import Online, Party, Trace
-from protocols.ring import pack
 
 log = logging.getLogger("privinf.server")
 
@@ -109,14 +106,13 @@ class Server(Service):
         self._labels = {name: label_of(node) for name, (_, node, _) in weights.items()}
         self._encoded = encode_weights(graph, self.options.device)
         self._bundle = self.lowered.bundle()
-        self._digest = hashlib.sha256(self._bundle).hexdigest()
 
     def handle(self, connection: Connection) -> None:
         """One client: handshake, set-up, then passes until it ends."""
         connection.meter.phase = "setup"
         greet(connection)
         connection.timeout = self.options.timeout
-        connection.send_control(Welcome(self.lowered.info.id, self._digest, len(self._bundle), self.allow_logits))
+        connection.send_control(Welcome(self.lowered.id, len(self._bundle), self.allow_logits))
         if connection.receive_control(Needs).names:
             connection.send(self._bundle, Kind.CONTROL)
         self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
@@ -174,7 +170,11 @@ class Server(Service):
                 raise HandshakeError(f"the client asks for a weight {name[:80]!r} that the model does not have", party="server")
             assert self.lowered.mask_seed is not None
             connection.meter.label = self._labels[name]
-            connection.send(pack(mask_weight(self._encoded[name], self.lowered.mask_seed, weight), weight.bits).data)
+            data = masked(self._encoded[name], self.lowered.mask_seed, weight)
+            if Item.of(data) != self.lowered.setup.items[name]:
+                remedy = "lower the checkpoint again with `privinf convert`"
+                raise HandshakeError(f"the server's masked {name} is not what its model's id stands for", party="server", remedy=remedy)
+            connection.send(data)
         connection.meter.label = ("", "")
 
     @property

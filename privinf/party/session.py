@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, label_of
-from privinf.lowering.program import module_output, next_token, packed_bytes
+from privinf.lowering.program import module_output, next_token
 from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
 from privinf.party.blame import farewell, sane
@@ -27,22 +25,21 @@ from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run
 from privinf.party.options import REACH_S
 from privinf.party.prepared import Prepared
 from privinf.party.sampling import GREEDY, Sampler, Sampling
-from privinf.party.setup import ClientStore
+from privinf.party.setup import ClientStore, parts_of, receive_bundle, receive_part
 from privinf.party.stock import Stock
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
 from privinf.transport.listener import dial
 from privinf.transport.shaper import Link
 from protocols.correlations import Role, Store
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party
+from protocols.ring import unpack
 
 if TYPE_CHECKING:
     from privinf.party.client import Client
 
 Progress = Callable[[str, float], None]  # (phase, share done)
-MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
 
 
 @dataclass
@@ -124,40 +121,32 @@ class ClientSession:
             what, remedy = f"the server has the model {model!r}, not the expected {expect!r}", "compare with what `privinf serve` prints"
             raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
         store = ClientStore(self.options.cache)
-        bundle = store.bundle(self.welcome.bundle)
-        connection.send_control(Needs(() if bundle is not None else ("bundle",)))
-        if bundle is None:
-            bundle = self._receive_bundle(store)
-        self.lowered = Lowered.from_bundle(bundle)
-        if self.lowered.info.id != model:
-            raise HandshakeError("the server's bundle is of another model than it says", party="client", peer=peer)
-        weights = weights_of(self.lowered.graph)
-        self.weights = {name: record for name, (record, _, _) in weights.items()}
-        if sum(packed_bytes(weight) for weight in self.weights.values()) > MAX_SETUP:
-            raise HandshakeError(f"the server's model asks for a set-up of more than {MAX_SETUP} bytes", party="client", peer=peer)
-        missing = store.missing(model, self.weights)
+        self.lowered = receive_bundle(connection, self.welcome, store, peer)
+        parts = parts_of(self.lowered, peer)
+        self.weights = {name: weight for name, (weight, _) in parts.items()}
+        missing = [name for name, (_, item) in parts.items() if not self._take(name, store.load(model, name, item))]
+        store.sweep(model)
         connection.send_control(Needs(tuple(missing)), MAX_KINDS)
         connection.max_frame = 64 * 2**20
+        nodes = {name: node for name, (_, node, _) in weights_of(self.lowered.graph).items()}
         for done, name in enumerate(missing):
-            connection.meter.label = label_of(weights[name][1])
-            store.keep(model, self.weights[name], connection.receive(packed_bytes(self.weights[name])))
+            connection.meter.label = label_of(nodes[name])
+            data = receive_part(connection, name, parts[name][1], peer)
+            store.keep(model, parts[name][1], data)
+            self._take(name, data)
             self.progress("set-up", (done + 1) / len(missing))
         connection.meter.label = ("", "")
-        self._masked.update((name, masked.to(self.options.device)) for name, masked in store.load(model, self.weights))
         party = Party(Role.CLIENT, None, self._masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         self.runtime = Runtime.of(self.lowered.graph, party, self.options.device)
         return connection.receive_control(Session).token
 
-    def _receive_bundle(self, store: ClientStore) -> bytes:
-        self.connection.max_frame = self.welcome.size
-        bundle = bytes(self.connection.receive(self.welcome.size, Kind.CONTROL))
-        self.connection.max_frame = 64 * 2**10
-        if hashlib.sha256(bundle).hexdigest() != self.welcome.bundle:
-            peer = f"server {self.client.server}"
-            raise HandshakeError("the public bundle does not have the digest that the server gave", party="client", peer=peer)
-        store.keep_bundle(bundle)
-        return bundle
+    def _take(self, name: str, data: bytes | memoryview | None) -> bool:
+        """Takes a masked weight that has been checked, if there is one."""
+        if data is not None:
+            weight = self.weights[name]
+            self._masked[name] = unpack(memoryview(data), weight.shape, weight.bits).to(self.options.device)
+        return data is not None
 
     def want_logits(self) -> None:
         """HandshakeError unless the server gives them."""
@@ -169,11 +158,11 @@ class ClientSession:
 
     def lane(self, terms: Terms) -> Lane:
         """Of queries that are prepared on these terms."""
-        return Lane(self.lowered.info.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
+        return Lane(self.lowered.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
 
     def lanes(self, terms: Terms) -> list[Lane]:
         """Those of which a prepared query may be here."""
-        model, fingerprint = self.lowered.info.id, self.client.credentials.fingerprint
+        model, fingerprint = self.lowered.id, self.client.credentials.fingerprint
         return self.stock.lanes(model, fingerprint, self.connection.peer_fingerprint, terms)
 
     def prepare(self, seq: int, max_new_tokens: int, logits: bool) -> dict[str, Any]:
@@ -264,7 +253,7 @@ class ClientSession:
 
     def _go_on(self, begun: ClientSession) -> None:
         """Takes over a reply, of which the other session says no more; HandshakeError if it was another model's."""
-        if self.lowered.info.id != begun.lowered.info.id:
+        if self.lowered.id != begun.lowered.id:
             peer = f"server {self.client.server}"
             raise HandshakeError("the server has another model now, so that the reply cannot go on", party="client", peer=peer)
         self.earlier, self.timing = [*begun.earlier, begun], self.timing.after(begun.timing)

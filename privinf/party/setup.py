@@ -1,6 +1,8 @@
-"""What a client keeps of a model between sessions: the public bundle and the masked weights, checked when they are read.
+"""What a client gets of a model and keeps between sessions: the public bundle and the masked weights.
 
-A masked weight is a file of its own, written whole or not at all, so that an interrupted set-up goes on where it stopped.
+Each lies in a file under its own digest, written whole or not at all, so that an interrupted set-up goes on where it stopped. The model's
+id is the bundle's digest, and the bundle holds those of the masked weights: what is taken from a server, or read from a file, is what
+the id stands for, whoever sent it and whoever else could write there.
 """
 
 from __future__ import annotations
@@ -8,19 +10,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from privinf.files import refusals, sweep, write_private
-from privinf.lowering.program import packed_bytes
-from protocols.errors import ConfigError
+from privinf.lowering.lowered import Item, Lowered, packed_bytes
+from privinf.lowering.plan import weights_of
+from privinf.party.messages import Needs, Welcome
+from privinf.transport.connection import Connection
+from privinf.transport.frames import Kind
+from protocols.errors import ConfigError, HandshakeError
 from protocols.linear import Weight
-from protocols.ring import unpack
 
 log = logging.getLogger("privinf")
-_DIGEST = 32
+MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
@@ -45,56 +47,68 @@ class ClientStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def bundle(self, digest: str) -> bytes | None:
-        """A kept bundle, if it still has this digest."""
-        if not digest.isalnum():
-            return None
-        path = self.root / "bundles" / digest
+    def _checked(self, path: Path, digest: str, what: str) -> bytes | None:
+        """A kept file, if it still has this digest."""
         data = _read(path)
-        if data is not None and hashlib.sha256(data).hexdigest() != digest:
-            self._drop(path, "the kept bundle of a model")
-            return None
-        return data
-
-    def keep_bundle(self, data: bytes) -> None:
-        """Keeps a bundle under its digest."""
-        _write(self.root / "bundles" / hashlib.sha256(data).hexdigest(), data)
-
-    def _path(self, model: str, weight: Weight) -> Path:
-        name = hashlib.sha256(repr(weight).encode()).hexdigest()[:32]
-        return self.root / "setup" / model / f"{name}.bin"
-
-    def _drop(self, path: Path, what: str) -> None:
+        if data is None or hashlib.sha256(data).hexdigest() == digest:
+            return data
         log.warning("%s was damaged and is fetched anew (%s)", what, path)
         with contextlib.suppress(OSError):
             path.unlink()
+        return None
 
-    def missing(self, model: str, weights: Mapping[str, Weight]) -> list[str]:
-        """Weights of which no whole file is there."""
-        found = []
-        for name, weight in weights.items():
-            path = self._path(model, weight)
-            data = _read(path)
-            if data is not None and not _whole(data, weight):
-                self._drop(path, f"the kept set-up of {name}")
-                data = None
-            if data is None:
-                found.append(name)
+    def bundle(self, model: str) -> bytes | None:
+        """The kept bundle of a model."""
+        return self._checked(self.root / "bundles" / model, model, "the kept bundle of a model")
+
+    def keep_bundle(self, model: str, data: bytes) -> None:
+        """Keeps a bundle, whose digest is the model's id."""
+        _write(self.root / "bundles" / model, data)
+
+    def _path(self, model: str, item: Item) -> Path:
+        return self.root / "setup" / model / f"{item.sha256}.bin"
+
+    def load(self, model: str, name: str, item: Item) -> bytes | None:
+        """What was kept of the set-up."""
+        return self._checked(self._path(model, item), item.sha256, f"the kept set-up of {name}")
+
+    def keep(self, model: str, item: Item, data: memoryview) -> None:
+        """Keeps a part of the set-up, of which this is the item."""
+        _write(self._path(model, item), data)
+
+    def sweep(self, model: str) -> None:
+        """Removes what interrupted writes have left."""
         sweep(self.root / "setup" / model)
-        return found
-
-    def keep(self, model: str, weight: Weight, data: memoryview) -> None:
-        """Keeps one masked weight."""
-        _write(self._path(model, weight), hashlib.sha256(data).digest(), data)
-
-    def load(self, model: str, weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
-        """Every masked weight, once none is missing; ConfigError if one has gone or changed since."""
-        for name, weight in weights.items():
-            data = _read(self._path(model, weight))
-            if data is None or len(data) != packed_bytes(weight) + _DIGEST:
-                raise ConfigError(f"the kept set-up of {name} has changed while it was in use", remedy="run the same command again")
-            yield name, unpack(memoryview(data)[_DIGEST:], weight.shape, weight.bits)
 
 
-def _whole(data: bytes, weight: Weight) -> bool:
-    return len(data) == packed_bytes(weight) + _DIGEST and hashlib.sha256(memoryview(data)[_DIGEST:]).digest() == data[:_DIGEST]
+def receive_bundle(connection: Connection, welcome: Welcome, store: ClientStore, peer: str) -> Lowered:
+    """The model without weights whose id the server gave, from the cache or from the server; HandshakeError if it sends another."""
+    bundle = store.bundle(welcome.model)
+    connection.send_control(Needs(() if bundle is not None else ("bundle",)))
+    if bundle is None:
+        connection.max_frame, usual = welcome.size, connection.max_frame
+        bundle = bytes(connection.receive(welcome.size, Kind.CONTROL))
+        connection.max_frame = usual
+        if hashlib.sha256(bundle).hexdigest() != welcome.model:
+            raise HandshakeError("the public bundle is not that of the model whose id the server gave", party="client", peer=peer)
+        store.keep_bundle(welcome.model, bundle)
+    return Lowered.from_bundle(bundle)
+
+
+def parts_of(lowered: Lowered, peer: str) -> dict[str, tuple[Weight, Item]]:
+    """What set-up consists of; HandshakeError unless the bundle promises just what its graph needs, and no more than is believed."""
+    weights, items = {name: weight for name, (weight, _, _) in weights_of(lowered.graph).items()}, lowered.setup.items
+    if {name: packed_bytes(weight) for name, weight in weights.items()} != {name: item.size for name, item in items.items()}:
+        raise HandshakeError("the server's bundle promises another set-up than its model needs", party="client", peer=peer)
+    if sum(item.size for item in items.values()) > MAX_SETUP:
+        raise HandshakeError(f"the server's model asks for a set-up of more than {MAX_SETUP} bytes", party="client", peer=peer)
+    return {name: (weight, items[name]) for name, weight in weights.items()}
+
+
+def receive_part(connection: Connection, name: str, item: Item, peer: str) -> memoryview:
+    """A part of the set-up from the server; HandshakeError if it is not what the model's id stands for."""
+    data = connection.receive(item.size)
+    if Item.of(data) != item:
+        what, remedy = f"what the server sent as {name} is not what its model's id stands for", "nothing of it was kept; ask who runs it"
+        raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
+    return data

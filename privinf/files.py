@@ -25,6 +25,13 @@ def make_private(directory: Path) -> None:
             missing.mkdir(mode=0o700)
 
 
+def check_private(path: Path, otherwise: str = "") -> None:
+    """ConfigError if other users of this machine can read or write a secret file; `otherwise`: the remedy if someone has read it."""
+    if path.stat().st_mode & 0o077:
+        remedy = f"run `chmod 600 {path}`" + (f" if nobody has read it; otherwise {otherwise}" if otherwise else "")
+        raise ConfigError(f"{path} can be read or written by other users of this machine", remedy=remedy)
+
+
 def sync_directory(directory: Path) -> None:
     """Makes what was renamed or removed in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

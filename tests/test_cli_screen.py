@@ -99,13 +99,13 @@ def test_counts_for_people() -> None:
 def test_convert_replaces_a_lowered_model_when_told_to_and_never_anything_else(call: Call, tmp_path: Path) -> None:
     checkpoint, target = trio.checkpoint(), tmp_path / "model"
     assert call("convert", checkpoint, "-o", target).code == 0
-    first = privinf.load(target).info.id
+    first = privinf.load(target).id
     done = call("convert", checkpoint, "-o", target)
-    assert done.code == 2 and "--force" in done.err and privinf.load(target).info.id == first
+    assert done.code == 2 and "--force" in done.err and privinf.load(target).id == first
     assert_one_line(done.err)
     assert call("convert", checkpoint, "-o", target, "--force").code == 0
     second = privinf.load(target)
-    assert second.info.id != first
+    assert second.id != first
     (target / "notes.txt").write_text("mine")
     for place in (target, checkpoint, target / "notes.txt"):
         done = call("convert", checkpoint, "-o", place, "--force")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 
 from privinf.cli import app as cli
 from privinf.cli.config import _options_of
+from privinf.transport.keys import load_credentials
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 UNWIND_S = 5.0
@@ -36,8 +38,9 @@ def parse(words: list[str]) -> None:
 def test_the_compose_file() -> None:
     document = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
     assert set(document["services"]) == {"keys", "dealer", "server", "gateway"}
-    for service in document["services"].values():
-        parse(service["command"])
+    for name, service in document["services"].items():
+        if name != "keys":
+            parse(service["command"])
         if "--drain" in service["command"]:
             drain = float(service["command"][service["command"].index("--drain") + 1])
             assert 0 < drain + UNWIND_S < float(service["stop_grace_period"].removesuffix("s"))
@@ -50,6 +53,29 @@ def test_the_compose_file() -> None:
     assert document["services"]["gateway"]["ports"] == ["127.0.0.1:8080:8080"]
     dealer, server = document["services"]["dealer"], document["services"]["server"]
     assert "to-server" not in dealer["networks"] and "outside" not in server["networks"] + dealer["networks"]
+
+
+def test_each_container_has_its_own_bundle_and_none_the_cas_key(tmp_path: Path) -> None:
+    """The service that makes the keys is run as it stands, on directories in place of its volumes; what each party mounts is looked at."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]
+    volumes = {source: tmp_path / target.lstrip("/") for source, target in (volume.split(":") for volume in services["keys"]["volumes"])}
+    for path in (*volumes.values(), tmp_path / "bin"):
+        path.mkdir(parents=True)
+    (tmp_path / "bin" / "privinf").write_text(f'#!/bin/sh\nexec {sys.executable} -m privinf "$@"\n')
+    (tmp_path / "bin" / "privinf").chmod(0o755)
+    (script,) = services["keys"]["command"]
+    here = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [*services["keys"]["entrypoint"], script.replace("$$", "$").replace("/keys/", f"{tmp_path}/keys/")]
+    subprocess.run(command, env=here, check=True, capture_output=True, timeout=120)
+    assert [path.parent.parent for path in tmp_path.rglob("ca.key")] == [volumes["ca"]]
+    for name, role in (("dealer", "dealer"), ("server", "server"), ("gateway", "client")):
+        mounts = {target: source for source, target, *_ in (volume.split(":") for volume in services[name]["volumes"])}
+        assert services[name]["command"][services[name]["command"].index("--keys") + 1] == "/keys"
+        bundle = volumes[mounts["/keys"]]
+        assert load_credentials(bundle, role).key == bundle / "key.pem"
+        assert sorted(path.name for path in bundle.rglob("*")) == ["ca.pem", "cert.pem", "key.pem"]
+        assert set(mounts.values()) & set(volumes) == {mounts["/keys"]}  # of nobody else's
+        assert not [path for source in mounts.values() if "/" in source for path in (DEPLOY / source).rglob("*.key")]
 
 
 def test_the_container_file() -> None:
@@ -73,6 +99,8 @@ def test_a_unit(unit: Path, tmp_path: Path) -> None:
     assert (program, flag, config) == ("/opt/privinf/bin/privinf", "--config", "/etc/privinf/privinf.yaml")
     options = _options_of(verb, DEPLOY / "privinf.yaml", tuple(cli.VERBS))
     assert not [name for name, entry in options.items() if entry["from"] == "nowhere"]
+    role = {"serve": "server", "gateway": "client"}.get(verb, verb)
+    assert Path(options["keys"]["value"]) == Path("/etc/privinf/keys") / role  # its bundle, and not what holds the CA's key
     assert options["cache"]["value"] == f"/var/cache/{parser['Service']['CacheDirectory']}"
     assert 0 < float(options["drain"]["value"]) + UNWIND_S < float(parser["Service"]["TimeoutStopSec"])
     if shutil.which("systemd-analyze") is None:

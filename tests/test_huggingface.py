@@ -16,7 +16,7 @@ from torch import Tensor
 
 from privinf.lowering import convert
 from privinf.models.checkpoint import load_checkpoint
-from privinf.party.models import _fingerprint
+from privinf.party.models import SOURCES, _code, _fingerprint
 from protocols.errors import ConfigError
 from tests.test_ladder import run
 
@@ -141,6 +141,30 @@ def test_a_change_of_any_shard_is_another_model(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
         found.add(_fingerprint(tmp_path))
     assert len(found) == 1 + len(list(tmp_path.glob("*.safetensors")))
+
+
+def test_a_change_of_any_source_is_another_lowering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the models, of the adapter and in subfolders too, wherever what lowers a model may come to lie."""
+    packages = [shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__")) for source in SOURCES]
+    (packages[1] / "deeper" / "still").mkdir(parents=True)
+    (packages[1] / "deeper" / "still" / "table.py").write_text("x = 1\n")
+    files = [path for package in packages for path in package.rglob("*") if path.is_file()]
+    names = {path.relative_to(tmp_path).as_posix() for path in files}
+    assert {"privinf/crypten_adapter.py", "privinf/models/aero.py", "privinf/lowering/calibration.txt", "protocols/ring.py"} <= names
+    before = _code(packages)
+    assert before == _code(packages) and len(files) > 80
+    found = {before}
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data + b"#")
+        found.add(_code(packages))
+        path.write_bytes(data)
+    assert len(found) == 1 + len(files) and _code(packages) == before
+    (packages[1] / "deeper" / "still" / "table.py").rename(packages[1] / "deeper" / "table.py")
+    found.add(moved := _code(packages))
+    assert moved != before
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} of another release")
+    assert _code(packages) not in found
 
 
 # ---- side by side

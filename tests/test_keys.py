@@ -117,6 +117,22 @@ def test_renew_without_the_ca_key(directory: Path) -> None:
         renew_keys(directory)
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o602])
+def test_a_ca_key_that_others_can_read_is_not_used(directory: Path, mode: int) -> None:
+    """Whoever has read it can make itself any party: so neither `renew` nor `add` goes on, and nothing is written."""
+    key = directory / "ca.key"
+    key.chmod(mode)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    for words in (["renew"], ["add", "alice"]):
+        error = RUNNER.invoke(app, [*words, "--keys", str(directory)]).exception
+        assert isinstance(error, ConfigError) and error.exit_code == 2 and "\n" not in str(error)
+        assert f"{key} can be read or written by other users" in str(error) and "chmod 600" in str(error) and "make a new CA" in str(error)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    key.chmod(0o600)
+    renew_keys(directory)
+    add_client(directory, "alice")
+
+
 @pytest.mark.parametrize("host", ["a b", "", "host:7000", "1.2.3.4.5", "https://x", "a" * 300, "-x-", "x\ny", "ünicode"])
 def test_what_is_not_a_host(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an address"):

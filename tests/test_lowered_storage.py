@@ -169,7 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty weights": (truncate("weights.safetensors", 0), "weights.safetensors: truncated"),
     "short structure": (truncate("lowered.json", 0.7), "lowered.json"),
     "short seed": (truncate("mask_seed", 0.5), "mask_seed holds 16 bytes"),
-    "open seed": (lambda d: (d / "mask_seed").chmod(0o644), "readable by others"),
+    "open seed": (lambda d: (d / "mask_seed").chmod(0o644), "can be read or written by other users"),
     "other weights": (weights(lambda w: w["h.0.attn.c_proj.linear.weight"].add_(1)), "weights have been changed since they were lowered"),
     "missing tensor": (weights(lambda w: w.__delitem__("h.0.attn.c_proj.linear.weight")), "c_proj.linear.weight: missing"),
     "surplus tensor": (weights(lambda w: w.update(extra=torch.zeros(1))), "extra: surplus"),

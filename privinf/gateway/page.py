@@ -16,7 +16,7 @@ from sse_starlette.sse import EventSourceResponse
 
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.wire import Temperature, as_api_error, usage
-from privinf.party.report import TRUST, TRUST_TEXT, counters
+from privinf.party.report import TRUST, TRUST_TEXT, counters, model_of
 from privinf.party.sampling import Sampling
 from privinf.transport.meter import PHASES, Cell
 
@@ -67,8 +67,7 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 
     @app.get("/page/about")
     async def about() -> dict[str, Any]:
-        info = engine.lowered.info
-        model = {name: getattr(info, name) for name in ("variant", "layers", "heads", "width", "vocab", "n_positions", "id")}
+        model = {**model_of(engine.lowered), "n_positions": engine.lowered.info.n_positions}
         trust = {"name": TRUST, "text": TRUST_TEXT}
         parties = {"server": engine.client.server, "dealer": engine.client.dealer}
         return {"model": model, "trust": trust, "logits": engine.logits, "demo": watch is not None, "parties": parties}

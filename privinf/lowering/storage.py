@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from privinf.files import check_private
 from privinf.lowering.lowered import MASK_SEED_BYTES, Lowered
 from privinf.lowering.rules import check_graph
 from privinf.lowering.schema import Saved, build_graph, decode, manifest_of, parameter_key
@@ -159,8 +160,7 @@ def read_weights(path: Path, saved: Saved) -> dict[str, Tensor]:
 
 
 def read_seed(path: Path) -> bytes:
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path.name} is readable by others than its owner", remedy=f"chmod 600 {path.name}, if nobody has read it")
+    check_private(path, REMEDY)
     seed = path.read_bytes()
     if len(seed) != MASK_SEED_BYTES:
         raise ConfigError(f"{path.name} holds {len(seed)} bytes, expected {MASK_SEED_BYTES}")

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from privinf import lowering
+import privinf
+import protocols
 from privinf.lowering.lowered import Lowered
 from privinf.models.checkpoint import weight_files
-from privinf.version import VERSION
-from protocols import ring
 from protocols.errors import ConfigError
 
 log = logging.getLogger("privinf")
+SOURCES = tuple(Path(str(package.__file__)).parent for package in (privinf, protocols))
+LIBRARIES = ("torch", "crypten", "numpy", "tokenizers")
+
+
+def _code(packages: Sequence[Path] = SOURCES) -> bytes:
+    """Of every file of these packages, whatever of it lowering imports, and of the libraries that lowering calls."""
+    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in LIBRARIES]).encode())
+    for package in packages:
+        for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            name, data = path.relative_to(package.parent).as_posix().encode(), path.read_bytes()
+            digest.update(b"%d %d " % (len(name), len(data)) + name + data)
+    return digest.digest()
 
 
 def _fingerprint(checkpoint: Path) -> str:
     """Of a checkpoint and of the code that lowers it: a kept lowering never outlives a change of either."""
-    digest = hashlib.sha256(VERSION.encode())
-    for source in sorted((*Path(lowering.__file__).parent.glob("*.py"), *Path(ring.__file__).parent.glob("*.py"))):
-        digest.update(source.read_bytes())
+    digest = hashlib.sha256(_code())
     others = [checkpoint / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
     for path in (checkpoint / "config.json", *weight_files(checkpoint), *others):
         if path.is_file():

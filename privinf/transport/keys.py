@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from privinf.files import make_private, write_private
+from privinf.files import check_private, make_private, write_private
 from protocols.errors import ConfigError
 
 ROLES = ("server", "client", "dealer")
@@ -143,6 +143,9 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
             f"{directory} does not hold the CA's key (ca.key)",
             remedy="work in the directory where `privinf keys init` ran, then carry bundles over",
         )
+    check_private(
+        directory / "ca.key", "make a new CA in another directory by `privinf keys init`, for whoever has the key can be any party"
+    )
     ca = _load_certificate(directory / "ca.pem")
     key = _load_key(directory / "ca.key")
     if ca.public_key() != key.public_key():
@@ -218,8 +221,7 @@ def load_credentials(directory: Path | str, role: str) -> Credentials:
         if one.not_valid_before_utc > _now():
             message = f"{path} is not valid before {one.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and {clock}"
             raise ConfigError(message, remedy="set the clock here, or that of the machine that issued it")
-    if found.key.stat().st_mode & 0o077:
-        raise ConfigError(f"{found.key} can be read by other users of this machine", remedy=f"run `chmod 600 {found.key}`")
+    check_private(found.key)
     return found
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +18,14 @@ from rich.console import Console
 from torch import nn
 
 import privinf
+from privinf.cli import common
 from privinf.cli.common import human_bytes, human_count
 from privinf.cli.table import Column, show_table
 from privinf.lowering.explain import explain
-from protocols.errors import ConfigError
+from privinf.party.options import CONNECT_S, Options
+from privinf.transport.keys import load_credentials
+from privinf.transport.listener import dial
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
 from tests import trio
 from tests.test_cli import COMMANDS, Call, assert_one_line, call
 
@@ -114,3 +125,72 @@ def test_convert_replaces_a_lowered_model_when_told_to_and_never_anything_else(c
     with pytest.raises(ConfigError, match="something else"):
         second.save(target)
     assert (target / "notes.txt").read_text() == "mine"
+
+
+# ---- a peer that cannot be reached
+
+
+def generate_from(place: str, keys: Path, *more: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    words = ["generate", "--server", place, "--dealer", place, "--keys", keys, "--prompt", "x", *more]
+    return subprocess.Popen([sys.executable, "-m", "privinf", *map(str, words)], stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """An address that is ours and where nobody listens."""
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{ours.getsockname()[1]}"
+
+
+def test_why_a_peer_cannot_be_reached_is_said_at_once(closed: str) -> None:
+    process = generate_from(closed, trio.keys(), "--connect-timeout", "40")
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"connection refused at {closed}, trying again, 40 s left\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_peer_that_cannot_be_reached_is_given_up(closed: str) -> None:
+    plain, silent = (generate_from(closed, trio.keys(), "--connect-timeout", "1", *more) for more in ([], ["--json"]))
+    out, err = plain.communicate(timeout=100)
+    told, line = err.splitlines(keepends=True)
+    assert (plain.returncode, out, told) == (3, "", f"connection refused at {closed}, trying again, 1 s left\n")
+    assert_one_line(line)
+    assert "could not connect within 1 s: connection refused" in line
+    assert silent.communicate(timeout=100) == ("", line) and silent.returncode == 3
+
+
+def test_a_terminal_counts_down(closed: str) -> None:
+    ours, theirs = pty.openpty()
+    with generate_from(closed, trio.keys(), "--connect-timeout", "3", stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while data := os.read(ours, 1 << 16):
+                seen += data
+        os.close(ours)
+        assert process.wait(100) == 3
+    assert all(f"trying again, {left} s left".encode() in seen for left in (3, 2, 1))
+
+
+def test_defaults_of_dialling() -> None:
+    assert (Options().connect_s, Options(timeout=4.0).connect_s, Options(connect_timeout=30.0).connect_s) == (10.0, 4.0, 30.0)
+    assert common.CONNECT_S == CONNECT_S
+
+
+def test_a_name_without_an_address_and_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, said = load_credentials(str(trio.keys()), "client"), list[str]()
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(HandshakeError, match="did not finish the TLS handshake in time"):
+        place = f"127.0.0.1:{mute.getsockname()[1]}"
+        dial(place, ours, "server", handshake_s=1.5, waiting=lambda reason, left: said.append(reason))
+    assert said == [f"no answer yet from {place}"]
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(PeerUnreachableError, match=r"within 0\.1 s: the name nowhere cannot be resolved, name or service not known"):
+        dial("nowhere:1", ours, "server", connect_s=0.1)

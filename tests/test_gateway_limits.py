@@ -11,7 +11,6 @@ from typing import Any
 import openai
 import pytest
 
-from privinf.party import server
 from privinf.transport import keys as keys_module
 from privinf.transport.keys import renew_keys
 from tests import trio as t
@@ -77,9 +76,8 @@ def test_a_kept_session_at_its_limit_is_replaced(tmp_path: Path) -> None:
         assert door.engine.kept == 0 and complete(door, "abc", 1).usage.completion_tokens == 1
 
 
-def test_a_server_that_is_gone_or_whose_dealer_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REACH_S", 0.5)
-    with trio(cache=tmp_path) as parties, gateway(parties, client=parties.client(timeout=3.0), kept=0) as door:
+def test_a_server_that_is_gone_or_whose_dealer_is(tmp_path: Path) -> None:
+    with trio(cache=tmp_path, connect_timeout=0.5) as parties, gateway(parties, client=parties.client(timeout=3.0), kept=0) as door:
         complete(door, "abc")
         parties.dealer.close()
         with pytest.raises(openai.InternalServerError, match="cannot reach its dealer") as found:

@@ -15,7 +15,7 @@ import typer
 from protocols.errors import ConfigError
 
 MAX_PROMPT_BYTES = 1 << 20
-TIMEOUT_S = 60.0
+TIMEOUT_S, CONNECT_S = 60.0, 10.0
 DRAIN_S = 3.0  # with what follows it, a party ends within the 10 seconds that it has
 NEW_TOKENS, LONGEST = 32, 1 << 20
 KEY_VARIABLE = "PRIVINF_API_KEY"
@@ -61,6 +61,9 @@ LinkName = Annotated[
 ]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where this party computes.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The longest wait for a peer, in seconds.")]
+ConnectTimeout = Annotated[
+    float, typer.Option("--connect-timeout", metavar="S", help="How long to try to reach a peer; at most --timeout.")
+]
 Cache = Annotated[
     Path | None, typer.Option("--cache", metavar="DIR", help="What is kept between runs; default: the user's cache directory.")
 ]
@@ -144,17 +147,25 @@ def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None
     return Sampling(temperature, top_k, top_p, seed, tuple(stop or ()), ends)
 
 
-def check_timeout(timeout: float) -> None:
-    """ConfigError unless it is a time to wait."""
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ConfigError(f"--timeout {timeout:g} is no time to wait", remedy="give seconds above 0")
+def check_times(timeout: float, connect_timeout: float = CONNECT_S) -> float:
+    """How long a peer is dialled; ConfigError unless both are times to wait."""
+    for name, value in (("--timeout", timeout), ("--connect-timeout", connect_timeout)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} {value:g} is no time to wait", remedy="give seconds above 0")
+    return min(timeout, connect_timeout)
 
 
 def make_options(
-    *, timeout: float = TIMEOUT_S, link: str | None = None, device: str = "cpu", cache: Path | None = None, **others: Any
+    *,
+    timeout: float = TIMEOUT_S,
+    connect_timeout: float = CONNECT_S,
+    link: str | None = None,
+    device: str = "cpu",
+    cache: Path | None = None,
+    **others: Any,
 ) -> Any:
     """The runtime's `Options`, checked here so that a slip is named before anything starts."""
-    check_timeout(timeout)
+    check_times(timeout, connect_timeout)
     if link is not None:
         from privinf.transport.shaper import parse_link
 
@@ -162,7 +173,7 @@ def make_options(
     from privinf.party.options import Options
 
     kept: dict[str, Any] = {"cache": cache} if cache is not None else {}
-    return Options(timeout=timeout, link=link, device=device, **kept, **others)
+    return Options(timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, **kept, **others)
 
 
 def write_tokens(tokens: Iterable[TokenLike], *, quiet: bool) -> None:

@@ -29,6 +29,7 @@ def doctor(
     expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="The model that they are to have.")] = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
+    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
@@ -40,17 +41,20 @@ def doctor(
 
     Example: privinf doctor --keys keys/client --server s.example.org:7000 --dealer d.example.org:7001
     """
+    from privinf.cli.screen import Screen
     from privinf.party.doctor import checks
     from privinf.party.options import default_cache
 
-    common.check_timeout(timeout)
+    limits: dict[str, Any] = {"timeout": timeout, "connect_s": common.check_times(timeout, connect_timeout)}
     found = []
     key = api_key if api_key is not None else os.environ.get(common.KEY_VARIABLE)
     peers: dict[str, Any] = {"server": server, "dealer": dealer, "gateway": gateway, "api_key": key, "expect": expect}
-    for check in checks(cache=cache or default_cache(), keys=keys, device=device, timeout=timeout, **peers):
-        found.append(check)
-        if not as_json:
-            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}", flush=True)
+    with Screen(quiet=as_json) as screen:
+        for check in checks(cache=cache or default_cache(), keys=keys, device=device, waiting=screen.waiting, **limits, **peers):
+            found.append(check)
+            screen.stop()
+            if not as_json:
+                print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}", flush=True)
     failed = [check for check in found if not check.ok]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""

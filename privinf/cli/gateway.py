@@ -62,6 +62,7 @@ def gateway(
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
+    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
@@ -89,7 +90,9 @@ def gateway(
     key, made = _key(api_key)
     template = None if chat_template is None else _template(chat_template)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
+    options = common.make_options(
+        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
+    )
     from privinf.gateway.demo import Demo
     from privinf.gateway.door import Bounds
     from privinf.gateway.engine import Engine, Limits

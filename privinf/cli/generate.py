@@ -33,6 +33,7 @@ def generate(
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
+    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
@@ -47,13 +48,16 @@ def generate(
     sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
     choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling, "retry": retry}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
+    options = common.make_options(
+        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
+    )
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
 
     with Screen(quiet=as_json) as screen:
         screen.say(f"connecting to {server}")
-        with Client(server, dealer=dealer, keys=str(keys), options=options, progress=screen.progress) as client:
+        told = {"progress": screen.progress, "waiting": screen.waiting}
+        with Client(server, dealer=dealer, keys=str(keys), options=options, **told) as client:
             tokens = client.generate(given.text, ids=given.ids, **choice)
             screen.write_tokens(tokens, given)
             result = client.result

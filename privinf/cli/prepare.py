@@ -24,6 +24,7 @@ def prepare(
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
+    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
@@ -37,13 +38,16 @@ def prepare(
     Example: privinf prepare --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --seq 128 --count 4
     """
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, expect=expect, **lengths)
+    options = common.make_options(
+        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
+    )
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
 
     with Screen(quiet=as_json) as screen:
         screen.say(f"connecting to {server}")
-        with Client(server, dealer=dealer, keys=str(keys), options=options, progress=screen.progress) as client:
+        told = {"progress": screen.progress, "waiting": screen.waiting}
+        with Client(server, dealer=dealer, keys=str(keys), options=options, **told) as client:
             found = client.prepare(seq, max_new_tokens=max_new_tokens, logits=logits, count=count)
     if as_json:
         common.write_json(found)

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from privinf.cli import common
+from privinf.party.waiting import line_of, once_for_each_reason
 
 
 class Screen:
-    """Writes tokens to stdout and everything else to stderr, and that only if it is a terminal."""
+    """Writes tokens to stdout and everything else to stderr, and but for why a peer cannot be reached only if that is a terminal."""
 
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console
@@ -20,12 +21,13 @@ class Screen:
         self._shows = self._console.is_terminal and not quiet
         self._status: Any = None
         self._writing = False
+        self._plain = once_for_each_reason(lambda line: print(line, file=sys.stderr, flush=True))
 
     def __enter__(self) -> Screen:
         return self
 
     def __exit__(self, *_: object) -> Literal[False]:
-        self._stop()
+        self.stop()
         return False
 
     def say(self, text: str) -> None:
@@ -43,7 +45,15 @@ class Screen:
         if not self._writing:
             self.say(f"{phase} {100 * share:3.0f} %")
 
-    def _stop(self) -> None:
+    def waiting(self, reason: str, left: float) -> None:
+        """Why a peer cannot be reached, with a countdown on a terminal, and elsewhere once for each reason."""
+        if self._shows:
+            self.say(line_of(reason, left))
+        elif not self.quiet:
+            self._plain(reason, left)
+
+    def stop(self) -> None:
+        """Ends the status line."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -57,12 +67,12 @@ class Screen:
         for token in tokens:
             self._writing = True
             if first and self._shows:
-                self._stop()
+                self.stop()
                 if prompt.text is not None and sys.stdout.isatty():
                     self._console.print(prompt.text, style="dim", end="", markup=False, soft_wrap=True)
             first = False
             yield token
-        self._stop()
+        self.stop()
 
     def summary(self, result: dict[str, Any] | None) -> None:
         """Time and traffic by phase, for a person."""

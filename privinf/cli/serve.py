@@ -41,6 +41,7 @@ def serve(
     link: common.LinkName = None,
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
+    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
@@ -55,7 +56,7 @@ def serve(
     limits: dict[str, Any] = {"keep_queries": keep_queries, "keep_bytes": keep_bytes, "idle": idle, "drain": drain}
     limits |= {"sessions": sessions, "client_sessions": client_sessions, "budget": budget, "budget_hours": budget_hours}
     limits |= {"session_tokens": session_tokens, "session_bytes": session_bytes}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **limits)
+    options = common.make_options(timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.memory import few_arenas
     from privinf.party.models import open_model

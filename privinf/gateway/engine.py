@@ -20,7 +20,6 @@ from privinf.party.blame import again_after
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
 from privinf.party.memory import give_back
-from privinf.party.options import REACH_S
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession
 from privinf.party.text import Prompt, Token, load_tokenizer
@@ -250,9 +249,9 @@ class Engine:
                     break
                 if found is not None and not reply.tokens and again_after(error, 0) is None:
                     # a kept session may have died meanwhile, with the server say, or reached its limits
-                    found, reply.cached_tokens, connect_s = None, 0, REACH_S
+                    found, reply.cached_tokens, connect_s = None, 0, None
                 elif left and isinstance(error, TransportError):
-                    left, begun, connect_s = left - 1, begun if session.prompt is None else session, None
+                    left, begun, connect_s = left - 1, begun if session.prompt is None else session, self.client.options.timeout
                 else:
                     raise
                 self._retire(held)
@@ -296,13 +295,13 @@ class Engine:
 
     # ---- conversations
 
-    def _begin(self, reply: Reply, connect_s: float | None = REACH_S) -> Held:
-        """A new conversation for a reply; to reach the server it has `connect_s` seconds, or the whole timeout where a reply goes on.
+    def _begin(self, reply: Reply, connect_s: float | None = None) -> Held:
+        """A new conversation for a reply; to reach the server it has `connect_s` seconds, by default as the client's options say.
 
         What is wrong here, a certificate that has expired say, is no fault of the caller's.
         """
         try:
-            return self._open(reply, None if connect_s is None else min(connect_s, self.client.options.timeout))
+            return self._open(reply, connect_s)
         except ConfigError as error:
             log.error("no session can be opened: %s", error)
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error

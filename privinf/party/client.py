@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from privinf.party.report import result_of
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession, Progress
 from privinf.party.text import Prompt, Token, check_length
+from privinf.party.waiting import once_for_each_reason
 from privinf.transport.keys import load_credentials
-from privinf.transport.listener import parse_address
+from privinf.transport.listener import Waiting, parse_address
 from protocols.errors import ConfigError, ProtocolDesync, TransportError
 from protocols.party import Party
 
+log = logging.getLogger("privinf.client")
 PAUSE_S = 0.1
 """Before the first attempt after a break; then longer."""
 
@@ -64,17 +67,28 @@ class Client:
     """`Client("server:7000", dealer="dealer:7001", keys="keys/").generate("def main(")`; also a context manager.
 
     Connecting happens at the first use: handshake, set-up (kept in the cache), a session token, the dealer. One session
-    is one sequence, and every query has a session of its own, so that several threads may use one client. Raises
-    PrivinfError and nothing else.
+    is one sequence, and every query has a session of its own, so that several threads may use one client. `progress` is told
+    the phase and the share of it that is done, `waiting` why a peer cannot be reached yet and the seconds after which that is given
+    up; the default writes it to the log. Raises PrivinfError and nothing else.
     """
 
-    def __init__(self, server: str, *, dealer: str, keys: str, options: Options | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        server: str,
+        *,
+        dealer: str,
+        keys: str,
+        options: Options | None = None,
+        progress: Progress | None = None,
+        waiting: Waiting | None = None,
+    ) -> None:
         self.options = options or Options()
         self.server, self.dealer = server, dealer
         for address in (server, dealer):
             parse_address(address)  # a malformed one is noticed now
         self.credentials = load_credentials(keys, "client")
         self._progress = progress or (lambda phase, share: None)
+        self.waiting = waiting or once_for_each_reason(log.warning)
         self._guard = threading.Lock()
         self._waiting: ClientSession | None = None  # made by `connect`, for the next query
         self._sessions: set[ClientSession] = set()

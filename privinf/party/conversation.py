@@ -41,7 +41,7 @@ class Conversation:
         return f"Conversation({len(self._cached)} positions, hidden)"
 
     def open(self, connect_s: float | None = None) -> Self:
-        """Connects, within so many seconds (default: the timeout); PrivinfError."""
+        """Connects, within so many seconds (default: as the options say); PrivinfError."""
         self._client._open(self._made, connect_s)
         with self._guard:
             self._open = True

@@ -14,18 +14,17 @@ from privinf.party.doctor import Check, roles_of, tried
 from privinf.party.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials
-from privinf.transport.listener import dial, parse_address
+from privinf.transport.listener import Waiting, dial, parse_address
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
 
-CONNECT_S = 5.0
 MAX_ANSWER = 1 << 16
 
 
 class Deployment:
     """The parties that run, seen by the client, or a dealer by its server, according to whose keys these are."""
 
-    def __init__(self, keys: Path | None, timeout: float, expect: str | None) -> None:
-        self._keys, self._timeout, self._expect = keys, timeout, expect
+    def __init__(self, keys: Path | None, timeout: float, connect_s: float, expect: str | None, waiting: Waiting | None = None) -> None:
+        self._keys, self._timeout, self._connect_s, self._expect, self._waiting = keys, timeout, connect_s, expect, waiting
         self._model: str | None = None  # the server's
 
     def checks(self, server: str | None, dealer: str | None, gateway: str | None, api_key: str | None) -> Iterator[Check]:
@@ -44,8 +43,8 @@ class Deployment:
         """A connection past TLS and the comparison of versions."""
         if self._keys is None:
             raise ConfigError(f"the {role} answers only to parties with a certificate", remedy="give --keys")
-        ours, limit = load_credentials(self._keys, mine), min(CONNECT_S, self._timeout)
-        with contextlib.closing(dial(address, ours, role, self._timeout, connect_s=limit)) as connection:
+        ours, limit = load_credentials(self._keys, mine), self._connect_s
+        with contextlib.closing(dial(address, ours, role, self._timeout, connect_s=limit, waiting=self._waiting)) as connection:
             greet(connection)
             yield connection
 
@@ -94,7 +93,7 @@ class Deployment:
 
     def _get(self, address: str, path: str, api_key: str | None = None) -> tuple[int, dict[str, Any]]:
         host, port = parse_address(address)
-        caller = http.client.HTTPConnection(host, port, timeout=min(CONNECT_S, self._timeout))
+        caller = http.client.HTTPConnection(host, port, timeout=self._connect_s)
         try:
             caller.request("GET", path, headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"})
             answer = caller.getresponse()

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privinf.party.devices import cuda_devices, cuda_missing
+from privinf.party.options import CONNECT_S
 from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
+from privinf.transport.listener import Waiting
 from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError
 
@@ -44,11 +46,13 @@ def checks(
     expect: str | None = None,
     device: str = "cpu",
     timeout: float = 60.0,
+    connect_s: float = CONNECT_S,
+    waiting: Waiting | None = None,
 ) -> Iterator[Check]:
     """Every check that applies, in an order in which the first failure explains later ones.
 
     Of a deployment: the server and the dealer each, then both together by a session without a query, then a gateway. `expect` is the
-    id of the model that they are to have.
+    id of the model that they are to have. `waiting` is told while one cannot be reached.
     """
     yield tried("privinf", lambda: f"{VERSION}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
     yield tried("packages", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES))
@@ -73,7 +77,7 @@ def checks(
     if server or dealer or gateway:
         from privinf.party.deployment import Deployment  # not before torch and the packages were looked at
 
-        yield from Deployment(keys, timeout, expect).checks(server, dealer, gateway, api_key)
+        yield from Deployment(keys, timeout, connect_s, expect, waiting).checks(server, dealer, gateway, api_key)
 
 
 def tried(name: str, detail: Callable[[], str]) -> Check:

@@ -14,7 +14,7 @@ from protocols.errors import ConfigError
 MAX_NEW_TOKENS = 32
 LONGEST = 1 << 20  # new tokens of one reply, beyond any model's context
 IDLE_S = 3600.0  # how long a session may lie unused
-REACH_S = 5.0  # how long a party that is due to run may refuse connections before who waits is told
+CONNECT_S = 10.0  # how long a party may be away before who dials it gives up
 
 _WHOLE: tuple[str, ...] = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
 _WHOLE += ("sessions", "client_sessions", "session_tokens", "session_bytes", "budget")
@@ -38,6 +38,7 @@ class Options:
     """
 
     timeout: float = 60.0
+    connect_timeout: float = CONNECT_S  # how long nobody may answer at the address of a peer; at most the timeout
     link: str | None = None
     device: str = "cpu"
     cache: Path = field(default_factory=default_cache)
@@ -63,11 +64,16 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < (name == "sessions"):
                 raise ConfigError(f"{name} is not a whole number from {int(name == 'sessions')} on", remedy="give one, or leave it out")
-        for name in ("timeout", "idle", "budget_hours", "drain"):
+        for name in ("timeout", "connect_timeout", "idle", "budget_hours", "drain"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and name != "drain"):
                 raise ConfigError(f"{name} is no length of time", remedy="give a number above 0, or leave it out")
+
+    @property
+    def connect_s(self) -> float:
+        """How long a peer is dialled."""
+        return min(self.connect_timeout, self.timeout)
 
     @property
     def emulated(self) -> Link | None:

@@ -40,11 +40,12 @@ from privinf.party.messages import (
     greet,
 )
 from privinf.party.models import open_model
-from privinf.party.options import REACH_S, Options
+from privinf.party.options import Options
 from privinf.party.prepared import Prepared
 from privinf.party.service import Service
 from privinf.party.stock import Stock
 from privinf.party.turns import InTurn
+from privinf.party.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
@@ -145,7 +146,8 @@ class Server(Service):
 
     def _reach_dealer(self) -> Connection:
         try:
-            link = dial(self.dealer, self.credentials, "dealer", self.options.timeout, connect_s=min(REACH_S, self.options.timeout))
+            limits, told = self.options, once_for_each_reason(log.info)
+            link = dial(self.dealer, self.credentials, "dealer", limits.timeout, connect_s=limits.connect_s, waiting=told)
             try:
                 self.adopt(link)
                 link.meter.phase = "offline"

@@ -22,7 +22,6 @@ from privinf.party.devices import walking
 from privinf.party.feed import Feed, Posting
 from privinf.party.marks import Lane
 from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
-from privinf.party.options import REACH_S
 from privinf.party.prepared import Prepared
 from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore, parts_of, receive_bundle, receive_part
@@ -89,15 +88,15 @@ class ClientSession:
         return list(self._dialled)
 
     def open(self, connect_s: float | None = None) -> None:
-        """Handshake, set-up and the dealer; tries for `connect_s` seconds to reach the server, by default the timeout."""
+        """Handshake, set-up and the dealer; tries for `connect_s` seconds to reach the server, by default as the options say."""
         began = time.perf_counter()
-        wait = self.options.timeout if connect_s is None else connect_s
+        wait = self.options.connect_s if connect_s is None else connect_s
         self.connection = self._dial(self.client.server, "server", wait, self.options.emulated)
         self.connection.meter.phase = "setup"
         with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=self.client.server):
             token = self._set_up(self.connection)
         self.connection.establish()
-        self.link = link = self._dial(self.client.dealer, "dealer", min(REACH_S, self.options.timeout))
+        self.link = link = self._dial(self.client.dealer, "dealer", self.options.connect_s)
         link.meter.phase = "offline"
         greet(link)
         link.send_control(Join(token))
@@ -106,7 +105,8 @@ class ClientSession:
         self.timing.setup_s = time.perf_counter() - began
 
     def _dial(self, address: str, role: str, connect_s: float, emulated: Link | None = None) -> Connection:
-        connection = dial(address, self.client.credentials, role, self.options.timeout, emulated, connect_s=connect_s)
+        waiting = self.client.waiting
+        connection = dial(address, self.client.credentials, role, self.options.timeout, emulated, connect_s=connect_s, waiting=waiting)
         self._dialled.append(connection)
         if self._closed.is_set():  # meanwhile, by another thread
             connection.close()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from privinf.transport.connection import HEARTBEAT_S, Connection
 from privinf.transport.keys import Credentials
@@ -25,8 +27,13 @@ from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, 
 
 TIMEOUT_S = 60.0
 _BACKLOG = 128
-_DIAL_HANDSHAKE_S = 30.0
+_DIAL_HANDSHAKE_S = 10.0  # at least, though the connection may have less: a busy peer is slow to answer
+_TICK_S = 1.0
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+Waiting = Callable[[str, float], None]
+"""Told, about once a second, why a peer cannot be reached yet, and the seconds after which that is given up."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -171,22 +178,25 @@ def dial(
     handshake_s: float | None = None,
     silence_s: float | None = None,
     heartbeat_s: float = HEARTBEAT_S,
+    waiting: Waiting | None = None,
 ) -> Connection:
     """Connects to a peer that must have `expected_role` and a certificate for the dialled host.
 
     Tries again while nobody listens there, for `connect_s` seconds (default: `timeout`), then raises PeerUnreachableError. A peer that
     refuses us or is not the one that we expect raises HandshakeError at once; so does one that does not finish the handshake within
-    `handshake_s` (default: `timeout`, at most 30 s: a busy server is slow to answer). `timeout` is also the connection's longest wait.
+    `handshake_s` (default: `connect_s` or 10 s, the longer, and at most `timeout`). `timeout` is also the connection's longest wait.
     """
     host, port = parse_address(address)
     role = credentials.role
-    handshake_s = min(timeout, _DIAL_HANDSHAKE_S) if handshake_s is None else handshake_s
+    connect_s, waiting = timeout if connect_s is None else connect_s, waiting or (lambda reason, left: None)
+    handshake_s = min(timeout, max(connect_s, _DIAL_HANDSHAKE_S)) if handshake_s is None else handshake_s
     context = make_context(credentials, server=False)
-    sock = _connect(host, port, timeout if connect_s is None else connect_s, role)
-    with _closing_on_error(sock):
+    sock = _connect(host, port, connect_s, role, waiting)
+    deadline = time.monotonic() + handshake_s
+    with _closing_on_error(sock), _ticking(lambda: waiting(f"no answer yet from {address}", deadline - time.monotonic())):
         name = host.partition("%")[0]  # without the zone of a link-local address
         stream = TlsStream(sock, context, meter or Meter(), server_side=False, host=name)
-        stream.handshake(time.monotonic() + handshake_s, party=role, peer=address)
+        stream.handshake(deadline, party=role, peer=address)
         return _welcome(stream, role, address, {expected_role}, _Options(timeout, handshake_s, silence_s, heartbeat_s, link))
 
 
@@ -237,28 +247,27 @@ def _welcome(stream: TlsStream, party: str, peer: str, allowed: Collection[str],
     )
 
 
-def _connect(host: str, port: int, limit_s: float, party: str) -> socket.socket:
+def _connect(host: str, port: int, limit_s: float, party: str, waiting: Waiting) -> socket.socket:
     """A TCP connection, tried again until the limit while the name cannot be resolved or nobody listens."""
-    deadline = time.monotonic() + limit_s
+    peer, deadline = format_address(host, port), time.monotonic() + limit_s
     pause, reason = 0.02, "no time was given"
+    listening = "check that the peer runs and listens there, and the firewall between"
     while True:
         try:
             places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            places, reason = [], str(getattr(error, "strerror", None) or error)
-        for family, kind, protocol, _, place in places:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            places, reason = [], f"the name {host} cannot be resolved, {_lower(str(getattr(error, 'strerror', None) or error))}"
+        for number, (family, kind, protocol, _, place) in enumerate(places):
+            if (left := deadline - time.monotonic()) <= 0:
                 break
             sock = socket.socket(family, kind, protocol)
             try:
                 tune(sock)
-                sock.settimeout(min(left, 3600))
-                sock.connect(place)
+                _attempt(sock, place, left / (len(places) - number), lambda: waiting(f"no answer from {peer}", deadline - time.monotonic()))
                 return sock
             except OSError as error:
                 sock.close()
-                reason = str(error.strerror or error)
+                reason = _lower(error.strerror or str(error))
             except BaseException:
                 sock.close()
                 raise
@@ -267,11 +276,52 @@ def _connect(host: str, port: int, limit_s: float, party: str) -> socket.socket:
             raise PeerUnreachableError(
                 f"could not connect within {limit_s:g} s: {reason}",
                 party=party,
-                peer=format_address(host, port),
-                remedy="check that the peer runs and listens there, and the firewall between",
+                peer=peer,
+                remedy=listening if places else "check the name",
             )
+        waiting(f"{reason}{f' at {peer}' if places else ''}, trying again", left)
         time.sleep(min(pause, left))
         pause = min(2 * pause, 0.5)
+
+
+def _attempt(sock: socket.socket, place: Any, limit_s: float, tick: Callable[[], None]) -> None:
+    """Connects within so many seconds; OSError."""
+    deadline, poll = time.monotonic() + limit_s, select.poll()
+    sock.setblocking(False)
+    code = sock.connect_ex(place)
+    poll.register(sock, select.POLLOUT)
+    while code == errno.EINPROGRESS:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            code = errno.ETIMEDOUT
+        elif poll.poll(min(left, _TICK_S) * 1000):
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        else:
+            tick()
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+@contextlib.contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls it once a second while the block runs."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_TICK_S):
+            tick()
+
+    thread = threading.Thread(target=run, name="privinf-dial", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _name_of(sock: socket.socket) -> str:

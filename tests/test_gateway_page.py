@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from privinf.gateway.engine import Engine, Limits
 from privinf.party.client import Client
 from privinf.party.messages import Deal, Join, Pass, Register, SessionSeed
 from privinf.party.options import Options
+from privinf.party.text import Token
 from privinf.party.watch import HEAD, public_part
+from protocols.errors import TransportError
 from tests import trio as t
 from tests.gateway import KEY, Gateway, serving
 from tests.trio import wait_for
@@ -27,10 +31,13 @@ PROMPT = "def f(x"
 HEX = re.compile(rf"[0-9a-f]{{2}}( [0-9a-f]{{2}}){{0,{HEAD - 1}}}")
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    cache = tmp_path_factory.mktemp("cache")
-    with Demo(t.lowered_directory(), Options(cache=cache, timeout=30.0)) as watch:
+PICTURE = os.environ.get("PRIVINF_SCREENSHOT")
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "pylib"
+
+
+@contextlib.contextmanager
+def shown(model: Path, cache: Path) -> Iterator[Gateway]:
+    with Demo(model, Options(cache=cache, timeout=30.0)) as watch:
         client = Client(watch.addresses["server"], dealer=watch.addresses["dealer"], keys=str(watch.keys), options=Options(cache=cache))
         engine = Engine(client, Limits())
         try:
@@ -39,6 +46,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
                 yield Gateway(address, engine, service)
         finally:
             engine.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with shown(t.lowered_directory(), tmp_path_factory.mktemp("cache")) as door:
+        yield door
 
 
 def events_of(door: Gateway, body: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -98,15 +111,22 @@ def browser_path() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def test_the_page_in_a_real_browser(demo: Gateway, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if (path := browser_path()) is None:
         pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as driver:
+        made = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield made
+        made.close()
+
+
+def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
+    before = demo.engine.counts["cancelled"]
     problems: list[str] = []
     asked: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    with contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -133,14 +153,161 @@ def test_the_page_in_a_real_browser(demo: Gateway, tmp_path: Path) -> None:
         assert re.search(
             r"online, with the client\s+[\d.]+ kB\s+[\d.]+ kB\s+\d+", page.locator("[data-role=server] .counters").inner_text()
         )
-        if target := os.environ.get("PRIVINF_SCREENSHOT"):
-            page.screenshot(path=target)
-
         page.locator("#count").fill("1000")
         page.locator("#send").click()
-        page.get_by_text(re.compile(r"^\d+ tokens$")).wait_for(timeout=60_000)
+        page.get_by_text(re.compile(r"^[1-9]\d* of 26 ")).wait_for(timeout=60_000)  # what the context has room for
         page.locator("#stop").click()
         page.get_by_text("stopped").wait_for()
-        browser.close()
-    wait_for(lambda: demo.engine.active == 0 and demo.engine.counts["cancelled"] == 1, 30)
+    wait_for(lambda: demo.engine.active == 0 and demo.engine.counts["cancelled"] == before + 1, 30)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
+
+
+LOOK = """() => {
+  const problems = [], wide = document.scrollingElement.scrollWidth;
+  if (wide > innerWidth) problems.push(`the page is ${wide} wide`);
+  const name = (element) => element.tagName + (element.id ? "#" + element.id : "." + element.className);
+  const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+  const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const light = (color) => rgb(color).slice(0, 3).map((part) => linear(part / 255))
+    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const [, , , alpha = 1] = rgb(getComputedStyle(each).backgroundColor);
+      if (alpha === 1) return getComputedStyle(each).backgroundColor;
+      if (alpha !== 0) problems.push(`${name(each)} is half transparent`);
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let texts = 0;
+  for (const element of document.body.querySelectorAll("*")) {
+    const box = element.getBoundingClientRect(), style = getComputedStyle(element);
+    if (!box.width || !box.height || style.visibility !== "visible") continue;
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) problems.push(`${name(element)} is at ${box.left} to ${box.right}`);
+    if (element.scrollWidth > element.clientWidth + 1 && element.clientWidth) problems.push(`${name(element)} cuts ${element.scrollWidth}`);
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own && !element.value) continue;
+    texts += 1;
+    const [low, high] = [light(style.color), light(behind(element))].sort((a, b) => a - b), contrast = (high + 0.05) / (low + 0.05);
+    if (element.tagName !== "PROGRESS" && contrast < 4.5) problems.push(`${name(element)}: a contrast of ${contrast}`);
+  }
+  return [texts, problems];
+}"""
+"""What is wider than the window, or cut in it, and what is too pale; and how many texts were looked at."""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark"), (1280, "light")])
+def test_the_page_fits_in_every_state(demo: Gateway, browser: Any, monkeypatch: pytest.MonkeyPatch, width: int, scheme: str) -> None:
+    """No sideways scrolling, nothing cut, every text dark enough; and while a reply runs its numbers and Stop are in sight."""
+    go = threading.Event()
+    long = "unbroken" * 60
+
+    def scripted(query: Any, ids: Any, text: Any, reply: Any, emit: Callable[[Any], None]) -> None:
+        go.wait(60)
+        go.clear()
+        if "fails" in text:
+            raise TransportError(f"the peer said {long} and closed", party="client", peer="server")
+        for _ in range(3):
+            reply.tokens += 1
+            emit(Token(1, long))
+        if "goes on" in text:
+            reply.cancelled.wait(60)
+            raise TransportError("the caller has gone")
+
+    with contextlib.closing(browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme)) as context:
+        page = context.new_page()
+
+        def look(state: str) -> None:
+            texts, problems = page.evaluate(LOOK)
+            assert texts > 20 and problems == [], (state, problems)
+            if target := os.environ.get("PRIVINF_SCREENSHOT"):
+                page.screenshot(
+                    path=Path(target).with_suffix(f".{width}-{scheme}-{state.replace(' ', '-')}.png"), full_page=state != "replying"
+                )
+
+        def done(says: str = "done (") -> None:
+            """Waits for the end of a reply."""
+            page.locator("body:is([data-phase=done], [data-phase=error])").wait_for(timeout=60_000)
+            assert says in page.locator("#state").inner_text()
+
+        def ask(prompt: str) -> None:
+            page.locator("#prompt").fill(prompt)
+            page.keyboard.press("Tab")  # to the number of tokens
+            page.keyboard.press("Enter")
+
+        def in_sight(selector: str) -> None:
+            for place in ("0", "document.body.scrollHeight"):
+                page.evaluate(f"scrollTo(0, {place})")
+                box = page.locator(selector).bounding_box()
+                assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 740, (
+                    place,
+                    box,
+                )
+                page.locator(selector).click(trial=True, timeout=5_000)  # and nothing lies on it
+
+        page.goto(demo.url)
+        page.get_by_text("give the API key").wait_for()
+        look("no key")
+        page.locator("#key").fill(KEY)
+        ask(PROMPT)
+        done()
+        look("finished")
+        for role in ("client", "server", "dealer"):
+            assert (
+                re.fullmatch(r"[\d.]+ [kM]?B", page.locator(f"#{role}-got").inner_text())
+                and page.locator(f"#{role}-got").inner_text() != "0 B"
+            )
+        assert re.fullmatch(r"\d+ of 24 · [\d.]+ tokens/s · [\d.]+ s", page.locator("#numbers").inner_text())
+        page.goto("about:blank")
+        page.goto(demo.url)  # the key is kept for as long as the window is
+        page.get_by_text("SM(t)+ScFuFFN").wait_for()
+        look("idle")
+        page.locator("#count").fill("3")
+        ask(PROMPT)
+        done()
+        page.locator("#more").click()
+        page.get_by_text(re.compile(r"prompt tokens, \d+ of them cached")).wait_for(timeout=60_000)
+        look("turns")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(demo.engine, "_answer", scripted)
+            patch.setattr(demo.engine, "read", lambda query: ([1] * 7, query.prompt))
+            page.locator("#count").fill("10")
+            ask("it goes on")
+            page.get_by_text("the prompt is taken in").wait_for()
+            look("asking")
+            in_sight("#stop")
+            go.set()
+            page.get_by_text("3 of 10 ·").wait_for()
+            assert page.locator("#progress").evaluate("bar => bar.value") == pytest.approx(0.3)
+            for selector in ("#stop", "#numbers", "#progress"):
+                in_sight(selector)
+            look("replying")
+            page.locator("#stop").click()
+            page.get_by_text("stopped").wait_for()
+            look("stopped")
+            for prompt, says in (("it fails", "and closed"), (f"it ends {long}", "done (")):
+                wait_for(lambda: demo.engine.active == 0, 30)
+                go.set()
+                ask(prompt)
+                done(says)
+                look(prompt[:8])
+        about = page.evaluate("async () => (await fetch('/page/about', { headers: headers() })).json()")
+        about["model"].update(variant=long, id=long)
+        about.update(demo=False, logits=False, parties={"server": long, "dealer": long}, trust={"name": long, "text": long})
+        page.route("**/page/about", lambda route: route.fulfill(json=about))
+        page.reload()
+        page.locator("#trust", has_text=long).wait_for()
+        look("long names")
+    wait_for(lambda: demo.engine.active == 0, 30)
+
+
+@pytest.mark.skipif(not PICTURE, reason="nobody asked for a picture")
+def test_a_picture_of_the_shipped_model(browser: Any, tmp_path: Path) -> None:
+    with shown(SHIPPED, tmp_path) as door, contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
+        for _ in range(2):  # the second one without what a first session does once
+            page.goto("about:blank")
+            page.goto(f"{door.url}/#key={KEY}")
+            page.locator("#prompt").fill("def read_lines(path):")
+            page.locator("#send").click()
+            page.locator("body[data-phase=done]").wait_for(timeout=120_000)
+        page.screenshot(path=PICTURE, full_page=True)

@@ -82,11 +82,12 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 
 
 async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIterator[dict[str, Any]]:
-    """`token`, `seen`, `counters`, and at the end `done` or `error`."""
+    """`begin` (how many tokens there will be at most), `token`, `seen`, `counters`, and at the end `done` or `error`."""
     reply, seen = Reply(), watch.since(-1)[0] if watch else 0
     base = {key: _copy(cell) for key, cell in engine.cells().items()}
     theirs = watch.seen_traffic if watch else {}
     told: dict[str, Any] = {}
+    begun = False
     async with contextlib.aclosing(engine.stream(query, reply)) as tokens:  # type: ignore[type-var]
         waiting = asyncio.ensure_future(anext(tokens, None))
         try:
@@ -104,6 +105,11 @@ async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIte
                 token = waiting.result()
                 if token is None:
                     break
+                if not begun:
+                    begun = True
+                    room = engine.lowered.info.n_positions - reply.prompt_tokens + 1
+                    most = min(query.max_new_tokens, engine.limits.new_tokens, room)
+                    yield _event("begin", {"prompt_tokens": reply.prompt_tokens, "most": most})
                 yield _event("token", {"id": token.id, "text": token.text})
                 waiting = asyncio.ensure_future(anext(tokens, None))
             if watch is not None:

@@ -25,13 +25,21 @@ function size(bytes) {
   return `${bytes.toFixed(2)} GB`;
 }
 
+async function refusal(answer) {
+  byId("keybox").hidden = answer.status !== 401;
+  return new Error((await answer.json()).error.message);
+}
+
 async function about() {
   const answer = await fetch("/page/about", { headers: headers() });
-  byId("keybox").hidden = answer.status !== 401;
   if (answer.status === 401) {
+    await refusal(answer);
     byId("model").textContent = "give the API key that `privinf gateway` showed";
+    byId("key").focus();
     return false;
   }
+  if (!answer.ok) throw await refusal(answer);
+  byId("keybox").hidden = true;
   const { model, trust, logits, demo, parties } = await answer.json();
   sessionStorage.setItem("privinf-key", key.value);
   history.replaceState(null, "", location.pathname);
@@ -40,6 +48,7 @@ async function about() {
   byId("dealer-place").textContent = `${parties.dealer}${demo ? ", a process on this machine" : ""}`;
   byId("trust").textContent = `Trust model (${trust.name}): ${trust.text}.`;
   byId("temperature").disabled = !logits;
+  byId("temperature").title = logits ? "" : "the server gives no logits, so every token is the likeliest one";
   if (!demo) {
     for (const list of document.querySelectorAll(".seen")) {
       list.replaceChildren(element("li", "What it received is known on its own machine alone; here only what passed between us.", "what"));
@@ -63,12 +72,19 @@ function table(role, rows) {
 
 function counters(now) {
   const { server, dealer } = now.client;
+  const inAll = (...cells) => size(cells.reduce((sum, cell) => sum + cell.received, 0));
   const turned = (cell) => ({ sent: cell.received, received: cell.sent, rounds: cell.rounds });
   table("client", [["online, with the server", server.online], ["offline, with the server", server.offline], ["offline, from the dealer", dealer.offline]]);
+  byId("client-got").textContent = inAll(server.online, server.offline, dealer.offline);
+  byId("rounds").textContent = server.online.rounds;
   if (now.server) {
+    byId("server-got").textContent = inAll(now.server.online, now.server.offline);
+    byId("dealer-got").textContent = inAll(now.dealer.offline);
     table("server", [["online, with the client", now.server.online], ["offline, with the client", now.server.offline.peer], ["offline, with the dealer", now.server.offline.dealer]]);
     table("dealer", [["offline, with both", now.dealer.offline.dealer]]);
   } else {
+    byId("server-got").textContent = `${inAll(turned(server.online), turned(server.offline))} from us`;
+    byId("dealer-got").textContent = `${inAll(turned(dealer.offline))} from us`;
     table("server", [["online, with us", turned(server.online)], ["offline, with us", turned(server.offline)]]);
     table("dealer", [["offline, with us", turned(dealer.offline)]]);
   }
@@ -78,7 +94,7 @@ function seen(messages) {
   for (const message of messages) {
     const list = document.querySelector(`[data-role=${message.party}] .seen`);
     const line = document.createElement("li");
-    line.append(element("span", `${message.from}, ${message.what}, ${size(message.bytes)}  `, "what"));
+    line.append(element("span", `${message.from}, ${message.what}, ${size(message.bytes)}`, "what"));
     line.append(element("span", message.value, "value"));
     list.append(line);
     while (list.childElementCount > SHOWN) list.firstChild.remove();
@@ -106,50 +122,90 @@ async function* events(answer) {
   }
 }
 
-async function ask() {
-  const prompt = byId("prompt").value;
+// What of the reply has come: `of` tokens at most, `first` when the first one came.
+const come = { count: 0, of: 1, began: 0, first: 0 };
+
+function phase(name, state) {
+  document.body.dataset.phase = name;
+  byId("state").textContent = state;
+  const busy = name === "asking" || name === "replying";
+  byId("send").disabled = byId("more").disabled = busy;
+  byId("stop").disabled = !busy;
+  if (name === "asking") byId("progress").removeAttribute("value");
+  else byId("progress").value = name === "done" ? 1 : come.count / come.of;
+}
+
+function numbers() {
+  const now = performance.now();
+  const rate = come.count > 1 ? ` · ${((come.count - 1) / ((come.last - come.first) / 1000)).toFixed(1)} tokens/s` : "";
+  byId("numbers").textContent = `${come.count} of ${come.of}${rate || " tokens"} · ${((now - come.began) / 1000).toFixed(1)} s`;
+}
+
+function token(text) {
+  come.last = performance.now();
+  if (come.count++ === 0) {
+    come.first = come.last;
+    phase("replying", "the reply arrives");
+  }
+  byId("progress").value = come.count / come.of;
+  byId("reply").append(text);
+  byId("reply").scrollTop = byId("reply").scrollHeight;
+}
+
+async function ask(prompt) {
   const body = { prompt, max_tokens: Number(byId("count").value), temperature: Number(byId("temperature").value) };
+  Object.assign(come, { count: 0, of: body.max_tokens, began: performance.now() });
   byId("reply").replaceChildren(element("span", prompt, "prompt"));
-  byId("state").textContent = "asking";
-  for (const list of document.querySelectorAll(".seen")) if (!list.querySelector("li:only-child.what")) list.replaceChildren();
+  for (const list of document.querySelectorAll(".seen")) if (!list.querySelector("li.what")) list.replaceChildren();
+  phase("asking", "the prompt is taken in");
+  numbers();
   running = new AbortController();
-  const began = performance.now();
-  let count = 0;
   const answer = await fetch("/page/reply", { method: "POST", headers: headers(), body: JSON.stringify(body), signal: running.signal });
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  if (!answer.ok) throw await refusal(answer);
   for await (const [name, data] of events(answer)) {
-    if (name === "token") {
-      byId("reply").append(data.text === null ? `${data.id} ` : data.text);
-      count += 1;
-      byId("state").textContent = `${count} tokens`;
-    } else if (name === "counters") counters(data);
+    if (name === "token") token(data.text === null ? `${data.id} ` : data.text);
+    else if (name === "begin") come.of = data.most;
+    else if (name === "counters") counters(data);
     else if (name === "seen") seen(data);
     else if (name === "error") throw new Error(data.message);
     else if (name === "done") {
-      const seconds = (performance.now() - began) / 1000;
       const { prompt_tokens, completion_tokens, prompt_tokens_details } = data.usage;
       const kept = prompt_tokens_details.cached_tokens ? `, ${prompt_tokens_details.cached_tokens} of them cached` : "";
-      byId("state").textContent = `done (${data.finish_reason}): ${prompt_tokens} prompt tokens${kept}, ${completion_tokens} new, ${seconds.toFixed(1)} s`;
+      phase("done", `done (${data.finish_reason}): ${prompt_tokens} prompt tokens${kept}, ${completion_tokens} new`);
+      byId("more").hidden = false;
     }
   }
 }
 
-byId("form").addEventListener("submit", async (event) => {
-  event.preventDefault();
+async function begin(prompt) {
   if (!byId("keybox").hidden) {
     key.value = byId("key").value;
-    if (!(await about())) return;
+    if (!(await about().catch(failed))) return;
   }
-  byId("send").disabled = true;
-  byId("stop").disabled = false;
+  const ticking = setInterval(numbers, 200);
   try {
-    await ask();
+    await ask(prompt);
+    if (document.body.dataset.phase !== "done") throw new Error("the gateway ended the reply without a word");
   } catch (error) {
-    byId("state").textContent = error.name === "AbortError" ? "stopped" : error.message;
+    if (error.name === "AbortError") phase("stopped", "stopped");
+    else failed(error);
   } finally {
-    byId("send").disabled = false;
-    byId("stop").disabled = true;
+    clearInterval(ticking);
+    numbers();
   }
+}
+
+function failed(error) {
+  phase("error", error.message);
+}
+
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  begin(byId("prompt").value);
+});
+byId("more").addEventListener("click", () => {
+  byId("prompt").value = byId("reply").textContent;
+  begin(byId("prompt").value);
 });
 byId("stop").addEventListener("click", () => running.abort());
 about().catch((error) => { byId("model").textContent = error.message; });

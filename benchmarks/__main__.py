@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -55,32 +54,9 @@ def _chosen(names: str) -> list[str]:
 
 
 def _perform(scenario: str, files: tuple[Path | None, Path | None, Path | None], measure: Callable[[Any, Path], None]) -> None:
-    """Runs a scenario and writes what it measured, also where it was interrupted or failed."""
-    from benchmarks.measure import Run
-    from benchmarks.output import as_csv, markdown
-    from benchmarks.schema import encode
+    from benchmarks.perform import perform
 
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"there is no directory {file.parent}")
-    run, complete = Run(scenario), False
-    try:
-        with tempfile.TemporaryDirectory(prefix="privinf-bench-") as work:
-            measure(run, Path(work))
-        complete = True
-    finally:
-        if complete or run.rows or run.measures:
-            result = run.result(complete)
-            for file, make in zip(files, (encode, as_csv, markdown), strict=True):
-                if file is not None:
-                    text: Any = make(result)
-                    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-            if not any(files):
-                sys.stdout.write(markdown(result))
-            if not complete:
-                print("unfinished: what had been measured was kept and is marked so", file=sys.stderr)
-    if run.broken:
-        raise PrivinfError(f"{scenario}: {'; '.join(run.broken)}", remedy="the result has the rest")
+    perform(scenario, files, measure)
 
 
 @app.command()
@@ -116,6 +92,7 @@ def ladder(
     samples: Samples = 1,
     backends: Backends = "privinf,plain",
     networks: Annotated[str, typer.Option("--networks", metavar="A,B", help="Names of the ladder; default: all.")] = "",
+    beside: Annotated[str, typer.Option("--beside", metavar="A,B", help="Networks that stock CrypTen runs too, samples in turn.")] = "",
     link: LinkName = None,
     device: Device = "cpu",
     json: Json = None,
@@ -125,7 +102,7 @@ def ladder(
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
 
-    options = {"backends": _chosen(backends), "link": link, "device": device, "networks": _words(networks)}
+    options = {"backends": _chosen(backends), "link": link, "device": device, "networks": _words(networks), "beside": _words(beside)}
     length = seq or (32 if quick else 128)
     _perform("ladder", (json, csv, markdown), lambda run, work: scenario(run, work, quick=quick, seq=length, samples=samples, **options))
 
@@ -180,8 +157,8 @@ def links(
 @app.command()
 def generate(
     model: Model = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few tokens, clients and sessions, a faster link, no GPT-2 size.")] = False,
-    parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, clients, memory, wan, gpt2; default: all.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Few tokens, clients and sessions, a faster link.")] = False,
+    parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, clients, memory, wan; default: all.")] = "",
     lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "1,32,64,128,192,254",
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of everything that is timed.")] = None,
@@ -196,7 +173,7 @@ def generate(
     from benchmarks.scenarios.generate import FULL, PARTS, QUICK
     from benchmarks.scenarios.generate import generate as scenario
 
-    words, chosen = _words(lengths), _words(parts) or [part for part in PARTS if not (quick and part == "gpt2")]
+    words, chosen = _words(lengths), _words(parts) or PARTS
     if not words or not all(word.isdigit() and int(word) for word in words):
         raise ConfigError(f"--lengths {lengths!r} is no list of whole numbers")
     if unknown := sorted(set(chosen) - set(PARTS)):
@@ -288,20 +265,28 @@ Html = Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="
 Readme = Annotated[Path | None, typer.Option("--readme", metavar="FILE", help="Its block between the markers of this harness is replaced.")]
 
 
+Kept = Annotated[Path | None, typer.Option("--kept", metavar="FILE.json", help="What the page needs of the results, for `report`.")]
+
+
 @app.command()
 def report(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results, as --json wrote them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of one commit, as --json or --kept wrote them.")],
     out: Out = None,
     html: Html = None,
     readme: Readme = None,
+    kept: Kept = None,
+    docs: Annotated[bool, typer.Option("--docs", help="docs/figures.md, README's block, and docs/figures/results.json.")] = False,
 ) -> None:
-    """One page from results. `python -m benchmarks report results/*.json --out docs/figures.md --html report.html --readme README.md`"""
-    from benchmarks.report import as_markdown, sections, write
-    from benchmarks.schema import read
+    """One page from results, measuring nothing. `python -m benchmarks report docs/figures/results.json --docs`"""
+    from benchmarks.keep import read
+    from benchmarks.report import as_markdown, sections, write, write_docs
+    from benchmarks.stages import ROOT
 
-    results = [read(file) for file in files]
-    write(results, out=out, html=html, readme=readme)
-    if not (out or html or readme):
+    results = read(files)
+    write(results, out=out, html=html, readme=readme, kept=kept)
+    if docs:
+        write_docs(results, ROOT)
+    if not (out or html or readme or kept or docs):
         sys.stdout.write(as_markdown(sections(results)))
 
 
@@ -323,33 +308,43 @@ def compare(
 @app.command(name="all")
 def everything(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, tables, pictures, report.html.")] = Path("runs/bench"),
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of most of an hour.")] = False,
-    only: Annotated[str, typer.Option("--only", metavar="A,B", help="Stages; --list names them.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of half an hour.")] = False,
+    only: Annotated[
+        str, typer.Option("--only", metavar="A,B", help="Stages to run now; --list names them. The report is of all results in DIR.")
+    ] = "",
     show: Annotated[bool, typer.Option("--list", help="Name the stages with their commands and minutes, and run nothing.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a complete result in DIR.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a complete result of this commit in DIR.")] = False,
     model: Annotated[Path, typer.Option("--model", metavar="MODEL")] = Path("models/pylib"),
     device: Device = "cpu",
-    docs: Annotated[bool, typer.Option("--docs", help="Also write docs/figures.md and README's headline.")] = False,
+    docs: Annotated[
+        bool, typer.Option("--docs", help="Also write docs/figures.md, its results, and README's block, once nothing is lacking.")
+    ] = False,
 ) -> None:
     """Every scenario, then the report. `python -m benchmarks all --quick --out runs/bench` (what `make bench` does)"""
-    from benchmarks import report as page
-    from benchmarks.schema import read
+    from benchmarks.report import write, write_docs
     from benchmarks.stages import ROOT, stages
     from benchmarks.stages import everything as run_all
 
+    if docs and quick:
+        raise ConfigError("figures of small sizes are none for the documentation", remedy="leave --quick or --docs out")
     chosen, wanted = stages(quick, model, device), _words(only)
     if unknown := sorted(set(wanted) - {stage.name for stage in chosen}):
         raise ConfigError(f"there is no stage {unknown[0]!r}", remedy=f"choose among {', '.join(stage.name for stage in chosen)}")
-    chosen = [stage for stage in chosen if not wanted or stage.name in wanted]
     if show:
         for stage in chosen:
-            print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}")
+            by_name = "  (by name only)" if stage.long else ""
+            print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}{by_name}")
         return
-    results = [read(path) for path in run_all(chosen, out, fresh=fresh, named=wanted)]
-    page.write(results, out=out / "figures.md", html=out / "report.html")
-    if docs:
-        page.write(results, out=ROOT / "docs" / "figures.md", readme=ROOT / "README.md")
+    results, lacking = run_all(chosen, out, fresh=fresh, named=wanted)
+    write(results, out=out / "figures.md", html=out / "report.html", kept=out / "kept.json")
     print(f"{out / 'report.html'}")
+    if docs and lacking:
+        raise PrivinfError(
+            f"the documentation stays as it is: {', '.join(lacking)} left no complete result",
+            remedy="the same command runs what is lacking",
+        )
+    if docs:
+        write_docs(results, ROOT)
 
 
 @app.command()

@@ -20,6 +20,11 @@ def matches(thing: Any, **fields: Any) -> bool:
     return all(getattr(thing, name) == value for name, value in fields.items())
 
 
+def same(a: Setting, b: Setting) -> bool:
+    """Whether both are of one network, length and link, whatever ran it."""
+    return all(getattr(a, name) == getattr(b, name) for name in ("variant", "layers", "width", "seq", "link"))
+
+
 def totals(results: Iterable[Result], **fields: Any) -> list[Total]:
     """Of all results."""
     return [t for result in results for t in result.totals if matches(t, **fields)]
@@ -51,6 +56,11 @@ def ladder_totals(results: Sequence[Result]) -> list[Total]:
         if (t.layers, t.width, t.seq) == largest:
             first.setdefault(t.variant, t)
     return list(first.values())
+
+
+def loopback(results: Sequence[Result]) -> Total | None:
+    """The online total of the scenario `links` on loopback as it is."""
+    return next(iter(totals(of_scenario(results, "links"), backend="privinf", phase="online", link=Link())), None)
 
 
 def smallest(results: Sequence[Result]) -> Total | None:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,23 +79,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+MEASURED = (":/privinf", ":/protocols", ":/benchmarks", ":/models", ":/setup.cfg", ":(top,exclude)*.md", ":(top,exclude)*.png")
+"""What a figure may depend on: all of the checkout but its words and pictures, which the report itself writes."""
+
+
 def commit() -> str:
-    """The commit, with `+` where tracked files differ from it; empty outside a checkout."""
+    """The commit, with `+` where what is measured differs from it; empty outside a checkout."""
     root = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", *MEASURED) else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-def command() -> str:
-    """How this run was asked for; an argument that is a path outside the working directory keeps its last part alone."""
-    words = [word if not os.path.isabs(word) else f".../{Path(word).name}" for word in sys.argv[1:]]
-    return " ".join(["python -m benchmarks", *words])
+def command(words: Sequence[str] | None = None) -> str:
+    """How a run with these words, or this one, is asked for; a path outside the working directory keeps its last part alone."""
+    shown = [word if not os.path.isabs(word) else f".../{Path(word).name}" for word in (sys.argv[1:] if words is None else words)]
+    return " ".join(["python -m benchmarks", *shown])
 
 
 def now() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,7 +14,7 @@ from benchmarks import machine
 from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
 from benchmarks.links import link_of
-from benchmarks.networks import Network
+from benchmarks.networks import SHIPPED, Network, made, model_id, opened
 from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Setting, Socket, median, totals_of
 
 
@@ -21,8 +23,10 @@ class Run:
 
     def __init__(self, scenario: str) -> None:
         self.scenario = scenario
-        self.started = machine.now()
+        self.started, self._began = machine.now(), time.monotonic()
+        self.commit = machine.commit()  # of the code that was loaded
         self.machine = machine.machine()
+        self.model: dict[str, str] = {}
         self.rows: list[Row] = []
         self.sockets: list[Socket] = []
         self.predicted: list[Predicted] = []
@@ -32,6 +36,14 @@ class Run:
         self.absent: list[Absent] = []
         self.notes: list[str] = []
         self.seconds: dict[tuple[Setting, str], tuple[float, ...]] = {}
+
+    def network(self, model: Path | None, work: Path) -> Network:
+        """A MODEL directory, noted with its id; without one a network of the shipped model's shape with random weights."""
+        if model is None:
+            return made("SM(t)+ScFuFFN", work, **SHIPPED)
+        found = opened(model, work)
+        self.model[model.resolve().name] = model_id(model)
+        return found
 
     def measure(self, name: str, value: float, unit: str, network: Network | None = None, seq: int = 0, **more: Any) -> None:
         """Adds one figure."""
@@ -54,11 +66,13 @@ class Run:
         return Result(
             scenario=self.scenario,
             command=machine.command(),
-            commit=machine.commit(),
+            commit=self.commit,
             started=self.started,
             machine=self.machine,
             versions=machine.versions(),
             complete=complete,
+            took_s=round(time.monotonic() - self._began, 1),
+            model=self.model,
             rows=tuple(self.rows),
             totals=tuple(totals_of(self.rows, self.seconds)),
             sockets=tuple(self.sockets),
@@ -86,8 +100,9 @@ def take(run: Run, network: Network, seq: int, name: str, used: Any, link: Link 
         run.note(note)
     for party, peak in counted.memory.items():
         run.measure("peak memory", peak, "B", network, seq, of=f"{name} {party}", link=link)
-    for figure, value in counted.figures.items():
-        run.measure(figure, value, "B" if "payload" in figure else "", network, seq, of=name, link=link)
+    for figure, values in counted.figures.items():
+        unit, samples = "B" if "payload" in figure else "", values if len(values) > 1 else ()
+        run.measure(figure, sum(values) / len(values), unit, network, seq, of=name, link=link, samples=samples)
     if counted.rows and hasattr(used, "samples"):
         for phase in ("setup", "offline", "online"):
             if samples := used.samples(phase):
@@ -106,7 +121,7 @@ def interleave(
     device: str = "cpu",
     kernel: Link | None = None,
 ) -> None:
-    """A warm-up of every backend, then `samples` passes of each in turn; then `errors` passes that reveal logits.
+    """A warm-up of every backend, then `samples` passes of each in turn; then `errors` passes that reveal logits where those did not.
 
     Adds rows, peak memory, errors of the logits against float, and the ratios of seconds, bytes and rounds to ours.
     """
@@ -124,7 +139,7 @@ def interleave(
             for number in range(samples + 1):
                 for name in names:
                     done[name].append(used[name].once(network.ids(seq, number)))
-            _errors(run, network, seq, used, errors, shaped)
+            _errors(run, network, seq, used, done, errors, shaped)
     finally:
         for name in names:
             if done[name] and name != "plain":
@@ -132,18 +147,20 @@ def interleave(
         _seconds(run, network, seq, done, shaped)
 
 
-def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], count: int, link: Link) -> None:
+def _errors(run: Run, network: Network, seq: int, used: dict[str, Any], done: dict[str, list[Sample]], count: int, link: Link) -> None:
+    """Of every pass whose logits are known: some backends reveal them in each."""
+    if not count:
+        return
+    exact = [network.floats(network.ids(seq, number)) for number in range(max(count, *(len(found) for found in done.values())))]
     for name, one in used.items():
-        if name == "plain" or not count:
+        if name == "plain":
             continue
-        worst, agree = [], 0
-        for number in range(count):
-            ids = network.ids(seq, number)
-            exact, logits = network.floats(ids), one.once(ids, logits=True).logits
-            worst.append(float((logits - exact).abs().max()))
-            agree += int(logits.argmax() == exact.argmax())
-        run.measure("worst logit error", max(worst), "", network, seq, of=name, samples=tuple(worst), link=link)
-        run.measure("greedy tokens equal to float's", agree, f"of {count}", network, seq, of=name, link=link)
+        known = [(number, sample.logits) for number, sample in enumerate(done[name]) if sample.logits is not None]
+        known += [(number, one.once(network.ids(seq, number), logits=True).logits) for number in range(count)]
+        worst = tuple(float((logits - exact[number]).abs().max()) for number, logits in known)
+        agree = sum(int(logits.argmax() == exact[number].argmax()) for number, logits in known)
+        run.measure("worst logit error", max(worst), "", network, seq, of=name, samples=worst, link=link)
+        run.measure("greedy tokens equal to float's", agree, f"of {len(known)}", network, seq, of=name, link=link)
 
 
 def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]], link: Link) -> None:

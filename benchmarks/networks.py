@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,15 @@ class Network:
         with torch.no_grad():
             out: torch.Tensor = self.lowered.graph(torch.tensor([ids]))
         return out.double().reshape(-1)
+
+
+def model_id(model: Path) -> str:
+    """Of what a MODEL directory computes: its configuration, weights and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in model.iterdir() if path.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def count(variant: str, **sizes: Any) -> int:

@@ -51,6 +51,12 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}".strip()
 
 
+def spread(samples: Sequence[float], unit: str = "") -> str:
+    """From the least to the most, and of how many."""
+    least, most = (number(value) for value in (min(samples), max(samples)))
+    return f"{least} to {most} {unit}".strip() + f" ({len(samples)})" if least != most else f"{number(min(samples), unit)} ({len(samples)})"
+
+
 def _spread(samples: Sequence[float]) -> str:
     return f"{min(samples):.3g} to {max(samples):.3g} ({len(samples)})" if len(samples) > 1 else "1"
 
@@ -125,17 +131,28 @@ def budget(goals: Sequence[Goal]) -> tuple[tuple[str, ...], list[list[object]]]:
     return head, [[g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), number(g.measured, g.unit)] for g in goals]
 
 
+def source(results: Sequence[Result]) -> str:
+    """What all results of a page have in common, in a paragraph."""
+    one = results[0]
+    models = {name: own for result in results for name, own in result.model.items()}
+    days = sorted({result.started[:10] for result in results})
+    about = "{processor}, {cores} cores, one thread a party, no pinning".format_map(one.machine)
+    versions = ", ".join(f"{name} {text}" for name, text in one.versions.items())
+    state = f"commit {one.commit.rstrip('+')}" + (" with changes that are not in it" if one.commit.endswith("+") else "")
+    named = "".join(f"; model {name} {own}" for name, own in models.items())
+    return f"Measured at {state} on {' and '.join(days)}{named}. {about}; {versions}."
+
+
 def provenance(result: Result) -> str:
-    """Where a result is from, in a paragraph."""
-    about = "{processor}, {cores} cores, one thread a party, no pinning; load {load} at the start".format_map(result.machine)
-    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
-    return f"`{result.command}`, commit {result.commit}, {result.started}. {about}. {versions}."
+    """Where one result is from."""
+    took = f" took {result.took_s / 60:.1f} min," if result.took_s else ""
+    return f"`{result.command}`, {result.started},{took} load {result.machine.get('load')} at the start."
 
 
 def markdown(result: Result) -> str:
     """The whole result for people."""
     state = "" if result.complete else " (unfinished: what follows is what had been measured)"
-    parts = [f"## {result.scenario}{state}\n", provenance(result) + "\n"]
+    parts = [f"## {result.scenario}{state}\n", f"{source([result])} {provenance(result)}\n"]
     for title, text in (
         ("Budget", table(*budget(result.budget))),
         ("Totals", _totals(result.totals)),

@@ -25,12 +25,26 @@ AERO = (
 AERO_BEST = {"communication": 4.23, "latency": 1.94}
 """The paper's best ratios, SM+LN+G to the smallest network; the latency's of the table above, the communication's of its L = 18."""
 
-SYSTEMS = (
-    # name, what was run, online or total GB, offline GB (None: none or not said), rounds, whom it trusts
-    ("AERO on BumbleBee", "SM+ScFuFFN_i6, published", 6.29, None, None, "no dealer"),
-    ("AERO on BumbleBee", "SM+LN+G, published", 25.32, None, None, "no dealer"),
-    ("SIGMA", "GPT-2, GELU and LayerNorm, published", 0.82 * 1.073741824, 14.29 * 1.073741824, 1128, "dealer"),
-    ("SHAFT", "GPT-2, published", 11.27, None, 1500, "dealer"),
-    ("CrypTen", "GPT-2, published by SHAFT", 8.34, None, None, "dealer"),
-)
+
+@dataclass(frozen=True)
+class System:
+    """One pass at GPT-2 size, 128 tokens: `kind` is the network of the ladder that it is to be compared with."""
+
+    name: str
+    kind: str
+    gigabytes: float  # online, or all where a system has no offline phase
+    rounds: int | None
+    trust: str
+    source: str
+
+
 BASELINE, SMALLEST = "SM+LN+G", "SM+ScFuFFN_i6"
+SYSTEMS = (
+    System("AERO", BASELINE, 25.32, None, "no dealer", "published, on BumbleBee"),
+    System("SHAFT", BASELINE, 11.27, 1500, "dealer", "published"),
+    System("CrypTen, by SHAFT", BASELINE, 8.34, None, "dealer", "published"),
+    System("SIGMA", BASELINE, 0.82 * 1.073741824, 1128, "dealer", "published"),
+    System("AERO", SMALLEST, 6.29, None, "no dealer", "published, on BumbleBee"),
+    System("SPU CHEETAH", SMALLEST, 4.65, None, "no dealer", "SPU 0.9.5, measured once, before this harness"),
+    System("SPU SEMI2K", SMALLEST, 3.37, None, "party 0 can read everything", "SPU 0.9.5, measured once, before this harness"),
+)

@@ -148,6 +148,8 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine: dict[str, Any]
     versions: dict[str, str]
     complete: bool = False
+    took_s: float = 0.0
+    model: dict[str, str] = {}  # the ids of the MODEL directories that were measured, by name; none where weights are random
     rows: tuple[Row, ...] = ()
     totals: tuple[Total, ...] = ()
     sockets: tuple[Socket, ...] = ()
@@ -214,15 +216,20 @@ def encode(result: Result) -> bytes:
 
 
 def read(path: Path) -> Result:
-    """A result from a file; ConfigError in one line where it is none, or of another version."""
+    """A result from a file, its sums checked; ConfigError in one line where it is none, or of another version."""
+    return check(of_file(path, {"privinf-benchmarks": Result}))
+
+
+def of_file(path: Path, kinds: Mapping[str, type]) -> Any:
+    """What a file of one of these schemas holds."""
     try:
         data = path.read_bytes()
         head = msgspec.json.decode(data)
-        if not isinstance(head, dict) or head.get("schema") != "privinf-benchmarks":
+        if not isinstance(head, dict) or head.get("schema") not in kinds:
             raise ConfigError(f"{path} is no result of this harness")
         if head.get("version") != VERSION:
             raise ConfigError(f"{path} has schema version {head.get('version')}, this harness reads {VERSION}", remedy="run it again")
-        return check(msgspec.json.decode(data, type=Result))
+        return msgspec.json.decode(data, type=kinds[head["schema"]])
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:

@@ -1,18 +1,28 @@
-"""Everything in one go: scenarios as processes of their own, one result file each, then the report of what there is."""
+"""Everything in one go: scenarios as processes of their own, one result and one log each, then the report of what there is."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import machine
+from benchmarks.networks import model_id
+from benchmarks.published import BASELINE, SMALLEST
+from benchmarks.schema import Result, read
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
+TRAINED_BASELINE = ROOT / "models" / "pylib-gpt2"
+PATIENCE, LEAST_S = 6, 600.0
+"""A stage may take so many times its minutes, and at least so long, before it is stopped; what it has measured by then is kept."""
+ENDS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -26,67 +36,96 @@ class Stage:
 
 
 def stages(quick: bool, model: Path, device: str) -> list[Stage]:
-    """`quick`: what `make bench` runs."""
+    """`quick`: what `make bench` runs. No network is lowered by two of them at one size, and stock CrypTen runs each once."""
     small, name = ("--quick",) if quick else (), str(model)
     links = "loopback,lan,20ms:200" if quick else "loopback,lan,20ms:200,wan,4g"
     on = () if device == "cpu" else ("--device", device)
+    trained = (name, str(TRAINED_BASELINE.relative_to(ROOT))) if TRAINED_BASELINE.is_dir() else (name,)
+    beside = ("--beside", ",".join(name.replace("_i6", "_i{half}") for name in (SMALLEST, BASELINE)))
     found = [
+        Stage("shipped", ("shipped", name, "--samples", "2" if quick else "5", "--errors", "1" if quick else "3"), 1.5),
+        Stage("ladder", ("ladder", *small, *beside, "--samples", "1" if quick else "2", *on), 1.5 if quick else 12),
+        *(() if quick else [Stage("budget", ("budget",), 2.5)]),
+        Stage("generate", ("generate", name, *small), 1.5 if quick else 6),
+        Stage("links", ("links", name, "--links", links, "--kernel", "--samples", "1" if quick else "2", *on), 0.5 if quick else 2),
+        Stage("scale", ("scale", *small, "--samples", "1" if quick else "2", *on), 1.5),
+        Stage("pareto", ("pareto", *trained), 2),
+        Stage("passes", ("passes", name, "--count", "20" if quick else "150"), 0.5 if quick else 2),
         Stage("micro", ("micro",), 0.3),
-        Stage("shipped", ("shipped", name, "--samples", "2" if quick else "5"), 1.0 if quick else 1.5),
-        Stage("links", ("links", name, "--links", links, "--kernel", "--samples", "1" if quick else "3", *on), 0.5 if quick else 3),
-        Stage("generate", ("generate", name, *small), 1.5 if quick else 8),
-        Stage("pareto", ("pareto",), 0.5),
-        Stage("scale", ("scale", *small, "--samples", "1" if quick else "3", *on), 1.0 if quick else 3),
-        Stage("ladder", ("ladder", *small, "--samples", "1" if quick else "2", *on), 1.0 if quick else 15),
     ]
-    if not quick:
-        versus = ("ladder", "--networks", "SM+ScFuFFN_i6,SM+LN+G", "--backends", "privinf,crypten,plain", "--samples", "2")
-        found += [Stage("versus", versus, 15), Stage("budget", ("budget",), 3)]
-        found += [Stage("passes", ("passes", name), 12, long=True), Stage("soak", ("soak", name), 32, long=True)]
-    return found
+    return found if quick else [*found, Stage("soak", ("soak", name), 32, long=True)]
 
 
-def everything(chosen: list[Stage], out: Path, *, fresh: bool, named: Collection[str] = ()) -> list[Path]:
-    """Runs what has no complete result in `out` yet (all, if `fresh`); the result files. A stage that fails is said and left out.
+def everything(chosen: Sequence[Stage], out: Path, *, fresh: bool, named: Collection[str] = ()) -> tuple[list[Result], list[str]]:
+    """Runs what `out` has no complete result of (all, if `fresh`) that the code and the words of now would give again.
 
-    A long stage runs only if it is named; a result of it that is there is used.
+    A stage that fails is said and does not stop the others. Where stages are `named`, they alone are run. The results of now, and the
+    names of the stages that lack a complete one, but for long ones.
     """
-    from benchmarks.schema import read
-
     out.mkdir(parents=True, exist_ok=True)
-    began, files = time.monotonic(), []
-    chosen = [stage for stage in chosen if not stage.long or stage.name in named or (out / f"{stage.name}.json").is_file()]
-    for number, stage in enumerate(chosen):
-        path, kept = out / f"{stage.name}.json", stage.long and stage.name not in named
-        if fresh and not kept:
+    began, now = time.monotonic(), machine.commit()
+    runs = [stage for stage in chosen if (stage.name in named if named else not stage.long)]
+    for number, stage in enumerate(runs):
+        path = out / f"{stage.name}.json"
+        kept = not fresh and _kept(path, stage, now, complete=True) is not None
+        left = sum(one.minutes for one in runs[number:])
+        state = "kept" if kept else f"about {stage.minutes:g} min, {left:g} min to go"
+        _say(f"[{time.monotonic() - began:5.0f} s] {stage.name}: {state}")
+        if not kept:
             path.unlink(missing_ok=True)
-        try:
-            done = path.is_file() and read(path).complete
-        except ConfigError:
-            done = False
-        words = [sys.executable, "-m", "benchmarks", *stage.words, "--json", str(path)]
-        left = sum(stage.minutes for stage in chosen[number:])
-        state = "kept" if done or kept else f"about {stage.minutes:g} min, {left:g} min to go"
-        print(f"[{time.monotonic() - began:5.0f} s] {stage.name}: {state}", file=sys.stderr, flush=True)
-        if not (done or kept):
-            path.unlink(missing_ok=True)
-            code = _run(words)
-            if code == 130:
-                raise SystemExit(130)  # it has said so
-            if code:
-                print(f"{stage.name} ended with {code}; the others go on", file=sys.stderr, flush=True)
-        if path.is_file():
-            files.append(path)
-    if not files:
-        raise ConfigError("no stage left a result", remedy="look at the lines above")
-    return files
+            _measure(stage, path)
+    found = {stage.name: result for stage in chosen if (result := _kept(out / f"{stage.name}.json", stage, now)) is not None}
+    if not found:
+        raise ConfigError("no stage left a result", remedy=f"look at the logs in {out}")
+    lacking = [stage.name for stage in chosen if not stage.long and not (stage.name in found and found[stage.name].complete)]
+    return list(found.values()), lacking
 
 
-def _run(words: list[str]) -> int:
-    """Ctrl-C reaches the child through us, once: it keeps what it has and ends by itself."""
-    child = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+def _kept(path: Path, stage: Stage, commit: str, *, complete: bool = False) -> Result | None:
+    """The result at `path`, if this commit, this stage's words and the models as they are now would give it again."""
+    if not path.is_file():
+        return None
+    try:
+        found = read(path)
+        models = {model.resolve().name: model_id(model) for model in (ROOT / word for word in stage.words) if model.is_dir()}
+    except ConfigError:
+        return None
+    as_now = found.commit == commit and found.command == machine.command([*stage.words, "--json", str(path)])
+    same = as_now and all(models.get(name) == one for name, one in found.model.items())
+    return found if same and (found.complete or not complete) else None
+
+
+def _measure(stage: Stage, path: Path) -> None:
+    """One stage; SystemExit where it was interrupted."""
+    log = path.with_suffix(".log")
+    code = _run([sys.executable, "-m", "benchmarks", *stage.words, "--json", str(path)], log, max(LEAST_S, 60 * PATIENCE * stage.minutes))
+    if code == 130:
+        _say("interrupted")
+        raise SystemExit(130)
+    if code:
+        last = log.read_text("utf-8", "replace").strip().splitlines()[-1:] if log.is_file() else []
+        _say(f"{stage.name} ended with {code} ({' '.join(last) or 'without a word'}; {log} has the rest); the others go on")
+
+
+def _run(words: list[str], log: Path, most_s: float) -> int:
+    """Ctrl-C reaches the child through us, once: it keeps what it has and ends by itself. One that takes too long is ended the same way."""
+    with log.open("wb") as file:
+        child = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=file, stderr=subprocess.STDOUT)
+    late = False
     while True:
         try:
-            return child.wait()
+            code = child.wait(ENDS_S if late else most_s)
+            return 1 if late and code == 130 else code
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
+        except subprocess.TimeoutExpired:
+            if late:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            else:
+                child.send_signal(signal.SIGINT)
+            late = True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -288,6 +288,7 @@ def test_the_report_is_whole(saved: Path, tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "waterfall.png").read_bytes().startswith(b"\x89PNG") and "figures/waterfall.png" in text.read_text()
     lines = readme.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines and any("CrypTen" in line for line in lines)
+    assert all(alt for alt in re.findall(r"!\[(.*?)\]\(", text.read_text())) and not re.search(r'<img alt=""', html)
 
 
 def test_a_readme_without_its_marks_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,28 +371,59 @@ def test_spu_runs_the_same_graph_where_it_is_installed(network: Network, capsys:
     assert values["worst logit error", "spu-semi2k"] < 0.05 and values["online bytes, times ours", "spu-semi2k"] > 1
 
 
-def test_stages_are_kept_failed_or_interrupted(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A complete result is kept, a stage that fails does not stop the others, Ctrl-C does."""
-    kept = tmp_path / "a.json"
-    kept.write_bytes(saved.read_bytes())
+def test_stages_are_kept_failed_or_interrupted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete result of this commit and these words is kept, a stage that fails stops no other, Ctrl-C does."""
     asked: list[str] = []
+    chosen = [stages.Stage(name, (name,), 1) for name in ("a", "b")] + [stages.Stage("c", ("c",), 30, long=True)]
+    now = msgspec.structs.replace(
+        run.result(True), commit="now", command=f"python -m benchmarks a --json {tmp_path / 'a.json'}".replace(str(tmp_path), "...")
+    )
 
     def process(code: int) -> Any:
-        def run(words: list[str]) -> int:
+        def run(words: list[str], log: Path, most_s: float) -> int:
             asked.append(words[3])
+            log.write_text("the first line\nerror: the last line\n")
             return code
 
         return run
 
-    chosen = [stages.Stage(name, (name,), 1) for name in ("a", "b")]
-    monkeypatch.setattr(stages, "_run", process(2))
-    assert stages.everything(chosen, tmp_path, fresh=False) == [kept] and asked == ["b"]
-    monkeypatch.setattr(stages, "_run", process(130))
-    with pytest.raises(SystemExit):
-        stages.everything(chosen, tmp_path, fresh=False)
-    monkeypatch.setattr(stages, "_run", process(2))
+    def save(**changes: Any) -> None:
+        (tmp_path / "a.json").write_bytes(encode(msgspec.structs.replace(now, **changes)))
+
+    def everything(code: int, **more: Any) -> tuple[list[str], list[str]]:
+        monkeypatch.setattr(stages, "_run", process(code))
+        asked.clear()
+        _, lacking = stages.everything(chosen, tmp_path, **{"fresh": False, **more})
+        return list(asked), lacking
+
+    monkeypatch.setattr(machine, "commit", lambda: "now")
+    save()
+    assert everything(2) == (["b"], ["b"])
+    assert everything(2, named=["b"]) == (["b"], ["b"])  # the report is of all results, whatever was run now
+    save(complete=False)
     with pytest.raises(ConfigError, match="no stage left a result"):
-        stages.everything(chosen, tmp_path, fresh=True)
+        everything(2)
+    for other in ({"commit": "before"}, {"command": "python -m benchmarks a --samples 9"}, {"model": {"pylib": "another"}}):
+        save(**other)
+        with pytest.raises(ConfigError, match="no stage left a result"):
+            everything(2)
+        assert asked == ["a", "b"]
+    save()
+    with pytest.raises(SystemExit):
+        everything(130)
+    with pytest.raises(ConfigError, match="no stage left a result"):
+        everything(2, fresh=True)
+
+
+def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the signal that lets it keep what it has, then by force."""
+    monkeypatch.setattr(stages, "ENDS_S", 0.5)
+    log = tmp_path / "log"
+    good = "trap 'echo kept; exit 3' INT; echo began; while :; do sleep 0.1; done"
+    assert stages._run(["sh", "-c", good], log, 2.0) == 3 and log.read_text() == "began\nkept\n"
+    assert (
+        stages._run(["sh", "-c", "trap '' INT; echo began; while :; do sleep 0.1; done"], log, 2.0) == -9 and log.read_text() == "began\n"
+    )
 
 
 def test_from_the_repository_root() -> None:

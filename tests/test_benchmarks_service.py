@@ -13,12 +13,13 @@ import pytest
 
 import benchmarks.__main__ as command
 from benchmarks.__main__ import main
+from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.callers import Answer, Clear, clear_prompts, clear_reply
 from benchmarks.deployment import State, alarms, state_of
 from benchmarks.measure import Run
 from benchmarks.networks import made
 from benchmarks.report import as_markdown, sections
-from benchmarks.scenarios.serving import clients, crowd, gpt2_token, growth, memory, wan, wrong
+from benchmarks.scenarios.serving import clients, crowd, growth, memory, one_more_token, wan, wrong
 from benchmarks.scenarios.soak import Level, Tally, _judge, falls, leaks
 from benchmarks.schema import Measure, Result, encode, read
 from benchmarks.visitors import GOOD, KINDS, Report, Visitor
@@ -216,7 +217,9 @@ def test_a_token_over_a_link_and_apart(network: Any) -> None:
     """The model is of the online phase alone, so that no time can be below it; bytes and rounds are those of one token."""
     run = Run("generate")
     wan(run, network, name="4ms:200", seq=8, tokens=2)
-    gpt2_token(run, lambda: network, seq=8, samples=1)
+    with PrivinfBackend(network, 8) as used:
+        used.once(network.ids(8))
+        one_more_token(run, network, used, samples=1)
     found = {(m.of, m.name): m.value for m in run.measures}
     total = [explain(network.lowered, 8, new_tokens=count)["total"] for count in (1, 2)]
     assert found["GPT-2 size", "one more token, rounds"] == total[1]["rounds"] - total[0]["rounds"]

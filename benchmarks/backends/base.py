@@ -27,7 +27,7 @@ class Counted:
     rows: list[Row] = field(default_factory=list)
     sockets: list[Socket] = field(default_factory=list)
     predicted: list[Predicted] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, tuple[float, ...]] = field(default_factory=dict)  # the samples of each; their mean is the figure
     memory: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -93,10 +93,10 @@ class PrivinfBackend:
             ("set-up", "setup", "client", "server", total["setup_bytes"]),
         ):
             own = [r for r in found.rows if (r.phase, r.party) == (phase, party) and peer in (None, r.peer)]
-            found.figures[f"{name} payload"] = sum(r.payload or 0 for r in own)
-            found.figures[f"{name} payload, predicted"] = predicted
-        found.figures["online rounds"] = sum(r.rounds for r in found.rows if (r.phase, r.party) == ("online", "client"))
-        found.figures["online rounds, predicted"] = total["rounds"]
+            found.figures[f"{name} payload"] = (sum(r.payload or 0 for r in own),)
+            found.figures[f"{name} payload, predicted"] = (predicted,)
+        found.figures["online rounds"] = (sum(r.rounds for r in found.rows if (r.phase, r.party) == ("online", "client")),)
+        found.figures["online rounds, predicted"] = (total["rounds"],)
         return found
 
     def _count(self, found: Counted, party: str, macs: dict[tuple[str, str], int]) -> None:

@@ -10,14 +10,12 @@ from benchmarks import machine
 from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.links import link_of
 from benchmarks.measure import Run, take
-from benchmarks.networks import GPT2, SHIPPED, Network, count, made, opened
-from benchmarks.scenarios.serving import PROMPT, clients, gpt2_token, memory, wan
+from benchmarks.networks import Network
+from benchmarks.scenarios.serving import PROMPT, clients, memory, wan
 from benchmarks.schema import Goal, median
 from privinf.lowering.explain import explain
 
-PARTS = ("cached", "clients", "memory", "wan", "gpt2")
-VARIANT = "SM+ScFuFFN_i6"
-CACHED = 128
+PARTS = ("cached", "clients", "memory", "wan")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Size:
     link_tokens: int
 
 
-FULL = Size(3, 64, (2, 4, 8), 24, 1000, 100, "wan", 4)
+FULL = Size(2, 64, (2, 4, 8), 24, 1000, 100, "wan", 4)
 QUICK = Size(1, 16, (4,), 6, 40, 10, "20ms:200", 1)
 
 
@@ -42,10 +40,7 @@ def generate(
     run: Run, work: Path, *, model: Path | None, lengths: Sequence[int], size: Size, link: str | None, parts: Sequence[str]
 ) -> None:
     """The parts by name, on one network, each with parties of its own; `link` is for the first alone."""
-    network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
-    if "gpt2" in parts:
-        wanted = {**GPT2, "n_positions": 1024}
-        machine.require_memory(PrivinfBackend.needs(count(VARIANT, **wanted), CACHED, GPT2["vocab_size"]), "a token at GPT-2 size")
+    network = run.network(model, work)
     if "cached" in parts:
         cached(run, network, lengths=lengths, tokens=size.tokens, samples=size.samples, link=link)
     if "clients" in parts:
@@ -54,8 +49,6 @@ def generate(
         memory(run, network, work, tokens=size.all_tokens, sessions=size.sessions)
     if "wan" in parts:
         wan(run, network, name=size.link, seq=min(64, network.lowered.info.n_positions // 2), tokens=size.link_tokens)
-    if "gpt2" in parts:
-        gpt2_token(run, lambda: made(VARIANT, work, **wanted), seq=CACHED, samples=size.samples)
 
 
 def cached(run: Run, network: Network, *, lengths: Sequence[int], tokens: int, samples: int, link: str | None) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from benchmarks.links import NAMED, kernel_link, link_of
 from benchmarks.measure import Run, interleave
-from benchmarks.networks import SHIPPED, made, opened
 from benchmarks.schema import Absent
 from protocols.errors import ConfigError
 
 
 def links(run: Run, work: Path, *, model: Path | None, seq: int, samples: int, names: Sequence[str], kernel: bool, device: str) -> None:
     """`names` as `--link` takes them, and `loopback`; with `kernel` the shaped ones once more, by traffic control."""
-    network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
+    network = run.network(model, work)
     for name in names:
         interleave(run, network, seq, ["privinf"], samples=samples, errors=0, link=NAMED.get(name, name), device=device)
     for wanted in [link_of(name) for name in names] if kernel else ():

@@ -8,14 +8,11 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.measure import Run
-from benchmarks.networks import opened
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.corpus import encode_corpus, read_corpus
 from privinf.models.training import evaluate
 from protocols.errors import ConfigError
-
-WINDOWS = 200
 
 
 def trained(root: Path) -> list[Path]:
@@ -39,11 +36,11 @@ def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
                 raise ConfigError(f"{seq} tokens do not fit {path.name}'s context of {config.n_positions}")
             tokens = encode_corpus([d for d in documents if d.held_out], Tokenizer.from_file(str(path / "tokenizer.json")))
             (work / str(number)).mkdir()
-            network = opened(path, work / str(number))
+            network = run.network(path, work / str(number))
         except ConfigError as error:
             run.absent.append(Absent(path.name, " ".join(str(error).split())))
             continue
-        found = evaluate(model, tokens, seq, WINDOWS)
+        found = evaluate(model, tokens, config.n_positions)
         run.measure("held-out perplexity", found["held_out_perplexity"], "", network, seq, of=path.name)
         run.measure("bits per byte", found["bits_per_byte"], "", network, seq, of=path.name)
         machine.require_memory(PrivinfBackend.needs(network.parameters, seq, config.vocab_size), path.name)
@@ -52,4 +49,4 @@ def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
             online = used.session.traffic["online"]
         run.measure("online bytes", online["sent"] + online["received"], "B", network, seq, of=path.name)
         run.measure("online rounds", online["rounds"], "", network, seq, of=path.name)
-    run.note(f"perplexity over {WINDOWS} windows of {seq} tokens, evenly spread over the held-out text")
+    run.note(f"perplexity over all held-out text, in windows of the context's length; bytes of one pass over {seq} tokens")

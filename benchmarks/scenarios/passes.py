@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.choose import BOUND
 from benchmarks.measure import Run
-from benchmarks.networks import Network, opened
+from benchmarks.networks import Network
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.corpus import read_corpus
@@ -28,7 +28,7 @@ def passes(run: Run, work: Path, *, model: Path, count: int) -> None:
     Adds the worst logit error of every pass (all V logits of the last position), and quantiles over passes and over single
     logits; the report draws the histogram. A pass beyond BOUND stands in `absent` with its length and place.
     """
-    network = opened(model, work)
+    network = run.network(model, work)
     exact = _float_model(model, network)
     worst: list[float] = []
     single: list[Tensor] = []

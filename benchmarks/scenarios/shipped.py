@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.measure import Run, interleave
-from benchmarks.networks import SHIPPED, made, opened
 
 
 def shipped(
@@ -21,5 +20,5 @@ def shipped(
     device: str = "cpu",
 ) -> None:
     """Without a model a network of the shipped one's shape with random weights."""
-    network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
+    network = run.network(model, work)
     interleave(run, network, seq, backends, samples=samples, errors=errors, link=link, device=device)

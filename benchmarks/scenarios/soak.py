@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.callers import clear_prompts, clear_reply, fork_server
 from benchmarks.deployment import Deployment, State, alarms
 from benchmarks.measure import Run
-from benchmarks.networks import SHIPPED, Network, made, opened
+from benchmarks.networks import Network
 from benchmarks.scenarios.serving import growth
 from benchmarks.visitors import GOOD, KINDS, Errand, Known, Report, World, visit
 from privinf.party.text import Streamer, load_tokenizer
@@ -100,7 +100,7 @@ def falls(values: Iterable[float]) -> int:
 
 def soak(run: Run, work: Path, *, model: Path | None, minutes: float, at_a_time: int, seed: int) -> None:
     """A tenth of the time warms everything up; the rest is in parts, and after each the crowd leaves and the parties are looked at."""
-    network = opened(model, work) if model else made("SM(t)+ScFuFFN", work, **SHIPPED)
+    network = run.network(model, work)
     known = _known(network)
     init_keys(work / "strangers", ("localhost", "127.0.0.1"))
     (work / "visitors").mkdir()

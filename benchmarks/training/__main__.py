@@ -30,21 +30,6 @@ def ladder(
 
 
 @app.command()
-def private(
-    out: Out = Path("runs/ladder"),
-    samples: Annotated[int, typer.Option(min=0, help="Timed passes; 0 predicts bytes alone.")] = 3,
-    gpt2: Annotated[bool, typer.Option(help="Also predict the cost at GPT-2 size; 5 GB of memory.")] = False,
-    target: Path = DATA / "ladder.json",
-) -> None:
-    """Add private bytes, rounds and seconds to the ladder's results."""
-    from benchmarks.training.private import add_private, add_private_gpt2
-
-    add_private(target, out, samples)
-    if gpt2:
-        add_private_gpt2(target)
-
-
-@app.command()
 def removal(
     models: Annotated[list[Path] | None, typer.Argument(help="Checkpoints; default: those in models/.")] = None,
     out: Annotated[Path, typer.Option(help="Where the analyses are.")] = Path("runs/analysis"),

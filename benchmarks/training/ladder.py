@@ -95,10 +95,8 @@ def train_ladder(out: Path, steps: int, seeds: int, workers: int, only: str | No
 
 
 def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
-    """Everything that was trained so far, as one document; what `private` and others added to it is kept."""
+    """Everything that was trained so far, as one document."""
     tokens, facts = read_tokens(out)
-    old = json.loads(target.read_text()) if target.is_file() else {}
-    kept = {row["name"]: row for row in old.get("rows", [])}
     rows = []
     for row in ROWS:
         runs = [json.loads(path.read_text()) for path in sorted((out / row.slug).glob(f"seed-*/{RESULT}"))]
@@ -112,8 +110,6 @@ def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
             entry["perplexity"] = round(statistics.fmean(perplexities), 4)
             entry["spread"] = round(statistics.stdev(perplexities), 4) if len(losses) > 1 else None
         entry["runs"] = runs
-        if "private" in kept.get(row.name, {}):
-            entry["private"] = kept[row.name]["private"]
         rows.append(entry)
     document = {
         "size": SMALL,
@@ -125,6 +121,5 @@ def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
         "versions": versions(),
         "rows": rows,
     }
-    document |= {key: old[key] for key in ("private_gpt2",) if key in old}
     write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
     return document

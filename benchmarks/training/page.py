@@ -41,34 +41,8 @@ def _ladder(found: dict[str, Any]) -> str:
             f"{100 * sum(run[key] for run in runs if key in run) / max(1, len(runs) - len(stopped)):.0f} %"
             for key in ("overload", "collapse")
         ]
-        cost = row.get("private")
-        private = ["", "", ""]
-        if cost:
-            took = f"{1000 * cost['median_s']:.0f} ms" if "median_s" in cost else ""
-            private = [size(cost["online_bytes"]), str(cost["rounds"]), took]
-        rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands, *private])
-    head = ["network", "perplexity", "seeds", "AERO's", "overload", "collapse", "online bytes", "rounds", "online time"]
-    return table(head, rows)
-
-
-def _private_gpt2(found: dict[str, Any]) -> str:
-    costs = found.get("private_gpt2", {})
-    first = next(iter(costs.values()), None)
-    return table(
-        ["network", "online bytes", "of the baseline", "rounds", "from the dealer", "set-up, once"],
-        [
-            [
-                f"`{name}`",
-                size(cost["online_bytes"]),
-                f"{cost['online_bytes'] / first['online_bytes']:.2f}",
-                str(cost["rounds"]),
-                size(cost["dealer_bytes"]),
-                size(cost["setup_bytes"]),
-            ]
-            for name, cost in costs.items()
-            if first is not None
-        ],
-    )
+        rows.append([f"`{row['name']}`", value, str(len(runs)), aero, *bands])
+    return table(["network", "perplexity", "seeds", "AERO's", "overload", "collapse"], rows)
 
 
 def _float(found: dict[str, Any], which: str) -> str:
@@ -131,7 +105,6 @@ def _ffn(found: dict[str, Any]) -> str:
 
 TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "ladder": (_ladder, "ladder.json"),
-    "private_gpt2": (_private_gpt2, "ladder.json"),
     "float_shipped": (lambda found: _float(found, "shipped"), "float.json"),
     "float_gpt2": (lambda found: _float(found, "gpt2"), "float.json"),
     "speed": (_speed, "speed.json"),

@@ -137,9 +137,12 @@ class Audit:
             with Listener(address, "AF_UNIX") as listener:
                 self.peer = listener.accept()
         else:
-            while not os.path.exists(address):
-                time.sleep(0.01)
-            self.peer = Client(address, "AF_UNIX")
+            while True:
+                try:
+                    self.peer = Client(address, "AF_UNIX")
+                    break
+                except (FileNotFoundError, ConnectionRefusedError):  # not there yet, or there and not listening yet
+                    time.sleep(0.01)
 
     def run(self, tensor: Any, work: Any) -> Any:
         """`work` over all truncations of the class of `tensor`."""

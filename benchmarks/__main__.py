@@ -260,6 +260,28 @@ def passes(
     _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count))
 
 
+@app.command()
+def errors(
+    networks: Annotated[int, typer.Option("--networks", min=1, help="Random networks, the ladder's variants in turn.")] = 500,
+    count: Annotated[int, typer.Option("--count", min=1, help="Passes of each.")] = 20,
+    first: Annotated[int, typer.Option("--first", min=0, help="The first network's seed.")] = 0,
+    variants: Annotated[str, typer.Option("--variants", metavar="A,B", help="Names of the ladder; default: all.")] = "",
+    json: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+) -> None:
+    """Every logit of thousands of passes of small random networks, in one process. `python -m benchmarks errors --json errors.json`"""
+    from benchmarks.scenarios.errors import LADDER
+    from benchmarks.scenarios.errors import errors as scenario
+
+    chosen = _words(variants) or LADDER
+    _perform(
+        "errors",
+        (json, csv, markdown),
+        lambda run, work: scenario(run, work, networks=networks, count=count, first=first, variants=chosen),
+    )
+
+
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.md", help="Markdown; pictures go to a directory beside it.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="One page that needs nothing else.")]
 Readme = Annotated[Path | None, typer.Option("--readme", metavar="FILE", help="Its block between the markers of this harness is replaced.")]

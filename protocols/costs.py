@@ -251,18 +251,18 @@ def softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: int, f
     )
 
 
-def attention(heads: int, width: int, rows: Rows, qk_frac: int, v_frac: int, rings: AttentionRings) -> Declared:
-    """From opened q, k and v to the normalised sums; `qk_frac` is that of q and k together."""
+def attention(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Declared:
+    """From opened q, k and v to the normalised sums."""
     outputs = heads * rows.number * width
     sums = (
         open_masked((heads * rows.count, rings.v_bits))
         + weighted(heads, rows, width, rings.v_bits)
-        + rescale(outputs, rings.v_bits, soft.WEIGHT_FRAC + v_frac - rings.sum_frac, rings.product_bits)
+        + rescale(outputs, rings.v_bits, soft.WEIGHT_FRAC + rings.v_frac - rings.sum_frac, rings.product_bits)
         + open_masked((outputs, rings.product_bits))
     )
     return (
         scores(heads, rows, rings.qk_bits)
-        + rescale(heads * rows.count, rings.qk_bits, qk_frac - exp.FRAC, soft.SCORE_BITS)
+        + rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - exp.FRAC, soft.SCORE_BITS)
         + exponentials(heads, rows, rings.v_bits)
         + sums.beside(_inverse(heads, rows, rings.v_bits, rings.product_bits))
         + multiply(outputs, rings.product_bits)

@@ -77,7 +77,8 @@ class AttentionRings:
     """The rings of one attention region; the ring plan sets them."""
 
     qk_bits: int = 33  # q and k, and their product
-    qk_frac: int = 12
+    q_frac: int = 12
+    k_frac: int = 12
     v_bits: int = 44  # the weights and v, and their product
     v_frac: int = 12
     sum_frac: int = 12  # of the unnormalised sums of v

@@ -5,10 +5,9 @@ Source: Cheetah's truncation and extension with known sign (ePrint 2022/207), SI
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Part, Shape, Shapes, Tensors
+from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
@@ -17,8 +16,8 @@ from protocols.shares import Shares
 class OrMask(Kind, frozen=True):
     """Bits b_S of S and b_C of C; shares of b_S b_C in Z_2^bits."""
 
-    shape: Shape
-    bits: Bits
+    shape: Numbers
+    bits: Number
     drawn_early: ClassVar[bool] = True
 
     def server_parts(self) -> tuple[Part, ...]:
@@ -28,9 +27,6 @@ class OrMask(Kind, frozen=True):
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
-
-    def fit(self, shapes: Shapes) -> Fit:
-        return Fit((self.shape,), None, math.prod(self.shape))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (server[0] & client[0],), None
@@ -42,21 +38,24 @@ def reduces(x: Shares, bits: int, frac: int) -> bool:
 
 
 def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool = False) -> Protocol_[Shares]:
-    """x with fewer fraction bits and in a ring of `bits`, narrower or wider; within one unit in the last place.
+    """x with fewer fraction bits (or more, which is local) and in a ring of `bits`, narrower or wider; within one unit in the last place.
 
     Let f = x.frac - frac, k = x.bits, z the shares. *Reduce* (bits <= k - f): each party shifts its share; the wrap of
     the shares vanishes modulo 2^bits. *Otherwise* an offset makes the value's top bit 0, so that z_S + z_C wraps modulo
     2^k exactly if either share's top bit is 1: result = (z_S >> f) + (z_C >> f) - 2^(k-f) (m_S or m_C) - (offset >> f),
     in Z_2^bits. m_S or m_C = m_S + m_C - m_S m_C, one product of two private bits: each sends m ^ b, D shares b_S b_C.
-    One unit is added to centre the two floors.
+    One unit is added to centre the two floors. *More fraction bits*: the share times 2^j, which shares it modulo 2^(k + j); exact.
 
     Domain: reduce: any x. Otherwise -2^(k-2) <= x < 2^(k-2); with `nonnegative`, -2^(k-5) <= x < 2^(k-1) - 2^(k-5).
     Error: the result is floor(x / 2^f) + e, e in {0, 1}, which depends on the low bits of the shares (f = 0: exact).
     The ideal functionality returns this rounding of these shares; values are rounded once more before they are revealed.
     Rounds: reduce 0; otherwise 1, and none back from C where x is `early`. Bits: 1 each way. Learns: a uniform bit, each.
     """
+    if frac > x.frac:  # a multiple of 2^j is shared modulo 2^(k + j)
+        more = frac - x.frac
+        x = Shares(x.value if x.value.is_meta else x.value << more, min(64, x.bits + more), frac, x.early)
     shift = x.frac - frac
-    assert 0 <= shift < x.bits, "rescale adds no fraction bits"
+    assert shift < x.bits, "more fraction bits than there are"
     if reduces(x, bits, frac):
         value = shift_right(x.value, shift, x.bits)
         if shift and party.is_server and known(value):

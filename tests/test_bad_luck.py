@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from privinf.lowering.explain import explain
 from tests import trio as t
-from tests.test_faults import LINE, failed, is_well, new_lines
-from tests.test_ladder import make, run
+from tests.failures import LINE, failed, is_well, new_lines
+from tests.ladder import LOGIT_ERROR, float_logits, logit_error, make, run
 from tests.trio import SignalAt
 
 # ---- sizes
@@ -28,11 +27,10 @@ def test_small_and_odd_models(tmp_path: Path, variant: str, positions: int, voca
     """One position, one token in the vocabulary, one head, heads of odd width, heads of width 1; the context is filled."""
     lowered, model = make(tmp_path, variant, n_positions=positions, vocab_size=vocabulary, n_embd=width, n_head=heads)
     ids = tuple(i * 7 % vocabulary for i in range(positions))
-    with torch.no_grad():
-        exact = model(torch.tensor([ids]))[0, -1]
-    assert float((run(lowered, ids).client - exact).abs().max()) < 0.02 + 2.0**-8
+    assert logit_error(lowered, model, ids) < LOGIT_ERROR
+    exact = float_logits(model, ids)
     token = int(run(lowered, ids, logits=False).client)
-    assert float(exact.max() - exact[token]) < 0.04
+    assert float(exact.max() - exact[token]) < 2 * LOGIT_ERROR
 
 
 # ---- moments

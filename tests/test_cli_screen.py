@@ -27,7 +27,8 @@ from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
 from tests import trio
-from tests.test_cli import COMMANDS, Call, assert_one_line, call
+from tests.command import COMMANDS, Call, assert_one_line
+from tests.command import call as call
 
 __all__ = ["call"]
 GROUPS = [["keys"], ["config"], ["cache"]]

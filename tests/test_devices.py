@@ -29,8 +29,8 @@ from protocols.party import Party
 from protocols.ring import like, reduce
 from tests import trio as t
 from tests import two_party
+from tests.ladder import LADDER, make
 from tests.second_device import NAME, Held, Stray, second_device
-from tests.test_ladder import LADDER, make
 from tests.two_party import Outcome, Session, offline_walk
 
 IDS = (5, 7, 100, 11, 3)

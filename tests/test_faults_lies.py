@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tests.peers import parties as parties
 from tests.peers import quiet as quiet
 from tests.tls_pair import outcome
 from tests.trio import Trio, trio
+from tests.waiting import PATIENCE
 
 # ---- a client that asks for what it may not
 
@@ -86,13 +86,11 @@ def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
             connection.receive_control(Welcome)
             connection.send_control(Needs(()))
             connection.send_control(Needs(()))
-            connection.timeout = 15
+            connection.timeout = PATIENCE
             connection.receive_control(Session)
             connection.send_control(Pass(3))
-            began = time.monotonic()
             outcome(lambda: connection.receive_control(Hello))
-            assert time.monotonic() - began < 6
-        t.wait_for(lambda: not parties.dealer._sessions and not parties.dealer._attended and not parties.server._attended, 10)
+        t.wait_for(lambda: not parties.dealer._sessions and not parties.dealer._attended and not parties.server._attended)
         assert is_well(parties)
 
 
@@ -170,9 +168,8 @@ def lying(parties: Trio, bundle: bytes, digest: str | None = None) -> Iterator[T
 @pytest.mark.parametrize("lie", LIES)
 def test_bundles_that_lie(parties: Trio, lie: str) -> None:
     with lying(parties, LIES[lie]()):
-        began = time.monotonic()
         error = outcome(lambda: list(parties.client(fresh=True).generate("x", max_new_tokens=1)))
-        assert isinstance(error, HandshakeError | ProtocolDesync | ConfigError | TransportError) and time.monotonic() - began < 10
+        assert isinstance(error, HandshakeError | ProtocolDesync | ConfigError | TransportError)
     assert is_well(parties)
 
 

@@ -34,10 +34,11 @@ from privinf.transport.listener import parse_address
 from privinf.transport.tls import TlsStream
 from protocols.errors import PrivinfError
 from tests import trio as t
+from tests.failures import LINE, failed, new_lines
 from tests.peers import dialled
-from tests.test_faults import LINE, failed, new_lines
 from tests.tls_pair import inject
 from tests.trio import Process, Services
+from tests.waiting import PATIENCE
 
 PHASES = ("tls", "hello", "set-up", "session", "prefill", "token", "end")
 DEALERS = tuple(phase for phase in PHASES if phase != "set-up")  # in which the dealer has no part
@@ -160,7 +161,7 @@ class Beside:
     """Another client's session, whose cache holds a prompt and some of the reply."""
 
     def __init__(self, services: Services, cache: Path) -> None:
-        options = Options(timeout=20.0, cache=cache)
+        options = Options(timeout=PATIENCE, cache=cache)
         client = Client(services.server_address, dealer=services.dealer_address, keys=str(t.second_client()), options=options)
         self._conversation = Conversation(client).open()
         self._tokens = self._conversation.generate(reference()[0], max_new_tokens=TOKENS, ignore_eos=True)
@@ -191,7 +192,7 @@ def whole(services: Services, *words: object, **options: Any) -> Process:
 
 def is_right(services: Services, cache: Path) -> None:
     """The next session gets the reference reply."""
-    options = Options(timeout=20.0, cache=cache)
+    options = Options(timeout=PATIENCE, cache=cache)
     client = Client(services.server_address, dealer=services.dealer_address, keys=str(t.keys()), options=options)
     found = [token.id for token in client.generate(ids=reference()[0], max_new_tokens=TOKENS, ignore_eos=True)]
     assert found == list(reference()[1])
@@ -351,7 +352,7 @@ def test_clients_that_stall_are_shut_out_and_hold_up_nobody(cache: Path, monkeyp
             time.sleep(0.5)
         beside.one()
         is_right(services, cache)
-        lines = services.server.until_lines(4, 20.0)[1:]
+        lines = services.server.until_lines(4)[1:]
         assert all(LINE.fullmatch(line) for line in lines), lines
         for words in ("does not take what we send within 3 s", "did not finish the TLS handshake in time", "does not answer within 3 s"):
             assert sum(words in line for line in lines) == 1, lines
@@ -359,4 +360,4 @@ def test_clients_that_stall_are_shut_out_and_hold_up_nobody(cache: Path, monkeyp
         is_right(services, cache)
         said_nothing_of_its_own(services.server)
         for thread in threads:
-            thread.join(20)
+            thread.join(PATIENCE)

@@ -11,10 +11,11 @@ import pytest
 
 from privinf.party.conversation import Conversation
 from privinf.party.sampling import Sampling
-from protocols.dealing import Dealer
+from protocols.correlations import Dealer
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
 from tests import trio as t
 from tests.trio import Trio, trio
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_it_ends_from_another_thread(parties: Trio) -> None:
     thread.start()
     time.sleep(0.1)
     conversation.close()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not thread.is_alive() and isinstance(failed[0], TransportError | ConfigError)
     t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
 

@@ -22,6 +22,7 @@ from privinf.party.text import Token
 from protocols.errors import TransportError
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for
+from tests.waiting import PATIENCE
 
 SHORT, FEW = Bounds(wait_s=1.0, idle_s=0.5, drain_s=20.0), Bounds(connections=3)
 HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
@@ -277,7 +278,7 @@ def test_a_stop_ends_replies_that_do_not(parties: Trio, monkeypatch: pytest.Monk
             asked = [pool.submit(caller.post, f"/v1/{path}", json=body) for path, body in bodies]
             asked.append(pool.submit(caller.post, "/page/reply", json={"prompt": "x"}))
             for _ in range(4):
-                assert begun.acquire(timeout=60)
+                assert begun.acquire(timeout=PATIENCE)
             asked.append(pool.submit(caller.post, "/v1/completions", json={**BODY, "stream": True}))
             wait_for(lambda: door.engine.waiting == 1)
             door.service.stop()
@@ -292,4 +293,4 @@ def test_a_stop_ends_replies_that_do_not(parties: Trio, monkeypatch: pytest.Monk
         for answer in (whole, waited):
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "stopping" and answer.headers["Retry-After"]
         for _ in range(4):
-            assert cancelled.acquire(timeout=30)
+            assert cancelled.acquire(timeout=PATIENCE)

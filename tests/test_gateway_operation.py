@@ -94,13 +94,6 @@ def test_the_list_of_clients(tmp_path: Path) -> None:
         read_clients(tmp_path / "nowhere")
 
 
-def scraped(address: str) -> dict[tuple[str, ...], float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
-        text = answer.read().decode()
-    families = text_string_to_metric_families(text)
-    return {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
-
-
 @contextlib.contextmanager
 def gateway_of(services: t.Services, keys: Path) -> Iterator[tuple[t.Process, Callable[[str], Any]]]:
     """`privinf gateway` as a process, and what a completion of two tokens answers."""
@@ -132,7 +125,7 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             services = t.Services(dealer, server, at, address)
             assert services.generate("--max-new-tokens", 2, "--ignore-eos", "--prompt-ids", "1,2,3").wait() == 0
             places = [process.err.split("http://")[1].split("/")[0] for process in (server, dealer)]
-            at_server, at_dealer = map(scraped, places)
+            at_server, at_dealer = map(t.scraped, places)
             assert at_server["privinf_passes_total", "server"] == 2 and at_server["privinf_positions_total", "server"] == 4
             assert at_server["privinf_correlations_total", "server"] == at_dealer["privinf_correlations_total", "dealer"] > 0
             assert at_server["privinf_rounds_total", "client", "online", "server"] > 0

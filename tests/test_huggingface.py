@@ -18,13 +18,12 @@ from privinf.lowering import convert
 from privinf.models.checkpoint import load_checkpoint
 from privinf.party.models import SOURCES, _code, _fingerprint
 from protocols.errors import ConfigError
-from tests.test_ladder import run
+from tests.ladder import LOGIT_ERROR, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES: dict[str, Any] = {"vocab_size": 201, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 4, "initializer_range": 0.15}
 IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
 FLOAT = 2e-5  # of two float32 evaluations in different order, times the size of the logits
-PRIVATE = 0.05
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +60,7 @@ def assert_ours_is_theirs(directory: Path, model: Any, ids: tuple[int, ...] = ID
         found = load_checkpoint(directory)[0](torch.tensor([ids]))[0]
     torch.testing.assert_close(found, wanted, rtol=0, atol=FLOAT * max(1.0, float(wanted.abs().max())))
     private = run(convert(directory), ids).client
-    assert float((private - wanted[-1]).abs().max()) < PRIVATE
+    assert float((private - wanted[-1]).abs().max()) < LOGIT_ERROR
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from privinf.party.client import Client
 from privinf.party.text import Streamer
 from protocols.errors import ConfigError, HandshakeError, TransportError
 from tests import trio as t
+from tests.ladder import LOGIT_ERROR
 from tests.trio import Trio, trio
 
 FIELDS = {"text", "prompt_tokens", "tokens", "finish_reason", "timing", "traffic", "trust", "ring_bits", "fractional_bits", "model"}
@@ -111,9 +112,9 @@ def test_logits(parties: Trio) -> None:
     assert t.is_greedy([9, 8, 7], tokens) and len(client.logits) == 2
     for done, found in enumerate(client.logits):
         expected = t.float_logits([9, 8, 7, *tokens[:done]])
-        assert float((found - expected).abs().max()) < 0.15  # of 100
+        assert float((found - expected).abs().max()) < LOGIT_ERROR
         assert torch.equal(found * 256, (found * 256).round())  # no finer than 2^-8
-    torch.testing.assert_close(client.run(torch.tensor([[9, 8, 7]]))[0], t.float_logits([9, 8, 7]), atol=0.15, rtol=0)
+    torch.testing.assert_close(client.run(torch.tensor([[9, 8, 7]]))[0], t.float_logits([9, 8, 7]), atol=LOGIT_ERROR, rtol=0)
     for wrong in ((torch.tensor([[1.0]]),), (torch.tensor([1]), torch.tensor([1])), ()):
         with pytest.raises(ConfigError, match=r"the model takes ids \(1, T\)"):
             client.run(*wrong)

@@ -17,6 +17,7 @@ from privinf.party.local import LocalSession
 from privinf.party.options import Options
 from protocols.errors import ConfigError
 from tests import trio as t
+from tests.ladder import LOGIT_ERROR
 
 FIELDS = {"text", "prompt_tokens", "tokens", "finish_reason", "timing", "traffic", "trust", "ring_bits", "fractional_bits", "model"}
 COUNTERS = {"sent", "received", "payload", "rounds"}
@@ -66,7 +67,7 @@ def test_a_local_session(local: LocalSession) -> None:
     total, traffic = local.costs["total"], local.traffic
     assert (traffic["online"]["payload"], traffic["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
     assert {op["layer"] for op in local.costs["ops"]} > {""}
-    torch.testing.assert_close(local.run(torch.tensor([[9, 8, 7]]))[0], t.float_logits([9, 8, 7]), atol=0.05, rtol=0)
+    torch.testing.assert_close(local.run(torch.tensor([[9, 8, 7]]))[0], t.float_logits([9, 8, 7]), atol=LOGIT_ERROR, rtol=0)
     assert local.costs["total"]["online_bytes"] == local.traffic["online"]["payload"]
 
 

@@ -215,13 +215,13 @@ def softmax_case(heads: int, rows: Rows, ring: tuple[int, int], to: tuple[int, i
 
 def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Case:
     q, k, v = (heads, rows.number, width), (heads, rows.columns, width), (heads, rows.columns, width)
-    wires = (q, rings.qk_bits, rings.qk_frac), (k, rings.qk_bits, rings.qk_frac), (v, rings.v_bits, rings.v_frac)
+    wires = (q, rings.qk_bits, rings.q_frac), (k, rings.qk_bits, rings.k_frac), (v, rings.v_bits, rings.v_frac)
 
     def program(party: Party) -> Protocol_[Any]:
         x, y, z = yield from opened(party, *wires)
         yield from attention(party, x, Cached.join(None, y), Cached.join(None, z), rows, rings)
 
-    declared = opening(*wires) + costs.attention(heads, width, rows, 2 * rings.qk_frac, rings.v_frac, rings)
+    declared = opening(*wires) + costs.attention(heads, width, rows, rings)
     return Case(f"attention {heads} {width} {rows.fields()} {rings.v_bits}", declared, program)
 
 
@@ -271,7 +271,7 @@ CASES = [
     softmax_case(2, CAUSAL, (30, 24), (30, 20), early=True),
     softmax_case(1, Rows(1, 600, 0), (33, 24), (30, 20)),
     *(attention_case(2, 5, rows, AttentionRings()) for rows in LAYOUTS),
-    attention_case(2, 3, CAUSAL, AttentionRings(qk_bits=30, qk_frac=11, v_bits=48, product_bits=44, out_bits=25, out_frac=13)),
+    attention_case(2, 3, CAUSAL, AttentionRings(qk_bits=30, q_frac=13, k_frac=9, v_bits=48, product_bits=44, out_bits=25, out_frac=13)),
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
 ]
 

@@ -126,6 +126,16 @@ def test_rescale_keeps_what_is_known_early() -> None:
     assert outcome.predicted.online_bytes == outcome.predicted.peer_offline_bytes == 0
 
 
+@pytest.mark.parametrize(("frac", "to_bits", "early"), [(9, 33, True), (9, 20, False), (14, 64, False)])
+def test_rescale_to_more_fraction_bits(frac: int, to_bits: int, early: bool) -> None:
+    """Exact, and local up to the ring that the added bits make: a multiple of 2^j is shared modulo 2^(k + j)."""
+    x = torch.cat([torch.tensor([-(1 << 28), (1 << 28) - 1, 0, 1, -1]), uniform(500, bits=29)])
+    outcome = run(lambda p: rescale(p, input_of(p, x, 30, 6, early=early), bits=to_bits, frac=frac))
+    assert (outcome.server.bits, outcome.server.frac, outcome.client.early) == (to_bits, frac, early)
+    assert torch.equal(outcome.element(), reference.wrap(x << (frac - 6), to_bits))
+    assert (outcome.predicted.online_bytes == 0) == (to_bits <= 30 + frac - 6)
+
+
 # ---- openings and products
 
 

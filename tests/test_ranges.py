@@ -15,12 +15,11 @@ from privinf.lowering.lowered import Lowered
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.config import ModelConfig
-from tests import test_cli
 from tests import trio as t
-from tests.test_cli import Call, assert_one_line
-from tests.test_ladder import LADDER, make, run
+from tests.command import Call, assert_one_line
+from tests.command import call as call
+from tests.ladder import LADDER, LOGIT_ERROR, logit_error, make
 
-call = test_cli.call
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 16}
 
 
@@ -40,7 +39,7 @@ def scaled(directory: Path, variant: str, parameter: str, factor: float) -> Aero
 
 REFUSED = [
     ("SM+LN+G", "h.1.attn.c_attn.weight", 1e2, "attention scores reach", "h.1.attn.attention"),
-    ("SM+LN+G", "h.1.attn.c_attn.weight", 1e4, "values of v", "h.1.attn.attention"),
+    ("SM+LN+G", "h.1.attn.c_attn.weight", 1e7, "values of v", "h.1.attn.attention"),
     ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e5, "too large to be compared", "h.1.mlp.gelu"),
     ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e12, "do not fit a ring of 64 bits", "h.1.mlp.c_fc.linear"),
     ("SM+LN+G", "h.0.mlp.c_proj.weight", 1e12, "do not fit a ring of 64 bits", "h.0.mlp.c_proj.linear"),
@@ -79,9 +78,7 @@ def test_what_a_plan_just_holds_is_right(tmp_path: Path, variant: str, factor: f
     """Pre-activations of thousands, of millions for ReLU."""
     model = scaled(tmp_path, variant, "h.1.mlp.c_fc.weight", factor)
     ids = (1, 2, 3, 4, 5)
-    with torch.no_grad():
-        exact = model(torch.tensor([ids]))[0, -1]
-    assert float((run(convert(tmp_path), ids).client - exact).abs().max()) < 0.01
+    assert logit_error(convert(tmp_path), model, ids) < 0.01
 
 
 # ---- what is shown
@@ -107,10 +104,11 @@ def test_explain_shows_the_plan_to_people(tmp_path: Path, call: Call) -> None:
     code, out, _ = call("explain", tmp_path / "checkpoint", "--seq", 4, "--cache", tmp_path / "cache")
     assert code == 0
     plan = out[out.index("ring plan") :].splitlines()
-    assert plan[1].split() == ["operator", "wire", "bits", "fraction", "values", "up", "to", "from", "layers"]
-    lines = [line.split() for line in plan[2:] if line.startswith("mlp.gelu")]
-    assert lines[0][:4] == ["mlp.gelu", "opened", "32", "14"] and lines[0][5:8] == ["calibration", "x", "4"] and "h.0" in lines[0]
-    assert any(line.startswith("attn.attention") and "scores" in line and "protocol" in line and "h.0 to h.1" in line for line in plan)
+    head = next(number for number, line in enumerate(plan) if line.startswith("operator and wire"))
+    assert plan[head].split()[3:] == ["bits", "frac", "up", "to", "from", "layers"]
+    lines = [line.split() for line in plan[head + 1 :] if line.startswith("mlp.gelu")]
+    assert lines[0][:4] == ["mlp.gelu", "opened", "32", "14"] and lines[0][5:] == ["calibration", "h.0-1"]
+    assert any(line.startswith("attn.attention scores") and "protocol" in line and "h.0-1" in line for line in plan)
 
 
 # ---- what leaves its range at run time
@@ -129,7 +127,8 @@ def test_compare_shows_errors_and_warns_beyond_the_plan(tmp_path: Path, call: Ca
     assert inside["warnings"] == [] and inside["agree"]
     errors = [abs(a - b) for a, b in zip(inside["logits_private"], inside["logits_float"], strict=True)]
     del errors[t.END]  # the head is tied: that logit is as large as the embedding
-    assert max(errors) < 0.05 and all(layer["max_abs_error"] < 0.05 for layer in inside["layers"] if layer["name"] != "lm_head.linear")
+    inner = [layer["max_abs_error"] for layer in inside["layers"] if layer["name"] != "lm_head.linear"]
+    assert max(errors) < LOGIT_ERROR and max(inner) < LOGIT_ERROR
     assert max(layer["max_abs_error"] for layer in outside["layers"]) > 1 and len(outside["logits_private"]) == t.VOCAB
     named = {line.split(":")[0] for line in outside["warnings"]}
     assert {"h.0.attn.attention", "h.0.attn.c_attn.linear"} <= named and "wte.embedding" not in named

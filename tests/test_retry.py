@@ -16,7 +16,9 @@ from privinf.party.client import Client
 from privinf.party.sampling import Sampler, Sampling
 from protocols.errors import ConfigError, HandshakeError, RefusedError, TransportError
 from tests import trio as t
+from tests.ladder import LOGIT_ERROR
 from tests.trio import SignalAt, Trio, trio
+from tests.waiting import PATIENCE
 
 PROMPT, COUNT = [1, 2, 3], 8
 
@@ -68,7 +70,7 @@ def test_the_seeds_random_numbers_go_on(parties: Trio) -> None:
     assert tokens == [sampler.choose(logits) for logits in client.logits] and len(tokens) == COUNT
     for done, logits in enumerate(client.logits):
         exact = t.float_logits(PROMPT + tokens[:done])
-        assert float((logits.reshape(-1) - exact).abs().max()) < t.CLEAR, done
+        assert float((logits.reshape(-1) - exact).abs().max()) < LOGIT_ERROR, done
     assert torch.equal(torch.tensor(client.result["tokens"]), torch.tensor(tokens))  # type: ignore[index]
 
 
@@ -165,7 +167,7 @@ def test_a_caller_that_turns_away_ends_the_attempts(tmp_path: Path) -> None:
         time.sleep(0.5)  # it dials a server that is gone
         assert thread.is_alive()
         client.close()
-        thread.join(40)
+        thread.join(PATIENCE)
         assert errors and not thread.is_alive() and not client._sessions
 
 

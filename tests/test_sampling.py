@@ -19,6 +19,7 @@ from privinf.party.sampling import Sampler, Sampling, Stops, kept
 from privinf.party.text import Streamer
 from protocols.errors import ConfigError, HandshakeError
 from tests import trio as t
+from tests.ladder import LOGIT_ERROR
 from tests.trio import trio
 
 
@@ -197,7 +198,7 @@ def test_a_reply_is_sampled_and_stopped(tmp_path: Path) -> None:
         again = Sampler(sampling)
         assert ids == [again.choose(logits) for logits in client.logits] and len(client.logits) == 6
         for done, logits in enumerate(client.logits):
-            assert float((logits - t.float_logits([1, 2, 3, *ids[:done]])).abs().max()) < 0.15  # of 100
+            assert float((logits - t.float_logits([1, 2, 3, *ids[:done]])).abs().max()) < LOGIT_ERROR
         assert client.result["finish_reason"] == "length"
 
 

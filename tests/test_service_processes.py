@@ -22,14 +22,14 @@ from privinf.transport.keys import add_client, load_credentials
 from privinf.transport.listener import parse_address
 from protocols.errors import RefusedError, TransportError
 from tests import trio as t
-from tests.test_faults import failed
-from tests.test_gateway_operation import scraped
+from tests.failures import failed
+from tests.waiting import PATIENCE
 
 PROMPT, LINK = [1, 2, 3], ("--link", "6ms:100")
 
 
 def client_of(services: t.Services, cache: Path, *, keys: Path | None = None, link: str | None = None, server: str = "") -> Client:
-    options = Options(cache=cache, timeout=20.0, link=link)
+    options = Options(cache=cache, timeout=PATIENCE, link=link)
     return Client(server or services.server_address, dealer=services.dealer_address, keys=str(keys or t.keys()), options=options)
 
 
@@ -83,7 +83,7 @@ def test_a_dealer_does_not_end_before_its_sessions(tmp_path: Path) -> None:
         assert "this dealer is being stopped" in line and "cannot reach its dealer" in line
         tokens += [token.id for token in running]
         assert len(tokens) == 5 and t.is_greedy(PROMPT, tokens)
-        assert services.dealer.wait(30) == 0 and services.dealer.lines[-1] == "dealer stops"
+        assert services.dealer.wait() == 0 and services.dealer.lines[-1] == "dealer stops"
         services.dealer.end()
 
 
@@ -97,7 +97,7 @@ def test_a_second_signal_ends_a_drain(tmp_path: Path) -> None:
             time.sleep(0.2)
             assert services.server.alive
             services.server.send(signal.SIGTERM)
-            assert services.server.wait(10) == 0
+            assert services.server.wait() == 0
             assert "this server is being stopped" in failed(client, (4,))
 
 
@@ -245,7 +245,7 @@ def test_metrics_of_refusals_turns_and_budgets(tmp_path: Path) -> None:
         assert "used up; come again later, in 86" in failed(services.generate("--cache", tmp_path), (3,))
         with Conversation(client):
             assert "serves 1 peers already; come again later" in failed(services.generate("--cache", tmp_path), (3,))
-        found = scraped(place)
+        found = t.scraped(place)
         assert found["privinf_refusals_total", "budget", "server"] == found["privinf_refusals_total", "full", "server"] == 1
         assert found["privinf_refusals_total", "revoked", "server"] == 0
         assert found["privinf_budget_outputs_total", "privinf client"] == 2

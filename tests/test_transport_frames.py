@@ -21,6 +21,7 @@ from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, 
 from tests.tls_pair import MB, connected, inject, outcome, together
 from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import pool as pool
+from tests.waiting import PATIENCE
 
 # ---- frames
 
@@ -170,10 +171,10 @@ def test_a_message_of_another_size(keys_dir: Path, pool: ThreadPoolExecutor, sen
         )
         assert "layer h.3.softmax" in str(error) and "at server" in str(error)
         if sent < MB:
-            sending.result(10)
+            sending.result(PATIENCE)
         pair.server.close()
         with contextlib.suppress(TransportError):
-            sending.result(10)
+            sending.result(PATIENCE)
 
 
 def test_a_message_of_another_kind(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
@@ -268,7 +269,7 @@ def test_an_interruption_ends_a_wait_and_leaves_time_for_a_farewell(keys_dir: Pa
         time.sleep(0.1)
         reason = RefusedError("no more of this")
         pair.server.interrupt(reason)
-        assert waiting.result(10) is reason
+        assert waiting.result(PATIENCE) is reason
         pair.server.send_error(reason.message, REFUSED)
         error = outcome(pair.client.receive)
         assert type(error) is RefusedError and "no more of this" in str(error) and error.exit_code == 3
@@ -286,7 +287,7 @@ def test_an_error_report_survives_a_peer_that_sends_on(keys_dir: Path, pool: Thr
         time.sleep(0.1)
         pair.server.send_error("out of memory")
         pair.server.close()
-        assert "out of memory" in str(sending.result(10))
+        assert "out of memory" in str(sending.result(PATIENCE))
 
 
 @settings(deadline=None)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
@@ -38,9 +39,12 @@ from privinf.party.options import Options
 from privinf.party.server import Server
 from privinf.transport.connection import Connection
 from privinf.transport.keys import init_keys
+from tests.ladder import LOGIT_ERROR
+from tests.waiting import PATIENCE
+from tests.waiting import wait_for as wait_for
 
 VOCAB, POSITIONS, END = 97, 32, 95
-CLEAR = 0.05
+CLEAR = 2 * LOGIT_ERROR
 """The margin between the two best logits above which the private token must be float's."""
 
 
@@ -72,16 +76,16 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def checkpoint(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Path:
-    """Two layers of width 32 with random weights; with `nudge` every weight is a little larger, and no range much."""
+    """Two layers of width 32 with random weights, logits up to 30; with `nudge` every weight is a little larger, and no range much."""
     directory = scratch() / f"checkpoint-{seed}-{texts}-{nudge}"
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 2)
     config = ModelConfig.for_variant(
         "SM(t)+ScFuFFN", vocab_size=VOCAB, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, eos_token_id=END if texts else None
     )
     model = AeroModel(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            drawn = 0.3 * torch.randn(parameter.shape, generator=generator)
+            drawn = (0.5 if name.endswith("wpe.weight") else 0.22) * torch.randn(parameter.shape, generator=generator)
             if name.endswith(("alpha", "beta", "temperature")):
                 drawn = 0.5 + torch.rand(parameter.shape, generator=generator)
             parameter.copy_(drawn * (1 + nudge))
@@ -180,7 +184,7 @@ class Trio:
     def client(self, *, fresh: bool = False, keys: Path | None = None, **options: Any) -> Client:
         """A client; with `fresh` nothing is in its cache."""
         options.setdefault("cache", self.cache / f"fresh-{next(self._numbers)}" if fresh else self.cache)
-        made = Options(**{"timeout": 30.0, **options})
+        made = Options(**{"timeout": PATIENCE, **options})
         return Client(self.server.address, dealer=self.dealer.address, keys=str(keys or globals()["keys"]()), options=made)
 
 
@@ -188,7 +192,7 @@ class Trio:
 def trio(model: Lowered | None = None, *, allow_logits: bool = True, **options: Any) -> Iterator[Trio]:
     """Dealer and server, which end with the block."""
     torch.set_num_threads(1)
-    made, bundle = Options(**{"timeout": 30.0, "cache": scratch() / "cache", **options}), str(keys())
+    made, bundle = Options(**{"timeout": PATIENCE, "cache": scratch() / "cache", **options}), str(keys())
     with (
         DealerService(listen="127.0.0.1:0", keys=bundle, options=made) as dealer,
         Server(
@@ -286,11 +290,11 @@ class Process:
         """Of stderr."""
         return self.err.splitlines()
 
-    def until(self, text: str, seconds: float = 60.0) -> str:
+    def until(self, text: str, seconds: float = PATIENCE) -> str:
         """Waits until stderr holds a text; all of stderr."""
         return wait_for(lambda: self.err if text in self.err else "", seconds, lambda: f"{self.words[0]} says {self.err!r}")
 
-    def until_lines(self, count: int, seconds: float = 60.0) -> list[str]:
+    def until_lines(self, count: int, seconds: float = PATIENCE) -> list[str]:
         """Waits until stderr holds this many whole lines."""
         return wait_for(lambda: self.lines if self.err.count("\n") >= count else [], seconds, lambda: f"{self.words[0]} says {self.err!r}")
 
@@ -302,7 +306,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code; that of a signal is negative."""
         self._process.join(seconds)
         assert not self.alive, f"{self.words} goes on: {self.err!r}"
@@ -313,22 +317,13 @@ class Process:
         if self.alive:
             self.send(signal.SIGCONT)
             self._process.kill()
-        self._process.join(10)
+        self._process.join(PATIENCE)
 
     def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
-
-
-def wait_for(found: Callable[[], Any], seconds: float = 60.0, about: Callable[[], str] = lambda: "") -> Any:
-    """Asks again and again until the answer is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < deadline, f"not within {seconds} s; {about()}"
-        time.sleep(0.02)
-    return answer
 
 
 def _address(process: Process) -> str:
@@ -345,7 +340,7 @@ class Services:
     dealer_address: str
     server_address: str
 
-    def generate(self, *words: object, hook: Hook | None = None, timeout: float = 20.0, verb: str = "generate") -> Process:
+    def generate(self, *words: object, hook: Hook | None = None, timeout: float = PATIENCE, verb: str = "generate") -> Process:
         """`privinf generate`, or another verb of the client's."""
         common = ("--server", self.server_address, "--dealer", self.dealer_address, "--keys", keys())
         if verb == "generate" and not any(str(word).startswith("--prompt") for word in words):
@@ -357,7 +352,7 @@ class Services:
 
 def start_dealer(
     hook: Hook | None = None,
-    timeout: float = 20.0,
+    timeout: float = PATIENCE,
     listen: str = "127.0.0.1:0",
     cache: Path | None = None,
     more: Sequence[object] = (),
@@ -368,7 +363,7 @@ def start_dealer(
     return process, _address(process)
 
 
-def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout: float = 20.0) -> tuple[Process, str]:
+def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout: float = PATIENCE) -> tuple[Process, str]:
     """`privinf serve`, and its address."""
     common = ("--listen", "127.0.0.1:0", "--dealer", dealer, "--keys", keys(), "--timeout", timeout, "--cache", scratch() / "cache")
     process = Process("serve", lowered_directory(), *common, *words, hook=hook)
@@ -376,7 +371,9 @@ def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout:
 
 
 @contextlib.contextmanager
-def services(*words: object, dealer_hook: Hook | None = None, server_hook: Hook | None = None, timeout: float = 20.0) -> Iterator[Services]:
+def services(
+    *words: object, dealer_hook: Hook | None = None, server_hook: Hook | None = None, timeout: float = PATIENCE
+) -> Iterator[Services]:
     """A dealer and a server, which end with the block."""
     with contextlib.ExitStack() as stack:
         dealer, at = start_dealer(dealer_hook, timeout)
@@ -384,6 +381,13 @@ def services(*words: object, dealer_hook: Hook | None = None, server_hook: Hook 
         server, address = start_server(at, *words, hook=server_hook, timeout=timeout)
         stack.callback(server.end)
         yield Services(dealer, server, at, address)
+
+
+def scraped(address: str) -> dict[tuple[str, ...], float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
 
 
 # ---- processes of others

@@ -9,7 +9,7 @@ import torch
 
 from privinf.lowering.calibrate import power_of_two
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.plan import FRAC
+from privinf.lowering.plan import COMPARED_FRAC, FRAC
 from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import costs, module_output, next_token, setup_bytes
 from privinf.lowering.steps import steps
@@ -82,15 +82,15 @@ def _wires(node: Any, own: Mapping[str, float], source: float | None, seen: str)
                 out, seen = (largest, "weights") if node.op == "embedding" else (out, seen)
     if node.op == "attention":
         for part, ring in (("q", "qk"), ("k", "qk"), ("v", "v")):
-            yield part, plan[f"{ring}_bits"], plan[f"{ring}_frac"], own.get(part), seen
+            yield part, plan[f"{ring}_bits"], plan[f"{part}_frac"], own.get(part), seen
         yield "scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol"
         yield "sums of v", plan["product_bits"], plan["sum_frac"] + RECIPROCAL_FRAC, own.get("v"), seen
     elif node.op == "layer_norm":
         bits, frac = centred(plan["size_bits"])
         yield "squares", bits, 2 * frac, own.get("squares"), seen
     elif node.op in ("relu", "gelu"):
-        yield "opened", plan["opened"], FRAC, source, seen
-        yield "compared", plan["compare_bits"], FRAC, source, seen
+        yield "opened", plan["opened"], COMPARED_FRAC, source, seen
+        yield "compared", plan["compare_bits"], COMPARED_FRAC, source, seen
     elif "ring" in plan and node.op != "embedding":
         yield "product", plan["ring"], plan.get("in_frac", FRAC) + plan.get("weight_frac", FRAC), out, seen
     if not plan.get("raw"):

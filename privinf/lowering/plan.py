@@ -21,16 +21,23 @@ from protocols.matrix import WIDEST
 from protocols.norm import centred
 from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC
 
-FRAC = 14  # of activations between nodes
-MATRIX_FRAC = 14  # of matrices and diagonals
-QK_FRAC = 12
-QK_BITS = SCORE_BITS + 2 * QK_FRAC - SCORE_FRAC  # scores within 128 fit, and their truncation is a reduction
-V_FRAC = 12
-SUM_FRAC = 12
+FRAC = 15  # of activations between nodes
+DIAGONAL_FRAC = 14
+# Rounding to f fraction bits is off by 2^-f / sqrt(6) (standard deviation; truncation) or 2^-f / sqrt(12) (encoding). A linear map
+# multiplies that of x by the norm of a column, that of its weight by the norm of x, which is the larger one; a ring pays for the sum
+# of the two, and rounding x to fewer fraction bits before the map is a reduction, for nothing.
+INPUT_FRAC, MATRIX_FRAC = 14, 16
+CURVED_FRAC = 13  # of what ReLU and GELU give to a linear map; GELU's own error is 2^-12
+QKV_FRACS = (13, 14)  # input and weight of the map to q, k, v
+TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full anyway
+LEAST_QKV_FRAC = 8  # of a weight where v is too large for those; 2^-9 |x| is then the error of q, k and v
+TABLE_FRAC = 14  # of the embedding's table, which may be the head's matrix too
+HEAD_INPUT_FRAC = 13
+COMPARED_FRAC = 14  # of what ReLU and GELU compare
+QK_FRAC = 26  # of q and k together
+V_FRAC = 13
+SUM_FRAC = 13
 LOGIT_FRAC = 8  # what is compared, and what a client may be given
-# what a linear map reads may be rounded to fewer fraction bits first, for nothing, so that its weight needs a narrower ring
-QKV_INPUT_FRAC = 13
-HEAD_INPUT_FRAC = 12
 SMALLEST = 2.0**-8  # of a range: smaller ones are not told apart
 LARGEST_SCORE = 100.0  # seen at calibration; softmax is right up to 120
 _COMPARED = ("relu", "gelu")
@@ -59,23 +66,26 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
         plan: dict[str, Any] = {}
         if node.op == "embedding":
             # the output is a row of the table: its range is known, not measured
-            plan = {"ring": _bits(name, FRAC, float(node.value("weight").abs().max())), "weight_frac": FRAC}
+            plan = {"ring": _bits(name, TABLE_FRAC, float(node.value("weight").abs().max())), "weight_frac": TABLE_FRAC}
         elif node.op == "linear":
-            plan = {"ring": _bits(name, FRAC + MATRIX_FRAC, bound), "weight_frac": MATRIX_FRAC}
+            source = graph._modules.get(inputs[0])
+            in_frac = CURVED_FRAC if source is not None and source.op in _COMPARED else INPUT_FRAC
+            plan = {"ring": _bits(name, in_frac + MATRIX_FRAC, bound), "in_frac": in_frac, "weight_frac": MATRIX_FRAC}
             readers = _readers(graph, name)
             if name in graph.output_names and info.input_kind == "ids":
                 # the head: what is compared is a reduction of the product
                 out_bits = _bits(name, LOGIT_FRAC, bound)
-                plan |= {"ring": out_bits + HEAD_INPUT_FRAC + MATRIX_FRAC - LOGIT_FRAC, "in_frac": HEAD_INPUT_FRAC}
-                plan |= {"out_frac": LOGIT_FRAC, "out_bits": out_bits}
+                plan = {"ring": out_bits + HEAD_INPUT_FRAC + TABLE_FRAC - LOGIT_FRAC, "in_frac": HEAD_INPUT_FRAC}
+                plan |= {"weight_frac": TABLE_FRAC, "out_frac": LOGIT_FRAC, "out_bits": out_bits}
             elif readers and all(r.op == "attention" for r in readers):
                 plan = _qkv(graph, name, readers[0], ranges, info)
             elif readers and all(r.op in _COMPARED for r in readers):
                 # straight into the ring that is opened, by a reduction
                 opened = max(PRODUCT_BITS if r.op == "gelu" else _compare_bits(name, bound) for r in readers)
-                plan |= {"ring": max(plan["ring"], up(opened + MATRIX_FRAC)), "out_frac": FRAC, "out_bits": opened}
+                ring = max(plan["ring"], up(opened + INPUT_FRAC + MATRIX_FRAC - COMPARED_FRAC))
+                plan |= {"ring": ring, "out_frac": COMPARED_FRAC, "out_bits": opened}
         elif node.op == "attention":
-            plan = _attention(name, ranges[name], info, plans.get(inputs[0], {}))
+            plan = _attention(name, node, ranges[name], info)
         elif node.op in _COMPARED:
             largest = float(ranges.get(inputs[0], {}).get("out", bound))
             compared = _compare_bits(name, largest, PRODUCT_BITS if node.op == "gelu" else MAX_BITS)
@@ -91,13 +101,13 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
                 )
             plan["input_bits"] = _bits(name, FRAC + 24, largest)
         elif node.op in ("scale", "mul_constant", "mul", "matmul", "softmax"):
-            plan = {"ring": _bits(name, 2 * FRAC, bound)}
+            plan = {"ring": _bits(name, FRAC + DIAGONAL_FRAC if node.op == "scale" else 2 * FRAC, bound)}
             if node.op == "scale":
-                plan["weight_frac"] = MATRIX_FRAC
+                plan["weight_frac"] = DIAGONAL_FRAC
         if "weight_frac" in plan and node.op in ("embedding", "linear") and _is_small(node, plan["weight_frac"]):
             plan["small"] = 1
         plans[name] = plan
-    widest = max((max(_input_bits(p), *(p.get(key, 0) for key in ("input_bits", "out_bits", "opened"))) for p in plans.values()), default=0)
+    widest = max((max(_input_bits(p, FRAC), *(p.get(key, 0) for key in ("input_bits", "out_bits"))) for p in plans.values()), default=0)
     canonical = max(up(widest), *(_bits(name, FRAC, float(ranges[name]["out"])) for name in plans))
     for name, plan in plans.items():
         plan["bits"], plan["frac"] = canonical, FRAC
@@ -105,7 +115,8 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             # straight into the ring of the linear maps that read it
             readers = _readers(graph, name)
             linear = readers and all(reader.op == "linear" for reader in readers)
-            plan["out_bits"] = max(_input_bits(plans[reader.name]) for reader in readers) if linear else canonical
+            plan["out_frac"] = INPUT_FRAC if linear else FRAC
+            plan["out_bits"] = max(_input_bits(plans[reader.name], INPUT_FRAC) for reader in readers) if linear else canonical
     _tie(graph, plans)
     return plans
 
@@ -115,9 +126,9 @@ def _is_small(node: Any, frac: int) -> bool:
     return float(node.value("weight").abs().max()) * 2.0**frac < (1 << (WIDEST - 1)) - 1
 
 
-def _input_bits(plan: Mapping[str, Any]) -> int:
-    """The ring that a node's input needs before it is rounded to the fraction bits that the node reads."""
-    return int(plan.get("ring", 0)) + FRAC - int(plan.get("in_frac", FRAC))
+def _input_bits(plan: Mapping[str, Any], frac: int) -> int:
+    """The ring that a node's input with `frac` fraction bits needs before it is rounded to those that the node reads."""
+    return max(int(plan.get("ring", 0)) + frac - int(plan.get("in_frac", frac)), int(plan.get("opened", 0)) + frac - COMPARED_FRAC)
 
 
 def _readers(graph: Graph, name: str) -> list[Any]:
@@ -130,30 +141,46 @@ def _readers(graph: Graph, name: str) -> list[Any]:
 
 def _compare_bits(name: str, bound: float, most: int = MAX_BITS) -> int:
     # GELU compares with its edges too, whatever the range
-    bits = _bits(name, FRAC, max(bound, EDGE))
+    bits = _bits(name, COMPARED_FRAC, max(bound, EDGE))
     if bits > most:
         raise RangeError(f"values up to {bound:g} are too large to be compared in {most} bits", layer=name)
     return bits
 
 
-def _v_bits(bound: float, info: Any) -> float:
-    """Bits of the weighted sums of v."""
-    return WEIGHT_FRAC + V_FRAC + math.log2(max(1.0, bound * LARGEST * max(info.n_positions, 1))) + 2
+def _v_range(bound: float) -> int:
+    """The logarithm of v's range, 2, 6, 10, ...: rounded once, for every ring that follows from it."""
+    return up(math.log2(max(bound, SMALLEST)) - 2) + 2
+
+
+def _v_bits(bound: float, info: Any) -> int:
+    """The ring of the weighted sums of v."""
+    return WEIGHT_FRAC + V_FRAC + math.ceil(math.log2(LARGEST * max(info.n_positions, 1))) + _v_range(bound) + 2
+
+
+def _scores(node: Any) -> tuple[int, int, int]:
+    """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
+
+    q comes divided by the root of d_k and k does not: a rounding of q is multiplied by that much more than one of k.
+    """
+    q_frac = (QK_FRAC + round(math.log2(node.head_dim) / 2) + 1) // 2
+    return q_frac, QK_FRAC - q_frac, SCORE_BITS + QK_FRAC - SCORE_FRAC
 
 
 def _qkv(graph: Graph, name: str, reader: Any, ranges: Mapping[str, Mapping[str, float]], info: Any) -> dict[str, Any]:
     """A linear map whose output is opened for attention: its ring is wide enough for every later truncation to be a reduction."""
-    tempered = MATRIX_FRAC if "inverse_temperature" in reader.parameter_shapes else 0
+    tempered = "inverse_temperature" in reader.parameter_shapes
+    q_frac, k_frac, bits = _scores(reader)
     v_bits = _v_bits(float(ranges[reader.name]["v"]), info)
-    for in_frac in (QKV_INPUT_FRAC, FRAC):
-        frac = in_frac + MATRIX_FRAC
-        ring = up(max(QK_BITS + frac + tempered - QK_FRAC, v_bits + frac - V_FRAC))
+    in_frac, most = TEMPERED_FRACS if tempered else QKV_FRACS
+    for weight_frac in range(most, LEAST_QKV_FRAC - 1, -1):
+        frac = in_frac + weight_frac
+        ring = frac + max(bits - q_frac + (DIAGONAL_FRAC if tempered else 0), bits - k_frac, v_bits - V_FRAC)
         if ring + FRAC - in_frac <= 64:
-            return {"ring": ring, "weight_frac": MATRIX_FRAC, "in_frac": in_frac, "raw": 1}
+            return {"ring": ring, "weight_frac": weight_frac, "in_frac": in_frac, "raw": 1}
     raise RangeError(f"values of v up to {ranges[reader.name]['v']:g} do not fit a ring of 64 bits", layer=reader.name)
 
 
-def _attention(name: str, found: Mapping[str, float], info: Any, qkv: Mapping[str, Any]) -> dict[str, Any]:
+def _attention(name: str, node: Any, found: Mapping[str, float], info: Any) -> dict[str, Any]:
     if found["score_seen"] > LARGEST_SCORE:
         raise RangeError(
             f"attention scores reach {found['score_seen']:g}; the plan allows for {LARGEST_SCORE:g}",
@@ -161,21 +188,19 @@ def _attention(name: str, found: Mapping[str, float], info: Any, qkv: Mapping[st
             remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
         )
     bound = float(found["v"])
-    v_bits = up(_v_bits(bound, info))
-    if qkv.get("raw"):
-        # what a reduction leaves of the map's ring holds the sums, and is often narrower than the next multiple of 4
-        v_bits = min(v_bits, qkv["ring"] - (qkv["in_frac"] + qkv["weight_frac"] - V_FRAC))
+    v_bits = _v_bits(bound, info)
     if v_bits > 64:
         raise RangeError(f"values of v up to {bound:g} do not fit a ring of 64 bits", layer=name)
+    q_frac, k_frac, qk_bits = _scores(node)
     return {
-        "qk_bits": QK_BITS,
-        "qk_frac": QK_FRAC,
+        "qk_bits": qk_bits,
+        "q_frac": q_frac,
+        "k_frac": k_frac,
         "v_bits": v_bits,
         "v_frac": V_FRAC,
         "sum_frac": SUM_FRAC,
-        "product_bits": _bits(name, SUM_FRAC + RECIPROCAL_FRAC, bound),
-        "weight_frac": MATRIX_FRAC,
-        "out_frac": FRAC,
+        "product_bits": SUM_FRAC + RECIPROCAL_FRAC + _v_range(bound) + 2,
+        "weight_frac": DIAGONAL_FRAC,
     }
 
 

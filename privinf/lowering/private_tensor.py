@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import CrypTensor, Graph, PrivateValue
-from privinf.lowering.plan import weights_of
+from privinf.lowering.plan import COMPARED_FRAC, weights_of
 from protocols.activation import gelu, relu
 from protocols.linear import Weight, linear, lookup, scale
 from protocols.norm import layer_norm
@@ -175,11 +175,11 @@ class PrivinfTensor(PrivateValue):
                 apart = q.map(lambda v: v.reshape(batch, heads, asked, width))
                 q = yield from scale(self.party, apart, weight, bits=x.bits, window=(offset + count - asked, offset + count))
                 q = q.map(lambda v: v.reshape(batch * heads, asked, width))
-            return (yield from rescale(self.party, q, bits=rings.qk_bits, frac=rings.qk_frac))
+            return (yield from rescale(self.party, q, bits=rings.qk_bits, frac=rings.q_frac))
 
         def protocol() -> Protocol_[Shares]:
             queries = [] if node.name in self.runtime.unread else [(yield from query())]
-            k = yield from rescale(self.party, part(1), bits=rings.qk_bits, frac=rings.qk_frac)
+            k = yield from rescale(self.party, part(1), bits=rings.qk_bits, frac=rings.k_frac)
             v = yield from rescale(self.party, part(2), bits=rings.v_bits, frac=rings.v_frac)
             opened, (k_wire, v_wire) = yield from parallel(open_masked(self.party, queries), open_masked(self.party, [k, v], keep=True))
             old_k, old_v = self.runtime.cache.get(node.name, (None, None))
@@ -206,12 +206,20 @@ class PrivinfTensor(PrivateValue):
         return self._run(node, protocol())
 
     def op_relu(self, node: Any) -> PrivinfTensor:
-        plan = node.plan
-        return self._run(node, relu(self.party, self.shares, compare_bits=plan["compare_bits"], bits=plan["out_bits"]))
+        return self._compared(node, lambda x, bits: relu(self.party, x, compare_bits=node.plan["compare_bits"], bits=bits))
 
     def op_gelu(self, node: Any) -> PrivinfTensor:
+        return self._compared(node, lambda x, bits: gelu(self.party, x, node.form, compare_bits=node.plan["compare_bits"], bits=bits))
+
+    def _compared(self, node: Any, function: Callable[[Shares, int], Protocol_[Shares]]) -> PrivinfTensor:
         plan = node.plan
-        return self._run(node, gelu(self.party, self.shares, node.form, compare_bits=plan["compare_bits"], bits=plan["out_bits"]))
+
+        def protocol() -> Protocol_[Shares]:
+            x = yield from rescale(self.party, self.shares, bits=plan["opened"], frac=COMPARED_FRAC)
+            y = yield from function(x, plan["out_bits"] + COMPARED_FRAC - plan["out_frac"])
+            return (yield from rescale(self.party, y, bits=plan["out_bits"], frac=plan["out_frac"]))
+
+        return self._run(node, protocol())
 
     def op_layer_norm(self, node: Any) -> PrivinfTensor:
         x, plan = self.shares, node.plan

@@ -6,6 +6,7 @@ table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
-from protocols.table import WORD, one_hot, read
+from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import rescale
 
 EDGE = 4  # beyond it GELU is 0 or x
@@ -108,7 +109,7 @@ class PiecesMask(Kind, frozen=True):
 
     x: Number
     index: Number
-    shape: Numbers
+    shape: Shape
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part((2, *self.shape), PRODUCT_BITS),)
@@ -117,6 +118,11 @@ class PiecesMask(Kind, frozen=True):
 
     def shared_parts(self) -> tuple[Part, ...]:
         return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, PRODUCT_BITS) for _ in range(5))
+
+    def fit(self, shapes: Shapes) -> Fit:
+        fits(shapes.mask(self.x) == shapes.mask(self.index) == self.shape)
+        count = math.prod(self.shape)
+        return Fit(tuple(part.shape for part in self.shared_parts()), None, 8 * count + hot_held(count, _WORDS))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         (a, b), r = server[0] + client[0], masks.mask(self.x)

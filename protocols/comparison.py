@@ -6,13 +6,15 @@ one-hot digits of the mask in place of oblivious transfer, and ABY2.0's multi-in
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 from protocols.rows import MAX_SINGLE
@@ -60,19 +62,24 @@ class CompareMask(Kind, frozen=True):
     """
 
     wire: Number
-    shape: Numbers
-    r_shape: Numbers
-    bits: Number
-    single: Number = 0
+    shape: Shape
+    r_shape: Shape
+    bits: Bits
+    single: Flag = 0
 
     def bounded(self) -> bool:
         """See `Kind`: the work for the products of masks grows fast."""
-        return super().bounded() and self.bits <= (MAX_SINGLE if self.single else MAX_BITS)
+        return self.bits <= (MAX_SINGLE if self.single else MAX_BITS)
 
     @property
     def digits(self) -> tuple[tuple[int, int], ...]:
         """See `digits`."""
         return digits(self.bits, self.single)
+
+    def difference_fit(self, shapes: Shapes) -> tuple[tuple[int, ...], int]:
+        """The shape of R, and the elements that are held for it beyond the masks."""
+        fits(math.prod(shapes.mask(self.wire)) == math.prod(self.r_shape))
+        return self.r_shape, math.prod(self.r_shape)
 
     def difference(self, masks: Masks) -> Tensor:
         """R."""
@@ -91,6 +98,15 @@ class CompareMask(Kind, frozen=True):
         )
         joint = (Part(self.shape, width, xor=True) for width in joint_widths(len(self.digits)))
         return (*words, *joint)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        r_shape, held = self.difference_fit(shapes)
+        fits(r_shape == self.r_shape, np.broadcast_shapes(self.shape, r_shape) == self.shape)
+        parts, number = self.shared_parts(), len(self.digits)
+        words = sum(part.count for part in parts[:number])  # of all one-hots
+        count, products = math.prod(self.shape), len(_joint(number))
+        held += (4 + 4 * number) * math.prod(r_shape) + 2 * words + (8 + len(parts) - number) * count
+        return Fit(tuple(part.shape for part in parts), self.shape, held, 2 * number * products * count)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r = reduce(self.difference(masks), self.bits)
@@ -187,12 +203,19 @@ class BitMask(Kind, frozen=True):
 
     compare: Number
     wire: Number
-    shape: Numbers
-    bits: Number
-    spread: Numbers = ()  # r's shape before broadcasting
+    shape: Shape
+    bits: Bits
+    spread: Shape = ()  # r's shape before broadcasting
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        shape = shapes.mask(self.compare)
+        if self.wire:
+            fits(math.prod(shapes.mask(self.wire)) == math.prod(self.spread))
+            shape = np.broadcast_shapes(shape, self.spread)
+        return Fit((shape,), None, math.prod(shape))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         rho = masks.mask(self.compare)

@@ -11,10 +11,10 @@ import functools
 import hashlib
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -29,10 +29,17 @@ Dealt = tuple[Sequence[Tensor], Tensor | None]
 """The values to share, and what later kinds may refer to by this correlation's name."""
 
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
-MAX_AXES = 8
 
-Number = Annotated[int, msgspec.Meta(gt=-MAX_ELEMENTS, lt=MAX_ELEMENTS)]
-Numbers = tuple[Number, ...]
+Number = Annotated[int, msgspec.Meta(ge=0, lt=MAX_ELEMENTS)]
+Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
+Bits = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Shift = Annotated[int, msgspec.Meta(ge=0, le=63)]
+Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=8)]
+Layout = Annotated[tuple[Number, ...], msgspec.Meta(max_length=3)]  # of rows, `protocols.rows`; or none
+Names = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1, max_length=1 << 16)]
+Text = Annotated[str, msgspec.Meta(max_length=300)]
+FIELDS = (Number, Flag, Bits, Shift, Shape, Layout, Names, Text)
+"""The types that a kind's fields may have; a peer's values are held to them where they are read."""
 
 
 class Role(StrEnum):
@@ -70,12 +77,6 @@ def size_of(parts: Iterable[Part]) -> int:
     return sum([part.size for part in parts])
 
 
-def _elements(rows: Sequence[int]) -> int:
-    """Elements of the full matrix of a layout of rows (`protocols.rows`)."""
-    first, number, step = rows
-    return number * (first + number * step)
-
-
 class Masks(Protocol):
     """What a dealer knows while it deals: earlier masks by name, and the weight masks."""
 
@@ -86,21 +87,46 @@ class Masks(Protocol):
         """B of the weight with this name, (in, out)."""
 
 
+class Shapes(Protocol):
+    """The same by shapes alone, which are public; CorrelationError for what does not exist."""
+
+    def mask(self, name: int) -> tuple[int, ...]:
+        """Of an earlier mask."""
+
+    def weight_mask(self, name: str) -> tuple[int, ...]:
+        """Of the mask of a weight."""
+
+
+class Fit(NamedTuple):
+    """What it comes to to deal a kind, said from shapes before anything is made."""
+
+    values: tuple[tuple[int, ...], ...]  # shapes of what `deal` will share, which must be those of the parts
+    left: tuple[int, ...] | None = None  # of what it will leave under its name
+    held: int = 0  # elements that it holds at a time beyond the parts, at most
+    macs: int = 0  # steps beyond one for each of those: multiply-adds
+
+
+def fits(*equal: bool) -> None:
+    """ValueError, which becomes a CorrelationError, unless all that a kind and the masks that it names must have in common is so."""
+    if not all(equal):
+        raise ValueError("shapes that do not fit")
+
+
 @cache
-def _any_kind() -> Any:
-    """The union of all kinds."""
-    return functools.reduce(operator.or_, Kind.registry.values())
+def _decoder() -> msgspec.msgpack.Decoder[Any]:
+    """Of any kind."""
+    return msgspec.msgpack.Decoder(functools.reduce(operator.or_, Kind.registry.values()))
 
 
 class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all kinds; a subclass has fields of the types Number, Numbers and str, and is a list of its name and them on a wire."""
+    """Base of all kinds; a subclass has fields of the types in `FIELDS`, and is a list of its name and them on a wire."""
 
     registry: ClassVar[dict[str, type[Kind]]] = {}
     drawn_early: ClassVar[bool] = False  # whether the client's own part may be needed before the query
 
     def __init_subclass__(cls) -> None:
         Kind.registry[cls.__name__] = cls
-        _any_kind.cache_clear()
+        _decoder.cache_clear()
 
     def server_parts(self) -> tuple[Part, ...]:
         """Private randomness of S."""
@@ -118,15 +144,20 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
         """Private randomness of this party."""
         return self.server_parts() if role is Role.SERVER else self.client_parts()
 
+    def fit(self, shapes: Shapes) -> Fit:
+        """Holds the fields against the masks that they name, and says what `deal` will make; ValueError or LookupError if they do not fit.
+
+        It allocates nothing: the fields come from a peer, and so do the names.
+        """
+        raise NotImplementedError
+
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's."""
+        """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's. `fit` came before."""
         raise NotImplementedError
 
     def bounded(self) -> bool:
-        """Whether the fields that sizes are computed from may be used to compute them: they come from a peer."""
-        shape, rows = getattr(self, "shape", ()), getattr(self, "rows", ())
-        held = len(rows) in (0, 3) and min(rows, default=0) >= 0 and (not rows or _elements(rows) <= MAX_ELEMENTS)
-        return held and 1 <= getattr(self, "bits", 1) <= 64 and 0 <= getattr(self, "shift", 0) < 64 and len(shape) <= MAX_AXES
+        """Whether the fields that the number of parts and their bits are computed from are in bounds, beside their types'."""
+        return True
 
     @property
     def dealer_bytes(self) -> int:
@@ -137,15 +168,18 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
 class Mask(Kind, frozen=True):
     """An opening mask r = r_S + r_C for one wire; no bytes. With `keep` it outlives its pass (a cached key or value)."""
 
-    shape: Numbers
-    bits: Number
-    keep: Number = 0
+    shape: Shape
+    bits: Bits
+    keep: Flag = 0
     drawn_early: ClassVar[bool] = True
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
 
     client_parts = server_parts
+
+    def fit(self, shapes: Shapes) -> Fit:
+        return Fit((), self.shape, 2 * math.prod(self.shape))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (), reduce(server[0] + client[0], self.bits)
@@ -238,19 +272,23 @@ class KindHash:
         return self._hash.digest()
 
 
-def from_wire(fields: Any) -> Kind:
-    """The kind of what its list says, checked: known name, right number and types of fields, bounded sizes."""
+def on_wire(kinds: Iterable[Kind]) -> list[msgspec.Raw]:
+    """As `from_wire` reads them."""
+    return [msgspec.Raw(msgspec.msgpack.encode(kind)) for kind in kinds]
+
+
+def from_wire(data: bytes | msgspec.Raw) -> Kind:
+    """The kind of what was encoded, checked: known name, right number and types of fields, bounded sizes."""
     try:
-        made: Kind = msgspec.convert(fields, _any_kind())
-    except msgspec.ValidationError as error:
+        made: Kind = _decoder().decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         remedy = "compare the versions of all three parties"
         raise CorrelationError(f"a correlation was asked for that is none of this release: {str(error)[:200]}", remedy=remedy) from None
     what = f"a {type(made).__name__} was asked for with"
     if not made.bounded():
         raise CorrelationError(f"{what} a field out of bounds")
-    for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts()):
-        if not 1 <= part.bits <= 64 or min(part.shape, default=1) < 0 or part.count > MAX_ELEMENTS:
-            raise CorrelationError(f"{what} a size out of bounds")
+    if max((part.count for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts())), default=0) > MAX_ELEMENTS:
+        raise CorrelationError(f"{what} a size out of bounds")
     return made
 
 
@@ -316,69 +354,3 @@ class Store:
         correlation = self.peek(kind, name)
         self._payloads.pop(name, None)
         return correlation
-
-
-class Dealer:
-    """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query."""
-
-    def __init__(
-        self, server_seed: bytes, client_seed: bytes, weight_masks: Mapping[str, Tensor], device: torch.device | str = "cpu"
-    ) -> None:
-        self._server, self._client = Prg(server_seed), Prg(client_seed)
-        self._weight_masks = weight_masks
-        self._device = device
-        self._masks: dict[int, Tensor] = {}
-        self._kept: dict[int, Tensor] = {}
-        self.next_name = 1
-
-    def __repr__(self) -> str:
-        return f"Dealer(next_name={self.next_name}, seeds hidden)"
-
-    def mask(self, name: int) -> Tensor:
-        """See `Masks`."""
-        found = self._masks.get(name)
-        if found is None:
-            found = self._kept.get(name)
-        if found is None:
-            raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist", party="dealer")
-        return found
-
-    def weight_mask(self, name: str) -> Tensor:
-        """See `Masks`."""
-        if name not in self._weight_masks:
-            raise CorrelationError(f"a correlation refers to the weight {name[:80]!r}, which does not exist", party="dealer")
-        return self._weight_masks[name]
-
-    def deal(self, kind: Kind) -> bytes:
-        """The client's payload of the next correlation."""
-        name, self.next_name = self.next_name, self.next_name + 1
-        server_stream, client_stream = self._server.stream(name), self._client.stream(name)
-        server = [server_stream.uniform(p.shape, p.bits, self._device) for p in kind.server_parts()]
-        client = [client_stream.uniform(p.shape, p.bits, self._device) for p in kind.client_parts()]
-        parts = kind.shared_parts()
-        shares = [server_stream.uniform(p.shape, p.bits, self._device) for p in parts]
-        try:
-            values, left = kind.deal(self, server, client, shares)
-        except (RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
-            # the fields came from a peer, and each alone was in bounds
-            raise CorrelationError(f"the fields of a {type(kind).__name__} do not fit the masks that they name", party="dealer") from error
-        if [value.shape for value in values] != [part.shape for part in parts]:
-            raise CorrelationError(f"the shape of a {type(kind).__name__} does not fit the masks that it names", party="dealer")
-        if left is not None:
-            (self._kept if isinstance(kind, Mask) and kind.keep else self._masks)[name] = left
-        own = [value ^ share if part.xor else value - share for value, share, part in zip(values, shares, parts, strict=True)]
-        return pack_parts(own, parts)
-
-    def end_pass(self) -> None:
-        """Forgets all masks that no later pass refers to."""
-        self._masks.clear()
-
-    def rewind(self, name: int) -> None:
-        """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
-        self.next_name = name
-        self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
-
-    def forget(self) -> None:
-        """Forgets the cached wires' masks too (the context was reset)."""
-        self._masks.clear()
-        self._kept.clear()

@@ -7,6 +7,7 @@ not from a machine's libm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -14,10 +15,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Dealt, Fit, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, like, reduce
-from protocols.rows import Rows
+from protocols.rows import INDEX, Rows
 from protocols.shares import Shares, Wire
 
 FRAC = 12  # of the scores
@@ -91,9 +92,9 @@ class ExpMask(Kind, frozen=True):
 
     x: Number
     maximum: Number
-    shape: Numbers
-    shift: Number
-    rows: Numbers
+    shape: Shape
+    shift: Shift
+    rows: Layout
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, OUT_BITS),)
@@ -102,6 +103,11 @@ class ExpMask(Kind, frozen=True):
 
     def shared_parts(self) -> tuple[Part, ...]:
         return Part(self.shape, 1 << HIGH, xor=True), Part(self.shape, OUT_BITS), Part(self.shape, OUT_BITS)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        rows, x = Rows.read(self.rows), shapes.mask(self.x)
+        fits(len(x) == 2, x[-1] == rows.count, shapes.mask(self.maximum) == (x[0], rows.number))
+        return Fit((x, x, x), None, 22 * math.prod(x) + INDEX * rows.count)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r = reduce(masks.mask(self.x) - Rows(*self.rows).spread(masks.mask(self.maximum) << self.shift), BITS)

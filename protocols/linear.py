@@ -7,14 +7,16 @@ W~ = W + B to C. D never sees W~, C never sees B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
-from protocols.matrix import matmul, matmul_transposed
+from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, Text, fits
+from protocols.matrix import matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
 from protocols.ring import add, blank, known, reduce
@@ -50,13 +52,13 @@ def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
 class LinearMask(Kind, frozen=True):
     """r (rows, in) of C; shares of r B, (rows, out). Diagonal: r (rows..., n), shares of r * B[slice]."""
 
-    weight: str
-    shape: Numbers  # of the input
+    weight: Text
+    shape: Shape  # of the input
     out: Number  # columns of the output
-    bits: Number
-    diagonal: Number = 0
-    transposed: Number = 0
-    window: Numbers = ()  # diagonal: first and last + 1 index of the weight's second axis
+    bits: Bits
+    diagonal: Flag = 0
+    transposed: Flag = 0
+    window: Shape = ()  # diagonal: first and last + 1 index of the weight's second axis
 
     def client_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -74,6 +76,20 @@ class LinearMask(Kind, frozen=True):
         if self.diagonal:
             return x * w if known(x, w) else blank(*x.shape)
         return matmul_transposed(x, w, self.bits, small) if self.transposed else matmul(x, w, self.bits, small)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        w = shapes.weight_mask(self.weight)
+        if self.window:
+            first, end = self.window
+            fits(len(w) == 2, first <= end <= w[1])
+            w = (w[0], end - first, 1)
+        if self.diagonal:
+            shape = np.broadcast_shapes(self.shape, w)
+            return Fit((shape,), None, math.prod(shape))
+        inner, columns = reversed(w) if self.transposed else w
+        fits(len(self.shape) > 0, self.shape[-1] == inner)
+        sizes = (1, math.prod(self.shape[:-1]), inner, columns)
+        return Fit(((*self.shape[:-1], columns),), None, product_held(*sizes), math.prod(sizes))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (self.times(client[0], masks.weight_mask(self.weight)),), None

@@ -92,6 +92,13 @@ def limb_product(x: Tensor, y: Tensor, bits: int, small: bool = False) -> Tensor
     return total
 
 
+def product_held(batch: int, rows: int, inner: int, columns: int) -> int:
+    """Elements that `matmul` holds at a time for `batch` products, its operands aside: the result, and on the CPU limbs and blocks."""
+    terms = min(inner, BLOCK // NARROWEST)
+    left, right = 4 * batch * rows * terms, 3 * min(batch * inner * columns, max(BLOCK, NARROWEST * terms * batch))
+    return left + right + 8 * batch * rows * columns
+
+
 def _directly(x: Tensor, rows: int) -> bool:
     """Whether torch's int64 product is to be used: only the CPU has one, and it makes a few tenths of 10^9 multiply-adds a second."""
     return x.device.type == "cpu" and rows < FEW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
 from protocols.opening import open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
-from protocols.rows import Group, Rows, single_digit, tournament
+from protocols.rows import INDEX, Group, Rows, group_sizes, single_digit, tournament
 from protocols.shares import Shares, Wire
 
 
@@ -59,6 +60,14 @@ def _expansion(number: int) -> Tensor:
     return torch.from_numpy(table)
 
 
+def _group_fit(rows: Rows, level: int, group: int) -> tuple[int, int, int]:
+    """(N of the level, groups, size) of the groups of one size."""
+    count, found = group_sizes(rows, level)
+    size, groups = found[group]
+    fits(size > 1)
+    return count, groups, size
+
+
 def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
     return tournament(Rows(*rows))[level].groups[group]
 
@@ -67,13 +76,17 @@ class UpperMask(Kind, frozen=True):
     """The mask of a wire's upper bits, r >> shift, as a wire of its own; shared if `deals`."""
 
     wire: Number
-    shape: Numbers
-    shift: Number
-    bits: Number
-    deals: Number = 1
+    shape: Shape
+    shift: Shift
+    bits: Bits
+    deals: Flag = 1
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),) if self.deals else ()
+
+    def fit(self, shapes: Shapes) -> Fit:
+        shape = shapes.mask(self.wire)
+        return Fit((shape,) if self.deals else (), shape, 2 * math.prod(shape))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         upper = reduce(masks.mask(self.wire) >> self.shift, self.bits)
@@ -90,9 +103,16 @@ def upper_wire(party: Party, wire: Wire, shift: int) -> Wire:
 class PairCompareMask(CompareMask, frozen=True):
     """All pairs within the groups of one size: R = r_i - r_j, (H, groups, pairs)."""
 
-    rows: Numbers = ()
+    rows: Layout = ()
     level: Number = 0
     group: Number = 0
+
+    def difference_fit(self, shapes: Shapes) -> tuple[tuple[int, ...], int]:
+        (heads, elements), rows = shapes.mask(self.wire), Rows.read(self.rows)
+        count, groups, size = _group_fit(rows, self.level, self.group)
+        fits(elements == count)
+        pairs = size * (size - 1) // 2
+        return (heads, groups, pairs), heads * groups * (size + 3 * pairs) + INDEX * rows.count
 
     def difference(self, masks: Masks) -> Tensor:
         group = _group(self.rows, self.level, self.group)
@@ -108,14 +128,24 @@ class SelectorMask(Kind, frozen=True):
 
     compare: Number
     wire: Number
-    shape: Numbers
-    bits: Number
-    rows: Numbers
+    shape: Shape
+    bits: Bits
+    rows: Layout
     level: Number
     group: Number
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        heads, groups, pairs = shapes.mask(self.compare)
+        rows = Rows.read(self.rows)
+        count, number, size = _group_fit(rows, self.level, self.group)
+        fits((groups, pairs) == (number, size * (size - 1) // 2))
+        fits(not self.wire or shapes.mask(self.wire) == (heads, count))
+        each, products = heads * groups * (size - 1), 1 << size - 1
+        held = each * (size + 7 * products) + 2 * heads * groups * size + INDEX * rows.count
+        return Fit(((heads, groups, size - 1, products - 1),), None, held)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)

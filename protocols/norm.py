@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
 from protocols.maximum import UpperMask
 from protocols.opening import open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
 from protocols.product import multiply
 from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
-from protocols.table import WORD, one_hot, read
+from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import rescale
 
 OCTAVES = 19  # powers of four below the largest sum of squares that are told apart
@@ -57,11 +57,15 @@ class SquareMask(Kind, frozen=True):
     """Shares of the rows' sums of r^2, (rows), for a wire (rows, d)."""
 
     wire: Number
-    shape: Numbers
-    bits: Number
+    shape: Shape
+    bits: Bits
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        *rows, width = shapes.mask(self.wire)
+        return Fit((tuple(rows),), None, math.prod(rows) * (width + 1))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (masks.mask(self.wire).square().sum(-1),), None
@@ -72,7 +76,7 @@ class InverseRootMask(Kind, frozen=True):
 
     mantissa: Number
     index: Number
-    shape: Numbers
+    shape: Shape
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, RING),)
@@ -81,6 +85,11 @@ class InverseRootMask(Kind, frozen=True):
 
     def shared_parts(self) -> tuple[Part, ...]:
         return Part((*self.shape, _WORDS), WORD, xor=True), Part((8, *self.shape), RING)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        fits(shapes.mask(self.mantissa) == shapes.mask(self.index) == self.shape)
+        count = math.prod(self.shape)
+        return Fit(tuple(part.shape for part in self.shared_parts()), None, 26 * count + hot_held(count, _WORDS))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         a, r = server[0] + client[0], masks.mask(self.mantissa)

@@ -5,17 +5,19 @@ A wire is opened once; every product that reads it costs the dealer a sharing of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
-from protocols.matrix import matmul
+from protocols.correlations import Bits, Dealt, Fit, Kind, Layout, Masks, Names, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.matrix import matmul, product_held
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
-from protocols.rows import Rows
+from protocols.rows import INDEX, Rows
 from protocols.shares import Hidden, Shares, Wire
 
 
@@ -24,12 +26,21 @@ class ProductMask(Kind, frozen=True):
 
     x: Number
     y: Number
-    shape: Numbers
-    bits: Number
-    rows: Numbers = ()
+    shape: Shape
+    bits: Bits
+    rows: Layout = ()
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        x, y, index = shapes.mask(self.x), shapes.mask(self.y), 0
+        if self.rows:
+            rows = Rows.read(self.rows)
+            fits(len(x) == 2, x[-1] == rows.count, y == (x[0], rows.number))
+            y, index = x, INDEX * rows.count
+        shape = np.broadcast_shapes(x, y)
+        return Fit((shape,), None, 2 * math.prod(shape) + index)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = masks.mask(self.y)
@@ -40,12 +51,29 @@ class MatmulMask(Kind, frozen=True):
     """Shares of r_x r_y, batched: (..., n, d) x (..., d, m). `y` may name several wires, joined along their rows."""
 
     x: Number
-    y: Numbers
-    shape: Numbers
-    bits: Number
+    y: Names
+    shape: Shape
+    bits: Bits
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def _joined(self, shapes: Shapes) -> tuple[int, ...]:
+        """Of all that `y` names."""
+        found = [shapes.mask(name) for name in self.y]
+        *batch, _, width = found[0]
+        fits(*((*each[:-2], each[-1]) == (*batch, width) for each in found))
+        return (*batch, sum(each[-2] for each in found), width)
+
+    def _product(self, x: tuple[int, ...], y: tuple[int, ...], made: int = 0) -> Fit:
+        """Of x (..., n, d) and y (..., d, m), where `made` elements are made besides."""
+        fits(len(x) >= 2, len(y) >= 2, x[-1] == y[-2])
+        batch = np.broadcast_shapes(x[:-2], y[:-2])
+        sizes = (math.prod(batch), *x[-2:], y[-1])
+        return Fit(((*batch, x[-2], y[-1]),), None, math.prod(y) + product_held(*sizes) + made, math.prod(sizes))
+
+    def fit(self, shapes: Shapes) -> Fit:
+        return self._product(shapes.mask(self.x), self._joined(shapes))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (matmul(masks.mask(self.x), torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
@@ -54,7 +82,13 @@ class MatmulMask(Kind, frozen=True):
 class RowsTimesMatrixMask(MatmulMask, frozen=True):
     """The same where x is packed: the rows' elements alone, (H, N), the rest of the (rows, columns) matrix being 0."""
 
-    rows: Numbers = ()
+    rows: Layout = ()
+
+    def fit(self, shapes: Shapes) -> Fit:
+        rows, x = Rows.read(self.rows), shapes.mask(self.x)
+        fits(x[-1] == rows.count)
+        made = math.prod(x[:-1]) * rows.total
+        return self._product((*x[:-1], rows.number, rows.columns), self._joined(shapes), made + INDEX * rows.count)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         x = Rows(*self.rows).unpack(masks.mask(self.x))
@@ -64,7 +98,14 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
 class MatrixTimesRowsMask(MatmulMask, frozen=True):
     """Shares of the rows' elements of r_x r_y^T, (H, N): the rest is neither dealt nor sent."""
 
-    rows: Numbers = ()
+    rows: Layout = ()
+
+    def fit(self, shapes: Shapes) -> Fit:
+        rows, y = Rows.read(self.rows), self._joined(shapes)
+        whole = self._product(shapes.mask(self.x), (*y[:-2], y[-1], y[-2]), INDEX * rows.count)
+        *batch, number, columns = whole.values[0]
+        fits((number, columns) == (rows.number, rows.columns))
+        return whole._replace(values=((*batch, rows.count),))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         y = torch.cat([masks.mask(name) for name in self.y], -2)

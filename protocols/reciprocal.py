@@ -6,18 +6,19 @@ double in width with the octave as in SIGMA's normalisation (2023/1269), here th
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
 from protocols.opening import open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, like
 from protocols.shares import Shares, Wire
-from protocols.table import WORD, one_hot, read
+from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import rescale
 
 INDEX_BITS = 9
@@ -78,14 +79,14 @@ class ReciprocalMask(Kind, frozen=True):
     """
 
     sum: Number
-    shape: Numbers
+    shape: Shape
     frac: Number
     number: Number
-    bits: Number
+    bits: Bits
 
     def bounded(self) -> bool:
         """See `Kind`: the products double with each table."""
-        return super().bounded() and UNIT <= self.frac <= 32 and 1 <= self.number <= 8
+        return UNIT <= self.frac <= 32 and 1 <= self.number <= 8
 
     def server_parts(self) -> tuple[Part, ...]:
         masks = Part((self.number, 2, *self.shape), self.bits)
@@ -96,6 +97,12 @@ class ReciprocalMask(Kind, frozen=True):
     def shared_parts(self) -> tuple[Part, ...]:
         products = 4 * (2**self.number - 1)
         return Part((self.number, *self.shape, _WORDS), WORD, xor=True), Part((products, *self.shape), self.bits)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        fits(shapes.mask(self.sum) == self.shape)
+        count, products = math.prod(self.shape), 1 << self.number
+        held = count * (self.number * (_WORDS + 16) + 10 * products) + self.number * hot_held(count, _WORDS)
+        return Fit(tuple(part.shape for part in self.shared_parts()), None, held)
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         r, lines = masks.mask(self.sum), server[0] + client[0]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols.memo import Memo
+
 
 def reduce(x: Tensor, bits: int) -> Tensor:
     """The representative of x in [0, 2^bits); at 64 bits the int64 itself."""
@@ -91,7 +93,12 @@ def multiply(a: Tensor, b: int | Tensor) -> Tensor:
     return a * b if known(a, b) else blank(*common_shape(a, b))
 
 
-@lru_cache(maxsize=512)
+def nbytes(x: Tensor) -> int:
+    """What a tensor takes."""
+    return x.nbytes
+
+
+@Memo(256 * 2**20).kept(nbytes)
 def _moved(constant: Tensor, device: torch.device) -> Tensor:
     return constant.to(device)
 

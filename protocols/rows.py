@@ -6,20 +6,26 @@ rows of equal length have step = 0. The elements of a group (a head) lie side by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.ring import blank, like
+from protocols.memo import Memo
+from protocols.ring import blank, like, nbytes
 
 RADIX = 4
 WIDE_RADIX = 8  # where one row is left of at most so many elements
 WIDE_FROM = 4096
 MAX_SINGLE = 16  # bits of a comparison that may take one digit
 SINGLE_BYTES = 1 << 20  # what single digits may cost at a level
+MAX_COUNT = 1 << 31  # elements of one group's rows
+INDEX = 6  # places that are made for each element, at most, where a layout is first used
+
+_layouts = Memo(256 * 2**20)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,15 @@ class Rows:
     def total(self) -> int:
         """Elements of the full matrix, which local products pass over."""
         return self.number * self.columns
+
+    @staticmethod
+    def read(fields: Sequence[int]) -> Rows:
+        """Of integers that come from a peer; ValueError unless every row has an element, and all of them are not too many."""
+        first, number, step = fields
+        rows = Rows(first, number, step)
+        if min(first, number) < 1 or step < 0 or rows.count > MAX_COUNT:
+            raise ValueError("rows without elements, or too many of them")
+        return rows
 
     def pack(self, x: Tensor) -> Tensor:
         """(..., number, columns) -> (..., N)."""
@@ -96,13 +111,13 @@ class Level:
     count: int  # N of the next level
 
 
-@lru_cache(maxsize=256)
+@_layouts.kept(nbytes)
 def _flat(rows: Rows) -> Tensor:
     starts = np.repeat(np.arange(rows.number) * rows.columns, rows.lengths)
     return torch.from_numpy(starts + _within(rows.lengths))
 
 
-@lru_cache(maxsize=256)
+@_layouts.kept(nbytes)
 def _row_of(rows: Rows) -> Tensor:
     return torch.from_numpy(np.repeat(np.arange(rows.number), rows.lengths))
 
@@ -135,7 +150,11 @@ def radices(rows: Rows) -> tuple[int, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=256)
+def _level_bytes(levels: tuple[Level, ...]) -> int:
+    return sum(level.order.nbytes + sum(group.index.nbytes for group in level.groups) for level in levels)
+
+
+@_layouts.kept(_level_bytes)
 def tournament(rows: Rows) -> tuple[Level, ...]:
     """Levels that reduce every row to one element, in groups of at most the `radices`."""
     lengths, levels = rows.lengths, []
@@ -158,10 +177,27 @@ def tournament(rows: Rows) -> tuple[Level, ...]:
     return tuple(levels)
 
 
+def group_sizes(rows: Rows, level: int) -> tuple[int, list[tuple[int, int]]]:
+    """Elements that a level of a tournament begins with, and of its groups by size (size, how many); made without any of them."""
+    lengths = rows.lengths if rows.step else np.array([rows.first])
+    times = 1 if rows.step else rows.number  # rows of one length are counted once
+    widths = radices(rows)
+    if level >= len(widths):
+        raise LookupError("the tournament has fewer levels")
+    for radix in widths[:level]:
+        lengths = -(-lengths // radix)
+    whole, rest = np.divmod(lengths, widths[level])
+    counts = np.bincount(rest, minlength=widths[level])
+    counts[0] = 0
+    found = [(size, times * int(count)) for size, count in enumerate(counts) if count]
+    full = times * int(whole.sum())
+    return times * int(lengths.sum()), [*found, *([(widths[level], full)] if full else [])]
+
+
 def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
     """Whether the comparisons of a level take one digit, a round less for a one-hot of 2^(bits - 1) bits.
 
     Of a single row alone, where few are left: of many rows the one-hots would be too many.
     """
-    pairs = sum(len(group.index) * group.size * (group.size - 1) // 2 for group in tournament(rows)[level].groups)
+    pairs = sum(groups * size * (size - 1) // 2 for size, groups in group_sizes(rows, level)[1])
     return rows.number == 1 and bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= SINGLE_BYTES

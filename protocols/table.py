@@ -28,6 +28,11 @@ def one_hot(mask: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     return hot, 2 * (shares.gather(-1, word)[..., 0] >> (place & 63) & 1) - 1
 
 
+def hot_held(count: int, words: int) -> int:
+    """Elements that `one_hot` makes for `count` places."""
+    return count * (2 * words + 12)
+
+
 def _rotate(words: Tensor, places: Tensor) -> Tensor:
     """Every row of words (..., n) rotated left by its number of bits."""
     count = words.shape[-1]

@@ -5,9 +5,10 @@ Source: Cheetah's truncation and extension with known sign (ePrint 2022/207), SI
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
-from protocols.correlations import Dealt, Kind, Masks, Number, Numbers, Part, Tensors
+from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Part, Shape, Shapes, Tensors
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
@@ -16,8 +17,8 @@ from protocols.shares import Shares
 class OrMask(Kind, frozen=True):
     """Bits b_S of S and b_C of C; shares of b_S b_C in Z_2^bits."""
 
-    shape: Numbers
-    bits: Number
+    shape: Shape
+    bits: Bits
     drawn_early: ClassVar[bool] = True
 
     def server_parts(self) -> tuple[Part, ...]:
@@ -27,6 +28,9 @@ class OrMask(Kind, frozen=True):
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        return Fit((self.shape,), None, math.prod(self.shape))
 
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         return (server[0] & client[0],), None

@@ -11,7 +11,7 @@ import pytest
 
 from privinf.party.conversation import Conversation
 from privinf.party.sampling import Sampling
-from protocols.correlations import Dealer
+from protocols.dealing import Dealer
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
 from tests import trio as t
 from tests.trio import Trio, trio

@@ -9,7 +9,8 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocols.correlations import Dealer, Mask, Role, Store
+from protocols.correlations import Mask, Role, Store
+from protocols.dealing import Dealer
 from protocols.linear import Weight, weight_mask
 from protocols.prg import SEED_BYTES, Prg, derive, new_seed
 from protocols.ring import reduce

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from privinf.transport.memory import memory_pair
-from protocols.correlations import Dealer, Kind, KindHash, Part, Role, Store
+from protocols.correlations import Kind, KindHash, Part, Role, Store
+from protocols.dealing import Dealer
 from protocols.linear import Weight, mask_weight, weight_mask
 from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Trace
 from protocols.prg import new_seed
@@ -148,8 +149,7 @@ class Session:
         for cost in traces[Role.CLIENT].costs.values():
             predicted += cost
         with self.within():
-            payload = b"".join(self.dealer.deal(kind) for kind in kinds)
-        self.dealer.end_pass()
+            payload = b"".join(self.dealer.deal_pass(kinds))
         assert len(payload) == predicted.dealer_bytes
         splits = int(torch.randint(2**62, ()))
         channels = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from privinf.cli import common
 
 
@@ -10,6 +14,9 @@ def dealer(
     keys: common.Keys,
     metrics: common.Metrics = None,
     sessions: common.Sessions = 64,
+    memory: Annotated[
+        int, typer.Option("--memory", metavar="B", min=1, help="Bytes that a session may hold at a time, the masks of its model included.")
+    ] = 8 * 2**30,
     idle: common.Idle = 3600.0,
     drain: common.Drain = common.DRAIN_S,
     device: common.Device = "cpu",
@@ -25,7 +32,7 @@ def dealer(
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
-    options = common.make_options(timeout=timeout, device=device, cache=cache, sessions=sessions, idle=idle, drain=drain)
+    options = common.make_options(timeout=timeout, device=device, cache=cache, sessions=sessions, memory=memory, idle=idle, drain=drain)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.dealer import DealerService
     from privinf.party.memory import few_arenas

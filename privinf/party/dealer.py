@@ -39,16 +39,15 @@ from privinf.party.service import Service
 from privinf.party.stock import Stock
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import Dealer, Kind, KindHash, from_wire
-from protocols.errors import ConfigError, CorrelationError, HandshakeError, ProtocolDesync
+from protocols.correlations import KindHash, from_wire
+from protocols.dealing import ELEMENT, Dealer
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 
 log = logging.getLogger("privinf.dealer")
-MAX_PASS = 1 << 31  # elements of one pass, of all its parts
 MAX_CONTROL = 4 * 2**20
 MOST_AHEAD = 64 * 2**20  # bytes of a pass that are kept before it is asked for; a larger one is dealt then
-MAX_WEIGHTS = 1 << 31  # of one model, in sum
 
 
 @dataclass
@@ -110,8 +109,10 @@ class DealerService(Service):
     def _serve(self, connection: Connection, register: Register) -> None:
         connection.timeout = self.options.timeout
         weights = tuple(Weight(w.name, w.shape, w.bits, w.frac) for w in register.weights)
-        if sum(math.prod(w.shape) for w in weights) > MAX_WEIGHTS:
-            raise HandshakeError(f"a model of more than {MAX_WEIGHTS} weights is too large for this dealer", party="dealer")
+        size = sum(math.prod(w.shape) for w in weights) * ELEMENT
+        if size > self.options.memory:
+            what = f"the masks of the model's weights take {size} bytes, and a session may hold {self.options.memory} at this dealer"
+            raise HandshakeError(what, party="dealer", remedy="start the dealer with a larger --memory")
         server_seed, session = new_seed(), _Session(register.client, new_seed())
         with self._lock:
             if register.token in self._sessions:
@@ -161,16 +162,17 @@ class DealerService(Service):
                 connection.send_control(SessionSeed(server_seed))
                 client.send_control(SessionSeed(session.seed))
                 continue
-            dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device)
-            first, (kinds, head) = dealer.next_name, self._read(request)
-            payload: Iterable[bytearray] = self._dealt(dealer, kinds)
+            dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device, self.options.memory)
+            first = dealer.next_name
+            head, dealt = self._read(dealer, request)
+            payload: Iterable[bytearray] = self._messages(dealt)
             if isinstance(request, Foresee):
                 if head.size <= MOST_AHEAD:
                     with self.turns.turn(session.client):
                         payload = list(payload)
-                ahead = _Ahead(first, len(kinds), head, payload)
+                ahead = _Ahead(first, len(request.kinds), head, payload)
             else:
-                self._send(session, client, head, payload, len(kinds))
+                self._send(session, client, head, payload, len(request.kinds))
 
     def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates."""
@@ -182,32 +184,28 @@ class DealerService(Service):
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
 
-    def _read(self, request: Deal | Foresee) -> tuple[list[Kind], Dealt]:
-        """The kinds of a pass, checked, and what its client is told of it."""
-        kinds, digest = [from_wire(fields) for fields in request.kinds], KindHash()
+    def _read(self, dealer: Dealer, request: Deal | Foresee) -> tuple[Dealt, Iterator[bytes]]:
+        """What its client is told of a pass, and its payloads, of which nothing is made yet: all of it is checked and bounded first."""
+        kinds, digest = [from_wire(data) for data in request.kinds], KindHash()
         for kind in kinds:
             digest.update(kind)
-        parts = (part for kind in kinds for part in (*kind.server_parts(), *kind.client_parts(), *kind.shared_parts()))
-        if sum(part.count for part in parts) > MAX_PASS:
-            raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer")
-        return kinds, Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds))
+        dealt = dealer.deal_pass(kinds)
+        return Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)), dealt
 
-    def _dealt(self, dealer: Dealer, kinds: list[Kind]) -> Iterator[bytearray]:
+    def _messages(self, dealt: Iterator[bytes]) -> Iterator[bytearray]:
         """The payload of a pass, in messages."""
-        waiting = bytearray()
-        for kind in kinds:
-            try:
-                with walking(self.options.device):
-                    waiting += dealer.deal(kind)
-            except (IndexError, RuntimeError, ValueError, TypeError) as error:
-                # the request was well formed and yet makes no sense: shapes that do not fit
-                raise CorrelationError(f"a {type(kind).__name__} was asked for with shapes that do not fit", party="dealer") from error
+        waiting, ended = bytearray(), object()
+        while True:
+            with walking(self.options.device):
+                payload = next(dealt, ended)
+            if not isinstance(payload, bytes):
+                break
+            waiting += payload
             if len(waiting) >= CHUNK:
                 yield waiting
                 waiting = bytearray()
         if waiting:
             yield waiting
-        dealer.end_pass()
 
     def _send(self, session: _Session, client: Connection, head: Dealt, payload: Iterable[bytearray], correlations: int) -> None:
         """Sends a pass; what is still to be dealt is computed in turn."""

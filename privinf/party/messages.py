@@ -11,25 +11,28 @@ Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mar
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
 from privinf.version import PROTOCOL, VERSION
+from protocols import dealing
 from protocols.errors import HandshakeError
 
 MAX_BUNDLE = 64 * 2**20
-MAX_KINDS = 16 * 2**20  # bytes of one pass's list
+MAX_KINDS = 4 * 2**20  # bytes of one pass's list
 MAX_HELD = 1024  # prepared queries of one lane
 CHUNK = 2**18  # payload bytes of one of the dealer's messages, at least: the client begins with the first
 
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Seed = Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]
 Digest = Annotated[str, msgspec.Meta(max_length=64)]
+Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of a certificate; it becomes part of files' names
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Kinds = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=dealing.MAX_KINDS)]  # `correlations.on_wire`
 Held = Annotated[tuple[tuple[Index, Token], ...], msgspec.Meta(max_length=MAX_HELD)]
 
 
@@ -180,7 +183,7 @@ class Register(msgspec.Struct, frozen=True, tag=True):
     """S to D: a session, the certificate that its client has, and the seed of the weight masks with their public records."""
 
     token: Token
-    client: Digest
+    client: Fingerprint
     mask_seed: Seed
     weights: Annotated[tuple[WeightRecord, ...], msgspec.Meta(max_length=1 << 16)]
 
@@ -209,13 +212,13 @@ class SessionSeed(msgspec.Struct, frozen=True):
 class Deal(msgspec.Struct, frozen=True, tag=True):
     """S to D: the kinds of one pass, in order."""
 
-    kinds: Annotated[list[Any], msgspec.Meta(max_length=1 << 20)]  # lists on the wire; `correlations.from_wire` reads them
+    kinds: Kinds
 
 
 class Foresee(msgspec.Struct, frozen=True, tag=True):
     """S to D: the kinds of the pass that will most likely follow; D deals it and keeps what it dealt."""
 
-    kinds: Annotated[list[Any], msgspec.Meta(max_length=1 << 20)]  # lists on the wire; `correlations.from_wire` reads them
+    kinds: Kinds
 
 
 class Foreseen(msgspec.Struct, frozen=True, tag=True):

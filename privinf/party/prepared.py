@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections import deque
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import torch
@@ -23,7 +23,7 @@ from privinf.files import finish, refusals
 from privinf.party.messages import Index, Token
 from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import Kind, Role, Store, from_wire, pack_parts
+from protocols.correlations import Kind, Role, Store, from_wire, on_wire, pack_parts
 from protocols.errors import CorrelationError
 
 MAGIC = b"privinf prepared query 1\n"
@@ -52,7 +52,7 @@ class Header(msgspec.Struct, frozen=True):
 class _PassRecord(msgspec.Struct, frozen=True):
     """One pass: its kinds, the bytes of its data, and at the server the bytes of each early message."""
 
-    kinds: list[Any]
+    kinds: list[msgspec.Raw]
     size: int
     early: list[int]
 
@@ -78,7 +78,7 @@ class Writer:
 
     def end_pass(self, kinds: list[Kind], early: list[int]) -> None:
         """What was written since the last call is one pass."""
-        self._passes.append(_PassRecord(kinds, self.size - self._begun, early))
+        self._passes.append(_PassRecord(on_wire(kinds), self.size - self._begun, early))
         self._begun = self.size
 
     def seal(self) -> None:

@@ -49,7 +49,7 @@ from privinf.party.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Role, Store, size_of
+from protocols.correlations import Role, Store, on_wire, size_of
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
 from protocols.party import Online, Party, Trace
 
@@ -265,7 +265,7 @@ class ServerSession:
         """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
         sketch, trace = self._sketched(request, runtime, first)
         self._allowance.afford(trace)
-        self.link.send_control(Deal(trace.kinds), MAX_KINDS)
+        self.link.send_control(Deal(on_wire(trace.kinds)), MAX_KINDS)
         return sketch, trace
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
@@ -289,7 +289,7 @@ class ServerSession:
             self.store.expect(name, kind)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
             self._foreseen = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
-        foresee = None if self._foreseen is None else msgspec.msgpack.encode(Foresee(self._foreseen[2].kinds))
+        foresee = None if self._foreseen is None else msgspec.msgpack.encode(Foresee(on_wire(self._foreseen[2].kinds)))
         # the sooner D has it the better; but one that does not fit the sockets' buffers waits until C and D are not waiting for each other
         if foresee is not None and len(foresee) <= CONTROL_LIMIT:
             self.link.send(foresee, Kind.CONTROL)

@@ -71,7 +71,7 @@ def public_part(role: str, message: memoryview) -> tuple[str, str]:
         except msgspec.MsgspecError:
             continue
         if isinstance(found, Deal | Foresee):
-            shapes = json.dumps(found.kinds[:3], separators=(",", ":"))
+            shapes = json.dumps([msgspec.msgpack.decode(kind) for kind in found.kinds[:3]], separators=(",", ":"))
             return f"{len(found.kinds)} shapes {'asked for' if isinstance(found, Deal) else 'foreseen'}", shapes[:120]
         return "a pass asked for", f"over {found.count} positions{'' if found.output else ', nothing revealed'}"
     return "control", "(not shown)"

@@ -1,0 +1,189 @@
+"""The dealer's side of the correlations: what a pass will take is known, and bounded, before anything of it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from protocols.correlations import Fit, Kind, Mask, pack_parts
+from protocols.errors import CorrelationError
+from protocols.prg import Prg
+
+MAX_KINDS = 1 << 16  # of one pass
+MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
+MAX_MACS = 1 << 41  # multiply-adds of one pass
+MEMORY = 8 * 2**30
+ELEMENT = 8  # bytes
+OWN, SHARED = 3, 7  # times a part: drawn, in its ring, and where it is shared subtracted, packed and joined
+ENTRY = 64  # elements that a mask counts beyond its own
+
+
+def _parts_held(kind: Kind) -> int:
+    """Elements that the parts of a kind take at a time while it is dealt, at most."""
+    own = sum(part.count for part in (*kind.server_parts(), *kind.client_parts()))
+    return OWN * own + SHARED * sum(part.count for part in kind.shared_parts())
+
+
+class _Sketch:
+    """A pass on shapes: see `Shapes`."""
+
+    def __init__(self, dealer: Dealer) -> None:
+        self._dealer = dealer
+        self._left: dict[int, tuple[int, ...]] = {}
+        self._last: dict[int, int] = {}  # the place of the last kind that names a mask of this pass
+        self._place = 0
+        self._before = dealer.held  # elements of the masks that are there already
+
+    def mask(self, name: int) -> tuple[int, ...]:
+        found = self._left.get(name)
+        if found is None:
+            return tuple(self._dealer.mask(name).shape)
+        self._last[name] = self._place
+        return found
+
+    def weight_mask(self, name: str) -> tuple[int, ...]:
+        return tuple(self._dealer.weight_mask(name).shape)
+
+    def of(self, kinds: Sequence[Kind], first: int) -> list[list[int]]:
+        """After each kind, the masks that no later one names; CorrelationError for what does not fit or is too much."""
+        needs, elements, macs = [], 0, 0
+        for self._place, kind in enumerate(kinds):
+            fit = self._fit(kind)
+            needs.append(fit.held + _parts_held(kind))
+            elements, macs = elements + needs[-1], macs + fit.macs
+            if fit.left is not None:
+                self._left[first + self._place] = fit.left
+                self._last[first + self._place] = self._place
+            self._dealer.afford(self._before + needs[-1], elements, macs)
+        gone: list[list[int]] = [[] for _ in kinds]
+        for name, place in self._last.items():
+            if not _is_kept(kinds[name - first]):
+                gone[place].append(name)
+        now = self._before
+        for place, need in enumerate(needs):
+            left = self._left.get(first + place)
+            own = 0 if left is None else ENTRY + math.prod(left)
+            self._dealer.afford(now + max(need, own), elements, macs)
+            now += own
+            now -= sum(ENTRY + math.prod(self._left[name]) for name in gone[place])
+        return gone
+
+    def _fit(self, kind: Kind) -> Fit:
+        name = type(kind).__name__
+        try:
+            fit = kind.fit(self)
+        except (ValueError, LookupError) as error:
+            raise CorrelationError(f"the fields of a {name} do not fit the masks that they name", party="dealer") from error
+        if fit.values != tuple(part.shape for part in kind.shared_parts()):
+            raise CorrelationError(f"the shape of a {name} does not fit the masks that it names", party="dealer")
+        return fit
+
+
+def _is_kept(kind: Kind) -> bool:
+    return isinstance(kind, Mask) and bool(kind.keep)
+
+
+class Dealer:
+    """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query.
+
+    `memory`: the bytes that the session may hold at a time, its weight masks included.
+    """
+
+    def __init__(
+        self,
+        server_seed: bytes,
+        client_seed: bytes,
+        weight_masks: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        memory: int = MEMORY,
+    ) -> None:
+        self._server, self._client = Prg(server_seed), Prg(client_seed)
+        self._weight_masks = weight_masks
+        self._device = device
+        self._memory = memory
+        self._most = memory // ELEMENT - sum(mask.numel() for mask in weight_masks.values())
+        self._masks: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+        self.next_name = 1
+
+    def __repr__(self) -> str:
+        return f"Dealer(next_name={self.next_name}, seeds hidden)"
+
+    def mask(self, name: int) -> Tensor:
+        """See `Masks`."""
+        found = self._masks.get(name)
+        if found is None:
+            found = self._kept.get(name)
+        if found is None:
+            raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist", party="dealer")
+        return found
+
+    def weight_mask(self, name: str) -> Tensor:
+        """See `Masks`."""
+        if name not in self._weight_masks:
+            raise CorrelationError(f"a correlation refers to the weight {name[:80]!r}, which does not exist", party="dealer")
+        return self._weight_masks[name]
+
+    @property
+    def held(self) -> int:
+        """Elements of all masks that later kinds may name."""
+        return sum(ENTRY + mask.numel() for mask in (*self._masks.values(), *self._kept.values()))
+
+    def afford(self, held: int, elements: int, macs: int) -> None:
+        """CorrelationError if a pass holds so many elements at a time, or makes so many, or takes so many multiply-adds, and may not."""
+        remedy = "take in the prompt in pieces (--chunk)"
+        if held > self._most:
+            what = f"a pass asks for more than the {self._memory} bytes that a session may hold at the dealer"
+            raise CorrelationError(what, party="dealer", remedy=f"{remedy}, or start the dealer with a larger --memory")
+        if elements > MAX_ELEMENTS or macs > MAX_MACS:
+            raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer", remedy=remedy)
+
+    def deal_pass(self, kinds: Sequence[Kind]) -> Iterator[bytes]:
+        """The client's payloads of a pass, dealt as they are read; checked now. The pass ends with the last."""
+        if len(kinds) > MAX_KINDS:
+            raise CorrelationError(f"one pass asks for more than {MAX_KINDS} correlations", party="dealer")
+        gone = _Sketch(self).of(kinds, self.next_name)
+        return self._dealt(kinds, gone)
+
+    def _dealt(self, kinds: Sequence[Kind], gone: list[list[int]]) -> Iterator[bytes]:
+        for kind, names in zip(kinds, gone, strict=True):
+            yield self._deal(kind)
+            for name in names:
+                del self._masks[name]
+        self.end_pass()
+
+    def deal(self, kind: Kind) -> bytes:
+        """The client's payload of the next correlation of a pass that goes on."""
+        _Sketch(self).of([kind], self.next_name)
+        return self._deal(kind)
+
+    def _deal(self, kind: Kind) -> bytes:
+        name, self.next_name = self.next_name, self.next_name + 1
+        server_stream, client_stream = self._server.stream(name), self._client.stream(name)
+        server = [server_stream.uniform(p.shape, p.bits, self._device) for p in kind.server_parts()]
+        client = [client_stream.uniform(p.shape, p.bits, self._device) for p in kind.client_parts()]
+        parts = kind.shared_parts()
+        shares = [server_stream.uniform(p.shape, p.bits, self._device) for p in parts]
+        values, left = kind.deal(self, server, client, shares)
+        assert [value.shape for value in values] == [part.shape for part in parts], f"{type(kind).__name__}: its fit says otherwise"
+        if left is not None:
+            (self._kept if _is_kept(kind) else self._masks)[name] = left
+        own = [value ^ share if part.xor else value - share for value, share, part in zip(values, shares, parts, strict=True)]
+        return pack_parts(own, parts)
+
+    def end_pass(self) -> None:
+        """Forgets all masks that no later pass refers to."""
+        self._masks.clear()
+
+    def rewind(self, name: int) -> None:
+        """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
+        self.next_name = name
+        self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
+
+    def forget(self) -> None:
+        """Forgets the cached wires' masks too (the context was reset)."""
+        self._masks.clear()
+        self._kept.clear()

@@ -1,0 +1,93 @@
+"""Short messages that would take much memory, against a dealer that is a process: it says no in one line, and has not grown."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from privinf.party.messages import Dealt, Join, Register, SessionSeed, greet
+from privinf.transport.frames import Kind
+from protocols.errors import PrivinfError
+from tests import trio as t
+from tests.peers import dialled, load_fingerprint
+
+GROWTH = 48 * 2**20  # far below what each of these took
+
+
+@pytest.fixture(scope="module")
+def dealer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[t.Process, str]]:
+    process, address = t.start_dealer(cache=tmp_path_factory.mktemp("dealer") / "cache")
+    with joined(address) as session:  # what it loads at its first session
+        assert "Dealt" in str(session.ask([["Mask", [4], 8, 0]]))
+    yield process, address
+    process.end()
+
+
+def peak(process: t.Process) -> int:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+class joined:
+    """A server's session at a dealer that its client has joined."""
+
+    def __init__(self, address: str) -> None:
+        token = secrets.token_bytes(16)
+        self.server, self.client = dialled(address, "server", "dealer"), dialled(address, "client", "dealer")
+        for each in (self.server, self.client):
+            greet(each)
+        fingerprint = load_fingerprint(t.keys() / "client" / "cert.pem")
+        for each, message in ((self.server, Register(token, fingerprint, secrets.token_bytes(32), ())), (self.client, Join(token))):
+            each.send_control(message)
+            each.receive_control(SessionSeed)
+            each.establish()
+
+    def __enter__(self) -> joined:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.client, self.server):
+            each.close()
+
+    def ask(self, kinds: list[Any]) -> Any:
+        """What the client is told of a pass."""
+        self.server.send(msgspec.msgpack.encode({"type": "Deal", "kinds": kinds}), Kind.CONTROL)
+        try:
+            return self.client.receive_control(Dealt)
+        except PrivinfError as error:
+            return error
+
+
+BROADCAST = [["Mask", [1, 16384], 8, 0], ["Mask", [16384, 1], 8, 0], ["ProductMask", 1, 2, [1], 8, []]]
+
+
+def pairs(first: int) -> list[Any]:
+    return [["Mask", [1, 4], 8, 0], ["PairCompareMask", 1, [1, 1, 1], [1, 1, 1], 8, 0, [1, first, 1], 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ([BROADCAST], "the shape of a ProductMask does not fit the masks that it names"),
+        ([pairs(9000)], "the fields of a PairCompareMask do not fit the masks that they name"),
+        ([pairs(3000 + k) for k in range(6)], "the fields of a PairCompareMask do not fit the masks that they name"),
+        ([[["Mask", [2**31 - 1], 64, 0]]], "more than the 8589934592 bytes that a session may hold at the dealer"),
+        ([[[[]] * 65000] * 16], "that is none of this release|is not a Deal"),
+    ],
+    ids=["broadcast", "rows", "many rows", "one mask", "lists"],
+)
+def test_a_deal_that_would_take_much(dealer: tuple[t.Process, str], asked: list[list[Any]], words: str) -> None:
+    process, address = dealer
+    before, said = peak(process), ""
+    for kinds in asked:
+        with joined(address) as session:
+            said = str(session.ask(kinds))
+    assert any(each in said for each in words.split("|")), said
+    assert "\n" not in said and peak(process) - before < GROWTH
+    with joined(address) as session:
+        assert isinstance(session.ask([["Mask", [4], 8, 0]]), Dealt)

@@ -7,13 +7,11 @@ becomes nodes. What has no rule is collected, so that one error names all of it.
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import privinf.lowering.table_layout  # registers its rules
@@ -25,13 +23,10 @@ from privinf.lowering.lowered import Info, InputSpec, Lowered, finish_lowering
 from privinf.lowering.nodes import Reshape
 from privinf.lowering.passes import run_passes
 from privinf.lowering.table import TABLE
+from privinf.lowering.trace import export, first_line, run_once
 from protocols.errors import ConfigError, UnsupportedOpError
 
 aten = torch.ops.aten
-
-# Operators that are only other spellings of operators in the table: the exporter takes these apart, nothing else, so that an
-# unsupported operator is reported under the name that its module used.
-SPELLED_OUT = (aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.outer.default, aten.kron.default)
 
 # Operators without a result that check what the exporter already knows.
 CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg)
@@ -44,17 +39,12 @@ def lower(module: nn.Module, example_inputs: Any, *, headroom: float = 4.0) -> L
     the largest magnitude seen times `headroom`, rounded up to a power of two. Raises UnsupportedOpError with every operator
     that has no protocol, ConfigError where module and example do not fit each other.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        raise ConfigError("example_inputs must be a tensor or a tuple of tensors")
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"a {type(module).__name__} is no torch.nn.Module", remedy="wrap it in a module whose forward calls it")
+    inputs = checked_inputs(example_inputs)
     with evaluation_mode(module), torch.no_grad():
-        try:
-            expected = module(*inputs)
-        except Exception as error:
-            raise ConfigError(f"the module does not run on the example inputs: {first_line(error)}") from error
+        expected = one_tensor(run_once(module, inputs))
         graph = lower_graph(module, inputs)
-    if isinstance(expected, tuple | list) and len(expected) == 1:
-        expected = expected[0]
     check_equal(graph, inputs, expected)
     specs = tuple(
         InputSpec(name, "float" if value.is_floating_point() else "ids", tuple(value.shape))
@@ -64,6 +54,31 @@ def lower(module: nn.Module, example_inputs: Any, *, headroom: float = 4.0) -> L
     return finish_lowering(graph, info, [[value.cpu() for value in inputs]], headroom=headroom)
 
 
+def checked_inputs(given: Any) -> tuple[Tensor, ...]:
+    """The example as a tuple of tensors; ConfigError names what is wrong with it."""
+    inputs = (given,) if isinstance(given, Tensor) else tuple(given) if isinstance(given, tuple | list) else ()
+    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
+        raise ConfigError("example_inputs must be a tensor or a tuple of tensors")
+    for number, value in enumerate(inputs):
+        if value.layout != torch.strided or value.numel() == 0:
+            what = "has no elements" if value.layout == torch.strided else "is no dense tensor"
+            raise ConfigError(f"the example input {number} {what}", remedy="give one as the module will get it")
+        if not value.is_complex() and not bool(torch.isfinite(value).all()):
+            raise ConfigError(f"a value of the example input {number} is not finite", remedy="give a typical input")
+    return inputs
+
+
+def one_tensor(returned: Any) -> Tensor:
+    """What a module returns, where that is one tensor; UnsupportedOpError."""
+    if isinstance(returned, tuple | list) and len(returned) == 1:
+        returned = returned[0]
+    if not isinstance(returned, Tensor):
+        several = isinstance(returned, tuple | list)
+        what = f"{len(returned)} values" if several else "None" if returned is None else f"a {type(returned).__name__}"
+        raise UnsupportedOpError(f"the module returns {what}", remedy="it must return one tensor")
+    return returned
+
+
 def lower_graph(module: nn.Module, inputs: Sequence[Tensor], last_position: bool = False) -> Graph:
     """The CrypTen graph of a module in evaluation mode. `last_position`: of a module whose output is (B, T, ...), only (B, ...)."""
     draft = Walk(module, tuple(inputs)).run()
@@ -71,10 +86,8 @@ def lower_graph(module: nn.Module, inputs: Sequence[Tensor], last_position: bool
     return draft.finish()
 
 
-def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Any) -> None:
+def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Tensor) -> None:
     """Hold the graph on floats against the module: a lowering that changes the function must not leave this house."""
-    if not isinstance(expected, Tensor):
-        raise UnsupportedOpError("the module must return one tensor")
     beyond: list[str] = []  # the nodes with a value whose square no float32 holds, or that is not finite, in order
 
     def observe(node: Any, operands: Any, output: Tensor) -> None:
@@ -92,11 +105,6 @@ def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Any) -> None:
             "the lowered graph does not compute what the module computes",
             remedy="the module may depend on its inputs' values or draw random numbers",
         )
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 class evaluation_mode:
@@ -123,6 +131,7 @@ class Walk:
         self.builder = Builder(self.draft)
         self.values: dict[torch.fx.Node, Any] = {}
         self.failures: dict[str, None] = {}  # a set that keeps its order
+        self.lost = False  # what follows has no shape or value that is known here
 
     def run(self) -> Draft:
         self.read_inputs()
@@ -130,6 +139,8 @@ class Walk:
         for node in self.program.graph.nodes:
             if node.op == "call_function":
                 self.values[node] = self.call(node)
+                if self.lost:
+                    break
             elif node.op == "output":
                 result = self.operand(node.args[0])
             elif node.op == "get_attr":
@@ -139,9 +150,9 @@ class Walk:
             raise UnsupportedOpError(
                 f"unsupported operators ({len(self.failures)}): {listed}", remedy="every operator that has a protocol is in the docs"
             )
-        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
-        if any(kind != OutputKind.USER_OUTPUT for kind in kinds):
-            raise UnsupportedOpError("the module changes its buffers or inputs in place")
+        changed = [spec.target for spec in self.program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
+        if changed:
+            raise UnsupportedOpError(f"the module changes its buffers or inputs in place: {', '.join(map(str, changed))}")
         if len(result) != 1 or not isinstance(result[0], Wire | Constant):
             raise UnsupportedOpError(f"the module returns {len(result)} values", remedy="it must return one tensor")
         if isinstance(result[0], Constant):
@@ -170,6 +181,8 @@ class Walk:
                 tensor = tensors.get(spec.target or "")
                 if not isinstance(tensor, Tensor):
                     raise UnsupportedOpError(f"the constant {spec.target} is not a tensor")
+                if tensor.is_complex():
+                    raise UnsupportedOpError(f"{spec.target} has dtype {str(tensor.dtype).removeprefix('torch.')}")
                 self.values[node] = constant(tensor, private=spec.kind in (InputKind.PARAMETER, InputKind.BUFFER))
 
     def operand(self, argument: Any) -> Any:
@@ -190,7 +203,7 @@ class Walk:
             return None
         self.builder.path = path_of(node)
         value = node.meta.get("val")
-        self.builder.result_shape = tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+        self.builder.result_shape = shape_of(value)
         operands = list(leaves([*args, *kwargs.values()]))
         try:
             if (
@@ -201,14 +214,18 @@ class Walk:
                 raise Unsupported("draws random numbers")
             if not any(isinstance(value, Wire) for value in operands):
                 return evaluate(target, args, kwargs, any(isinstance(value, Constant) and value.private for value in operands))
-            if target not in TABLE:
-                raise Unsupported("")
+            if target not in TABLE or is_symbolic(value):
+                raise Unsupported("what follows depends on the inputs' values" if is_symbolic(value) else "")
+            if any(isinstance(value, Constant) and value.tensor.is_complex() for value in operands):
+                raise Unsupported("complex numbers")
             if any(isinstance(value, Wire) and value.is_ids for value in operands) and becomes_float(node):
                 raise Unsupported("token ids used as numbers")
             return TABLE[target](self.builder, *args, **kwargs)
-        except (Unsupported, ConfigError, TypeError) as error:
-            self.failures[f"{self.where(node)}{': ' + str(error) if str(error) else ''}"] = None
-            return self.placeholder(value)
+        except (Unsupported, ConfigError, TypeError, ValueError, RuntimeError) as error:
+            told = first_line(error) if isinstance(error, ValueError | RuntimeError) else str(error)
+            self.failures[f"{self.where(node)}{told and f': {told}'}"] = None
+            self.lost = is_symbolic(value)
+            return None if self.lost else self.placeholder(value)
 
     def where(self, node: torch.fx.Node) -> str:
         """`h.0.ln_1 (LayerNorm): aten.layer_norm`"""
@@ -222,39 +239,27 @@ class Walk:
     def placeholder(self, value: Any) -> Any:
         """A stand-in for the result of an unsupported operator, so that the walk finds the others too."""
         if isinstance(value, Tensor):
-            shape = tuple(int(size) for size in value.shape)
+            shape = shape_of(value)
             key = self.draft.add_input(f"missing{len(self.draft.inputs)}", shape)
             return Wire(key, shape)
         return tuple(self.placeholder(part) for part in value) if isinstance(value, list | tuple) else value
-
-
-def export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """`torch.export`, free of in-place operators and of the spellings that the table does not hold."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            program: ExportedProgram = torch.export.export(module, inputs, strict=False)
-            if any(must_be_rewritten(node.target) for node in program.graph.nodes):
-                known = torch.export.default_decompositions()
-                program = program.run_decompositions({op: known[op] for op in SPELLED_OUT if op in known})
-            return program
-        except Exception as error:
-            raise UnsupportedOpError(
-                f"torch.export cannot trace the module: {first_line(error)}",
-                remedy="its control flow must not depend on the inputs' values",
-            ) from error
-
-
-def must_be_rewritten(target: Any) -> bool:
-    """Whether the table needs the exporter to take an operator apart, or to turn one that works in place into one that does not."""
-    in_place = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and target is not aten.detach_.default
-    return target in SPELLED_OUT or in_place
 
 
 def path_of(node: torch.fx.Node) -> str:
     """The path of the module whose code called the operator."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether the exporter knows it, or its shape, only by a name: it depends on the inputs' values."""
+    sizes = value.shape if isinstance(value, Tensor) else [value]
+    return any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Empty for what is no tensor, or none of a known shape."""
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) and not is_symbolic(value) else ()
 
 
 def leaves(values: Sequence[Any]) -> Any:
@@ -266,12 +271,12 @@ def leaves(values: Sequence[Any]) -> Any:
 
 
 def harmless(target: Any, args: Sequence[Any]) -> bool:
-    """Dropout in evaluation mode and attention without dropout carry the tag, and draw nothing."""
+    """Dropout in evaluation mode, attention without dropout and recurrent layers carry the tag, and draw nothing."""
     if target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
         return len(args) > 2 and args[2] is False
     if target is aten.scaled_dot_product_attention.default:
         return len(args) < 5 or args[4] == 0.0
-    return False
+    return target._opname in ("lstm", "gru", "rnn_tanh", "rnn_relu")  # which have no protocol anyway
 
 
 def becomes_float(node: torch.fx.Node) -> bool:

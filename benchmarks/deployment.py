@@ -135,7 +135,7 @@ class Deployment:
         try:
             self._start("dealer", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
             dealer = ("--dealer", self.address("dealer"))
-            self._start("server", self._model, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *dealer, verb="serve")
+            self._start("server", self._model, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--setups", 0, *dealer, verb="serve")
             if self._gateway:
                 places = ("--server", self.address("server"), *dealer, "--http", "127.0.0.1:0", "--api-key", KEY)
                 self._start("gateway", *places, "--keep", 5)

@@ -14,14 +14,16 @@ import pytest
 from privinf.cli.app import main
 from privinf.lowering.explain import explain
 from privinf.party.blame import again_after
-from privinf.party.budget import Budget
+from privinf.party.budget import Budget, SetUps
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
+from privinf.party.messages import Needs, Welcome
 from privinf.party.options import Options
 from privinf.party.turns import Turns
 from privinf.transport.keys import add_client, renew_keys
 from protocols.errors import ConfigError, RefusedError, TransportError
 from tests import trio as t
+from tests.peers import as_client
 from tests.trio import trio
 
 
@@ -113,6 +115,77 @@ def test_bytes_of_a_session(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match=f"at most {one} bytes"):
             ids_of(parties.client(), 1, (1, 2, 3, 4))
         assert len(ids_of(parties.client(fresh=True), 1)) == 1  # set-up does not count
+
+
+# ---- set-ups
+
+
+def test_set_ups_of_a_certificate_are_bounded(tmp_path: Path) -> None:
+    """By their bytes, whole or in parts; who has kept its set-up needs none, and other certificates have their own."""
+    with trio(cache=tmp_path, setups=2) as parties:
+        for _ in range(2):
+            assert len(ids_of(parties.client(fresh=True), 1)) == 1
+        sent = parties.server.traffic()["setup"]["payload"]
+        with pytest.raises(RefusedError, match=r"been sent 2 set-ups of this model in 24 hours; come again later, in 8[56]") as found:
+            ids_of(parties.client(fresh=True), 1)
+        assert found.value.exit_code == 3 and parties.server.refusals == {"set-ups": 1}
+        assert parties.server.traffic()["setup"]["payload"] == sent
+        kept = parties.client(keys=t.second_client())
+        assert len(ids_of(kept, 1)) == 1  # which fills the cache that the next one, of the first certificate, finds
+        assert len(ids_of(parties.client(), 1)) == 1
+
+
+def test_parts_of_the_set_up_asked_for_again_and_again(tmp_path: Path) -> None:
+    with trio(cache=tmp_path, setups=1) as parties:
+        whole = {name: item.size for name, item in parties.server.lowered.setup.items.items()}
+        name = max(whole, key=lambda name: whole[name])
+        bundle = len(parties.server.lowered.bundle())
+        asked = 0
+        with pytest.raises(RefusedError, match="come again later"):
+            while asked < 1000:
+                with as_client(parties) as connection:
+                    connection.receive_control(Welcome)
+                    connection.send_control(Needs(()))
+                    connection.send_control(Needs((name,)))
+                    connection.max_frame = 64 * 2**20
+                    connection.receive(whole[name])
+                asked += 1
+        assert asked == (bundle + sum(whole.values())) // whole[name]
+
+
+def test_windows_of_set_ups() -> None:
+    clock = Hands()
+    set_ups = SetUps(10, "1 set-up", 2.0, clock)
+    set_ups.spend("alice", 7)
+    clock.now += 3600
+    set_ups.spend("alice", 3)
+    for size in (1, 10**9):
+        with pytest.raises(RefusedError, match="been sent 1 set-up in 2 hours; come again later, in 3600 s"):
+            set_ups.spend("alice", size)
+    set_ups.spend("alice", 0)
+    set_ups.spend("bob", 10)
+    clock.now += 3600
+    set_ups.spend("alice", 10)
+    assert set(set_ups._sent) == {"alice", "bob"}
+    clock.now += 7200
+    set_ups.spend("carol", 1)
+    assert set(set_ups._sent) == {"carol"}  # what is over is forgotten
+    SetUps(0, "", 1.0, clock).spend("alice", 10**12)
+
+
+def test_set_up_is_computed_in_turn(tmp_path: Path) -> None:
+    with trio(cache=tmp_path) as parties:
+        turns = parties.server.turns
+        for _ in range(turns.places):
+            turns.take("others")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ids_of, parties.client(), 1)
+            t.wait_for(lambda: turns.waiting == 1)
+            assert parties.server.traffic()["setup"]["payload"] == 0
+            for _ in range(turns.places):
+                turns.give()
+            assert len(asked.result(60)) == 1
+        assert turns.waiting == 0
 
 
 # ---- budgets

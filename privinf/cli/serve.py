@@ -36,6 +36,10 @@ def serve(
         int, typer.Option("--budget", metavar="N", min=0, help="Outputs (tokens) for one client in a window of hours; 0: no limit.")
     ] = 0,
     budget_hours: Annotated[float, typer.Option("--budget-hours", metavar="H", help="The hours of such a window.")] = 24.0,
+    setups: Annotated[
+        int, typer.Option("--setups", metavar="N", min=0, help="Set-ups that one certificate is sent in a window of hours; 0: no limit.")
+    ] = 16,
+    setup_hours: Annotated[float, typer.Option("--setup-hours", metavar="H", help="The hours of such a window.")] = 24.0,
     idle: common.Idle = 3600.0,
     drain: common.Drain = common.DRAIN_S,
     link: common.LinkName = None,
@@ -55,7 +59,7 @@ def serve(
     """
     limits: dict[str, Any] = {"keep_queries": keep_queries, "keep_bytes": keep_bytes, "idle": idle, "drain": drain}
     limits |= {"sessions": sessions, "client_sessions": client_sessions, "budget": budget, "budget_hours": budget_hours}
-    limits |= {"session_tokens": session_tokens, "session_bytes": session_bytes}
+    limits |= {"setups": setups, "setup_hours": setup_hours, "session_tokens": session_tokens, "session_bytes": session_bytes}
     options = common.make_options(timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.memory import few_arenas

@@ -93,6 +93,27 @@ class Budget:
         return ledger
 
 
+class SetUps:
+    """So many bytes of set-up for each certificate in each window, which begins with the first of them; in memory. 0: no bound."""
+
+    def __init__(self, most: int, what: str, hours: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._what, self._window, self._clock = most, what, hours * 3600, clock
+        self._sent: dict[str, tuple[float, int]] = {}  # since when, and how much
+        self._guard = threading.Lock()
+
+    def spend(self, client: str, size: int) -> None:
+        """Counts what is about to be sent; RefusedError if it is too much."""
+        with self._guard:
+            now = self._clock()
+            self._sent = {each: sent for each, sent in self._sent.items() if now < sent[0] + self._window}
+            since, before = self._sent.get(client, (now, 0))
+            if 0 < self._most < before + size:
+                left = max(1, math.ceil(since + self._window - now))
+                what = f"this certificate has been sent {self._what} in {self._window / 3600:g} hours"
+                raise RefusedError(f"{what}; {AGAIN}, in {left} s", party="server", remedy="keep the client's --cache between sessions")
+            self._sent[client] = since, before + size
+
+
 class Allowance:
     """What one session may still cost. Everything raises RefusedError, before anything of what was asked for is spent."""
 

@@ -17,7 +17,7 @@ IDLE_S = 3600.0  # how long a session may lie unused
 CONNECT_S = 10.0  # how long a party may be away before who dials it gives up
 
 _WHOLE: tuple[str, ...] = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
-_WHOLE += ("memory", "sessions", "client_sessions", "session_tokens", "session_bytes", "budget")
+_WHOLE += ("memory", "sessions", "client_sessions", "session_tokens", "session_bytes", "budget", "setups")
 
 
 def default_cache() -> Path:
@@ -52,6 +52,8 @@ class Options:
     session_bytes: int = 0  # between server and client in one session, set-up aside
     budget: int = 0  # outputs that a client is given in each window
     budget_hours: float = 24.0  # of such a window
+    setups: int = 16  # of the model, that a client's certificate is sent in each window
+    setup_hours: float = 24.0  # of such a window
     memory: int = 8 * 2**30  # bytes that one session may hold at a time at a dealer, the masks of its model's weights included
     drain: float = 0.0  # how long sessions may go on once the service is to end
     chunk: int = 0
@@ -66,7 +68,7 @@ class Options:
             least = int(name in ("memory", "sessions"))
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is not a whole number from {least} on", remedy="give one, or leave it out")
-        for name in ("timeout", "connect_timeout", "idle", "budget_hours", "drain"):
+        for name in ("timeout", "connect_timeout", "idle", "budget_hours", "setup_hours", "drain"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and name != "drain"):

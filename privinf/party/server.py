@@ -19,7 +19,7 @@ from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
 from privinf.lowering.program import module_output, next_token
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
-from privinf.party.budget import Allowance, Budget
+from privinf.party.budget import Allowance, Budget, SetUps
 from privinf.party.devices import walking
 from privinf.party.messages import (
     MAX_KINDS,
@@ -107,6 +107,8 @@ class Server(Service):
         self._labels = {name: label_of(node) for name, (_, node, _) in weights.items()}
         self._encoded = encode_weights(graph, self.options.device)
         self._bundle = self.lowered.bundle()
+        whole, options = len(self._bundle) + sum(item.size for item in self.lowered.setup.items.values()), self.options
+        self._set_ups = SetUps(options.setups * whole, f"{options.setups} set-ups of this model", options.setup_hours)
 
     def handle(self, connection: Connection) -> None:
         """One client: handshake, set-up, then passes until it ends."""
@@ -115,6 +117,7 @@ class Server(Service):
         connection.timeout = self.options.timeout
         connection.send_control(Welcome(self.lowered.id, len(self._bundle), self.allow_logits))
         if connection.receive_control(Needs).names:
+            self._may_send(connection, len(self._bundle))
             connection.send(self._bundle, Kind.CONTROL)
         self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
         link = self._reach_dealer()
@@ -166,18 +169,33 @@ class Server(Service):
         connection.max_frame = 64 * 2**20
         if len(set(names)) < len(names):
             raise HandshakeError("the client asks for a weight twice", party="server")
-        for name in names:
-            weight = self._weights.get(name)
-            if weight is None:
-                raise HandshakeError(f"the client asks for a weight {name[:80]!r} that the model does not have", party="server")
-            assert self.lowered.mask_seed is not None
-            connection.meter.label = self._labels[name]
-            data = masked(self._encoded[name], self.lowered.mask_seed, weight)
-            if Item.of(data) != self.lowered.setup.items[name]:
-                remedy = "lower the checkpoint again with `privinf convert`"
-                raise HandshakeError(f"the server's masked {name} is not what its model's id stands for", party="server", remedy=remedy)
-            connection.send(data)
+        strange = next((name for name in names if name not in self._weights), None)
+        if strange is not None:
+            raise HandshakeError(f"the client asks for a weight {strange[:80]!r} that the model does not have", party="server")
+        self._may_send(connection, sum(self.lowered.setup.items[name].size for name in names))
+        with self.turns.turn(connection.peer_fingerprint):
+            for name in names:
+                data = self._masked(name)
+                connection.meter.label = self._labels[name]
+                with self.turns.between(connection.peer_fingerprint):
+                    connection.send(data)
         connection.meter.label = ("", "")
+
+    def _may_send(self, connection: Connection, size: int) -> None:
+        """Counts a part of the set-up before it is sent."""
+        try:
+            self._set_ups.spend(connection.peer_fingerprint, size)
+        except RefusedError as error:
+            raise self.refusal("set-ups", error) from None
+
+    def _masked(self, name: str) -> memoryview:
+        """A masked weight, which is what the model's id stands for."""
+        assert self.lowered.mask_seed is not None
+        data = masked(self._encoded[name], self.lowered.mask_seed, self._weights[name])
+        if Item.of(data) != self.lowered.setup.items[name]:
+            remedy = "lower the checkpoint again with `privinf convert`"
+            raise HandshakeError(f"the server's masked {name} is not what its model's id stands for", party="server", remedy=remedy)
+        return data
 
     @property
     def encoded(self) -> Mapping[str, Tensor]:

@@ -32,7 +32,20 @@ MAX_STRANGERS = 64
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
 CLOSE_S = 4.0
-REASONS = ("no handshake", "not listed", "revoked", "full", "client full", "stopping", "idle", "tokens", "bytes", "budget", "disk")
+REASONS = (
+    "no handshake",
+    "not listed",
+    "revoked",
+    "full",
+    "client full",
+    "stopping",
+    "idle",
+    "tokens",
+    "bytes",
+    "budget",
+    "set-ups",
+    "disk",
+)
 """Why peers, or requests of theirs, are refused."""
 REST_S = 5.0
 """How long a drain waits for the next request of a session, at most."""

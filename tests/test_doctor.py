@@ -84,11 +84,11 @@ def another_gateway(status: int, body: bytes) -> Iterator[str]:
 
 
 def test_a_deployment_that_is_well(services: Services, doctor: Doctor) -> None:
-    model = t.lowered().id
+    model, digest = t.lowered().id, t.lowered().tokenizer_id
     with gateway(services) as (_, address):
         code, lines = doctor("--expect", model, "--api-key", KEY, gateway=address)
         assert code == 0 and lines == [
-            f"ok    server at {services.server_address}: answers, serves the model {model}, does not grant logits",
+            f"ok    server at {services.server_address}: answers, serves the model {model}, tokenizer {digest}, does not grant logits",
             f"ok    dealer at {services.dealer_address}: answers as dealer to our client",
             "ok    session: server and dealer opened one for us",
             f"ok    gateway at {address}: answers, has the model {model}, takes the API key",

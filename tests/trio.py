@@ -101,10 +101,10 @@ def lowered(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Lowered:
     return convert(checkpoint(seed, texts, nudge))
 
 
-def changed(model: Lowered, **info: Any) -> Lowered:
+def changed(model: Lowered, tokenizer: bytes | None = None, **info: Any) -> Lowered:
     """The same lowering, of which something else is said: another model, since its id covers what is public."""
-    names = ("setup", "plan", "ranges", "tokenizer", "mask_seed", "headroom")
-    return Lowered(model.graph, msgspec.structs.replace(model.info, **info), **{name: getattr(model, name) for name in names})
+    kept = {name: getattr(model, name) for name in ("setup", "plan", "ranges", "mask_seed", "headroom")}
+    return Lowered(model.graph, msgspec.structs.replace(model.info, **info), tokenizer=tokenizer or model.tokenizer, **kept)
 
 
 @functools.cache

@@ -59,6 +59,12 @@ Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="What `privinf
 LinkName = Annotated[
     str | None, typer.Option("--link", metavar="LINK", help="Emulate a link: lan, wan or RTTms:MBITS, for example 20ms:100.")
 ]
+ExpectTokenizer = Annotated[
+    str | None, typer.Option("--expect-tokenizer", metavar="SHA256", help="Refuse any tokenizer but the one with this digest.")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json to use in place of the server's.")
+]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where this party computes.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", help="The longest wait for a peer, in seconds.")]
 ConnectTimeout = Annotated[

@@ -44,6 +44,8 @@ def gateway(
         Path | None, typer.Option("--chat-template", metavar="FILE", help="A Jinja template for chats; an empty file: the plain form.")
     ] = None,
     expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="Refuse any model but the one with this id.")] = None,
+    expect_tokenizer: common.ExpectTokenizer = None,
+    tokenizer: common.TokenizerFile = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest reply that callers get.")] = 256,
     active: Annotated[int, typer.Option("--active", metavar="N", min=1, max=64, help="Replies at a time.")] = 4,
     waiting: Annotated[int, typer.Option("--waiting", metavar="N", min=0, help="Callers that may wait; the next gets a 429.")] = 16,
@@ -90,8 +92,9 @@ def gateway(
     key, made = _key(api_key)
     template = None if chat_template is None else _template(chat_template)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
+    pins: dict[str, Any] = {"expect": expect, "expect_tokenizer": expect_tokenizer, "tokenizer": tokenizer}
     options = common.make_options(
-        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
+        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **pins, **lengths
     )
     from privinf.gateway.demo import Demo
     from privinf.gateway.door import Bounds
@@ -120,6 +123,7 @@ def gateway(
         def listening(address: str, scraped: str | None = None) -> None:
             info = engine.lowered.info
             print(f"gateway listens on {address} with {info.variant}, id {engine.lowered.id}", file=sys.stderr)
+            print(common.tokenizer_line(engine.lowered.tokenizer_id), file=sys.stderr)
             shown = f"#key={key}" if made else ""
             if scraped is not None:
                 _say(f"gateway answers Prometheus on http://{scraped}/metrics")
@@ -128,6 +132,7 @@ def gateway(
             print(f"page: http://{address}/{shown}", file=sys.stderr, flush=True)
             if as_json:
                 about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": engine.lowered.id}
+                about["tokenizer"] = engine.lowered.tokenizer_id
                 about |= {"metrics": scraped} if scraped is not None else {}
                 common.write_json({**about, "api_key": key} if made else about)
 

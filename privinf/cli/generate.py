@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,8 @@ def generate(
     prompt_file: common.PromptFile = None,
     prompt_ids: common.PromptIds = None,
     expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="Refuse any model but the one with this id.")] = None,
+    expect_tokenizer: common.ExpectTokenizer = None,
+    tokenizer: common.TokenizerFile = None,
     max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
     ignore_eos: common.IgnoreEos = False,
     logits: common.Logits = False,
@@ -48,8 +50,9 @@ def generate(
     sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
     lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
     choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling, "retry": retry}
+    pins: dict[str, Any] = {"expect": expect, "expect_tokenizer": expect_tokenizer, "tokenizer": tokenizer}
     options = common.make_options(
-        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
+        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **pins, **lengths
     )
     from privinf.cli.screen import Screen
     from privinf.party.client import Client

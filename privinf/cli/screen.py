@@ -90,4 +90,5 @@ class Screen:
             part = traffic[phase]
             moved = common.human_bytes(part["sent"] + part["received"])
             lines.append(f"{phase}: {moved}, {part['rounds']} rounds")
+        lines.append(common.tokenizer_line(model["tokenizer"]))
         self._console.print("\n".join(lines), style="dim", markup=False)

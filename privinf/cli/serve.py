@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,5 +72,6 @@ def serve(
     with Server(
         lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
     ) as service:
-        about = {"role": "server", "variant": lowered.info.variant, "model": lowered.id}
+        about = {"role": "server", "variant": lowered.info.variant, "model": lowered.id, "tokenizer": lowered.tokenizer_id}
+        print(common.tokenizer_line(lowered.tokenizer_id), file=sys.stderr, flush=True)
         serve_until_stopped(service, about, as_json, metrics=metrics)

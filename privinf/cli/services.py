@@ -13,7 +13,7 @@ from privinf.cli.signals import Stopped, allow, listen_again
 from protocols.errors import ConfigError
 
 
-def serve_until_stopped(service: Any, about: dict[str, str], as_json: bool, *, metrics: str | None = None) -> None:
+def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, metrics: str | None = None) -> None:
     """Says where it listens, then waits for a signal, which is how a service ends: exit code 0. SIGHUP makes it read its keys anew.
 
     Where its options allow for a drain, sessions may end by themselves first; a second signal ends them.

@@ -22,7 +22,8 @@ from privinf.party.conversation import Conversation
 from privinf.party.memory import give_back
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession
-from privinf.party.text import Prompt, Token, load_tokenizer
+from privinf.party.text import Prompt, Token
+from privinf.party.tokenizer import load_tokenizer
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
 
@@ -153,10 +154,12 @@ class Engine:
 
     def _encode(self, text: str) -> list[int] | None:
         """Ids of a text that goes on from another; None unless they stand for exactly this text."""
+        if self.tokenizer is None:
+            return None
         try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
             return ids if self.tokenizer.decode(ids, skip_special_tokens=False) == text else None
-        except Exception:  # the library raises bare ones, and the text is then no text
+        except ConfigError:  # the text is then no text
             return None
 
     async def stream(self, query: Query, reply: Reply) -> AsyncIterator[Token]:

@@ -18,6 +18,7 @@ from privinf.party.report import result_of
 from privinf.party.sampling import GREEDY, Sampling
 from privinf.party.session import ClientSession, Progress
 from privinf.party.text import Prompt, Token, check_length
+from privinf.party.tokenizer import Own
 from privinf.party.waiting import once_for_each_reason
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, parse_address
@@ -87,6 +88,8 @@ class Client:
         for address in (server, dealer):
             parse_address(address)  # a malformed one is noticed now
         self.credentials = load_credentials(keys, "client")
+        pinned = self.options.expect_tokenizer
+        self.tokenizer = None if self.options.tokenizer is None else Own.read(self.options.tokenizer, pinned)
         self._progress = progress or (lambda phase, share: None)
         self.waiting = waiting or once_for_each_reason(log.warning)
         self._guard = threading.Lock()

@@ -12,6 +12,7 @@ from typing import Any
 
 from privinf.party.doctor import Check, roles_of, tried
 from privinf.party.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
+from privinf.party.setup import ClientStore, receive_bundle
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, dial, parse_address
@@ -23,8 +24,11 @@ MAX_ANSWER = 1 << 16
 class Deployment:
     """The parties that run, seen by the client, or a dealer by its server, according to whose keys these are."""
 
-    def __init__(self, keys: Path | None, timeout: float, connect_s: float, expect: str | None, waiting: Waiting | None = None) -> None:
+    def __init__(
+        self, keys: Path | None, timeout: float, connect_s: float, expect: str | None, cache: Path, waiting: Waiting | None = None
+    ) -> None:
         self._keys, self._timeout, self._connect_s, self._expect, self._waiting = keys, timeout, connect_s, expect, waiting
+        self._store = ClientStore(cache)
         self._model: str | None = None  # the server's
 
     def checks(self, server: str | None, dealer: str | None, gateway: str | None, api_key: str | None) -> Iterator[Check]:
@@ -51,9 +55,11 @@ class Deployment:
     def _server(self, address: str) -> str:
         with self._dialled("server", address) as connection:
             welcome = connection.receive_control(Welcome)
-        self._model = welcome.model
-        self._compare(welcome.model, "server")
-        return f"answers, serves the model {welcome.model}, {'grants' if welcome.logits else 'does not grant'} logits"
+            self._model = welcome.model
+            self._compare(welcome.model, "server")
+            found = receive_bundle(connection, welcome, self._store, f"server {address}").tokenizer_id
+        tokenizer, logits = found or "none", "grants" if welcome.logits else "does not grant"
+        return f"answers, serves the model {welcome.model}, tokenizer {tokenizer}, {logits} logits"
 
     def _dealer(self, address: str) -> str:
         roles = roles_of(self._keys) if self._keys is not None else []

@@ -77,7 +77,7 @@ def checks(
     if server or dealer or gateway:
         from privinf.party.deployment import Deployment  # not before torch and the packages were looked at
 
-        yield from Deployment(keys, timeout, connect_s, expect, waiting).checks(server, dealer, gateway, api_key)
+        yield from Deployment(keys, timeout, connect_s, expect, cache, waiting).checks(server, dealer, gateway, api_key)
 
 
 def tried(name: str, detail: Callable[[], str]) -> Check:

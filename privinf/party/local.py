@@ -236,7 +236,8 @@ class LocalSession:
         for role in ("dealer", "server", *(() if self._watch else ("client",))):  # side by side: each loads its libraries first
             stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
             self._parties[role] = Party(role, stderr=stderr, watch=self._watch)
-        options = {**asdict(self.options), "cache": str(self.options.cache.absolute())}
+        tokenizer = None if self.options.tokenizer is None else str(self.options.tokenizer.absolute())
+        options = {**asdict(self.options), "cache": str(self.options.cache.absolute()), "tokenizer": tokenizer}
         common: dict[str, Any] = {"options": options, "keys": str(keys), "log_level": level, "clock": self._clock}
         common["watch"] = self._watch is not None
         if self._dump is not None:

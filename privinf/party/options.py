@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class Options:
     """Common to all parties; seconds, and paths. `link` is an emulated link between server and client.
 
     Of the client alone: a prompt goes through passes of at most `chunk` positions, and the server sees multiples of `pad_prompt` and
-    of `pad_reply` in place of the numbers of prompt tokens and of new ones; 0: neither.
+    of `pad_reply` in place of the numbers of prompt tokens and of new ones; 0: neither. `expect` is the id that the model must have,
+    `expect_tokenizer` the SHA-256 of the tokenizer, and `tokenizer` a `tokenizer.json` in place of the bundle's.
 
     What a server or a dealer bounds is 0 where it has no bound.
 
@@ -43,6 +45,8 @@ class Options:
     device: str = "cpu"
     cache: Path = field(default_factory=default_cache)
     expect: str | None = None
+    expect_tokenizer: str | None = None
+    tokenizer: Path | None = None
     keep_queries: int = 64  # prepared, of one client, at a server
     keep_bytes: int = 4 * 2**30  # of them
     sessions: int = 64  # at a time, at a server; at a dealer, of all its servers
@@ -62,6 +66,14 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", Path(self.tokenizer))
+        if self.expect_tokenizer is not None:
+            if not re.fullmatch("[0-9a-fA-F]{64}", self.expect_tokenizer):
+                raise ConfigError(
+                    "the expected tokenizer is no SHA-256", remedy="give 64 hexadecimal digits, as `sha256sum` and `privinf serve` do"
+                )
+            object.__setattr__(self, "expect_tokenizer", self.expect_tokenizer.lower())
         check_device(self.device)
         for name in _WHOLE:
             value = getattr(self, name)

@@ -27,6 +27,7 @@ from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore, parts_of, receive_bundle, receive_part
 from privinf.party.stock import Stock
 from privinf.party.text import Prompt, Streamer, Token
+from privinf.party.tokenizer import settle
 from privinf.transport.connection import Connection
 from privinf.transport.listener import dial
 from privinf.transport.shaper import Link
@@ -122,6 +123,7 @@ class ClientSession:
             raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
         store = ClientStore(self.options.cache)
         self.lowered = receive_bundle(connection, self.welcome, store, peer)
+        settle(self.lowered, self.client.tokenizer, self.options.expect_tokenizer, peer)
         parts = parts_of(self.lowered, peer)
         self.weights = {name: weight for name, (weight, _) in parts.items()}
         missing = [name for name, (_, item) in parts.items() if not self._take(name, store.load(model, name, item))]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from privinf.party.options import LONGEST
 from privinf.party.sampling import Stops
+from privinf.party.tokenizer import Tokenizer, load_tokenizer
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,27 +22,6 @@ class Token:
 
     id: int
     text: str | None
-
-
-def load_tokenizer(data: bytes | None) -> Any:
-    """A `tokenizers.Tokenizer`, or None; ConfigError if the bytes are not one."""
-    if data is None:
-        return None
-    from tokenizers import Tokenizer
-
-    with _ours("the model's tokenizer cannot be read"):
-        return Tokenizer.from_buffer(data)
-
-
-@contextlib.contextmanager
-def _ours(message: str) -> Iterator[None]:
-    """The library raises a bare Exception, and where its own code panics, not even that."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ConfigError(message) from error
-        raise
 
 
 def check_length(new_tokens: int) -> None:
@@ -66,7 +45,7 @@ class Prompt:
     """The ids of a prompt, checked against the model."""
 
     ids: tuple[int, ...]
-    tokenizer: Any
+    tokenizer: Tokenizer | None
 
     @staticmethod
     def read(lowered: Lowered, text: str | None, ids: Sequence[int] | None) -> Prompt:
@@ -82,8 +61,7 @@ class Prompt:
                 raise ConfigError("this model has no tokenizer", remedy="give the prompt as --prompt-ids 1,2,3")
             if not isinstance(text, str):
                 raise ConfigError("the prompt is no text")
-            with _ours("the prompt is no text that the tokenizer can read"):
-                ids = tokenizer.encode(text).ids
+            ids = tokenizer.encode(text)
         ids = whole_numbers(ids)
         if not ids:
             raise ConfigError("the prompt is empty", remedy="give at least one token")
@@ -100,7 +78,7 @@ class Streamer:
     Bytes of a character that is not complete yet are held back, and so is what may become a stop text.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stop: tuple[str, ...] = ()) -> None:
         if stop and tokenizer is None:
             raise ConfigError("this model has no tokenizer, and so no stop texts", remedy="give token ids at which to stop")
         self._tokenizer, self._stops = tokenizer, Stops(stop)
@@ -115,7 +93,7 @@ class Streamer:
 
     def add(self, token: int) -> str | None:
         """The text that this token completes."""
-        if self.text is None:
+        if self._tokenizer is None or self.text is None:
             return None
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
@@ -126,9 +104,9 @@ class Streamer:
 
     def rest(self) -> str | None:
         """At the end: what was held back."""
-        if self.text is None:
+        if self._tokenizer is None or self.text is None:
             return None
-        held, self.text = self.text, str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        held, self.text = self.text, self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return self._show(self.text[len(held) :], last=True)
 
     def _show(self, new: str, *, last: bool = False) -> str:

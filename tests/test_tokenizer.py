@@ -191,7 +191,7 @@ def test_it_is_the_librarys(own: Path) -> None:
 def test_digests_are_shown_and_pinned_at_the_command_line(tmp_path: Path, own: Path) -> None:
     digest = sha(own.read_bytes())
     with t.services() as services:
-        assert f"tokenizer: sha256 {digest}" in services.server.lines
+        assert services.server.lines[0].endswith(f", tokenizer: sha256 {digest}")
         pinned = ("--cache", tmp_path, "--prompt", "x", "--max-new-tokens", 1, "--json")
         with services.generate(*pinned, "--expect-tokenizer", digest, "--tokenizer", own) as client:
             assert client.wait() == 0, client.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,5 +72,4 @@ def serve(
         lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
     ) as service:
         about = {"role": "server", "variant": lowered.info.variant, "model": lowered.id, "tokenizer": lowered.tokenizer_id}
-        print(common.tokenizer_line(lowered.tokenizer_id), file=sys.stderr, flush=True)
         serve_until_stopped(service, about, as_json, metrics=metrics)

@@ -18,7 +18,7 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
 
     Where its options allow for a drain, sessions may end by themselves first; a second signal ends them.
     """
-    model = f" with {about['variant']}, id {about['model']}" if "model" in about else ""
+    model = f" with {about['variant']}, id {about['model']}, {common.tokenizer_line(about['tokenizer'])}" if "model" in about else ""
 
     def reload(number: int, frame: object) -> None:
         try:

@@ -50,7 +50,7 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
         Stage("links", ("links", name, "--links", links, "--kernel", "--samples", "1" if quick else "2", *on), 0.5 if quick else 2),
         Stage("scale", ("scale", *small, "--samples", "1" if quick else "2", *on), 1.5),
         Stage("pareto", ("pareto", *trained), 2),
-        Stage("passes", ("passes", name, "--count", "20" if quick else "150"), 0.5 if quick else 2),
+        Stage("passes", ("passes", name, "--count", "20" if quick else "200"), 0.5 if quick else 2),
         Stage("micro", ("micro",), 0.3),
     ]
     return found if quick else [*found, Stage("soak", ("soak", name), 32, long=True)]
@@ -108,7 +108,7 @@ def _measure(stage: Stage, path: Path) -> None:
 
 
 def _run(words: list[str], log: Path, most_s: float) -> int:
-    """Ctrl-C reaches the child through us, once: it keeps what it has and ends by itself. One that takes too long is ended the same way."""
+    """Ctrl-C reaches the child through us, once: it keeps what it has and ends by itself; so does one that takes too long."""
     with log.open("wb") as file:
         child = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=file, stderr=subprocess.STDOUT)
     late = False
@@ -117,13 +117,13 @@ def _run(words: list[str], log: Path, most_s: float) -> int:
             code = child.wait(ENDS_S if late else most_s)
             return 1 if late and code == 130 else code
         except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
+            child.terminate()
         except subprocess.TimeoutExpired:
             if late:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
             else:
-                child.send_signal(signal.SIGINT)
+                child.terminate()
             late = True
 
 

@@ -419,10 +419,10 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytes
     """By the signal that lets it keep what it has, then by force."""
     monkeypatch.setattr(stages, "ENDS_S", 0.5)
     log = tmp_path / "log"
-    good = "trap 'echo kept; exit 3' INT; echo began; while :; do sleep 0.1; done"
+    good = "trap 'echo kept; exit 3' TERM; echo began; while :; do sleep 0.1; done"
     assert stages._run(["sh", "-c", good], log, 2.0) == 3 and log.read_text() == "began\nkept\n"
     assert (
-        stages._run(["sh", "-c", "trap '' INT; echo began; while :; do sleep 0.1; done"], log, 2.0) == -9 and log.read_text() == "began\n"
+        stages._run(["sh", "-c", "trap '' TERM; echo began; while :; do sleep 0.1; done"], log, 2.0) == -9 and log.read_text() == "began\n"
     )
 
 

@@ -60,7 +60,7 @@ def ladder(
         except (UnsupportedOpError, RangeError) as error:
             run.absent.append(Absent(variant, str(error).splitlines()[0]))
             continue
-        interleave(run, network, seq, names_of(variant), samples=samples, errors=1, link=link, device=device)
+        interleave(run, network, seq, names_of(variant), samples=samples, errors=2 if variant in both else 1, link=link, device=device)
         shutil.rmtree(network.directory)
         if variant == BASELINE and not quick:
             online = sum(r.bytes_sent for r in run.rows if (r.variant, r.backend, r.phase) == (BASELINE, "privinf", "online"))

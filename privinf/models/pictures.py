@@ -62,28 +62,39 @@ def plot_loss(run: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("cross entropy, nats per token")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.figure.legend(loc="outside upper left", ncols=3, frameon=False)  # above the data
 
 
-def heat_map(axes: Any, values: Rows, x: str, y: str, title: str, top: float | None = None, centred: bool = False) -> None:
-    """values[row][column], rows from below; `centred` puts zero in the middle of the colours."""
-    largest = max((abs(v) for row in values for v in row), default=1.0) or 1.0
-    limits = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"} if centred else {"vmin": 0, "vmax": top or largest, "cmap": "viridis"}
+def heat_map(axes: Any, values: Rows, x: str, y: str, title: str, top: float = 1.0, centred: bool = False) -> Any:
+    """values[row][column], rows from below, colours from 0 to `top`; `centred` from -top. The image, for a scale of its colours."""
+    limits = {"vmin": -top, "vmax": top, "cmap": "RdBu_r"} if centred else {"vmin": 0, "vmax": top, "cmap": "viridis"}
     image = axes.imshow(values, origin="lower", aspect="auto", interpolation="nearest", **limits)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)
-    axes.figure.colorbar(image, ax=axes)
+    return image
+
+
+def write_values(axes: Any, image: Any, values: Rows, digits: int = 2) -> None:
+    """Each cell's number, dark on light colours and light on dark ones; none where they would not fit."""
+    if len(values) > 24 or any(len(row) > 16 for row in values):
+        return
+    for row, numbers in enumerate(values):
+        for column, number in enumerate(numbers):
+            red, green, blue, _ = image.cmap(image.norm(number))
+            ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
+            text = f"{round(number, digits) + 0.0:.{digits}f}"
+            text = text.replace("0.", ".", 1) if abs(number) < 1 else text
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
 
 
 def plot_entropy_end(path: Path, entropy: Rows, e_max: float) -> None:
     """entropy[layer][head] in nats."""
     with drawing(path, size=(6, 0.35 * len(entropy) + 2)) as axes:
-        heat_map(axes, [[v / e_max for v in row] for row in entropy], "head", "layer", "entropy, as a part of log T", top=1.0)
-        for layer, row in enumerate(entropy):
-            for head, value in enumerate(row):
-                if len(row) <= 16 and len(entropy) <= 24:
-                    axes.text(head, layer, f"{value / e_max:.2f}", ha="center", va="center", color="white", fontsize=7)
+        parts = [[v / e_max for v in row] for row in entropy]
+        image = heat_map(axes, parts, "head", "layer", "entropy, as a part of log T")
+        axes.figure.colorbar(image, ax=axes)
+        write_values(axes, image, parts)
 
 
 def plot_entropy_over_training(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -95,7 +106,8 @@ def plot_entropy_over_training(path: Path, rows: Sequence[dict[str, Any]]) -> No
         for head in range(len(rows[0]["entropy"][0]))
     ]
     with drawing(path, columns=2, size=(11, 4.5)) as (left, right):
-        heat_map(left, heads, "step", "head, from the first layer up", "entropy, as a part of log T", top=1.0)
+        image = heat_map(left, heads, "step", "head, from the first layer up", "entropy, as a part of log T")
+        left.figure.colorbar(image, ax=left)
         ticks = sorted({0, len(steps) // 2, len(steps) - 1})
         left.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
         for name in ("overload", "collapse"):
@@ -104,7 +116,7 @@ def plot_entropy_over_training(path: Path, rows: Sequence[dict[str, Any]]) -> No
         right.set_xlabel("step")
         right.set_ylabel("fraction of heads")
         right.grid(alpha=0.3)
-        right.legend()
+        right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above the data
 
 
 def plot_bars(path: Path, labels: Sequence[str], values: Sequence[float], ylabel: str, title: str) -> None:
@@ -117,8 +129,12 @@ def plot_bars(path: Path, labels: Sequence[str], values: Sequence[float], ylabel
 
 
 def plot_tracing(path: Path, effects: dict[str, Rows], places: Sequence[str], unit: str) -> None:
-    """effects[kind][layer][place], one heat map a kind."""
-    with drawing(path, columns=len(effects), size=(4.6 * len(effects), 3.8)) as axes:
+    """effects[kind][layer][place], one heat map a kind, all with the same colours, so that they compare; the numbers are in the cells."""
+    top = max((abs(v) for values in effects.values() for row in values for v in row), default=1.0) or 1.0
+    with drawing(path, columns=len(effects), size=(3.0 * len(effects), 3.6)) as axes:
         for each, (kind, values) in zip(axes, effects.items(), strict=True):
-            heat_map(each, values, "", "layer", f"restored: {kind}; {unit}", centred=True)
-            each.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8)
+            image = heat_map(each, values, "", "layer" if each is axes[0] else "", f"restored: {kind}", top, centred=True)
+            write_values(each, image, values, 3)
+            each.set_yticks(range(len(values)))
+            each.set_xticks(range(len(places)), places, rotation=40, ha="right", fontsize=9)
+        axes[0].figure.colorbar(image, ax=axes, label=unit)

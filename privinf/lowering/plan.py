@@ -31,8 +31,8 @@ CURVED_FRAC = 13  # of what ReLU and GELU give to a linear map; GELU's own error
 QKV_FRACS = (13, 14)  # input and weight of the map to q, k, v
 TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full anyway
 LEAST_QKV_FRAC = 8  # of a weight where v is too large for those; 2^-9 |x| is then the error of q, k and v
-TABLE_FRAC = 14  # of the embedding's table, which may be the head's matrix too
-HEAD_INPUT_FRAC = 13
+TABLE_FRAC = 14  # of the embedding's table
+HEAD_INPUT_FRAC, TIED_INPUT_FRAC = 14, 13  # of what the head reads; its matrix has TABLE_FRAC, and may be the embedding's table
 COMPARED_FRAC = 14  # of what ReLU and GELU compare
 QK_FRAC = 26  # of q and k together
 V_FRAC = 13
@@ -75,7 +75,8 @@ def plan_rings(graph: Graph, ranges: Mapping[str, Mapping[str, float]], info: An
             if name in graph.output_names and info.input_kind == "ids":
                 # the head: what is compared is a reduction of the product
                 out_bits = _bits(name, LOGIT_FRAC, bound)
-                plan = {"ring": out_bits + HEAD_INPUT_FRAC + TABLE_FRAC - LOGIT_FRAC, "in_frac": HEAD_INPUT_FRAC}
+                in_frac = TIED_INPUT_FRAC if getattr(node, "tied_to", None) else HEAD_INPUT_FRAC
+                plan = {"ring": out_bits + in_frac + TABLE_FRAC - LOGIT_FRAC, "in_frac": in_frac}
                 plan |= {"weight_frac": TABLE_FRAC, "out_frac": LOGIT_FRAC, "out_bits": out_bits}
             elif readers and all(r.op == "attention" for r in readers):
                 plan = _qkv(graph, name, readers[0], ranges, info)

@@ -359,14 +359,14 @@ def start_dealer(
 ) -> tuple[Process, str]:
     """`privinf dealer`, and its address."""
     common = ("--keys", keys(), "--timeout", timeout, "--cache", cache or scratch() / "cache")
-    process = Process("dealer", "--listen", listen, *common, *more, hook=hook)
+    process = Process("dealer", "--listen", listen, "--log", "warning", *common, *more, hook=hook)
     return process, _address(process)
 
 
 def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout: float = PATIENCE) -> tuple[Process, str]:
     """`privinf serve`, and its address."""
     common = ("--listen", "127.0.0.1:0", "--dealer", dealer, "--keys", keys(), "--timeout", timeout, "--cache", scratch() / "cache")
-    process = Process("serve", lowered_directory(), *common, *words, hook=hook)
+    process = Process("serve", lowered_directory(), "--log", "warning", *common, *words, hook=hook)
     return process, _address(process)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable
@@ -79,6 +80,9 @@ Drain = Annotated[
     float, typer.Option("--drain", metavar="S", min=0.0, help="After a signal, how long sessions may go on; a second one ends them.")
 ]
 Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, at /metrics.")]
+LogLevel = Annotated[
+    Literal["info", "warning"], typer.Option("--log", help="Log each session once it is over, without content, or only what is wrong.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -141,6 +145,12 @@ def _read(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="give --prompt-file a text file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text", remedy="give --prompt-file a text file") from None
+
+
+def log_from(level: str) -> None:
+    """Shows what the parties log from this level on; with --debug all is shown anyway."""
+    if logging.getLogger().level > logging.DEBUG:
+        logging.getLogger("privinf").setLevel(level.upper())
 
 
 def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str] | None, stop_ids: str | None) -> Any:

@@ -22,6 +22,7 @@ def dealer(
     device: common.Device = "cpu",
     timeout: common.Timeout = common.TIMEOUT_S,
     cache: common.Cache = None,
+    log: common.LogLevel = "info",
     as_json: common.Json = False,
 ) -> None:
     """Be the dealer: hand out correlated randomness to pairs of parties.
@@ -38,5 +39,6 @@ def dealer(
     from privinf.party.memory import few_arenas
 
     few_arenas()
+    common.log_from(log)
     with DealerService(listen=listen, keys=str(keys), options=options) as service:
         serve_until_stopped(service, {"role": "dealer"}, as_json, metrics=metrics)

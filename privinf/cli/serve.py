@@ -47,6 +47,7 @@ def serve(
     timeout: common.Timeout = common.TIMEOUT_S,
     connect_timeout: common.ConnectTimeout = common.CONNECT_S,
     cache: common.Cache = None,
+    log: common.LogLevel = "info",
     as_json: common.Json = False,
 ) -> None:
     """Be the server: answer clients with a model that they never see.
@@ -67,6 +68,7 @@ def serve(
     from privinf.party.server import Server
 
     few_arenas()
+    common.log_from(log)
     lowered = open_model(model, options.cache)
     with Server(
         lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from privinf.party.access import SHORT, Tally, name_of, one_line
 from privinf.party.ahead import mark_at_dealer
 from privinf.party.blame import as_told
 from privinf.party.devices import walking
@@ -56,6 +57,7 @@ class _Session:
     seed: bytes = field(repr=False)
     joined: threading.Event = field(default_factory=threading.Event)  # it has its seed
     connection: Connection | None = None  # the client's, once it has shown the token
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass
@@ -122,7 +124,9 @@ class DealerService(Service):
             connection.send_control(SessionSeed(server_seed))
             connection.establish()
             connection.timeout = self.options.idle + self.options.timeout  # longer than a server's, which says so to its client
-            self._deal(connection, session, lambda: self._weight_masks(register.mask_seed, weights), server_seed)
+            who = f"{name_of(connection)} for the client {session.client[:SHORT]}"
+            with one_line(self.say_of_a_session, who, lambda: connection, lambda: session.connection) as session.tally:
+                self._deal(connection, session, lambda: self._weight_masks(register.mask_seed, weights), server_seed)
         except Exception as error:
             if session.connection is not None:
                 self.tell(session.connection, as_told(error, self.role))
@@ -215,6 +219,8 @@ class DealerService(Service):
                 with self.turns.between(session.client):
                     client.send(message)
         self.count(passes=1, correlations=correlations)
+        session.tally["passes"] += 1
+        session.tally["correlations"] += correlations
 
     def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
         """The masks of a model's weights, kept for the model that was asked for last."""

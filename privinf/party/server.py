@@ -17,6 +17,7 @@ from privinf.lowering.lowered import Item, Lowered, masked
 from privinf.lowering.plan import weights_of
 from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
 from privinf.lowering.program import module_output, next_token
+from privinf.party.access import Tally, name_of, one_line
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
 from privinf.party.budget import Allowance, Budget, SetUps
@@ -141,11 +142,10 @@ class Server(Service):
         connection.send_control(Session(token))
         connection.establish()
         connection.timeout = self.options.idle
-        log.info("session with client %s", connection.peer_name)
-        ServerSession(self, connection, link, store).serve()
+        with one_line(self.say_of_a_session, name_of(connection), lambda: connection) as tally:
+            ServerSession(self, connection, link, store, tally).serve()
         self.leave(connection)
         link.send_control(End())
-        log.info("session with client %s ended", connection.peer_name)
 
     def _reach_dealer(self) -> Connection:
         try:
@@ -206,8 +206,8 @@ class Server(Service):
 class ServerSession:
     """One client's passes: the cache of keys and values, and the correlations."""
 
-    def __init__(self, server: Server, connection: Connection, link: Connection, store: Store) -> None:
-        self.server, self.connection, self.link, self.store = server, connection, link, store
+    def __init__(self, server: Server, connection: Connection, link: Connection, store: Store, tally: Tally) -> None:
+        self.server, self.connection, self.link, self.store, self.tally = server, connection, link, store, tally
         self._prepared: Prepared | None = None
         self._due: deque[Pass] = deque()  # the passes of a prepared query
         self._prepares = False
@@ -230,6 +230,7 @@ class ServerSession:
             if isinstance(request, Prepare):
                 self._prepares = True
                 prepare_at_server(self, request)
+                self.tally["prepared queries"] += 1
             elif isinstance(request, Spend):
                 self._spend(request)
             else:
@@ -237,7 +238,17 @@ class ServerSession:
                 self._pass(request)
                 positions = request.count if isinstance(request, Pass) else 0
                 self.server.count(passes=1, positions=positions, correlations=self.store.next_name - before)
+                self._tell(request)
             self.connection.timeout = self.server.options.idle
+
+    def _tell(self, request: Pass | Run) -> None:
+        """For the log. A pass over one position after a token only goes on from that; whatever else is taken in is prompt."""
+        if isinstance(request, Run):
+            self.tally["passes"] += 1
+            return
+        if request.count > 1 or not self.tally["new tokens"]:
+            self.tally["prompt tokens"] += request.count
+        self.tally["new tokens"] += request.output
 
     def _check(self, request: Pass | Run | Prepare | Spend) -> None:
         info = self.server.lowered.info

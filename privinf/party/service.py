@@ -181,6 +181,10 @@ class Service:
             self.refusals[reason] += 1
         return error
 
+    def say_of_a_session(self, line: str) -> None:
+        """One is over."""
+        self._log.info("%s", line)
+
     @property
     def peers(self) -> int:
         """Connections whose peer has shown a certificate and is served."""

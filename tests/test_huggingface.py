@@ -16,6 +16,7 @@ from torch import Tensor
 
 from privinf.lowering import convert
 from privinf.models.checkpoint import load_checkpoint
+from privinf.models.tokenizer import tokenizer_of
 from privinf.party.models import SOURCES, _code, _fingerprint
 from protocols.errors import ConfigError
 from tests.ladder import LOGIT_ERROR, run
@@ -183,3 +184,113 @@ def test_transformers_may_be_imported_before_crypten(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# ---- tokenizers of two files
+
+TEXTS = (
+    "def main(",
+    "Hello world  \n\n\tx",
+    " leading, it's we're I'll 12345",
+    "naïve Ünïcödé 😀 日本語",
+    "<|endoftext|>a<|endoftext|> b",
+    "<pad>x <extra> y<extra>z  <extra> ",
+    "x <|im_start|>user\r\nhi",
+    "",
+)
+TOKENS = 290
+ADDED = {
+    "0": {"content": "<|endoftext|>", "special": True, "normalized": True, "lstrip": False, "rstrip": False, "single_word": False},
+    "290": {"content": "<extra>", "special": False, "normalized": False, "lstrip": True, "rstrip": True, "single_word": False},
+    "291": {"content": "<|im_start|>", "special": True, "normalized": False},
+}
+END = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+def with_vocabulary(directory: Path, files: dict[str, Any]) -> Path:
+    """`vocab.json` and `merges.txt` of a byte-level BPE, and JSON files beside them."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    made = ByteLevelBPETokenizer()
+    texts = ["def main(): pass\n" * 20, "Hello world it's we're all here 12345 and there"]
+    made.train_from_iterator(texts * 10, vocab_size=TOKENS, special_tokens=["<|endoftext|>"], show_progress=False)
+    assert made.get_vocab_size() == TOKENS
+    directory.mkdir(exist_ok=True)
+    made.save_model(str(directory))
+    for name, fields in files.items():
+        (directory / name).write_text(json.dumps(fields))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": ADDED, "pad_token": "<pad>"}},
+        {
+            "special_tokens_map.json": {"bos_token": END, "pad_token": "<pad>", "additional_special_tokens": ["<|im_start|>"]},
+            "added_tokens.json": {"<extra>": 290, "<pad>": 291},
+            "tokenizer_config.json": {"add_prefix_space": True, "add_bos_token": True},
+        },
+        {"tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True, "extra_special_tokens": ["<|im_start|>"]}},
+    ],
+    ids=["bare", "added tokens by id", "older files", "ends"],
+)
+def test_vocabulary_and_merges_are_the_tokenizer_that_transformers_reads(tmp_path: Path, files: dict[str, Any]) -> None:
+    from tokenizers import Tokenizer
+    from transformers import GPT2TokenizerFast
+
+    directory = with_vocabulary(tmp_path / "model", files)
+    saved(directory, vocab_size=320)
+    theirs, data = GPT2TokenizerFast.from_pretrained(directory), load_checkpoint(directory)[2]
+    assert data is not None
+    ours = Tokenizer.from_str(data.decode())
+    for text in TEXTS:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text).ids == ids, text
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), text
+    assert ours.get_vocab_size() == len(theirs)
+
+
+def test_a_lowered_model_carries_a_tokenizer_that_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = with_vocabulary(tmp_path / "model", {})
+    saved(directory, vocab_size=320)
+    assert convert(directory).tokenizer is not None and not [record for record in caplog.records if record.name.startswith("privinf")]
+    before = _fingerprint(directory)
+    (directory / "added_tokens.json").write_text('{"<extra>": 290}')
+    assert _fingerprint(directory) != before
+
+
+@pytest.mark.parametrize(
+    ("files", "without", "message"),
+    [
+        ({"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}}, (), "RobertaTokenizer"),
+        ({"added_tokens.json": {"<extra>": 400}}, (), "the id 400"),
+        ({}, ("merges.txt",), "vocab.json alone"),
+        ({"tokenizer.model": ["not ours"]}, ("merges.txt", "vocab.json"), "tokenizer.model alone"),
+    ],
+    ids=["class", "ids", "half", "sentencepiece"],
+)
+def test_a_tokenizer_that_cannot_be_made_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, files: dict[str, Any], without: tuple[str, ...], message: str
+) -> None:
+    directory = with_vocabulary(tmp_path / "model", files)
+    for name in without:
+        (directory / name).unlink()
+    assert tokenizer_of(directory) is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert message in line and "token ids only" in line and "\n" not in line
+
+
+def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path) -> None:
+    for name, text in (
+        ("vocab.json", "[1]"),
+        ("merges.txt", "a b c d\n"),
+        ("tokenizer_config.json", "{"),
+        ("added_tokens.json", '{"a": "b"}'),
+    ):
+        directory = with_vocabulary(tmp_path / name, {})
+        (directory / name).write_text(text)
+        with pytest.raises(ConfigError, match=name):
+            tokenizer_of(directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -121,7 +120,7 @@ def test_compare_shows_errors_and_warns_beyond_the_plan(tmp_path: Path, call: Ca
         model.wte.weight[t.END] *= 60
     save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)
     assert tokenizer is not None
-    shutil.copy(tokenizer, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").write_bytes(tokenizer)
     common = ("compare", tmp_path / "checkpoint", "--cache", tmp_path / "cache", "--json")
     inside, outside = (json.loads(call(*common, "--prompt-ids", ids).out) for ids in ("1,2,3", f"1,2,{t.END}"))
     assert inside["warnings"] == [] and inside["agree"]

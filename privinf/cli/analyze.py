@@ -54,7 +54,7 @@ def analyze(
     if threads is not None:
         torch.set_num_threads(threads)
     run = model if (model / "checkpoint" / "config.json").is_file() else None
-    network, config, tokenizer_file = load_checkpoint(model if run is None else model / "checkpoint")
+    network, config, tokenizer_json = load_checkpoint(model if run is None else model / "checkpoint")
     if remove is not None:
         check_removal(config, remove)
     elif train_steps:
@@ -71,7 +71,7 @@ def analyze(
         task = tasks.setdefault(stage, bar.add_task(stage, total=1.0) if stage not in tasks else tasks[stage])
         bar.update(task, completed=done)  # type: ignore[arg-type]
 
-    tokenizer = None if tokenizer_file is None else load_tokenizer(tokenizer_file, config)
+    tokenizer = None if tokenizer_json is None else load_tokenizer(tokenizer_json, config)
     documents = None if tokenizer is None else read_corpus(corpus, files)
     tokens, source = text_for(network, tokenizer, documents, None if train_steps else 2 * windows * length)
     output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def analyze(
                 settings=settings,
                 steps=train_steps,
                 output=output,
-                tokenizer=tokenizer_file,
+                tokenizer=tokenizer_json,
                 told=told,
             )
     write_atomically(output / "analysis.json", (json.dumps(found, indent=1) + "\n").encode())

@@ -146,8 +146,8 @@ def train(
     tokenizer_file = checkpoint / "tokenizer.json"
     if first is not None and not tokenizer_file.is_file():
         if first[2] is None:
-            raise ConfigError(f"{start}: has no tokenizer.json", remedy="without it the corpus cannot become its tokens")
-        write_atomically(tokenizer_file, first[2].read_bytes())
+            raise ConfigError(f"{start}: has no tokenizer", remedy="without it the corpus cannot become its tokens")
+        write_atomically(tokenizer_file, first[2])
     if not tokenizer_file.is_file():
         say.line(f"training a tokenizer of {vocab} tokens on {len(documents)} files")
         corpora.save_tokenizer(corpora.train_tokenizer(documents, vocab), tokenizer_file)

@@ -48,9 +48,8 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     that may occur in the result works at any length (`rules.ANY_LENGTH`), and the result is held against the model at short
     lengths. UnsupportedOpError lists every operator without a protocol, ConfigError what is wrong with the checkpoint.
     """
-    model, config, tokenizer_path = load_checkpoint(Path(checkpoint))
+    model, config, tokenizer = load_checkpoint(Path(checkpoint))
     model = model.folded()
-    tokenizer = None if tokenizer_path is None else Path(tokenizer_path).read_bytes()
     with evaluation_mode(model), torch.no_grad():
         graph = lower_graph(model, [torch.zeros(1, config.n_positions, dtype=torch.long)], last_position=True)
         generator = torch.Generator().manual_seed(7)

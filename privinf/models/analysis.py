@@ -13,12 +13,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from privinf.models.aero import AeroModel
-from privinf.models.checkpoint import TOKENIZER, write_atomically
+from privinf.models.checkpoint import write_atomically
 from privinf.models.corpus import END, Document, Tokens, encode_corpus
 from privinf.models.entropy import bands
 from privinf.models.evaluation import entropy_of_heads, evaluate, spread_windows, token_loss
 from privinf.models.removal import deepest, ffn_layers, loss_without, recommend, without_ffns
 from privinf.models.settings import Settings
+from privinf.models.tokenizer import TOKENIZER
 from privinf.models.tracing import PLACES, SPAN, choose_prompts, trace_prompts
 from privinf.models.training import Progress, Trainer
 from protocols.errors import ConfigError
@@ -96,7 +97,7 @@ def analyze_removal(
     settings: Settings,
     steps: int,
     output: Path,
-    tokenizer: Path | None,
+    tokenizer: bytes | None,
     told: Told,
 ) -> dict[str, Any]:
     """The recommendation beside AERO's rule at the same `count`; with `steps` both again after so much training, saved in `output`."""
@@ -121,7 +122,7 @@ def analyze_removal(
                 trainer.run(steps, None, partial(_tell, told, f"training {name}"))
                 trainer.export(output / name / "checkpoint")
                 if tokenizer is not None:
-                    write_atomically(output / name / "checkpoint" / TOKENIZER, tokenizer.read_bytes())
+                    write_atomically(output / name / "checkpoint" / TOKENIZER, tokenizer)
                 measured = evaluate(trainer.model, tokens, length, HELD_OUT_WINDOWS)
                 done[layers]["trained_held_out_loss"] = measured["held_out_loss"]
         found[name] = done[layers]

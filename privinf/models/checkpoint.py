@@ -19,9 +19,10 @@ from torch import Tensor
 
 from privinf.models.aero import AeroModel
 from privinf.models.config import ModelConfig
+from privinf.models.tokenizer import TOKENIZER, tokenizer_of
 from protocols.errors import ConfigError
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files, as Hugging Face writes large ones
 SHARD = re.compile(r"[A-Za-z0-9_.\-]{1,128}\.safetensors")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,8 +30,9 @@ PREFIX = "transformer."
 SHOWN_FAULTS = 8
 
 
-def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, Path | None]:
-    """Reads a checkpoint directory: the model (float32, in inference form), its configuration, and its tokenizer file, if it has one."""
+def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, bytes | None]:
+    """Reads a checkpoint directory: the model (float32, in inference form), its configuration, and its tokenizer, if it has one, as the
+    contents of a `tokenizer.json`."""
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory", remedy="a checkpoint is a directory with config.json and model.safetensors")
@@ -50,8 +52,7 @@ def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, Path
         model.lm_head.weight = model.wte.weight
     model.future = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).triu(1)
     model.requires_grad_(False)
-    tokenizer = directory / TOKENIZER
-    return model.eval(), config, tokenizer if tokenizer.is_file() else None
+    return model.eval(), config, tokenizer_of(directory)
 
 
 def save_checkpoint(model: AeroModel, config: ModelConfig, directory: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -74,10 +75,11 @@ def save_checkpoint(model: AeroModel, config: ModelConfig, directory: str | Path
     write_atomically(directory / CONFIG, config.to_json().encode())
 
 
-def load_tokenizer(path: Path, config: ModelConfig | None = None) -> Tokenizer:
-    """Reads `tokenizer.json`; with a configuration, refuses one whose ids the model does not have."""
+def load_tokenizer(data: bytes | Path, config: ModelConfig | None = None) -> Tokenizer:
+    """Reads a `tokenizer.json` or its contents; with a configuration, refuses one whose ids the model does not have."""
+    path = data if isinstance(data, Path) else TOKENIZER
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(data)) if isinstance(data, Path) else Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"{path}: not a tokenizer file: {error}") from None
     largest = max(tokenizer.get_vocab().values(), default=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import privinf
 import protocols
 from privinf.lowering.lowered import Lowered
+from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
 from protocols.errors import ConfigError
 
@@ -33,7 +34,7 @@ def _code(packages: Sequence[Path] = SOURCES) -> bytes:
 def _fingerprint(checkpoint: Path) -> str:
     """Of a checkpoint and of the code that lowers it: a kept lowering never outlives a change of either."""
     digest = hashlib.sha256(_code())
-    others = [checkpoint / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    others = [checkpoint / name for name in (*tokenizer.FILES, "chat_template.jinja")]
     for path in (checkpoint / "config.json", *weight_files(checkpoint), *others):
         if path.is_file():
             with path.open("rb") as file:

@@ -230,6 +230,17 @@ def test_a_token_over_a_link_and_apart(network: Any) -> None:
     assert names[0].startswith("a token over 4 ms, 200 Mbit/s") and names[1].startswith("GPT-2 size, a token with 8 cached")
 
 
+def test_the_budget_is_measured_with_a_further_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's own path, at a size that fits a test; what it leaves is what the report's sections read."""
+    monkeypatch.setattr("benchmarks.scenarios.budget.GPT2", {**SMALL, "n_layer": 12})
+    path = tmp_path / "budget.json"
+    assert main(["budget", "--seq", "4", "--samples", "1", "--positions", "16", "--json", str(path)]) == 0
+    result = read(path)
+    assert len(result.budget) == 11 and all(goal.measured for goal in result.budget)
+    text = as_markdown(sections([result]))
+    assert "## The byte budget at GPT-2 size" in text and "**One more token of SM+ScFuFFN_i6**" in text
+
+
 @pytest.mark.slow
 def test_memory_is_measured(network: Any, tmp_path: Path) -> None:
     run = Run("generate")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from privinf.party.messages import greet
+from privinf.party.messages import Dealt, Join, Register, SessionSeed, greet
 from privinf.transport.connection import Connection
+from privinf.transport.frames import Kind
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial
+from protocols.errors import PrivinfError
 from tests import trio as t
 from tests.trio import Trio, trio
 
@@ -64,3 +69,34 @@ def load_fingerprint(path: Path) -> str:
     from privinf.transport.tls import fingerprint
 
     return fingerprint(ssl.PEM_cert_to_DER_cert(path.read_text()))
+
+
+class joined:
+    """A server's session at a dealer that its client has joined."""
+
+    def __init__(self, address: str, join: bool = True) -> None:
+        token = secrets.token_bytes(16)
+        self.server, self.client = dialled(address, "server", "dealer"), dialled(address, "client", "dealer")
+        for each in (self.server, self.client):
+            greet(each)
+        fingerprint = load_fingerprint(t.keys() / "client" / "cert.pem")
+        register = Register(token, fingerprint, secrets.token_bytes(32), ())
+        for each, message in ((self.server, register), (self.client, Join(token)))[: 1 + join]:
+            each.send_control(message)
+            each.receive_control(SessionSeed)
+            each.establish()
+
+    def __enter__(self) -> joined:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.client, self.server):
+            each.close()
+
+    def ask(self, kinds: list[Any]) -> Any:
+        """What the client is told of a pass."""
+        self.server.send(msgspec.msgpack.encode({"type": "Deal", "kinds": kinds}), Kind.CONTROL)
+        try:
+            return self.client.receive_control(Dealt)
+        except PrivinfError as error:
+            return error

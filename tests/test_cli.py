@@ -70,7 +70,7 @@ def test_version(call: Call) -> None:
         (["explain", "nowhere", "--seq", "4"], "nowhere"),
         (["explain", "nowhere", "--seq", "0"], "--seq"),
         (["convert", "nowhere", "-o", "out"], "nowhere"),
-        (["cache", "rm", "--cache", "nowhere"], "give name... or --all"),
+        (["cache", "rm", "--cache", "nowhere"], "give name..., --all or --expired"),
         (["cache", "rm", "something", "--cache", "nowhere"], "something"),
         (["doctor", "--timeout", "-1"], "--timeout"),
         (["dealer", "--listen", "localhost:0", "--keys", "nowhere"], "keys init"),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from privinf.party.messages import Dealt, Join, Register, SessionSeed, greet
-from privinf.transport.frames import Kind
-from protocols.errors import PrivinfError
+from privinf.party.messages import Dealt
 from tests import trio as t
-from tests.peers import dialled, load_fingerprint
+from tests.peers import joined
 
 GROWTH = 48 * 2**20  # far below what each of these took
 
@@ -31,36 +27,6 @@ def dealer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[t.Process
 def peak(process: t.Process) -> int:
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-class joined:
-    """A server's session at a dealer that its client has joined."""
-
-    def __init__(self, address: str) -> None:
-        token = secrets.token_bytes(16)
-        self.server, self.client = dialled(address, "server", "dealer"), dialled(address, "client", "dealer")
-        for each in (self.server, self.client):
-            greet(each)
-        fingerprint = load_fingerprint(t.keys() / "client" / "cert.pem")
-        for each, message in ((self.server, Register(token, fingerprint, secrets.token_bytes(32), ())), (self.client, Join(token))):
-            each.send_control(message)
-            each.receive_control(SessionSeed)
-            each.establish()
-
-    def __enter__(self) -> joined:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in (self.client, self.server):
-            each.close()
-
-    def ask(self, kinds: list[Any]) -> Any:
-        """What the client is told of a pass."""
-        self.server.send(msgspec.msgpack.encode({"type": "Deal", "kinds": kinds}), Kind.CONTROL)
-        try:
-            return self.client.receive_control(Dealt)
-        except PrivinfError as error:
-            return error
 
 
 BROADCAST = [["Mask", [1, 16384], 8, 0], ["Mask", [16384, 1], 8, 0], ["ProductMask", 1, 2, [1], 8, []]]

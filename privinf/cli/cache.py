@@ -39,26 +39,34 @@ def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Entries as `cache ls` names them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
+    expired: Annotated[
+        bool,
+        typer.Option("--expired", help="Remove lanes of prepared queries whose certificates expired over 30 days ago, marks included."),
+    ] = False,
     cache: common.Cache = None,
     as_json: common.Json = False,
 ) -> None:
     """Remove entries by name, or all of them; they are made again when they are needed.
 
-    Which prepared queries and whose budgets were spent stays known: that is
-    never removed.
+    Which prepared queries and whose budgets were spent stays known. Only
+    --expired removes such marks, where they can count no more.
 
     Example: privinf cache rm --all
     """
     directory = _directory(cache)
     entries = {entry["name"]: entry for entry in _entries(directory)}
-    if bool(names) == everything:
-        raise ConfigError("nothing was named to remove" if not names else "both names and --all were given", remedy="give NAME... or --all")
+    given = [bool(names), everything, expired]
+    if sum(given) != 1:
+        what = "more than one of names, --all and --expired was given" if any(given) else "nothing was named to remove"
+        raise ConfigError(what, remedy="give NAME..., --all or --expired")
     unknown = [name for name in names or () if name not in entries]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is not in {directory}", remedy="run `privinf cache ls` for the names")
     chosen = [name for name, entry in entries.items() if (directory / name).exists()] if everything else list(dict.fromkeys(names or ()))
+    if expired:
+        chosen = [name for name, entry in entries.items() if entry.get("expired")]
     for name in chosen:
-        _remove(directory, name, entries[name])
+        _remove(directory, name, entries[name], expired)
     freed = sum(entries[name]["bytes"] for name in chosen)
     if as_json:
         common.write_json({"cache": str(directory), "removed": chosen, "bytes": freed})
@@ -82,15 +90,14 @@ def _about(entry: dict[str, Any]) -> str:
     return f"  ({entry['role']}: {terms}; {entry['count']} prepared, {spent} spent)"
 
 
-def _remove(directory: Path, name: str, entry: dict[str, Any]) -> None:
+def _remove(directory: Path, name: str, entry: dict[str, Any], marks: bool) -> None:
     path = directory / name
     if "count" not in entry:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
-    from privinf.files import locked
+    from privinf.party.marks import remove_lane
 
-    with locked(directory / "spent" / f"{path.name}.lock", common.TIMEOUT_S):
-        shutil.rmtree(path, ignore_errors=True)  # there may be a mark alone, which stays
+    remove_lane(directory, path.name, common.TIMEOUT_S, marks=marks)
 
 
 def _entries(directory: Path) -> list[dict[str, Any]]:

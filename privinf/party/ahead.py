@@ -59,11 +59,11 @@ def _request(kind: type[Prepare] | type[Spend], shelf: Shelf, held: dict[int, by
 
 def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
     """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
-    connection, link, wait = session.connection, session.link, session.options.timeout
+    connection, link = session.connection, session.link
     assert link is not None
     lane = session.lane(terms)
     connection.meter.phase = "offline"
-    with session.stock.open(lane, wait) as shelf:
+    with session.shelf(lane) as shelf:
         held = shelf.held()
         if len(held) >= MAX_HELD:
             raise ConfigError(f"{MAX_HELD} queries are prepared for these lengths already", remedy="use them first, or `privinf cache rm`")
@@ -83,7 +83,7 @@ def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
             session.walk_offline(request, sketch, store, inputs, partial(_progress, session, done, len(passes)))
             store.end_pass()
         writer.seal()
-        with session.stock.open(lane, wait) as shelf:
+        with session.shelf(lane) as shelf:
             shelf.add(writer)
             try:
                 connection.send_control(Kept())
@@ -104,7 +104,7 @@ def spend_at_client(session: ClientSession, terms: Terms) -> Prepared | None:
     for lane in session.lanes(terms):
         session.connection.meter.phase = "offline"
         try:
-            with session.stock.open(lane, session.options.timeout) as shelf:
+            with session.shelf(lane) as shelf:
                 found = _spend(session, shelf)
         except ConfigError as error:
             log.warning("going on without prepared queries: %s", error)
@@ -164,14 +164,14 @@ def prepare_at_server(session: ServerSession, request: Prepare) -> None:
 
 def _prepare(session: ServerSession, request: Prepare) -> None:
     server, connection, terms = session.server, session.connection, request.terms
-    stock, wait, lane = server.stock, server.options.timeout, _lane(session, terms)
+    stock, lane = server.stock, _lane(session, terms)
     connection.meter.phase = "offline"
-    with stock.open(lane, wait) as shelf:
+    with session.shelf(lane) as shelf:
         spent = shelf.raise_to(request.spent)
     marked = _marked(session, terms, spent)
     if not marked.ok:
         raise HandshakeError("the dealer cannot keep what is spent", party="server", remedy="look at the dealer's output")
-    with stock.open(lane, wait) as shelf:
+    with session.shelf(lane) as shelf:
         _make_room(session, shelf, request)
         index = shelf.reserve(max(marked.spent, *(index for index, _ in request.held), 0))
     session.link.send_control(Reseed())
@@ -191,7 +191,7 @@ def _prepare(session: ServerSession, request: Prepare) -> None:
             _check_room(session, writer.size)
         writer.seal()
         connection.receive_control(Kept)
-        with stock.open(lane, wait) as shelf:
+        with session.shelf(lane) as shelf:
             shelf.add(writer)
     connection.send_control(Kept())
 
@@ -218,16 +218,19 @@ def _make_room(session: ServerSession, shelf: Shelf, request: Prepare) -> None:
 
 def spend_at_server(session: ServerSession, request: Spend) -> Prepared | None:
     """Chooses a prepared query, and marks it as spent here and at D once C has; None where there is none."""
-    connection, lane, wait = session.connection, _lane(session, request.terms), session.server.options.timeout
+    connection, lane = session.connection, _lane(session, request.terms)
     prepared: Prepared | None = None
     connection.meter.phase = "offline"
     highest = request.spent
+    if not session.server.stock.holds(lane):
+        connection.send_control(Chosen(highest, 0))
+        return None
     try:
-        with session.server.stock.open(lane, wait) as shelf:
+        with session.shelf(lane) as shelf:
             highest = max(highest, shelf.spent)
         marked = _marked(session, request.terms, highest)
         highest = max(highest, marked.spent)
-        with session.server.stock.open(lane, wait) as shelf:
+        with session.shelf(lane) as shelf:
             shelf.clear(highest)
             if marked.ok:
                 prepared = next(_candidates(shelf, request, highest), None)
@@ -239,7 +242,7 @@ def spend_at_server(session: ServerSession, request: Spend) -> Prepared | None:
         return None
     done = False
     try:
-        with session.server.stock.open(lane, wait) as shelf:
+        with session.shelf(lane) as shelf:
             done = shelf.spend(prepared.header.index)
     except ConfigError as error:
         log.warning("a prepared query of client %s cannot be used: %s", connection.peer_name, error)

@@ -30,6 +30,7 @@ from protocols.errors import ConfigError, RefusedError
 from protocols.party import Trace
 
 log = logging.getLogger("privinf.server")
+MAX_REQUESTS = 1 << 16  # of one session: passes, and queries that are prepared or asked for
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -119,10 +120,14 @@ class Allowance:
 
     def __init__(self, service: Service, connection: Connection, budget: Budget | None) -> None:
         self._service, self._connection, self._budget = service, connection, budget
-        self._tokens = 0
+        self._tokens = self._requests = 0
 
     def check(self, request: Pass | Run | Prepare | Spend) -> None:
         """Whether a request is within the limits."""
+        self._requests += 1
+        if self._requests > MAX_REQUESTS:
+            what = f"a session here answers at most {MAX_REQUESTS} requests"
+            raise self._refusal("requests", RefusedError(what, party="server", remedy="begin another session"))
         if not isinstance(request, Prepare):  # which reveals nothing
             self._ask(lambda budget: budget.check(self._connection.peer_subject))
         if isinstance(request, Run):

@@ -145,13 +145,13 @@ class DealerService(Service):
             if isinstance(request, End):
                 self.leave(connection)
                 return
-            if isinstance(request, Mark):
-                connection.send_control(self._mark(connection, session, request))
-                continue
             if not session.joined.wait(self.options.timeout):
                 raise HandshakeError("the client did not join its session in time", party="dealer")
             client = session.connection
             assert client is not None
+            if isinstance(request, Mark):
+                connection.send_control(self._mark(connection, client, request))
+                continue
             if isinstance(request, Foreseen):
                 if ahead is None:
                     raise ProtocolDesync("a pass is asked for as foreseen, and none was", party="dealer")
@@ -178,11 +178,11 @@ class DealerService(Service):
             else:
                 self._send(session, client, head, payload, len(request.kinds))
 
-    def _mark(self, connection: Connection, session: _Session, request: Mark) -> Marked:
-        """Keeps what is spent of the prepared queries of this pair of certificates."""
-        lane = Lane(request.model, session.client, connection.peer_fingerprint, request.terms)
+    def _mark(self, server: Connection, client: Connection, request: Mark) -> Marked:
+        """Keeps what is spent of the prepared queries of this pair of certificates, both of which are here."""
+        lane = Lane(request.model, client.peer_fingerprint, server.peer_fingerprint, request.terms)
         try:
-            with self._stock.open(lane, self.options.timeout) as shelf:
+            with self._stock.open(lane, self.options.timeout, min(server.peer_until, client.peer_until)) as shelf:
                 return mark_at_dealer(shelf, request)
         except ConfigError as error:
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)

@@ -4,7 +4,10 @@ A lane is one model, one client's and one server's certificate, and the terms of
 so that all three may share a directory. Within a lane indices grow by one.
 
     CACHE/spent/LANE.json    the highest index that is spent, and the highest that was handed out
-    CACHE/spent/LANE.lock    locked by whoever reads or changes either, or the lane's files
+    CACHE/spent/ROLE-CLIENT.lock    of all lanes of one client's certificate: locked by whoever reads or changes them, or their files
+
+A lane can be used for as long as both certificates are valid. Once one has expired, whoever keeps its marks refuses every session in which
+they would count: then they may go, `remove_lane`.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from privinf.files import locked
 from privinf.party.messages import Terms
 
+GRACE_S = 30 * 86400.0  # that a clock may be wrong by, before what a certificate stood for is forgotten
 LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
 
 
@@ -43,10 +50,18 @@ class Marks(msgspec.Struct, frozen=True):
     lane: Lane
     spent: int = 0
     reserved: int = 0
+    until: float = 0.0  # when a certificate of the lane expires, seconds since the epoch; 0 where nobody noted it
+
+
+def lock_of(cache: Path, name: str) -> Path:
+    """The lock of the lane with this name."""
+    return cache / "spent" / f"{'-'.join(name.split('-')[:2])}.lock"
 
 
 def overview(cache: Path) -> list[dict[str, Any]]:
-    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`."""
+    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`
+    and `expired`: whether a certificate has expired for so long that the marks can count no more.
+    """
     names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
     names |= {path.stem for path in (cache / "spent").glob("*.json")}
     found = []
@@ -56,14 +71,23 @@ def overview(cache: Path) -> list[dict[str, Any]]:
             continue
         spent: int | None = 0
         model: str | None = None
+        until = 0.0
         with contextlib.suppress(FileNotFoundError):
             try:
                 marks = msgspec.json.decode((cache / "spent" / f"{name}.json").read_bytes(), type=Marks)
-                spent, model = marks.spent, marks.lane.model
+                spent, model, until = marks.spent, marks.lane.model, marks.until
             except (msgspec.MsgspecError, ValueError):
                 spent = None
         lengths = {"seq": int(match[2]), "max_new_tokens": int(match[3]), "chunk": int(match[4] or 0)}
         entry = {"role": match[1], **lengths, "logits": bool(match[5]), "model": model}
         count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
-        found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent})
+        found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent, "expired": 0 < until < time.time() - GRACE_S})
     return found
+
+
+def remove_lane(cache: Path, name: str, wait_s: float, *, marks: bool = False) -> None:
+    """Removes a lane's prepared queries, and its marks only where that is asked for and they can count no more."""
+    with locked(lock_of(cache, name), wait_s):
+        shutil.rmtree(cache / "prepared" / name, ignore_errors=True)  # there may be a mark alone
+        if marks and any(entry["expired"] for entry in overview(cache) if entry["name"] == f"prepared/{name}"):
+            (cache / "spent" / f"{name}.json").unlink()

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
 from privinf.party.budget import Allowance, Budget, SetUps
 from privinf.party.devices import walking
+from privinf.party.marks import Lane
 from privinf.party.messages import (
     MAX_KINDS,
     Deal,
@@ -44,7 +46,7 @@ from privinf.party.models import open_model
 from privinf.party.options import Options
 from privinf.party.prepared import Prepared
 from privinf.party.service import Service
-from privinf.party.stock import Stock
+from privinf.party.stock import Shelf, Stock
 from privinf.party.turns import InTurn
 from privinf.party.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
@@ -285,6 +287,10 @@ class ServerSession:
         ]
         with walking(self.store.device):
             module_output(graph, runtime, inputs, observe=observe)
+
+    def shelf(self, lane: Lane) -> AbstractContextManager[Shelf]:
+        """A lane of this session's, see `Stock.open`."""
+        return self.server.stock.open(lane, self.server.options.timeout, self.connection.peer_until)
 
     def fresh_runtime(self) -> Runtime:
         """An empty context, for a query that is prepared."""

@@ -25,7 +25,7 @@ from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run
 from privinf.party.prepared import Prepared
 from privinf.party.sampling import GREEDY, Sampler, Sampling
 from privinf.party.setup import ClientStore, parts_of, receive_bundle, receive_part
-from privinf.party.stock import Stock
+from privinf.party.stock import Shelf, Stock
 from privinf.party.text import Prompt, Streamer, Token
 from privinf.party.tokenizer import settle
 from privinf.transport.connection import Connection
@@ -161,6 +161,10 @@ class ClientSession:
     def lane(self, terms: Terms) -> Lane:
         """Of queries that are prepared on these terms."""
         return Lane(self.lowered.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
+
+    def shelf(self, lane: Lane) -> contextlib.AbstractContextManager[Shelf]:
+        """A lane of this session's, see `Stock.open`."""
+        return self.stock.open(lane, self.options.timeout, self.connection.peer_until)
 
     def lanes(self, terms: Terms) -> list[Lane]:
         """Those of which a prepared query may be here."""

@@ -1,7 +1,7 @@
-"""The stock: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which it keeps for good.
+"""The stock: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which outlive it.
 
     CACHE/prepared/LANE/INDEX.bin    a prepared query, at the server and the client (`prepared`)
-    CACHE/spent/LANE.json, .lock     its marks, see `marks`
+    CACHE/spent/LANE.json            its marks, see `marks`
 
 An index is spent by a mark, durable before anything is used. So a crash loses at most the index that was marked, and a file of a
 marked index, from a crash or a backup, is never used.
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from privinf.files import locked, move_into_place, part_file, refusals, sweep, write_private
-from privinf.party.marks import LANE_NAME, Lane, Marks
+from privinf.party.marks import LANE_NAME, Lane, Marks, lock_of
 from privinf.party.messages import MAX_HELD, Terms
 from privinf.party.prepared import Damaged, Header, Prepared, Writer, read_header
 from protocols.errors import ConfigError
@@ -33,10 +34,21 @@ class Stock:
         self.cache, self.role = cache, role
 
     @contextlib.contextmanager
-    def open(self, lane: Lane, wait_s: float) -> Iterator[Shelf]:
-        """A lane, locked against everyone else who uses this directory; ConfigError if another holds it for too long."""
-        with locked(self.cache / "spent" / f"{lane.name(self.role)}.lock", wait_s):
-            yield Shelf(self, lane)
+    def open(self, lane: Lane, wait_s: float, until: float = 0.0) -> Iterator[Shelf]:
+        """A lane, locked against everyone else who uses this directory; ConfigError if another holds it for too long.
+
+        `until`: when its certificates expire, as far as they are known, seconds since the epoch. A session may outlive them; its lanes
+        do not, for their marks may be gone then.
+        """
+        if 0 < until < time.time():
+            raise ConfigError("a certificate of these prepared queries has expired", party=self.role, remedy="run `privinf keys renew`")
+        with locked(lock_of(self.cache, lane.name(self.role)), wait_s):
+            yield Shelf(self, lane, until)
+
+    def holds(self, lane: Lane) -> bool:
+        """Whether there may be something of a lane. Where there is nothing, nothing is to be made only because a peer names it."""
+        name = lane.name(self.role)
+        return (self.cache / "spent" / f"{name}.json").exists() or (self.cache / "prepared" / name).exists()
 
     def lanes(self, model: str, client: str, server: str, terms: Terms) -> list[Lane]:
         """Lanes of which a prepared query fits these terms, those for the fewest new tokens first."""
@@ -70,8 +82,8 @@ class Stock:
 class Shelf:
     """One lane, while its lock is held."""
 
-    def __init__(self, stock: Stock, lane: Lane) -> None:
-        self._role, self.lane = stock.role, lane
+    def __init__(self, stock: Stock, lane: Lane, until: float) -> None:
+        self._role, self.lane, self._until = stock.role, lane, until
         name = lane.name(stock.role)
         self._directory = stock.cache / "prepared" / name
         self._file = stock.cache / "spent" / f"{name}.json"
@@ -98,7 +110,7 @@ class Shelf:
                 message = f"the {self._role} keeps marks of {MAX_LANES} kinds of prepared queries for this client already"
                 raise ConfigError(message, party=self._role, remedy="prepare for fewer lengths")
         with refusals(self._file):
-            write_private(self._file, msgspec.json.encode(marks))
+            write_private(self._file, msgspec.json.encode(msgspec.structs.replace(marks, until=self._until)))
 
     @property
     def spent(self) -> int:

@@ -20,7 +20,7 @@ from privinf.transport.endpoint import Endpoint, Want
 from privinf.transport.frames import FrameReader, Header, Kind, pack_header
 from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
-from privinf.transport.tls import WRITE_CHUNK, TlsStream, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
+from privinf.transport.tls import WRITE_CHUNK, TlsStream, expiry_of, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
 from protocols.errors import PrivinfError, TransportError
 
 HEARTBEAT_S = 2.0
@@ -56,7 +56,7 @@ class Connection(Endpoint):
             link=link,
             meter=stream.meter,
         )
-        self.peer_subject = subject_of(stream.tls.getpeercert())
+        self.peer_subject, self.peer_until = subject_of(stream.tls.getpeercert()), expiry_of(stream.tls.getpeercert())
         self.heartbeat_s = heartbeat_s
         self._stream = stream
         own = weakref.ref(self)  # no cycle: what a connection holds goes when it is dropped, not when the collector comes

@@ -87,6 +87,8 @@ class Endpoint(ABC):
         self.peer_name = peer_name
         self.peer_subject = ""
         """The common name in the peer's certificate, which a renewed one keeps."""
+        self.peer_until = 0.0
+        """When the peer's certificate expires, seconds since the epoch; 0 where it has none."""
         self.timeout = timeout
         """Longest wait for the peer's next message, seconds; may be set at any time."""
         self.meter = meter or Meter()

@@ -115,6 +115,11 @@ def subject_of(certificate: dict[str, Any] | None) -> str:
     return next((str(value) for kind, value in parts if kind == "commonName"), "")
 
 
+def expiry_of(certificate: dict[str, Any] | None) -> float:
+    """When a verified certificate expires, seconds since the epoch; 0 where there is none."""
+    return float(ssl.cert_time_to_seconds(certificate["notAfter"])) if certificate else 0.0
+
+
 def reason_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason in words, without its source lines."""
     text = (error.reason or str(error)).lower().replace("_", " ")

@@ -31,8 +31,9 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
 
 
 @pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
+def quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "privinf")
+    monkeypatch.setattr("privinf.party.sparing.WINDOW_S", 0.0)  # as if a minute passed between two strangers
 
 
 def is_well(parties: Trio) -> bool:

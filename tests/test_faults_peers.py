@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from privinf.party import service as service_module
 from privinf.party.client import Client
 from privinf.party.messages import Hello, Join, Register, SessionSeed, Welcome, greet
 from privinf.party.options import Options
@@ -60,14 +59,15 @@ def test_garbage(parties: Trio, caplog: pytest.LogCaptureFixture, role: str, raw
 
 
 def test_connections_that_say_nothing_keep_nobody_out(parties: Trio, caplog: pytest.LogCaptureFixture) -> None:
+    doors = [service._listener.door for service in (parties.server, parties.dealer)]
     with contextlib.ExitStack() as stack:
-        for service in (parties.server, parties.dealer):
-            for _ in range(service_module.MAX_STRANGERS + 20):
+        for service, door in zip((parties.server, parties.dealer), doors, strict=True):
+            for _ in range(door.silent.most + 20):
                 stack.enter_context(tcp(service.address))
         began = time.monotonic()
         assert is_well(parties) and time.monotonic() - began < 4
-        t.wait_for(lambda: "later connections have not shown a certificate either" in caplog.text, 10)
-        t.wait_for(lambda: not parties.server._strangers and not parties.dealer._strangers, 15)  # the handshake's deadline
+        t.wait_for(lambda: "1024 others are no further, and its place was needed" in caplog.text, 10)
+        t.wait_for(lambda: not any(map(len, doors)), 15)  # the handshake's deadline
 
 
 def test_a_server_and_a_dealer_that_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,14 +86,15 @@ def test_a_server_and_a_dealer_that_say_nothing(caplog: pytest.LogCaptureFixture
 def test_a_peer_with_a_certificate_that_says_nothing(
     parties: Trio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "HELLO_S", 0.6)
     for role in ("server", "dealer"):
+        service = getattr(parties, role)
+        monkeypatch.setattr(service._listener.door.known, "seconds", 0.6)
         began = time.monotonic()
-        with dialled(getattr(parties, role).address, "client", role) as connection:
+        with dialled(service.address, "client", role) as connection:
             connection.timeout = 10
-            connection.receive_control(Hello)
             assert "0.6 s" in str(outcome(lambda: connection.receive_control(Hello)))
         assert "0.6 s" in said(caplog, role) and time.monotonic() - began < 6
+        assert service.refusals["silent"] == 1
 
 
 def test_more_peers_than_are_served(parties: Trio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

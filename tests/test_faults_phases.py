@@ -78,7 +78,7 @@ class DieIn:
 
     def __call__(self) -> None:
         entered, left, passes = list[str](), [self.transfers], itertools.count()
-        send, receive, transfer, handshake = Endpoint.send_control, Endpoint.receive_control, Connection._transfer, TlsStream.handshake
+        send, receive, transfer, shake = Endpoint.send_control, Endpoint.receive_control, Connection._transfer, TlsStream.shake
         guard = threading.Lock()
 
         def enter(phase: str) -> None:
@@ -116,13 +116,13 @@ class DieIn:
             step()
             return transfer(connection, *arguments)
 
-        def shaken(stream: TlsStream, *arguments: Any, **more: Any) -> None:
+        def shaken(stream: TlsStream, **names: Any) -> bool:
             enter("tls")
             step()
-            handshake(stream, *arguments, **more)
+            return shake(stream, **names)
 
         Endpoint.send_control, Endpoint.receive_control = sent, received  # type: ignore
-        Connection._transfer, TlsStream.handshake = transferred, shaken  # type: ignore
+        Connection._transfer, TlsStream.shake = transferred, shaken  # type: ignore
 
 
 OPENS = (

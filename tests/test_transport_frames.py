@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privinf.transport import Kind, memory_pair
+from privinf.transport import Connection, Kind, connection, memory_pair
 from privinf.transport.endpoint import one_line
 from privinf.transport.frames import ABSENT, DESYNC, HEADER, MORE, REFUSED, Frame, FrameReader, flat, pack_header, parse_header
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError, TransportError
@@ -142,6 +144,71 @@ def test_the_limit_is_lower_before_a_session(keys_dir: Path, pool: ThreadPoolExe
     with connected(keys_dir, pool, established=False) as pair:
         pair.client.send(bytes(200_000))  # but a message may be cut
         assert len(pair.server.receive(200_000)) == 200_000
+
+
+@pytest.mark.parametrize("established", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 2**16 - 1])
+def test_parts_of_a_message_that_are_too_small(keys_dir: Path, pool: ThreadPoolExecutor, size: int, established: bool) -> None:
+    """A message in parts of no bytes would have no end, and one of single bytes takes hundreds of times its size."""
+    with connected(keys_dir, pool, established=established) as pair:
+        for kind in (Kind.DATA, Kind.CONTROL):
+            inject(pair.client, pack_header(size, kind, MORE, 1, 0) + bytes(size))
+            error = outcome(lambda: pair.server.receive(10 * MB))
+            assert type(error) is TransportError and f"a part of a message of {size} bytes; all but the last have 65536 or more" in str(
+                error
+            )
+    client, server = memory_pair(("client", "server"))
+    client._wire.to[1].append(pack_header(size, Kind.DATA, MORE, 1, 0) + bytes(size))
+    assert "a part of a message" in str(outcome(lambda: server.receive(10 * MB)))
+
+
+@contextlib.contextmanager
+def sending_on(pool: ThreadPoolExecutor, end: Connection, frames: bytes) -> Iterator[None]:
+    """Meanwhile an end sends these frames again and again, as far as its socket takes them."""
+    stop = threading.Event()
+    end._stop.set()  # nothing but them
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                if end._stream.push():
+                    end._stream.encrypt(frames)
+                else:
+                    time.sleep(0.002)
+
+    sending = pool.submit(send)
+    try:
+        yield
+    finally:
+        stop.set()
+        sending.result(10)
+
+
+@pytest.mark.parametrize("size", [0, 40])
+def test_what_comes_while_a_send_is_blocked_is_bounded_headers_counted(
+    keys_dir: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    import tracemalloc
+
+    monkeypatch.setattr(connection, "BACKLOG", 4 * MB)
+    body, frames = bytes(100 * MB), (pack_header(size, Kind.DATA, 0, 1, 0) + bytes(size)) * 500
+    with connected(keys_dir, pool, timeout=3.0, silence_s=30.0) as pair, sending_on(pool, pair.client, frames):
+        tracemalloc.start()
+        error = outcome(lambda: pair.server.send(body))
+        held, taken = len(pair.server._inbox), tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert "does not take what we send" in str(error)
+        assert 0.9 * 4 * MB < held * (1024 + size) <= 4 * MB + 1024 + size
+        assert taken < 4 * MB + MB  # what a frame is counted for is more than it takes
+
+
+def test_heartbeats_without_end_keep_no_wait_alive(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
+    beats = pack_header(0, Kind.HEARTBEAT, 0, 0, 0) * 1000
+    with connected(keys_dir, pool, timeout=1.0) as pair, sending_on(pool, pair.client, beats):
+        began = time.monotonic()
+        assert "does not answer within 1 s" in str(outcome(lambda: pair.server.receive(1)))
+        pair.server.lost()  # comes back, though there is always more
+        assert not pair.server._inbox and time.monotonic() - began < 30
 
 
 def test_messages_larger_than_a_frame(keys_dir: Path, pool: ThreadPoolExecutor) -> None:

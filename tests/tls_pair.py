@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from privinf.transport import Connection, Credentials, Listener, dial
+from privinf.transport import Connection, Credentials, Listener, TurnedAway, dial
 from privinf.transport.keys import init_keys, load_credentials
 from protocols.errors import HandshakeError, PrivinfError
 
@@ -59,9 +59,12 @@ def connected(keys_dir: Path, pool: ThreadPoolExecutor, *, established: bool = T
 
 
 def accept_one(door: Listener) -> Connection:
-    sock = door.accept(10)
-    assert sock is not None
-    return door.handshake(sock)
+    """The next peer; raises the error of a guest that is none."""
+    found = door.accept(10)
+    assert found is not None
+    if isinstance(found, TurnedAway):
+        raise found.error
+    return found
 
 
 def together(pool: ThreadPoolExecutor, *calls: Callable[[], Any]) -> list[Any]:

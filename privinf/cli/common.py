@@ -75,6 +75,12 @@ Cache = Annotated[
     Path | None, typer.Option("--cache", metavar="DIR", help="What is kept between runs; default: the user's cache directory.")
 ]
 Sessions = Annotated[int, typer.Option("--sessions", metavar="N", min=1, help="Sessions at a time; the next is told to come again later.")]
+ClientSessions = Annotated[
+    int | None,
+    typer.Option(
+        "--client-sessions", metavar="N", min=0, help="Of them, of one client's certificate; 0: no limit of its own; default: half."
+    ),
+]
 Idle = Annotated[float, typer.Option("--idle", metavar="S", help="How long a session may lie unused, seconds.")]
 Drain = Annotated[
     float, typer.Option("--drain", metavar="S", min=0.0, help="After a signal, how long sessions may go on; a second one ends them.")

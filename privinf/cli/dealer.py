@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,12 @@ def dealer(
     listen: common.Listen,
     keys: common.Keys,
     metrics: common.Metrics = None,
-    sessions: common.Sessions = 64,
+    sessions: common.Sessions = 128,
+    client_sessions: common.ClientSessions = None,
+    server_sessions: Annotated[
+        int | None,
+        typer.Option("--server-sessions", metavar="N", min=0, help="Of them, of one server's; 0: no limit; default: three quarters."),
+    ] = None,
     memory: Annotated[
         int, typer.Option("--memory", metavar="B", min=1, help="Bytes that a session may hold at a time, the masks of its model included.")
     ] = 8 * 2**30,
@@ -33,12 +38,21 @@ def dealer(
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
-    options = common.make_options(timeout=timeout, device=device, cache=cache, sessions=sessions, memory=memory, idle=idle, drain=drain)
+    limits: dict[str, Any] = {
+        "sessions": sessions,
+        "client_sessions": client_sessions,
+        "server_sessions": server_sessions,
+        "memory": memory,
+        "idle": idle,
+        "drain": drain,
+    }
+    options = common.make_options(timeout=timeout, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
     from privinf.party.dealer import DealerService
     from privinf.party.memory import few_arenas
+    from privinf.party.outlet import unblocked
 
     few_arenas()
     common.log_from(log)
-    with DealerService(listen=listen, keys=str(keys), options=options) as service:
+    with unblocked(), DealerService(listen=listen, keys=str(keys), options=options) as service:
         serve_until_stopped(service, {"role": "dealer"}, as_json, metrics=metrics)

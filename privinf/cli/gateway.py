@@ -102,11 +102,12 @@ def gateway(
     from privinf.gateway.serve import listen_on, serve
     from privinf.party.client import Client
     from privinf.party.memory import few_arenas
+    from privinf.party.outlet import unblocked
     from privinf.transport.keys import load_credentials
 
     few_arenas()
     # a signal is how a service ends: exit code 0, once everything has been ended
-    with _until_stopped(), contextlib.ExitStack() as stack:
+    with unblocked(), _until_stopped(), contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listen_on(http))]
         if metrics is not None:
             listeners.append(stack.enter_context(listen_on(metrics, "--metrics")))

@@ -23,9 +23,7 @@ def serve(
     keep_queries: Annotated[int, typer.Option("--keep-queries", metavar="N", min=0, help="Prepared queries kept for one client.")] = 64,
     keep_bytes: Annotated[int, typer.Option("--keep-bytes", metavar="B", min=0, help="Bytes of them.")] = 4 * 2**30,
     sessions: common.Sessions = 64,
-    client_sessions: Annotated[
-        int, typer.Option("--client-sessions", metavar="N", min=0, help="Of them, of one client's certificate; 0: no limit of its own.")
-    ] = 0,
+    client_sessions: common.ClientSessions = None,
     session_tokens: Annotated[
         int, typer.Option("--session-tokens", metavar="N", min=0, help="Tokens of prompt and reply in one session; 0: the context's.")
     ] = 0,
@@ -65,13 +63,17 @@ def serve(
     from privinf.cli.services import serve_until_stopped
     from privinf.party.memory import few_arenas
     from privinf.party.models import open_model
+    from privinf.party.outlet import unblocked
     from privinf.party.server import Server
 
     few_arenas()
     common.log_from(log)
     lowered = open_model(model, options.cache)
-    with Server(
-        lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
-    ) as service:
+    with (
+        unblocked(),
+        Server(
+            lowered, listen=listen, dealer=dealer, keys=str(keys), allow_logits=allow_logits, clients=clients, options=options
+        ) as service,
+    ):
         about = {"role": "server", "variant": lowered.info.variant, "model": lowered.id, "tokenizer": lowered.tokenizer_id}
         serve_until_stopped(service, about, as_json, metrics=metrics)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from privinf.party.memory import few_arenas
 from privinf.party.options import Options
+from privinf.party.outlet import Outlet
 from privinf.party.sampling import Sampling
 from protocols.errors import PrivinfError
 
@@ -84,16 +85,23 @@ class Parent:
 
 
 class _Forward(logging.Handler):
-    """Log records as events: the parent has the terminal."""
+    """Log records as events: the parent has the terminal. They wait for nobody, other events do."""
 
     def __init__(self, parent: Parent, *, debug: bool) -> None:
         super().__init__()
-        self._parent = parent
+        self._outlet = Outlet(lambda event: parent.emit("log", **event), self._lost)
         self.setFormatter(logging.Formatter("%(message)s") if debug else _Plain())
 
+    @staticmethod
+    def _lost(count: int) -> dict[str, Any]:
+        return {"name": "privinf", "level": logging.WARNING, "message": f"{count} lines were dropped, because nobody read them"}
+
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._parent.emit("log", name=record.name, level=record.levelno, message=self.format(record))
+        self._outlet.put({"name": record.name, "level": record.levelno, "message": self.format(record)})
+
+    def close(self) -> None:
+        self._outlet.close()
+        super().close()
 
 
 class _Plain(logging.Formatter):

@@ -18,7 +18,7 @@ IDLE_S = 3600.0  # how long a session may lie unused
 CONNECT_S = 10.0  # how long a party may be away before who dials it gives up
 
 _WHOLE: tuple[str, ...] = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
-_WHOLE += ("memory", "sessions", "client_sessions", "session_tokens", "session_bytes", "budget", "setups")
+_WHOLE += ("memory", "sessions", "client_sessions", "server_sessions", "session_tokens", "session_bytes", "budget", "setups")
 
 
 def default_cache() -> Path:
@@ -50,7 +50,8 @@ class Options:
     keep_queries: int = 64  # prepared, of one client, at a server
     keep_bytes: int = 4 * 2**30  # of them
     sessions: int = 64  # at a time, at a server; at a dealer, of all its servers
-    client_sessions: int = 0  # of them, of one client's certificate
+    client_sessions: int | None = None  # of them, of one client's certificate; None: half
+    server_sessions: int | None = None  # of them, of one server's, at a dealer; None: three quarters
     idle: float = IDLE_S  # how long a session may lie unused
     session_tokens: int = 0  # of prompt and reply, in one session
     session_bytes: int = 0  # between server and client in one session, set-up aside
@@ -77,6 +78,8 @@ class Options:
         check_device(self.device)
         for name in _WHOLE:
             value = getattr(self, name)
+            if value is None and name in ("client_sessions", "server_sessions"):
+                continue
             least = int(name in ("memory", "sessions"))
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is not a whole number from {least} on", remedy="give one, or leave it out")
@@ -85,6 +88,12 @@ class Options:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and name != "drain"):
                 raise ConfigError(f"{name} is no length of time", remedy="give a number above 0, or leave it out")
+
+    def sessions_each(self, role: str) -> int:
+        """Sessions of one certificate of this role at a time; 0: no limit of its own."""
+        if role == "client":
+            return max(1, self.sessions // 2) if self.client_sessions is None else self.client_sessions
+        return self.sessions - self.sessions // 4 if self.server_sessions is None else self.server_sessions
 
     @property
     def connect_s(self) -> float:

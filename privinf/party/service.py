@@ -1,14 +1,12 @@
-"""What server and dealer have in common: accept, a thread for each connection, one line for each failure, a clean end.
+"""What server and dealer have in common: accept, a thread for each peer, one line for each failure, a clean end.
 
-Strangers and peers are counted apart. A stranger is a connection that has not shown a certificate yet: it has the seconds of
-the TLS handshake, and when too many are there the oldest makes room, so that connections which say nothing keep nobody out.
+A peer counts, and has a thread, from its first message on; whoever has not come so far waits at the door, see `transport.door`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -20,24 +18,29 @@ from privinf.party.blame import AGAIN, as_told, farewell
 from privinf.party.memory import give_back
 from privinf.party.options import Options
 from privinf.party.report import snapshot, traffic_of
+from privinf.party.sparing import WINDOW_S, Sparing
 from privinf.party.turns import Turns
 from privinf.transport.connection import Connection
+from privinf.transport.door import TurnedAway
 from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError, TransportError
 
-MAX_STRANGERS = 64
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
 CLOSE_S = 4.0
+LINES = 60
+"""How many lines a minute refusals and failures of one certificate may cause in the log."""
 REASONS = (
     "no handshake",
+    "silent",
     "not listed",
     "revoked",
     "full",
     "client full",
+    "server full",
     "stopping",
     "idle",
     "tokens",
@@ -65,9 +68,9 @@ class Service:
         self._clients = None if clients is None else read_clients(clients)  # None: whoever has a certificate of the CA
         self.credentials = load_credentials(keys, self.role)
         self._log = logging.getLogger(f"privinf.{self.role}")
-        emulated = options.emulated if link else None
-        self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, link=emulated)
-        self._strangers: dict[socket.socket, threading.Thread] = {}  # in the order in which they came
+        self._sparing = Sparing(self._log)
+        emulated, hello_s = options.emulated if link else None, min(options.timeout, HELLO_S)
+        self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, hello_s=hello_s, link=emulated)
         self._attended: dict[threading.Thread, Connection] = {}  # threads of peers
         self._left: set[Connection] = set()  # of them, those whose session has ended
         self._resting: dict[Connection, float] = {}  # since when a session waits for its client's next request
@@ -187,7 +190,7 @@ class Service:
 
     @property
     def peers(self) -> int:
-        """Connections whose peer has shown a certificate and is served."""
+        """Connections whose peer has shown a certificate, has said something, and is served."""
         return len(self._attended)
 
     def count(self, **numbers: int) -> None:
@@ -234,83 +237,69 @@ class Service:
     def serve_forever(self) -> None:
         """Serves until `close`."""
         while not self._listener.closed:
-            sock = self._listener.accept()
-            if sock is not None:
-                self._admit(sock)
+            try:
+                found = self._listener.accept(self._sparing.due() or WINDOW_S)
+                if isinstance(found, TurnedAway):
+                    self._turned_away(found)
+                elif found is not None:
+                    self._admit(found)
+            except Exception as error:  # a fault of ours: whoever comes next is served all the same
+                self._sparing.say("door", f"internal error at the door: {type(error).__name__}: {error}")
+                time.sleep(0.01)
 
-    def _admit(self, sock: socket.socket) -> None:
-        thread = threading.Thread(target=self._attend, args=(sock,), name=f"privinf-{self.role}-peer", daemon=True)
-        with self._guard:
-            crowd = list(self._strangers)
-            for oldest in crowd[: len(crowd) + 1 - MAX_STRANGERS]:
-                del self._strangers[oldest]
-                with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes and ends
-            self._strangers[sock] = thread
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads; others will end
-            self._log.warning("no thread can be started; a connection was turned away")
-            with self._guard:
-                self._strangers.pop(sock, None)
-            sock.close()
+    def _turned_away(self, found: TurnedAway) -> None:
+        """Somebody came and did not become a peer: of strangers one line a minute for each way in which they fail."""
+        self.refusal("silent" if found.fingerprint else "no handshake", found.error)
+        if found.fingerprint:
+            self._report(found.fingerprint, found.error)
+        else:
+            self._sparing.say(found.error.message.partition(":")[0], str(found.error))
 
-    def _attend(self, sock: socket.socket) -> None:
-        thread = threading.current_thread()
-        connection: Connection | None = None
-        try:
-            connection = self._welcome(sock, thread)
-            self.handle(connection)
-        except PrivinfError as error:
-            if connection is not None and not error.peer:
-                error.peer = f"{connection.peer_role} {connection.peer_name}"
-            self._log.log(logging.INFO if self._closing or self._draining else logging.WARNING, "%s", error)
-            if connection is not None:
-                self.tell(connection, error)
-        except Exception as error:
-            # a fault of ours: the peer gets one line, the log the place, and the others go on
-            self._log.exception("internal error in a session: %s; start with --debug for its place", type(error).__name__)
-            if connection is not None:
-                self.tell(connection, as_told(error, self.role))
-        finally:
-            with self._guard:
-                self._strangers.pop(sock, None)
-                self._attended.pop(thread, None)
-            if connection is not None:
-                if connection not in self._handed:
-                    self.retire(connection)
-                give_back()  # not for strangers, who have held nothing
+    def _report(self, fingerprint: str, error: PrivinfError) -> None:
+        self._sparing.say(fingerprint, str(error), LINES, logging.INFO if self.draining else logging.WARNING)
 
-    def _welcome(self, sock: socket.socket, thread: threading.Thread) -> Connection:
-        """From a socket to a peer with a certificate, if there is room for one more."""
-        try:
-            connection = self._listener.handshake(sock)
-        except PrivinfError as error:
-            with self._guard:
-                dropped = sock not in self._strangers
-                self.refusals["no handshake"] += 1
-            if dropped and not self._closing:
-                raise HandshakeError(
-                    f"dropped, because {MAX_STRANGERS} later connections have not shown a certificate either",
-                    party=self.role,
-                    peer=error.peer,
-                    remedy="look at who opens them",
-                ) from None
-            raise
+    def _admit(self, connection: Connection) -> None:
+        """Gives a peer that has spoken its thread, if there is room for one more."""
         connection.timeout = min(self.options.timeout, HELLO_S)
-        self.adopt(connection)
+        thread = threading.Thread(target=self._attend, args=(connection,), name=f"privinf-{self.role}-peer", daemon=True)
         with self._guard:
-            self._strangers.pop(sock, None)
             refused = self._why_not(connection)
             if refused is None:
                 self._attended[thread] = connection
-        if refused is not None:
-            reason, refusal = refused
-            refusal.party, refusal.peer = self.role, connection.peer_name
-            self.tell(connection, refusal)
-            self.retire(connection)
-            raise self.refusal(reason, refusal)
-        return connection
+        if refused is None:
+            try:
+                thread.start()
+                return
+            except RuntimeError:  # no more threads; others will end
+                with self._guard:
+                    del self._attended[thread]
+                refused = "full", RefusedError(f"the {self.role} can start no more threads; {AGAIN}")
+        reason, refusal = refused
+        refusal.party, refusal.peer = self.role, connection.peer_name
+        self._report(connection.peer_fingerprint, self.refusal(reason, refusal))
+        connection.timeout = 0.0  # nobody is waited for at the door
+        farewell(connection, refusal)
+        self._listener.door.turn_away(connection)
+
+    def _attend(self, connection: Connection) -> None:
+        try:
+            self.adopt(connection)
+            self.handle(connection)
+        except PrivinfError as error:
+            if not error.peer:
+                error.peer = f"{connection.peer_role} {connection.peer_name}"
+            self._report(connection.peer_fingerprint, error)
+            self.tell(connection, error)
+        except Exception as error:
+            # a fault of ours: the peer gets one line, the log the place, and the others go on
+            self._log.exception("internal error in a session: %s; start with --debug for its place", type(error).__name__)
+            self.tell(connection, as_told(error, self.role))
+        finally:
+            with self._guard:
+                self._attended.pop(threading.current_thread(), None)
+            if connection not in self._handed:
+                self.retire(connection)
+            give_back()
 
     def _why_not(self, connection: Connection) -> tuple[str, PrivinfError] | None:
         """Why a peer is not served, in a word and as an error."""
@@ -323,8 +312,8 @@ class Service:
         if len(alike) >= options.sessions:
             return "full", RefusedError(f"the {self.role} serves {options.sessions} peers already; {AGAIN}")
         own = sum(other.peer_fingerprint == connection.peer_fingerprint for other in alike)
-        if role == "client" and 0 < options.client_sessions <= own:
-            return "client full", RefusedError(f"the {self.role} serves {own} sessions of this client already; {AGAIN}")
+        if 0 < options.sessions_each(role) <= own:
+            return f"{role} full", RefusedError(f"the {self.role} serves {own} sessions of this {role} already; {AGAIN}")
         return None
 
     def settle(self, seconds: float, rest_s: float | None = None) -> None:
@@ -359,13 +348,9 @@ class Service:
             self.drain(drain)
         with self._guard:
             self._closing = True
-            strangers = dict(self._strangers)
-            threads = [*strangers.values(), *self._attended]
-            connections = list(self._connections)
+            threads, connections = list(self._attended), list(self._connections)
         self._listener.close()
-        for sock in strangers:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._sparing.due(at_once=True)
         deadline = time.monotonic() + CLOSE_S
         for connection in connections:
             connection.interrupt(self._stopped())  # its thread tells the peer

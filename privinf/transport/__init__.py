@@ -1,6 +1,7 @@
 """Authenticated connections between the three parties: mutual TLS 1.3, frames, a byte and round meter, an emulated link."""
 
 from privinf.transport.connection import Connection
+from privinf.transport.door import TurnedAway
 from privinf.transport.endpoint import Endpoint
 from privinf.transport.frames import CONTROL, DATA, MAX_FRAME, Buffer, Kind
 from privinf.transport.keys import Credentials, init_keys, load_credentials, renew_keys, show_keys
@@ -22,6 +23,7 @@ __all__ = [
     "Listener",
     "MemoryConnection",
     "Meter",
+    "TurnedAway",
     "dial",
     "format_address",
     "init_keys",

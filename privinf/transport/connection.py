@@ -17,22 +17,25 @@ import weakref
 from collections import deque
 
 from privinf.transport.endpoint import Endpoint, Want
-from privinf.transport.frames import FrameReader, Header, Kind, pack_header
+from privinf.transport.frames import CONTROL, CONTROL_LIMIT, DATA, HANDSHAKE_MAX_FRAME, MAX_FRAME, FrameReader, Header, Kind, pack_header
 from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
 from privinf.transport.tls import WRITE_CHUNK, TlsStream, expiry_of, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
 from protocols.errors import PrivinfError, TransportError
 
 HEARTBEAT_S = 2.0
-BACKLOG = 256 * 2**20
-"""How many bytes that nobody has asked for yet are taken in while a send is blocked, so that two senders do not block each other."""
+BACKLOG = MAX_FRAME
+"""What may wait that nobody has asked for yet, bytes, and one frame more: taken in while a send is blocked, so that two senders do not
+block each other. The protocols need one message: who sends the next one has received the one that we are sending."""
+_UNASKED = 2 * HANDSHAKE_MAX_FRAME
+"""What a peer may send until its first message is whole, bytes."""
 _JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
 _HEARTBEAT = pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
 
 
 class Connection(Endpoint):
-    """One end of a TLS connection whose handshake is done; made by `listener.dial` and `Listener.handshake`."""
+    """One end of a TLS connection whose handshake is done; made by `listener.dial` and by `door.Door`."""
 
     def __init__(
         self,
@@ -73,7 +76,12 @@ class Connection(Endpoint):
         self._thread = threading.Thread(
             target=_beat, args=(weakref.ref(self), self._stop, heartbeat_s / 4), name=f"heartbeat-{peer_name}", daemon=True
         )
+        self._greeted = stream.raw_received
+
+    def begin(self) -> Connection:
+        """It is to be used now: heartbeats go out, until it is closed."""
         self._thread.start()
+        return self
 
     @property
     def raw_sent(self) -> int:
@@ -92,16 +100,40 @@ class Connection(Endpoint):
                 self._owner = threading.get_ident()
                 if self._closing or self._interruption:
                     return True
-                while self._backlog < BACKLOG and self._stream.pull():
-                    pass
-                while self._decode():
-                    pass
+                self._catch_up()
                 ends = any(frame.header.kind in (Kind.ERROR, Kind.GOODBYE) for frame in self._inbox)
                 return ends or self._stream.ended or self._lost is not None
             except (OSError, PrivinfError):
                 return True
             finally:
                 self._owner = None
+
+    def heard(self) -> bool:
+        """Whether the first message has come, or a whole frame of it; does not wait. Raises what a wait for it would raise."""
+        try:
+            self._stream.pull(HANDSHAKE_MAX_FRAME // 4)
+        except OSError as error:
+            raise self._broken(error) from None
+        while not self._inbox and self._decode():
+            pass
+        if self._inbox:
+            if self._inbox[0].header.kind not in (CONTROL, DATA):
+                self._take(Want(CONTROL, None, CONTROL_LIMIT))
+            return True
+        if self._stream.ended:
+            raise self._lost or self._ended()
+        if self._stream.raw_received > self._greeted + _UNASKED:
+            raise self._failure(TransportError, "the peer sends without end and no message", "look at the peer")
+        return False
+
+    def _catch_up(self) -> None:
+        """Takes in what has come, up to the backlog, for a second at most: of a peer, say, that sends heartbeats faster than we read."""
+        ends = time.monotonic() + _CLOSE_S
+        while True:
+            while self._decode():
+                pass
+            if self._backlog >= BACKLOG or time.monotonic() > ends or not self._stream.pull():
+                return
 
     # ---- the pump
 
@@ -134,7 +166,7 @@ class Connection(Endpoint):
             held = None if done else self._held_for()
             if held is not None:
                 pause = min(pause, held)
-            readable = self._wait(pause, reading=not done or self._backlog < BACKLOG, writing=blocked)
+            readable = self._wait(pause, reading=self._backlog < BACKLOG, writing=blocked)
             now = time.monotonic()
             if self._interruption:  # before TLS sees the end that we made ourselves, and would send no more
                 raise self._ended()
@@ -191,7 +223,7 @@ class Connection(Endpoint):
     def _decode(self) -> bool:
         """Decrypts up to the end of the next frame that counts; False if that has not come yet."""
         stream, reader = self._stream, self._reader
-        if self._lost or not (stream.buffered or stream.ended):
+        if self._lost or self._backlog >= BACKLOG or not (stream.buffered or stream.ended):
             return False
         try:
             while True:
@@ -242,9 +274,7 @@ class Connection(Endpoint):
         """The socket failed, most often since the peer closed it: what it sent before may say why."""
         if not self._closing:
             with contextlib.suppress(OSError, PrivinfError):
-                while self._stream.pull() and self._backlog < BACKLOG:
-                    while self._decode():
-                        pass
+                self._catch_up()
             try:
                 self._raise_reported()
             except PrivinfError as reported:
@@ -305,7 +335,7 @@ class Connection(Endpoint):
                 self._part(goodbye)
         finally:
             self._lock.release()
-        if self._thread is not threading.current_thread():
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(_CLOSE_S)
 
     def _part(self, goodbye: bool) -> None:
@@ -322,6 +352,12 @@ class Connection(Endpoint):
             stream.raw_received += dropped
             self.meter.current.received += dropped
         stream.sock.close()
+
+    def leave(self) -> socket.socket:
+        """Ends it but for the socket, on which the peer's kernel may not have all yet: the caller lingers there, and closes it."""
+        self._closing = self._closed = True
+        self._stop.set()
+        return self._stream.sock
 
     def _shut(self, how: int = socket.SHUT_RDWR) -> None:
         with contextlib.suppress(OSError):

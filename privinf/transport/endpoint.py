@@ -18,6 +18,7 @@ from privinf.transport.frames import (
     ABSENT,
     CONTROL_LIMIT,
     DESYNC,
+    FRAME_COST,
     HANDSHAKE_MAX_FRAME,
     MAX_FRAME,
     MORE,
@@ -98,7 +99,7 @@ class Endpoint(ABC):
         self._established = False
         self._shaper = Shaper(link) if link else None
         self._inbox: deque[Frame] = deque()
-        self._backlog = 0  # bytes of bodies in the inbox
+        self._backlog = 0  # what the inbox takes, bytes
         self._parts: list[memoryview] = []  # frames of a message whose last frame has not come
         self._joined = 0  # their bytes
         self._want: Want | None = None
@@ -260,6 +261,13 @@ class Endpoint(ABC):
                 f"received a frame that claims {header.length} bytes; the limit is {limit}",
                 "check that both ends run the same version of privinf",
             )
+        least = min(limit, HANDSHAKE_MAX_FRAME)  # as long as any sender may make them: so the parts of a message are few
+        if header.more and header.length < least:
+            raise self._failure(
+                TransportError,
+                f"received a part of a message of {header.length} bytes; all but the last have {least} or more",
+                "check that both ends run the same version of privinf",
+            )
         if self._want is not None and not self._inbox:
             self._check(self._want, header)
 
@@ -295,7 +303,7 @@ class Endpoint(ABC):
         elif self._shaper:
             frame.release = self._shaper.release(frame.header.stamp, len(frame.body), time.time_ns())
         self._inbox.append(frame)
-        self._backlog += len(frame.body)
+        self._backlog += len(frame.body) + FRAME_COST
         return True
 
     def _held_for(self) -> float | None:
@@ -308,7 +316,7 @@ class Endpoint(ABC):
         """The wanted message if all of it has come (and the emulated link lets it through), else None."""
         while self._inbox and (not self._shaper or self._inbox[0].release <= time.time_ns()):
             frame = self._inbox.popleft()
-            self._backlog -= len(frame.body)
+            self._backlog -= len(frame.body) + FRAME_COST
             header = frame.header
             if header.kind is Kind.ERROR:
                 raise self._reported(frame)

@@ -29,6 +29,8 @@ CONTROL_LIMIT = 64 * 2**10
 """Largest control message unless the caller allows more, bytes."""
 ERROR_LIMIT = 4 * 2**10
 """Largest body of an ERROR frame, bytes."""
+FRAME_COST = 2**10
+"""What a frame that waits is counted for beside its body, bytes: above what its header and our objects for it take."""
 MAX_DEPTH = 2**31
 PHASES = ("setup", "offline", "online")
 MORE = 0x80

@@ -1,8 +1,7 @@
 """Accepting and dialling: from an address to a connection whose peer is known.
 
-`Listener.accept` hands out raw sockets and never waits for a peer; the TLS handshake, with its own deadline, is `Listener.handshake`,
-which the caller runs in the thread of that connection. So a peer that connects and says nothing, or speaks another language, holds up
-nobody else.
+`Listener.accept` gives connections whose peer has shown its certificate; who comes, and what becomes of those who say nothing or speak
+another language, is `door`'s.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from privinf.transport.connection import HEARTBEAT_S, Connection
+from privinf.transport.door import Door, TurnedAway, last_words
 from privinf.transport.keys import Credentials
 from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link
@@ -26,10 +26,9 @@ from privinf.transport.tls import HANDSHAKE_S, TlsStream, make_context, tune
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
 
 TIMEOUT_S = 60.0
-_BACKLOG = 128
+_BACKLOG = 4096  # as far as the system allows: what comes while the thread at the door does not run
 _DIAL_HANDSHAKE_S = 10.0  # at least, though the connection may have less: a busy peer is slow to answer
 _TICK_S = 1.0
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 Waiting = Callable[[str, float], None]
@@ -64,7 +63,10 @@ class _Options:
 
 
 class Listener:
-    """Listens on one address for peers of the allowed roles. `address` is the actual one, also where port 0 was asked for."""
+    """Listens on one address for peers of the allowed roles. `address` is the actual one, also where port 0 was asked for.
+
+    With `hello_s` a peer is accepted once its first message has come, and has so many seconds for that.
+    """
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Listener:
         *,
         timeout: float = TIMEOUT_S,
         handshake_s: float = HANDSHAKE_S,
+        hello_s: float | None = None,
         silence_s: float | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         link: Link | None = None,
@@ -98,7 +101,7 @@ class Listener:
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"cannot listen on {address}: {reason}", party=credentials.role, remedy="choose another --listen") from None
-        self._waker, self._woken = socket.socketpair()
+        self.door = Door(self._socket, credentials.role, self._stream, self._greet, handshake_s=handshake_s, hello_s=hello_s)
         self._accepting = threading.RLock()
         self._closed = False
         self.address = format_address(host, self._socket.getsockname()[1])
@@ -107,42 +110,38 @@ class Listener:
         """Shows this certificate from now on; connections that were made stay. ConfigError, and then the old one stays."""
         self._context, self.credentials = make_context(credentials, server=True), credentials
 
-    def accept(self, timeout: float | None = None) -> socket.socket | None:
-        """The next raw connection; None once the listener is closed, or when `timeout` seconds pass."""
-        with self._accepting:
-            return None if self._closed else self._accept(timeout)
+    def accept(self, timeout: float | None = None) -> Connection | TurnedAway | None:
+        """The next peer, or the next guest that will be none; None once the listener is closed, or when `timeout` seconds pass.
 
-    def _accept(self, timeout: float | None) -> socket.socket | None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.register(self._woken, select.POLLIN)
-        while not self._closed:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return None
-            if not poll.poll(None if left is None else left * 1000) or self._closed:
-                continue
-            try:
-                return self._socket.accept()[0]
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    time.sleep(0.1)  # out of file descriptors: others will end
-                # anything else is a connection that went away before we took it, or our own close
-        return None
-
-    def handshake(self, sock: socket.socket, *, meter: Meter | None = None) -> Connection:
-        """Makes a connection of what `accept` gave: TLS, the peer's role, and the greeting that tells the peer that it is welcome.
-
-        Raises HandshakeError, and then the socket is closed and the peer was told why, as far as it listens.
+        Whoever is on the way to become a peer gets on only within this call: it is to be called again and again.
         """
-        role = self.credentials.role
-        peer = _name_of(sock)
-        deadline = time.monotonic() + self._options.handshake_s
-        with _closing_on_error(sock):
-            stream = TlsStream(sock, self._context, meter or Meter(), server_side=True)
-            stream.handshake(deadline, party=role, peer=peer)
-            return _welcome(stream, role, peer, self.allowed_roles, self._options)
+        with self._accepting:
+            until = None if timeout is None else time.monotonic() + timeout
+            while not self._closed:
+                if self.door.ready:
+                    found = self.door.ready.popleft()
+                    return found.begin() if isinstance(found, Connection) else found
+                if until is not None and time.monotonic() >= until:
+                    return None
+                try:
+                    self.door.step(until)
+                except (OSError, ValueError):  # a signal handler within it has closed it
+                    if not self._closed:
+                        raise
+            return None
+
+    def _stream(self, sock: socket.socket) -> TlsStream:
+        return TlsStream(sock, self._context, Meter(), server_side=True)
+
+    def _greet(self, stream: TlsStream, peer: str) -> Connection:
+        """A peer, if its role is one of those; it gets the greeting, which tells it that it is welcome."""
+        connection = _introduced(stream, self.credentials.role, peer, self._options)
+        connection.timeout = 0.0  # nobody is waited for at the door
+        if connection.peer_role not in self.allowed_roles:
+            raise _unexpected(connection, self.allowed_roles)
+        connection.greet()
+        connection.timeout = self._options.timeout
+        return connection
 
     @property
     def closed(self) -> bool:
@@ -153,11 +152,10 @@ class Listener:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._waker.send(b"x")
+        self.door.wake()
         with self._accepting:  # not before `accept` has let go of the descriptors; reentrant, for a signal handler within it
-            for sock in (self._socket, self._waker, self._woken):
-                sock.close()
+            self.door.close()
+            self._socket.close()
 
     def __enter__(self) -> Listener:
         return self
@@ -197,13 +195,33 @@ def dial(
         name = host.partition("%")[0]  # without the zone of a link-local address
         stream = TlsStream(sock, context, meter or Meter(), server_side=False, host=name)
         stream.handshake(deadline, party=role, peer=address)
-        return _welcome(stream, role, address, {expected_role}, _Options(timeout, handshake_s, silence_s, heartbeat_s, link))
+        connection = _introduced(stream, role, address, _Options(timeout, handshake_s, silence_s, heartbeat_s, link))
+        try:
+            if connection.peer_role != expected_role:
+                raise _unexpected(connection, {expected_role})
+            connection.await_greeting()
+        except HandshakeError:
+            connection.close(goodbye=False)
+            raise
+        except PrivinfError as error:
+            connection.close(goodbye=False)
+            raise PeerUnreachableError(
+                f"no welcome after the TLS handshake: {error.message}",
+                party=role,
+                peer=address,
+                remedy="perhaps it refused our certificate; look at the peer's output",
+            ) from None
+        except BaseException:
+            connection.close(goodbye=False)
+            raise
+        connection.timeout = timeout
+        return connection.begin()
 
 
-def _welcome(stream: TlsStream, party: str, peer: str, allowed: Collection[str], options: _Options) -> Connection:
-    """Checks the peer's role, and lets the two tell each other the result, which TLS 1.3 alone does not."""
+def _introduced(stream: TlsStream, party: str, peer: str, options: _Options) -> Connection:
+    """The connection of a stream whose TLS handshake is done; HandshakeError if the peer's certificate has no role."""
     try:
-        connection = Connection(
+        return Connection(
             stream,
             party=party,
             peer_name=peer,
@@ -214,35 +232,16 @@ def _welcome(stream: TlsStream, party: str, peer: str, allowed: Collection[str],
         )
     except HandshakeError as error:
         raise HandshakeError(error.message, party=party, peer=peer, remedy=error.remedy) from None
-    try:
-        if connection.peer_role in allowed:
-            if stream.tls.server_side:
-                connection.greet()
-            else:
-                connection.await_greeting()
-            connection.timeout = options.timeout
-            return connection
-    except PrivinfError as error:
-        connection.close(goodbye=False)
-        if isinstance(error, HandshakeError):
-            raise
-        raise PeerUnreachableError(
-            f"no welcome after the TLS handshake: {error.message}",
-            party=party,
-            peer=peer,
-            remedy="perhaps it refused our certificate; look at the peer's output",
-        ) from None
-    except BaseException:
-        connection.close(goodbye=False)
-        raise
+
+
+def _unexpected(connection: Connection, allowed: Collection[str]) -> HandshakeError:
+    """The error of a peer of another role, which is told of it: in TLS 1.3 it cannot see otherwise what became of its certificate."""
     expected = " or ".join(sorted(allowed))
-    with contextlib.suppress(PrivinfError):
-        connection.send_error(f"your certificate is for the role {connection.peer_role}, and a {party} here expects {expected}")
-    connection.close(goodbye=False)
-    raise HandshakeError(
+    last_words(connection, f"your certificate is for the role {connection.peer_role}, and a {connection.party} here expects {expected}")
+    return HandshakeError(
         f"the peer's certificate is for the role {connection.peer_role}, not {expected}",
-        party=party,
-        peer=peer,
+        party=connection.party,
+        peer=connection.peer_name,
         remedy="check the addresses, and which --keys bundle each party was given",
     )
 
@@ -322,14 +321,6 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _name_of(sock: socket.socket) -> str:
-    try:
-        name = sock.getpeername()
-    except OSError:
-        return "gone already"
-    return format_address(str(name[0]), int(name[1])) if isinstance(name, tuple) else "local"
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ alternative names) is checked by every accept and connect, the host name by ever
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import re
 import select
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +22,16 @@ from typing import Any, cast
 from privinf.transport.frames import Buffer
 from privinf.transport.keys import ROLE_PREFIX, Credentials
 from privinf.transport.meter import Meter
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
+from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
 
 READ_CHUNK = 256 * 2**10
 WRITE_CHUNK = 256 * 2**10  # a multiple of TLS's 16 KiB records, small enough to stay in the cache
 _SOCKET_BUFFER = 4 * 2**20
 HANDSHAKE_S = 5.0
+_HANDSHAKE_BYTES = 256 * 2**10
+"""What a peer may send before the TLS handshake is done; certificates take a few KiB."""
+_ANSWERS = 2**20
+"""What TLS itself may have to say to a peer that takes nothing: answers to its key updates."""
 
 _ALERTS = {  # OpenSSL's name of an alert that the peer sent -> what it means to the reader
     "UNKNOWN_CA": "it does not know the CA that signed our certificate",
@@ -160,6 +166,16 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
 
 
+class _Scratch(threading.local):
+    """Where a thread receives what it gives to TLS at once: one for all its streams, of which a door has thousands."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_CHUNK))
+
+
+_SCRATCH = _Scratch()
+
+
 class TlsStream:
     """TLS over a non-blocking socket by memory buffers. Not locked: its owner does that."""
 
@@ -170,8 +186,6 @@ class TlsStream:
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._in, self._out, server_side=server_side, server_hostname=host)
-        self._scratch = bytearray(READ_CHUNK)
-        self._view = memoryview(self._scratch)
         self._cipher = memoryview(b"")  # encrypted, not yet sent
         self.raw_sent = 0
         self.raw_received = 0
@@ -202,17 +216,20 @@ class TlsStream:
             self.last_sent = time.monotonic()
         return True
 
-    def pull(self) -> int:
-        """Takes in what the socket has, one chunk at most; 0 if nothing is there or the stream ended. Raises OSError."""
+    def pull(self, limit: int = READ_CHUNK) -> int:
+        """Takes in what the socket has, one chunk of `limit` bytes at most; 0 if nothing is there or the stream ended. Raises OSError."""
+        if self._out.pending > WRITE_CHUNK + _ANSWERS:
+            raise ConnectionAbortedError("the peer takes none of the answers that it asks for")
+        scratch = _SCRATCH.view
         try:
-            count = self.sock.recv_into(self._scratch)
+            count = self.sock.recv_into(scratch, limit)
         except (BlockingIOError, InterruptedError):
             return 0
         if count == 0:
             self.ended = True
             self._in.write_eof()
             return 0
-        self._in.write(self._view[:count])
+        self._in.write(scratch[:count])
         self.raw_received += count
         self.meter.current.received += count
         self.last_received = time.monotonic()
@@ -236,54 +253,67 @@ class TlsStream:
 
     def handshake(self, deadline: float, *, party: str, peer: str) -> None:
         """Runs the TLS handshake until `deadline` (time.monotonic()); HandshakeError, or PeerUnreachableError if whom we dialled goes."""
-        dialled = not self.tls.server_side
-        broken = PeerUnreachableError if dialled else HandshakeError
         poll = select.poll()
-        while True:
-            try:
-                self.tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                done = False
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                raise broken(
-                    "the peer closed the connection during the TLS handshake", party=party, peer=peer, remedy="look at the peer's output"
-                ) from None
-            except ssl.SSLError as error:
-                self._farewell()  # the alert that tells the peer why
-                raise tls_failure(error, party=party, peer=peer, dialled=dialled) from None
-            try:
-                flushed = self.push()
-                if done and flushed:
-                    return
-                if not done and self.pull():
-                    continue
-                if self.ended:
-                    continue  # do_handshake says what that means
-                poll.register(self.sock, select.POLLIN if flushed else select.POLLIN | select.POLLOUT)
+        try:
+            while not self.shake(party=party, peer=peer):
+                poll.register(self.sock, select.POLLIN | select.POLLOUT if self.unsent else select.POLLIN)
                 left = deadline - time.monotonic()
                 if left <= 0 or not poll.poll(left * 1000):
-                    raise HandshakeError(
-                        "the peer did not finish the TLS handshake in time",
+                    raise late(party, peer)
+        except PrivinfError:
+            with contextlib.suppress(OSError):  # an alert tells the peer why
+                self.sock.shutdown(socket.SHUT_WR)
+                linger(self.sock, 0.5)
+            raise
+
+    def shake(self, *, party: str, peer: str) -> bool:
+        """Gets on with the TLS handshake by what has come, without waiting; True once it is done. Raises as `handshake` does."""
+        dialled = not self.tls.server_side
+        broken = PeerUnreachableError if dialled else HandshakeError
+        try:
+            while True:
+                try:
+                    self.tls.do_handshake()
+                    done = True
+                except ssl.SSLWantReadError:
+                    done = False
+                except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                    raise broken(
+                        "the peer closed the connection during the TLS handshake",
                         party=party,
                         peer=peer,
-                        remedy="check that it is a privinf party, and the network between",
+                        remedy="look at the peer's output",
+                    ) from None
+                except ssl.SSLError as error:
+                    with contextlib.suppress(OSError):
+                        self.push()  # the alert
+                    raise tls_failure(error, party=party, peer=peer, dialled=dialled) from None
+                flushed = self.push()
+                if done:
+                    return flushed
+                if self.raw_received > _HANDSHAKE_BYTES:
+                    raise HandshakeError(
+                        "the peer sends without end in the TLS handshake", party=party, peer=peer, remedy="look at the peer"
                     )
-            except OSError as error:
-                raise broken(
-                    f"the connection broke during the TLS handshake: {error.strerror or error}",
-                    party=party,
-                    peer=peer,
-                    remedy="look at the peer's output",
-                ) from None
+                if not self.pull() and not self.ended:
+                    return False
+        except OSError as error:
+            raise broken(
+                f"the connection broke during the TLS handshake: {error.strerror or error}",
+                party=party,
+                peer=peer,
+                remedy="look at the peer's output",
+            ) from None
 
-    def _farewell(self) -> None:
-        try:
-            self.push()
-            self.sock.shutdown(socket.SHUT_WR)
-            linger(self.sock, 0.5)
-        except OSError:
-            pass
+
+def late(party: str, peer: str, why: str = "") -> HandshakeError:
+    """A peer that is not through with the TLS handshake when its time is over."""
+    return HandshakeError(
+        f"the peer did not finish the TLS handshake in time{why and f': {why}'}",
+        party=party,
+        peer=peer,
+        remedy="check that it is a privinf party, and the network between",
+    )
 
 
 def linger(sock: socket.socket, limit_s: float) -> int:
@@ -296,6 +326,9 @@ def linger(sock: socket.socket, limit_s: float) -> int:
     poll, dropped = select.poll(), 0
     poll.register(sock, select.POLLIN)
     while True:
+        left = deadline - time.monotonic()
+        if left <= 0:  # also of a peer that sends on and on
+            return dropped
         try:
             chunk = sock.recv(65536)
             if not chunk:
@@ -306,13 +339,12 @@ def linger(sock: socket.socket, limit_s: float) -> int:
             pass
         except OSError:
             return dropped
-        left = deadline - time.monotonic()
-        if left <= 0 or not _unacknowledged(sock):
+        if not unacknowledged(sock):
             return dropped
         poll.poll(min(left, 0.005) * 1000)
 
 
-def _unacknowledged(sock: socket.socket) -> bool:
+def unacknowledged(sock: socket.socket) -> bool:
     """True while the peer's kernel has not confirmed all that we sent; also where that cannot be asked."""
     try:
         import fcntl

@@ -19,6 +19,7 @@ from privinf.gateway.metrics import Requests
 from privinf.gateway.serve import Service, listen_on
 from privinf.party.client import Client
 from tests.trio import Trio, wait_for
+from tests.waiting import PATIENCE
 
 KEY = "sk-test-key"
 
@@ -37,7 +38,7 @@ class Gateway:
 
     def http(self, **headers: str) -> httpx.Client:
         """A caller with the key."""
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=60)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=PATIENCE)
 
     def openai(self, **options: Any) -> OpenAI:
         """The official client, as a user makes it."""
@@ -58,7 +59,7 @@ def serving(
         yield f"127.0.0.1:{listener.getsockname()[1]}", service
     finally:
         service.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
         listener.close()
         assert not thread.is_alive()
 

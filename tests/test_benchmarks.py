@@ -31,6 +31,7 @@ from benchmarks.report import BEGIN, END
 from benchmarks.scenarios import ladder as scenario
 from benchmarks.schema import VERSION, Result, check, encode, median, read
 from protocols.errors import ConfigError, UnsupportedOpError
+from tests.waiting import PATIENCE
 
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 32, "n_positions": 16}
 ROOT = Path(__file__).parents[1]
@@ -353,7 +354,7 @@ def test_an_audit_sees_a_truncation_that_failed(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     found = next(audit.found for audit in audits if audit.rank == 1)
     assert (found["truncations"], found["truncation failures"]) == (4, 1)
 
@@ -428,5 +429,7 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytes
 
 def test_from_the_repository_root() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run([sys.executable, "-m", "benchmarks"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert found.returncode == 0 and "ladder" in found.stdout

@@ -20,6 +20,7 @@ from protocols import errors
 from protocols.errors import ConfigError
 from tests.command import COMMANDS, Call, Done, assert_one_line, finish, start
 from tests.command import call as call
+from tests.waiting import PATIENCE
 
 # ---- help and usage
 
@@ -137,7 +138,7 @@ def test_an_output_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
     process = start("keys", "show", "--keys", tmp_path / "keys")
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(60) in (0, 141) and process.stderr is not None and process.stderr.read() == ""
+    assert process.wait(PATIENCE) in (0, 141) and process.stderr is not None and process.stderr.read() == ""
     process.stderr.close()
 
 
@@ -330,7 +331,7 @@ def test_a_service_says_where_it_listens_and_ends_with_a_signal(tmp_path: Path, 
     ready = json.loads(process.stdout.readline())
     assert ready["role"] == "dealer" and ready["address"].startswith("localhost:") and not ready["address"].endswith(":0")
     process.send_signal(number)
-    done = finish(process, 30)
+    done = finish(process)
     assert done.code == 0 and done.out == "" and "dealer stops" in done.err
 
 
@@ -341,7 +342,7 @@ def test_a_signal_ends_any_verb_in_one_line(tmp_path: Path) -> None:
     with fifo.open("w"):  # it now reads the prompt, and waits
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert finish(process, 30) == Done(143, "", "privinf: terminated\n")
+        assert finish(process) == Done(143, "", "privinf: terminated\n")
 
 
 def test_a_peer_that_is_not_there_is_exit_code_3(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import yaml
 from privinf.cli import app as cli
 from privinf.cli.config import _options_of
 from privinf.transport.keys import load_credentials
+from tests.waiting import PATIENCE
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 UNWIND_S = 5.0
@@ -107,7 +108,7 @@ def test_a_unit(unit: Path, tmp_path: Path) -> None:
         pytest.skip("there is no systemd-analyze")
     here = tmp_path / unit.name
     here.write_text(unit.read_text("utf-8").replace(program, sys.executable), "utf-8")
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(here)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(here)], capture_output=True, text=True, timeout=PATIENCE)
     ours = [line for line in (done.stdout + done.stderr).splitlines() if unit.stem in line]
     assert ours == [], ours
 

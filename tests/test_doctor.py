@@ -20,6 +20,7 @@ from privinf.cli import app
 from privinf.transport import keys
 from tests import trio as t
 from tests.trio import Process, Services
+from tests.waiting import PATIENCE
 
 KEY = "sk-doctor-key"
 Doctor = Callable[..., tuple[int, list[str]]]
@@ -80,7 +81,7 @@ def another_gateway(status: int, body: bytes) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(PATIENCE)
 
 
 def test_a_deployment_that_is_well(services: Services, doctor: Doctor) -> None:
@@ -139,7 +140,7 @@ def test_parties_that_were_taken_for_each_other_and_a_dealer_that_died(doctor: D
         code, lines = doctor(server=mine.server_address)  # with the dealer of another server
         assert code == 3 and "FAIL  session" in lines[2] and "no server has announced this session" in lines[2]
         mine.dealer.send(signal.SIGKILL)
-        mine.dealer.wait(20)
+        mine.dealer.wait()
         code, lines = doctor(server=mine.server_address, dealer=mine.dealer_address)
         assert code == 3 and lines[0].startswith("ok ") and "could not connect" in lines[1] and len(lines) == 3
         code, lines = doctor(server=mine.server_address, dealer=None)
@@ -177,13 +178,13 @@ def test_a_server_whose_clock_is_wrong(services: Services, doctor: Doctor, tmp_p
     place = keys_of(tmp_path, days)
     common = ("--dealer", services.dealer_address, "--cache", t.scratch() / "cache", "--keys")
     with Process("serve", t.lowered_directory(), "--listen", "127.0.0.1:0", *common, place) as honest:  # whose clock is right
-        assert honest.wait(60) == 2 and "the clock here shows 20" in honest.err and honest.err.count("\n") == 1
+        assert honest.wait() == 2 and "the clock here shows 20" in honest.err and honest.err.count("\n") == 1
     with Process("serve", t.lowered_directory(), "--listen", "127.0.0.1:0", *common, place, hook=ClockAhead(days)) as server:
         address = server.until("listens on").split(" listens on ")[1].split()[0]
         code, lines = doctor(server=address, dealer=None, keys=place / "client")
         assert code == 3 and f"the peer's certificate {says} by the clock here [20" in lines[-1] and "set the clock" in lines[-1]
         with Process("generate", "--server", address, *common, place / "client", "--prompt-ids", "1", "--timeout", "10") as client:
-            assert client.wait(60) == 3 and f"{says} by the clock here" in client.err and client.err.count("\n") == 1
+            assert client.wait() == 3 and f"{says} by the clock here" in client.err and client.err.count("\n") == 1
         assert "by its clock" in server.until_lines(2)[1] and "the clocks at both ends" in server.lines[1]
 
 

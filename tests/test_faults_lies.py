@@ -81,7 +81,7 @@ def test_set_ups_that_are_refused(parties: Trio, caplog: pytest.LogCaptureFixtur
 
 def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
     """It has its token and asks for a pass, and the dealer never sees it: all three come to an end."""
-    with trio(cache=t.scratch() / "cache", timeout=1.5) as parties:
+    with trio(cache=t.scratch() / "cache", timeout=5.0) as parties:
         with as_client(parties) as connection:
             connection.receive_control(Welcome)
             connection.send_control(Needs(()))

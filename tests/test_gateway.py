@@ -20,6 +20,7 @@ from privinf.party.conversation import Conversation
 from tests import trio as t
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for
+from tests.waiting import PATIENCE
 
 POSITIONS = t.POSITIONS
 MORE = {"ignore_eos": True}
@@ -317,8 +318,8 @@ def test_kept_conversations_are_few_and_end(parties: Trio) -> None:
         for prompt in "abcd":
             client.completions.create(model="privinf", prompt=prompt, max_tokens=1, extra_body=MORE)
         assert door.engine.kept == 2
-        wait_for(lambda: door.engine.kept == 0, 20)
-        wait_for(lambda: not door.engine.client._sessions, 20)
+        wait_for(lambda: door.engine.kept == 0)
+        wait_for(lambda: not door.engine.client._sessions)
         done = client.completions.create(model="privinf", prompt="abc", max_tokens=1, extra_body=MORE)
         assert done.usage is not None and done.usage.completion_tokens == 1
 
@@ -373,7 +374,7 @@ def test_a_full_gateway_says_when_to_come_again(parties: Trio, monkeypatch: pyte
             assert 1 <= int(answer.headers["Retry-After"]) <= 60
         go.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
         assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
         assert caller.post("/v1/completions", json=body).status_code == 200
 
@@ -420,9 +421,9 @@ def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, str
             for line in answer.iter_lines():
                 if line.startswith("data"):
                     raise httpx.ReadError("enough")
-        wait_for(lambda: door.engine.active == 0, 20)
-        wait_for(lambda: not door.engine.client._sessions and not door.engine._live, 20)
-        wait_for(lambda: not parties.server._attended and not parties.dealer._attended, 20)
+        wait_for(lambda: door.engine.active == 0)
+        wait_for(lambda: not door.engine.client._sessions and not door.engine._live)
+        wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
         assert door.engine.counts["cancelled"] == 1 and door.engine.counts["failed"] == 0
         done = door.openai().completions.create(model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
         assert done.usage is not None

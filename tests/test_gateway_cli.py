@@ -13,13 +13,14 @@ import pytest
 
 from privinf.cli import app
 from tests import trio as t
+from tests.waiting import PATIENCE
 
 
 def opened(address: str, path: str, key: str, body: Any = None) -> Any:
     request = urllib.request.Request(
         f"http://{address}{path}", headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     )
-    return urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=60)
+    return urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=PATIENCE)
 
 
 def call(address: str, path: str, key: str, body: Any = None) -> Any:
@@ -55,7 +56,7 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
                 process.send(signal.SIGTERM)  # the reply is on its way, and may end
                 *pieces, done = [line for line in answer.read().splitlines() if line]
             assert done == b"data: [DONE]" and len(pieces) == 12
-            assert process.wait(20) == 0 and process.lines[-1] == "gateway stops"
+            assert process.wait() == 0 and process.lines[-1] == "gateway stops"
             assert "gateway takes nobody new, and stops in 60 s at the latest" in process.lines
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
         more = ("--metrics", "127.0.0.1:0", "--host", "Gw.example", "--json", "--drain", "1000")
@@ -73,7 +74,7 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
                 *_, last = [line for line in answer.read().splitlines() if line]
             error = json.loads(last.removeprefix(b"data: "))["error"]
             assert (error["code"], error["message"]) == ("stopping", "this gateway is being stopped")
-            assert process.wait(20) == 0
+            assert process.wait() == 0
             takes, ends, stops = process.lines[len(before) :]  # and no line of anybody else's
             assert takes.startswith("gateway takes nobody new") and stops == "gateway stops"
             assert ends == "gateway ends 1 request that is still being answered"
@@ -83,7 +84,7 @@ def the_metrics_are_open_on_their_own_port_alone(address: str, metrics: str) -> 
     def status(place: str, path: str, key: str = "", host: str = "localhost") -> int:
         headers = {"Host": host} | ({"Authorization": f"Bearer {key}"} if key else {})
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"http://{place}{path}", headers=headers), timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(f"http://{place}{path}", headers=headers), timeout=PATIENCE) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -100,8 +101,8 @@ def test_a_demo_ends_with_its_parties() -> None:
         children = t.children_of(process.pid)
         assert len(children) == 2
         process.send(signal.SIGTERM)
-        assert process.wait(20) == 0
-        t.wait_for(lambda: not t.running(children), 10)
+        assert process.wait() == 0
+        t.wait_for(lambda: not t.running(children))
 
 
 @pytest.mark.parametrize(

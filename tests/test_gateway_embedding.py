@@ -22,6 +22,7 @@ from protocols.errors import ConfigError, PrivinfError
 from tests import trio as t
 from tests.gateway import KEY, gateway, serving
 from tests.trio import Trio, trio, wait_for
+from tests.waiting import PATIENCE
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
 
@@ -52,20 +53,20 @@ def idle(parties: Trio) -> bool:
 
 
 def test_the_documented_service_replies(service: str, parties: Trio) -> None:
-    with httpx.Client(base_url=service, timeout=60) as caller:
+    with httpx.Client(base_url=service, timeout=PATIENCE) as caller:
         client = parties.client()
         expected = "".join(token.text or "" for token in client.generate("def f(", max_new_tokens=4))
         assert caller.get("/continue", params={"prompt": "def f(", "tokens": 4}).text == expected
         answer = caller.get("/continue", params={"prompt": "x" * 40})
         assert answer.status_code == 400 and "context 32" in answer.text
-    wait_for(lambda: idle(parties), 20)
+    wait_for(lambda: idle(parties))
 
 
 def test_a_caller_that_leaves_the_documented_service(service: str, parties: Trio) -> None:
-    with httpx.Client(base_url=service, timeout=60) as caller:
+    with httpx.Client(base_url=service, timeout=PATIENCE) as caller:
         with caller.stream("GET", "/continue", params={"prompt": "y", "tokens": 32}) as answer:
             next(answer.iter_text())
-        wait_for(lambda: idle(parties), 20)
+        wait_for(lambda: idle(parties))
         assert caller.get("/continue", params={"prompt": "z", "tokens": 1}).status_code == 200
 
 
@@ -96,7 +97,7 @@ def test_cancelling_ends_the_session_at_all_parties(parties: Trio, how: str, cap
 
     with caplog.at_level(logging.DEBUG, "privinf"):
         asyncio.run(main())
-        wait_for(lambda: not client._sessions and idle(parties), 20)
+        wait_for(lambda: not client._sessions and idle(parties))
     assert 1 <= seen < 20
     assert not [record for record in caplog.records if record.name.startswith("privinf") and "secret-zq" in record.getMessage()]
     assert len(list(client.generate("again", max_new_tokens=1))) == 1
@@ -127,7 +128,7 @@ def test_cancelling_needs_no_thread_of_the_loops(parties: Trio, monkeypatch: pyt
         asyncio.run(main())
     finally:
         go.set()
-    wait_for(lambda: idle(parties), 30)
+    wait_for(lambda: idle(parties))
 
 
 # ---- what is logged
@@ -204,7 +205,7 @@ def test_the_gateways_own_log_holds_no_secret() -> None:
         with t.Process(*words) as process:
             process.until("page: ")
             url = re.findall(r"page: (http://\S+)/", process.err)[0]
-            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as caller:
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE) as caller:
                 body = {"model": "privinf", "prompt": PROMPT, "max_tokens": 6, "ignore_eos": True, "stream": True}
                 answer = caller.post("/v1/completions", json=body)
                 pieces = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]

@@ -93,9 +93,9 @@ def trickle(sock: socket.socket, data: Iterator[bytes]) -> None:
 
 def is_well(door: Gateway) -> bool:
     """Whether it answers, once there is room again."""
-    wait_for(lambda: not door.service.server_state.connections, 30)
+    wait_for(lambda: not door.service.server_state.connections)
     with door.http() as caller:
-        return bool(wait_for(lambda: caller.post("/v1/completions", json=BODY).status_code == 200, 30))
+        return bool(wait_for(lambda: caller.post("/v1/completions", json=BODY).status_code == 200))
 
 
 # ---- slow and endless
@@ -107,7 +107,7 @@ def test_a_head_that_comes_byte_by_byte(door: Gateway) -> None:
         thread = threading.Thread(target=trickle, args=(sock, endless))
         thread.start()
         status, headers, error = told(rest_of(sock))
-        thread.join(30)
+        thread.join(PATIENCE)
     assert status == 408 and headers["connection"] == "close" and "did not come within 1 s" in error["message"]
     assert is_well(door)
 
@@ -126,7 +126,7 @@ def test_connections_that_say_nothing_are_closed(door: Gateway) -> None:
         thread = threading.Thread(target=trickle, args=(sock, itertools.repeat(b"G")))
         thread.start()
         assert told(rest_of(sock))[0] == 408
-        thread.join(30)
+        thread.join(PATIENCE)
     assert is_well(door)
 
 
@@ -139,7 +139,7 @@ def test_a_body_that_never_ends(door: Gateway, key: bool) -> None:
         thread = threading.Thread(target=trickle, args=(sock, itertools.repeat(b"x")))
         thread.start()
         status, _, error = told(rest_of(sock))
-        thread.join(30)  # the connection was cut, not only answered
+        thread.join(PATIENCE)  # the connection was cut, not only answered
         assert (status, error["code"]) == ((408, None) if key else (401, "invalid_api_key"))
     assert is_well(door)
 
@@ -150,7 +150,7 @@ def test_a_body_without_end_and_without_a_limit(door: Gateway) -> None:
         thread = threading.Thread(target=trickle, args=(sock, itertools.repeat(bytes(100_000))))
         thread.start()
         assert told(rest_of(sock))[0] == 413
-        thread.join(30)
+        thread.join(PATIENCE)
     assert is_well(door)
 
 
@@ -168,7 +168,7 @@ def test_a_reader_that_stops_ends_its_reply(door: Gateway, monkeypatch: pytest.M
     with connect(door, SO_RCVBUF=4096) as sock:
         sock.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        wait_for(lambda: door.engine.counts["cancelled"] == before + 1, 60)
+        wait_for(lambda: door.engine.counts["cancelled"] == before + 1)
     monkeypatch.undo()
     assert door.engine.active == 0 and is_well(door)
 
@@ -254,9 +254,9 @@ def test_a_stop_lets_replies_end_and_nobody_in(parties: Trio, monkeypatch: pytes
         assert not door.service.should_exit
         go.set()
         assert text + "".join(piece.choices[0].text for piece in stream) == whole.choices[0].text
-        wait_for(lambda: door.service.should_exit, 30)
+        wait_for(lambda: door.service.should_exit)
         with pytest.raises(httpx.TransportError):
-            wait_for(lambda: httpx.get(door.url).status_code == 0, 30)
+            wait_for(lambda: httpx.get(door.url).status_code == 0)
 
 
 @pytest.mark.parametrize("how", ["second signal", "time is over"])

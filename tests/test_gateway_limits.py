@@ -56,7 +56,7 @@ def test_a_budget_that_is_used_up(tmp_path: Path) -> None:
             with pytest.raises(openai.RateLimitError, match="come again later, in") as found:
                 complete(door, prompt)
             assert 7000 < int(found.value.response.headers["Retry-After"]) <= 7200 and found.value.code == "rate_limit_exceeded"
-        wait_for(lambda: door.engine.active == 0 and door.engine.counts["failed"] == 3, 30)
+        wait_for(lambda: door.engine.active == 0 and door.engine.counts["failed"] == 3)
 
 
 def test_a_kept_session_at_its_limit_is_replaced(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_session_that_nobody_renews_is_no_leak(tmp_path: Path) -> None:
     with trio(cache=tmp_path, idle=1.0) as parties, gateway(parties) as door:
         complete(door, "abc")
         (held,) = door.engine._kept
-        wait_for(lambda: not parties.server._attended, 30)  # the server has ended it
+        wait_for(lambda: not parties.server._attended)  # the server has ended it
         done = complete(door, f"{held.text}d", 1)
         assert done.usage.prompt_tokens_details.cached_tokens == 0 and done.usage.completion_tokens == 1
 
@@ -159,7 +159,7 @@ def test_prompts_in_pieces_and_padded_replies(tmp_path: Path) -> None:
             before = parties.server.counts["passes"]
             done = complete(door, "abcdefg", 3)
             assert done.choices[0].text == expected and done.usage.completion_tokens == 3
-            wait_for(lambda: parties.server.counts["passes"] == before + 3 + 3, 20)  # pieces of 3, 3 and 1; two tokens and one that pads
+            wait_for(lambda: parties.server.counts["passes"] == before + 3 + 3)  # pieces of 3, 3 and 1; two tokens and one that pads
             again = complete(door, "abcdefg", 4)  # nothing is padded
             turn = complete(door, f"abcdefg{again.choices[0].text}z", 4)
             assert turn.usage.prompt_tokens_details.cached_tokens == 7 + 3

@@ -26,6 +26,7 @@ from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests import trio as t
 from tests.gateway import gateway
 from tests.trio import Trio, trio
+from tests.waiting import PATIENCE
 
 
 def fingerprint(keys: Path, role: str) -> str:
@@ -105,7 +106,7 @@ def gateway_of(services: t.Services, keys: Path) -> Iterator[tuple[t.Process, Ca
         def ask(prompt: str) -> Any:
             body = json.dumps({"model": "privinf", "prompt": prompt, "max_tokens": 2, "ignore_eos": True}).encode()
             headers = {"Authorization": "Bearer sk-operation", "Content-Type": "application/json"}
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=PATIENCE) as answer:
                 return json.load(answer)
 
         yield process, ask
@@ -148,9 +149,9 @@ def test_processes_answer_prometheus_and_read_their_keys_on_a_signal(tmp_path: P
             server.until("the old ones stay")
             assert server.alive
             server.send(signal.SIGTERM)
-            assert server.wait(20) == 0
+            assert server.wait() == 0
         with t.Process("dealer", "--keys", keys, "--listen", "127.0.0.1:0", "--metrics", places[1]) as taken:
-            assert taken.wait(30) == 2 and "cannot serve metrics" in taken.err
+            assert taken.wait() == 2 and "cannot serve metrics" in taken.err
 
 
 def test_every_metric_is_documented(tmp_path: Path) -> None:

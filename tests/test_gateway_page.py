@@ -158,7 +158,7 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
         page.get_by_text(re.compile(r"^[1-9]\d* of 26 ")).wait_for(timeout=60_000)  # what the context has room for
         page.locator("#stop").click()
         page.get_by_text("stopped").wait_for()
-    wait_for(lambda: demo.engine.active == 0 and demo.engine.counts["cancelled"] == before + 1, 30)
+    wait_for(lambda: demo.engine.active == 0 and demo.engine.counts["cancelled"] == before + 1)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
 
 
@@ -286,7 +286,7 @@ def test_the_page_fits_in_every_state(demo: Gateway, browser: Any, monkeypatch: 
             page.get_by_text("stopped").wait_for()
             look("stopped")
             for prompt, says in (("it fails", "and closed"), (f"it ends {long}", "done (")):
-                wait_for(lambda: demo.engine.active == 0, 30)
+                wait_for(lambda: demo.engine.active == 0)
                 go.set()
                 ask(prompt)
                 done(says)
@@ -298,7 +298,7 @@ def test_the_page_fits_in_every_state(demo: Gateway, browser: Any, monkeypatch: 
         page.reload()
         page.locator("#trust", has_text=long).wait_for()
         look("long names")
-    wait_for(lambda: demo.engine.active == 0, 30)
+    wait_for(lambda: demo.engine.active == 0)
 
 
 @pytest.mark.skipif(not PICTURE, reason="nobody asked for a picture")

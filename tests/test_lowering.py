@@ -26,6 +26,7 @@ from privinf.models.checkpoint import save_checkpoint
 from privinf.models.config import ModelConfig
 from protocols.errors import ConfigError, UnsupportedOpError
 from tests.lowering_modules import CASES, HEADS, POSITIONS, WIDTH, Blocks, NanoGpt, Parts, Temperature
+from tests.waiting import PATIENCE
 
 FLOAT = 2e-5  # of two float32 evaluations in different order, values of order 1
 STOCK = 0.05  # of stock CrypTen: 16 fraction bits, approximate exponential and reciprocal
@@ -120,7 +121,7 @@ def environment(root: Path) -> dict[str, str]:
 def test_importing_the_package_loads_neither_torch_nor_crypten() -> None:
     code = "import sys, privinf.lowering; assert not {'torch', 'crypten'} & set(sys.modules)"
     root = Path(__file__).parent.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, env=environment(root), timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, env=environment(root), timeout=PATIENCE).returncode == 0
 
 
 # ---- attention as one region

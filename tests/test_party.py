@@ -313,7 +313,7 @@ def test_a_generator_that_is_dropped_frees_the_server(parties: Trio) -> None:
     tokens = client.generate(ids=[1, 2], max_new_tokens=20, ignore_eos=True)
     first = next(tokens)
     tokens.close()  # type: ignore[attr-defined]
-    t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended and not parties.dealer._handed, 10)
+    t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended and not parties.dealer._handed)
     assert not parties.dealer._sessions and not client._sessions
     assert next(client.generate(ids=[1, 2])).id == first.id
     client.close()

@@ -18,6 +18,7 @@ from privinf.party.options import Options
 from protocols.errors import ConfigError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR
+from tests.waiting import PATIENCE
 
 FIELDS = {"text", "prompt_tokens", "tokens", "finish_reason", "timing", "traffic", "trust", "ring_bits", "fractional_bits", "model"}
 COUNTERS = {"sent", "received", "payload", "rounds"}
@@ -45,7 +46,7 @@ def test_the_three_verbs(tmp_path: Path) -> None:
         assert len(made.server.until_lines(2)) == 2 and "not the expected 'f00'" in made.server.lines[1]
         for process in (made.server, made.dealer):
             process.send(15)
-            assert process.wait(10) == 0 and process.lines[-1].endswith(" stops")
+            assert process.wait() == 0 and process.lines[-1].endswith(" stops")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_local_session_drops_what_its_caller_turns_away_from(local: LocalSessi
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert all(t.is_greedy([number], answers[number]) and len(answers[number]) == 2 for number in (3, 40))
 
 

@@ -25,6 +25,7 @@ from protocols.errors import ConfigError, RefusedError, TransportError
 from tests import trio as t
 from tests.peers import as_client
 from tests.trio import trio
+from tests.waiting import PATIENCE
 
 
 def ids_of(client: Client, count: int, ids: tuple[int, ...] = (1, 2, 3), **choice: Any) -> list[int]:
@@ -184,7 +185,7 @@ def test_set_up_is_computed_in_turn(tmp_path: Path) -> None:
             assert parties.server.traffic()["setup"]["payload"] == 0
             for _ in range(turns.places):
                 turns.give()
-            assert len(asked.result(60)) == 1
+            assert len(asked.result(PATIENCE)) == 1
         assert turns.waiting == 0
 
 
@@ -335,7 +336,7 @@ def ordered(*asking: str) -> list[str]:
         t.wait_for(lambda number=number: turns.waiting == number + 1)
     turns.give()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert turns.waiting == 0 and turns.given == 1 + 2 * len(asking) and turns.passed <= len(set(asking))
     return order
 

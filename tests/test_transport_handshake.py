@@ -21,6 +21,7 @@ from tests.tls_pair import accept_one, connected, outcome, refused
 from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import other_ca as other_ca
 from tests.tls_pair import pool as pool
+from tests.waiting import PATIENCE
 
 # ---- the handshake
 
@@ -117,7 +118,7 @@ def test_a_certificate_without_a_role(keys_dir: Path, pool: ThreadPoolExecutor, 
     with Listener("127.0.0.1:0", replace(nobody, role="server"), {"client"}) as door:
         at_server = pool.submit(outcome, lambda: accept_one(door))
         assert "carries no single privinf role" in str(outcome(lambda: dial(door.address, nobody, "server", timeout=5)))
-        assert isinstance(at_server.result(10), HandshakeError)
+        assert isinstance(at_server.result(PATIENCE), HandshakeError)
 
 
 def test_tls_1_2_is_refused(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
@@ -130,7 +131,7 @@ def test_tls_1_2_is_refused(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
         at_server = pool.submit(outcome, lambda: accept_one(door))
         with socket.create_connection(parse_address(door.address)) as raw, pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
             context.wrap_socket(raw, server_hostname="127.0.0.1")
-        assert "does not speak TLS 1.3" in str(at_server.result(10))
+        assert "does not speak TLS 1.3" in str(at_server.result(PATIENCE))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,8 @@ def test_a_client_that_speaks_something_else(keys_dir: Path, pool: ThreadPoolExe
         with socket.create_connection(parse_address(door.address)) as raw, contextlib.suppress(ConnectionError):
             raw.sendall(hello)
             raw.shutdown(socket.SHUT_WR)
-            at_server.result(10)
-        error = at_server.result(10)
+            at_server.result(PATIENCE)
+        error = at_server.result(PATIENCE)
         assert isinstance(error, HandshakeError) and (reason in str(error) or "broke" in str(error))
 
 
@@ -169,20 +170,19 @@ def test_a_server_that_speaks_something_else(keys_dir: Path, pool: ThreadPoolExe
         address = f"127.0.0.1:{door.getsockname()[1]}"
         error = outcome(lambda: dial(address, load_credentials(keys_dir, "client"), "server", timeout=5))
         assert isinstance(error, HandshakeError) and "does not speak TLS" in str(error)
-        answered.result(10)
+        answered.result(PATIENCE)
 
 
 def test_a_silent_client_blocks_nobody(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
-    with Listener("127.0.0.1:0", load_credentials(keys_dir, "server"), {"client"}, handshake_s=1.5) as door:
+    with Listener("127.0.0.1:0", load_credentials(keys_dir, "server"), {"client"}, handshake_s=8.0) as door:
         with socket.create_connection(parse_address(door.address)):
-            began = time.monotonic()
             accepted = pool.submit(accept_one, door)
-            with dial(door.address, load_credentials(keys_dir, "client"), "server") as client, accepted.result(10) as server:
-                assert time.monotonic() - began < 1.5 and len(door.door) == 1
+            with dial(door.address, load_credentials(keys_dir, "client"), "server") as client, accepted.result(PATIENCE) as server:
+                assert len(door.door) == 1  # the silent one is still there
                 client.send(b"hello")
                 assert server.receive(5) == b"hello"
             error = outcome(lambda: accept_one(door))
-        assert isinstance(error, HandshakeError) and "in time" in str(error) and time.monotonic() - began < 6
+        assert isinstance(error, HandshakeError) and "in time" in str(error)
 
 
 def test_a_silent_server(keys_dir: Path) -> None:
@@ -200,7 +200,7 @@ def test_dialling_waits_for_a_peer_that_is_not_there_yet(keys_dir: Path, pool: T
     assert isinstance(error, PeerUnreachableError) and error.exit_code == 3 and "refused" in str(error)
     dialled = pool.submit(dial, address, client, "server", 10)
     time.sleep(0.4)
-    with Listener(address, load_credentials(keys_dir, "server"), {"client"}) as door, accept_one(door), dialled.result(10):
+    with Listener(address, load_credentials(keys_dir, "server"), {"client"}) as door, accept_one(door), dialled.result(PATIENCE):
         pass
     assert isinstance(outcome(lambda: dial("no-such-host.invalid:1", client, "server", timeout=0.2)), PeerUnreachableError)
 
@@ -214,7 +214,7 @@ def test_listener_addresses_and_close(keys_dir: Path, pool: ThreadPoolExecutor) 
     waiting = pool.submit(door.accept)
     time.sleep(0.1)
     door.close()
-    assert waiting.result(5) is None and door.closed and door.accept() is None
+    assert waiting.result(PATIENCE) is None and door.closed and door.accept() is None
     door.close()
     assert isinstance(outcome(lambda: Listener("192.0.2.1:0", server, {"client"})), ConfigError)
     assert isinstance(outcome(lambda: Listener("no-such-host.invalid:0", server, {"client"})), ConfigError)
@@ -241,7 +241,7 @@ def test_ipv6(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
         pytest.skip("this machine has no IPv6")
     with Listener("[::1]:0", load_credentials(keys_dir, "server"), {"client"}) as door:
         accepted = pool.submit(accept_one, door)
-        with dial(door.address, load_credentials(keys_dir, "client"), "server") as client, accepted.result(10) as server:
+        with dial(door.address, load_credentials(keys_dir, "client"), "server") as client, accepted.result(PATIENCE) as server:
             assert door.address.startswith("[::1]:") and server.peer_name.startswith("[::1]:")
             client.send(b"x")
             assert server.receive(1) == b"x"

@@ -166,12 +166,12 @@ def test_the_emulated_link_delays(keys_dir: Path, pool: ThreadPoolExecutor, carr
 
 
 def test_a_slow_link_is_not_taken_for_a_slow_peer(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
-    """A message takes 1.5 s, longer than the timeout: both the one that waits for it and the one that waits for the answer bear it."""
-    with connected(keys_dir, pool, link=Link(1, 0.8), timeout=0.7, heartbeat_s=0.1) as pair:
+    """A message takes 3 s, longer than the timeout: both the one that waits for it and the one that waits for the answer bear it."""
+    with connected(keys_dir, pool, link=Link(1, 0.8), timeout=2.0, heartbeat_s=0.1) as pair:
         got = together(
             pool,
-            lambda: pair.client.exchange(bytes(150_000), 1),
-            lambda: (pair.server.receive(150_000), pair.server.send(b"x")),
+            lambda: pair.client.exchange(bytes(300_000), 1),
+            lambda: (pair.server.receive(300_000), pair.server.send(b"x")),
         )
         assert got[0] == b"x"
 

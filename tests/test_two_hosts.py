@@ -55,7 +55,7 @@ class Hosts:
 
     def ask(self, prompt: str, *words: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(SCRIPT), "ask", prompt, *words]
-        return subprocess.run(command, env=self.environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=self.environment, cwd="/", capture_output=True, text=True, timeout=2 * t.PATIENCE, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         serving = subprocess.Popen(command, env=environment, cwd="/", stdout=err, stderr=err)
         made = Hosts(environment, place, serving)
         try:
-            t.wait_for(lambda: "server listens on 192.0.2.1:7000" in made.err and "dealer listens on" in made.err, 90, lambda: made.err)
+            t.wait_for(lambda: "server listens on 192.0.2.1:7000" in made.err and "dealer listens on" in made.err, about=lambda: made.err)
             yield made
             running = {int(pid) for pid in netns("pids", f"{place.name}-far").split()}
             assert len(running) == 2
         finally:
             serving.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                serving.wait(30)
+                serving.wait(t.PATIENCE)
             serving.kill()
     assert serving.returncode == 0, made.err
     assert place.name not in netns("list") and not t.running(running)
@@ -110,5 +110,5 @@ def test_the_hosts_have_addresses_of_their_own(hosts: Hosts) -> None:
 
 def test_the_script_says_how_it_is_used() -> None:
     for words in ((), ("ask",), ("serve", "a", "b"), ("x",)):
-        done = subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=2 * t.PATIENCE, check=False)
         assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ import pytest
 from privinf.transport import Connection, Credentials, Listener, TurnedAway, dial
 from privinf.transport.keys import init_keys, load_credentials
 from protocols.errors import HandshakeError, PrivinfError
+from tests.waiting import PATIENCE
 
 MB = 2**20
 
@@ -50,7 +51,7 @@ def connected(keys_dir: Path, pool: ThreadPoolExecutor, *, established: bool = T
     with Listener("127.0.0.1:0", load_credentials(keys_dir, "server"), {"client"}, **options) as door:
         accepted = pool.submit(accept_one, door)
         client = dial(door.address, load_credentials(keys_dir, "client"), "server", **options)
-        server = accepted.result(10)
+        server = accepted.result(PATIENCE)
     with server, client:
         if established:
             server.establish()
@@ -69,7 +70,7 @@ def accept_one(door: Listener) -> Connection:
 
 def together(pool: ThreadPoolExecutor, *calls: Callable[[], Any]) -> list[Any]:
     """Runs the calls at the same time, one thread each."""
-    return [future.result(30) for future in [pool.submit(call) for call in calls]]
+    return [future.result(PATIENCE) for future in [pool.submit(call) for call in calls]]
 
 
 def outcome(call: Callable[[], Any]) -> PrivinfError:
@@ -91,7 +92,7 @@ def refused(
     pool: ThreadPoolExecutor, server: Credentials, client: Credentials, address: str = "127.0.0.1", **dialling: Any
 ) -> tuple[str, str]:
     """The errors at (server, client) of a handshake that must fail; the server's may come with its first message."""
-    with Listener("127.0.0.1:0", server, {"client"}, timeout=5) as door:
+    with Listener("127.0.0.1:0", server, {"client"}, timeout=PATIENCE) as door:
 
         def accept() -> None:
             with accept_one(door) as connection:
@@ -99,7 +100,7 @@ def refused(
 
         at_server = pool.submit(outcome, accept)
         port = door.address.rpartition(":")[2]
-        error = outcome(lambda: dial(f"{address}:{port}", client, "server", timeout=5, **dialling))
-        for one in (error, at_server.result(10)):
+        error = outcome(lambda: dial(f"{address}:{port}", client, "server", timeout=PATIENCE, **dialling))
+        for one in (error, at_server.result(PATIENCE)):
             assert isinstance(one, HandshakeError) and one.exit_code == 3 and one.party
         return str(at_server.result()), str(error)

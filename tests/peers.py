@@ -48,14 +48,14 @@ def said(caplog: pytest.LogCaptureFixture, role: str, words: str = "") -> str:
         assert all("\n" not in line and line.isprintable() and len(line) < 700 and "internal error" not in line for line in lines), lines
         return [line for line in lines if words in line]
 
-    lines: list[str] = t.wait_for(found, 15, lambda: caplog.text)
+    lines: list[str] = t.wait_for(found, about=lambda: caplog.text)
     assert len(lines) == 1, lines
     return lines[0]
 
 
 def dialled(address: str, role: str, peer: str, keys: Path | None = None) -> Connection:
     """A connection as one of the parties, past TLS."""
-    return dial(address, load_credentials(keys or t.keys(), role), peer, 10.0)
+    return dial(address, load_credentials(keys or t.keys(), role), peer, t.PATIENCE)
 
 
 @contextlib.contextmanager

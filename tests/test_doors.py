@@ -121,7 +121,7 @@ def test_a_log_that_nobody_reads_blocks_nothing() -> None:
             after = resident(process.pid)
         assert after[0] <= before[0] + 4 and after[1] < before[1] + 150
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(t.PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
@@ -172,7 +172,7 @@ def test_a_door_that_can_open_no_files_waits_and_goes_on(keys_dir: Path, pool: T
         assert listener.accept(1.0) is None
         assert 2 <= len(rounds) <= 12  # neither for ever asleep nor awake
         listener.door._sock = taken
-        with accept_one(listener), dialling.result(10):
+        with accept_one(listener), dialling.result(t.PATIENCE):
             pass
 
 
@@ -195,14 +195,14 @@ def test_silent_peers_of_one_certificate_hold_up_nobody_else(tmp_path: Path, rol
     with trio(cache=tmp_path) as parties, contextlib.ExitStack() as stack:
         assert is_well(parties)
         service, threads = getattr(parties, role), threading.active_count()
+        service._listener.door.known.seconds = t.PATIENCE  # nobody leaves by himself while this lasts
         for _ in range(service.options.sessions + 16):
             connection = dialled(service.address, "client", role, t.second_client())
             stack.callback(connection.close, goodbye=False)
             connection._stop.set()  # without the thread of its heartbeat: only the service's threads are to be seen
-        t.wait_for(lambda: threading.active_count() <= threads + 2, 20, lambda: str(threading.enumerate()))
+        t.wait_for(lambda: threading.active_count() <= threads + 2, about=lambda: str(threading.enumerate()))
         assert service.peers <= 1 and len(service._listener.door.known) == door.KNOWN_EACH
-        began = time.monotonic()
-        assert is_well(parties) and time.monotonic() - began < 5
+        assert is_well(parties)
         assert service.refusals["silent"] == 16
 
 

@@ -10,7 +10,6 @@ import secrets
 import socket
 import ssl
 import struct
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,23 +63,21 @@ def test_connections_that_say_nothing_keep_nobody_out(parties: Trio, caplog: pyt
         for service, door in zip((parties.server, parties.dealer), doors, strict=True):
             for _ in range(door.silent.most + 20):
                 stack.enter_context(tcp(service.address))
-        began = time.monotonic()
-        assert is_well(parties) and time.monotonic() - began < 4
-        t.wait_for(lambda: "1024 others are no further, and its place was needed" in caplog.text, 10)
-        t.wait_for(lambda: not any(map(len, doors)), 15)  # the handshake's deadline
+        assert is_well(parties)
+        t.wait_for(lambda: "1024 others are no further, and its place was needed" in caplog.text)
+        t.wait_for(lambda: not any(map(len, doors)))  # the handshake's deadline
 
 
 def test_a_server_and_a_dealer_that_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Something listens there, and takes the connection, and that is all."""
-    with trio(cache=t.scratch() / "cache", timeout=1.5) as parties, socket.create_server(("127.0.0.1", 0)) as silent:
+    with trio(cache=t.scratch() / "cache", timeout=5.0) as parties, socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        began = time.monotonic()
         error = outcome(Client(address, dealer=address, keys=str(t.keys()), options=Options(timeout=1.0)).connect)
         assert "did not finish the TLS handshake in time" in str(error) and error.exit_code == 3
         parties.server.dealer = address
-        error = outcome(lambda: parties.client(timeout=10.0).connect())
+        error = outcome(lambda: parties.client().connect())
         assert f"the server cannot reach its dealer at {address}: the peer did not finish" in str(error) and error.exit_code == 3
-        assert "cannot reach its dealer" in said(caplog, "server") and time.monotonic() - began < 8
+        assert "cannot reach its dealer" in said(caplog, "server")
 
 
 def test_a_peer_with_a_certificate_that_says_nothing(
@@ -89,11 +86,10 @@ def test_a_peer_with_a_certificate_that_says_nothing(
     for role in ("server", "dealer"):
         service = getattr(parties, role)
         monkeypatch.setattr(service._listener.door.known, "seconds", 0.6)
-        began = time.monotonic()
         with dialled(service.address, "client", role) as connection:
-            connection.timeout = 10
+            connection.timeout = t.PATIENCE
             assert "0.6 s" in str(outcome(lambda: connection.receive_control(Hello)))
-        assert "0.6 s" in said(caplog, role) and time.monotonic() - began < 6
+        assert "0.6 s" in said(caplog, role)
         assert service.refusals["silent"] == 1
 
 
@@ -225,7 +221,7 @@ def test_frames(parties: Trio, caplog: pytest.LogCaptureFixture, established: bo
     inject(connection, raw)
     if "middle" in words:
         connection._stream.sock.shutdown(socket.SHUT_WR)
-    connection.timeout = 10
+    connection.timeout = t.PATIENCE
     error = outcome(lambda: connection.receive_control(Hello))
     assert isinstance(error, (TransportError, ProtocolDesync) if established else HandshakeError)
     connection.close(goodbye=False)

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -110,11 +109,9 @@ def test_an_end_waits_a_second_for_a_reader_and_no_longer(monkeypatch: pytest.Mo
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        began = time.monotonic()
         with unblocked():
             for _ in range(3000):
                 print("x" * 200, file=sys.stderr)
-        assert time.monotonic() - began < 8
         os.close(reader)  # which ends the thread that waits
 
 
@@ -124,12 +121,10 @@ def test_the_log_of_a_child_waits_for_no_parent() -> None:
 
     class Parent:
         def emit(self, event: str, **values: object) -> None:
-            stopped.wait(60)
+            stopped.wait()
 
     handler = _Forward(Parent(), debug=False)  # type: ignore[arg-type]
-    began = time.monotonic()
     for _ in range(5000):
         handler.handle(logging.makeLogRecord({"name": "privinf", "msg": "one line"}))
-    assert time.monotonic() - began < 20
     stopped.set()
     handler.close()

@@ -61,7 +61,7 @@ def connected(keys_dir: Path, pool: ThreadPoolExecutor, *, established: bool = T
 
 def accept_one(door: Listener) -> Connection:
     """The next peer; raises the error of a guest that is none."""
-    found = door.accept(10)
+    found = door.accept(PATIENCE)
     assert found is not None
     if isinstance(found, TurnedAway):
         raise found.error

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 import privinf
-from privinf.cli import common
+from privinf.cli import common, screen
 from privinf.cli.common import human_bytes, human_count
 from privinf.cli.table import Column, show_table
 from privinf.lowering.explain import explain
@@ -195,3 +195,26 @@ def test_a_name_without_an_address_and_a_port_that_says_nothing(monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(PeerUnreachableError, match=r"within 0\.1 s: the name nowhere cannot be resolved, name or service not known"):
         dial("nowhere:1", ours, "server", connect_s=0.1)
+
+
+# ---- what takes long
+
+
+@pytest.mark.parametrize("verb", ["convert", "analyze", "compare"])
+def test_what_takes_long_says_what_it_does(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str) -> None:
+    monkeypatch.setattr(screen, "FIRST_S", 0.01)
+    monkeypatch.setattr(screen, "NEXT_S", 0.01)
+    words: list[object] = {
+        "convert": ["-o", tmp_path / "model"],
+        "analyze": ["-o", tmp_path / "found", "--windows", "2", "--length", "8", "--prompts", "1", "--prompt-length", "8"],
+        "compare": ["--prompt-ids", "1,2,3", "--cache", tmp_path / "cache"],
+    }[verb]
+    model = trio.checkpoint(texts=False)
+    plain = call(verb, model, *words)
+    assert plain.code == 0, plain.err
+    told = [line for line in plain.err.splitlines() if re.fullmatch(r"[ -~]+, \d+ s", line)]
+    assert told and "\x1b" not in plain.err + plain.out
+    begins = {"convert": ("lowering",), "analyze": ("entropy", "ablation", "tracing", "plots"), "compare": ("one private pass",)}[verb]
+    assert any(line.startswith(begins) for line in told)
+    silent = call(verb, model, *words, *(["--force"] if verb == "convert" else []), "--json")
+    assert silent.code == 0 and silent.err == ""

@@ -40,9 +40,8 @@ def analyze(
     Example: privinf analyze models/pylib --remove 2 --train-steps 200
     """
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
+    from privinf.cli.screen import Screen
     from privinf.models.analysis import analyze_model, analyze_removal, text_for
     from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
     from privinf.models.corpus import read_corpus
@@ -63,19 +62,13 @@ def analyze(
     if max(length, prompt_length if prompts else 0) > config.n_positions:
         raise ConfigError(f"the model takes {config.n_positions} tokens at most", remedy="lower --length and --prompt-length")
     settings = Settings.checked(seed=seed, batch=batch, length=length, learning_rate=learning_rate, warmup_steps=min(50, train_steps // 5))
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    bar = Progress(console=console, disable=as_json or not console.is_terminal)
-    tasks: dict[str, int] = {}
-
-    def told(stage: str, done: float) -> None:
-        task = tasks.setdefault(stage, bar.add_task(stage, total=1.0) if stage not in tasks else tasks[stage])
-        bar.update(task, completed=done)  # type: ignore[arg-type]
-
-    tokenizer = None if tokenizer_json is None else load_tokenizer(tokenizer_json, config)
-    documents = None if tokenizer is None else read_corpus(corpus, files)
-    tokens, source = text_for(network, tokenizer, documents, None if train_steps else 2 * windows * length)
-    output.mkdir(parents=True, exist_ok=True)
-    with bar:
+    with Screen(quiet=as_json, plain=True) as screen:
+        told = screen.progress
+        told("text", 0.0)
+        tokenizer = None if tokenizer_json is None else load_tokenizer(tokenizer_json, config)
+        documents = None if tokenizer is None else read_corpus(corpus, files)
+        tokens, source = text_for(network, tokenizer, documents, None if train_steps else 2 * windows * length)
+        output.mkdir(parents=True, exist_ok=True)
         found = analyze_model(
             network, tokens, windows=windows, length=length, prompts=prompts, prompt_length=prompt_length, seed=seed, told=told
         )
@@ -95,8 +88,9 @@ def analyze(
                 tokenizer=tokenizer_json,
                 told=told,
             )
-    write_atomically(output / "analysis.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_report(output, found)
+        told("plots", 0.0)
+        write_atomically(output / "analysis.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_report(output, found)
     if as_json:
         common.write_json(found)
     else:

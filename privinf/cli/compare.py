@@ -30,7 +30,7 @@ def compare(
     from privinf.cli.screen import Screen
     from privinf.party.compare import compare as measure
 
-    with Screen(quiet=as_json) as screen:
+    with Screen(quiet=as_json, plain=True) as screen:
         screen.say("one private pass and one float pass")
         result = measure(model, prompt=given.text, ids=given.ids, options=options)
     if as_json:

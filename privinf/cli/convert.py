@@ -26,6 +26,7 @@ def convert(
 
     Example: privinf convert models/pylib -o lowered/pylib
     """
+    from privinf.cli.screen import Screen
     from privinf.lowering import convert as lower_checkpoint
     from privinf.lowering.storage import check_target, is_lowered
     from privinf.party.report import model_of
@@ -33,8 +34,11 @@ def convert(
     check_target(output)  # before the work
     if is_lowered(output) and not force:
         raise ConfigError(f"{output} holds a lowered model already", remedy="give --force to replace it, or another directory")
-    lowered = lower_checkpoint(checkpoint)
-    lowered.save(output)
+    with Screen(quiet=as_json, plain=True) as screen:
+        screen.say(f"lowering {checkpoint}")
+        lowered = lower_checkpoint(checkpoint)
+        screen.say(f"writing {output}")
+        lowered.save(output)
     if as_json:
         common.write_json({"output": str(output), "model": model_of(lowered)})
     else:

@@ -44,7 +44,7 @@ def prepare(
     from privinf.cli.screen import Screen
     from privinf.party.client import Client
 
-    with Screen(quiet=as_json) as screen:
+    with Screen(quiet=as_json, plain=True) as screen:
         screen.say(f"connecting to {server}")
         told = {"progress": screen.progress, "waiting": screen.waiting}
         with Client(server, dealer=dealer, keys=str(keys), options=options, **told) as client:

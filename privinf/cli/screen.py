@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from privinf.cli import common
 from privinf.party.waiting import line_of, once_for_each_reason
 
+FIRST_S, NEXT_S = 2.0, 10.0
+"""Until the first line of those for a file or a pipe, and between the others."""
+
 
 class Screen:
-    """Writes tokens to stdout and everything else to stderr, and but for why a peer cannot be reached only if that is a terminal."""
+    """Writes tokens to stdout and everything else to stderr, and but for why a peer cannot be reached only if that is a terminal.
 
-    def __init__(self, *, quiet: bool) -> None:
+    With `plain` what is going on is said there too, in a line now and then, where it takes longer than FIRST_S. `quiet`: nothing is said.
+    """
+
+    def __init__(self, *, quiet: bool, plain: bool = False) -> None:
         from rich.console import Console
 
         self.quiet = quiet
         self._console = Console(stderr=True, highlight=False)
         self._shows = self._console.is_terminal and not quiet
         self._status: Any = None
+        self._doing, self._over = "", threading.Event()
+        self._teller = (
+            threading.Thread(target=self._tell, name="privinf-screen", daemon=True) if plain and not self._shows and not quiet else None
+        )
         self._writing = False
         self._plain = once_for_each_reason(lambda line: print(line, file=sys.stderr, flush=True))
 
     def __enter__(self) -> Screen:
+        if self._teller is not None:
+            self._teller.start()
         return self
 
     def __exit__(self, *_: object) -> Literal[False]:
         self.stop()
+        self._over.set()
+        if self._teller is not None:
+            self._teller.join()
         return False
+
+    def _tell(self) -> None:
+        began, pause = time.monotonic(), FIRST_S
+        while not self._over.wait(pause):
+            print(f"{self._doing}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            pause = NEXT_S
 
     def say(self, text: str) -> None:
         """What is going on now."""
+        self._doing = text
         if not self._shows:
             return
         if self._status is None:

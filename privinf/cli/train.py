@@ -156,6 +156,7 @@ def train(
     if end is None or tokenizer.get_vocab_size() > (vocab if first is None else 65536):
         raise ConfigError(f"{tokenizer_file}: not a tokenizer of this run", remedy="remove it to have it trained anew")
     config = sized(tokenizer.get_vocab_size(), end) if first is None else first[1]
+    say.line(f"turning {len(documents)} files into tokens")
     tokens = corpora.encode_corpus(documents, tokenizer)
     corpus_id = corpora.fingerprint(documents)
     trainer = Trainer(config, settings, tokens, output, corpus_id, compile, None if first is None else first[0])

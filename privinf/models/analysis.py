@@ -55,8 +55,9 @@ def analyze_model(
     ids = spread_windows(tokens.training, windows, length)  # (N, T + 1)
     seen = ids.shape[1] - 1
     e_max = math.log(max(2, seen))
+    told("entropy", 0.0)
     heads = entropy_of_heads(folded, ids[:, :-1])
-    told("entropy", 1.0)
+    told("ablation", 0.0)
     base = token_loss(folded, ids)
     ablation = []
     for done, layer in enumerate(ffn_layers(config)):
@@ -103,8 +104,7 @@ def analyze_removal(
     """The recommendation beside AERO's rule at the same `count`; with `steps` both again after so much training, saved in `output`."""
     config, folded = model.config, model.folded()
     ids = spread_windows(tokens.training, windows, length)
-    told("choosing", 0.0)
-    rules = {"recommended": recommend(folded, ids, count), "deepest": deepest(config, count)}
+    rules = {"recommended": recommend(folded, ids, count, partial(told, "choosing")), "deepest": deepest(config, count)}
     found: dict[str, Any] = {
         "remove": count,
         "trained_steps": steps,
@@ -113,6 +113,7 @@ def analyze_removal(
     done: dict[tuple[int, ...], dict[str, Any]] = {}
     for name, layers in rules.items():
         if layers not in done:
+            told(f"measuring {name}", 0.0)
             left = without_ffns(model, layers)
             held_out = evaluate(left, tokens, length, HELD_OUT_WINDOWS)["held_out_loss"]
             done[layers] = {"layers": list(layers), "loss": loss_without(folded, ids, layers), "held_out_loss": held_out}

@@ -32,6 +32,14 @@ def drawing(path: Path, columns: int = 1, size: tuple[float, float] = (7, 4.2)) 
         pyplot.close(figure)
 
 
+def count_by(*axes: Any) -> None:
+    """Ticks at whole numbers alone: of layers, heads and steps there are no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line that was cut off is left out."""
     rows = []
@@ -59,6 +67,7 @@ def plot_loss(run: Path) -> None:
             [row["step"] for row in samples], [row["held_out_loss"] for row in samples], "o-", label="held-out, a sample", markersize=3
         )
         axes.plot([whole["step"]], [whole["held_out_loss"]], "*", label="held-out, all of it", markersize=10)
+        count_by(axes.xaxis)
         axes.set_xlabel("step")
         axes.set_ylabel("cross entropy, nats per token")
         axes.grid(alpha=0.3)
@@ -69,6 +78,7 @@ def heat_map(axes: Any, values: Rows, x: str, y: str, title: str, top: float = 1
     """values[row][column], rows from below, colours from 0 to `top`; `centred` from -top. The image, for a scale of its colours."""
     limits = {"vmin": -top, "vmax": top, "cmap": "RdBu_r"} if centred else {"vmin": 0, "vmax": top, "cmap": "viridis"}
     image = axes.imshow(values, origin="lower", aspect="auto", interpolation="nearest", **limits)
+    count_by(axes.xaxis, axes.yaxis)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)
@@ -113,6 +123,7 @@ def plot_entropy_over_training(path: Path, rows: Sequence[dict[str, Any]]) -> No
         for name in ("overload", "collapse"):
             right.plot(steps, [row[name] for row in rows], "o-", label=name, markersize=3)
         right.set_ylim(-0.02, 1.02)
+        count_by(right.xaxis)
         right.set_xlabel("step")
         right.set_ylabel("fraction of heads")
         right.grid(alpha=0.3)
@@ -126,6 +137,7 @@ def plot_bars(path: Path, labels: Sequence[str], values: Sequence[float], ylabel
         axes.set_ylabel(ylabel)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3, axis="y")
+        axes.set_axisbelow(True)
 
 
 def plot_tracing(path: Path, effects: dict[str, Rows], places: Sequence[str], unit: str) -> None:

@@ -6,7 +6,7 @@ AERO removes the FFNs of the deepest layers. Here the choice is made by the loss
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -61,18 +61,31 @@ def deepest(config: ModelConfig, count: int) -> tuple[int, ...]:
     return tuple(ffn_layers(config)[-count:])
 
 
-def recommend(folded: AeroModel, ids: Tensor, count: int) -> tuple[int, ...]:
-    """The `count` FFNs whose absence costs least on this text: the best of all sets where they are few, else one layer after the other."""
+def recommend(folded: AeroModel, ids: Tensor, count: int, told: Callable[[float], None] = lambda share: None) -> tuple[int, ...]:
+    """The `count` FFNs whose absence costs least on this text: the best of all sets where they are few, else one layer after the other.
+
+    `told` gets the share that is done.
+    """
     config = folded.config
     check_removal(config, count)
     have = ffn_layers(config)
-    if math.comb(len(have), count) <= MOST_SETS:
-        return min(combinations(have, count), key=lambda layers: loss_without(folded, ids, layers))
+    every = math.comb(len(have), count) <= MOST_SETS
+    most = math.comb(len(have), count) if every else 2 + sum(len(have) - done for done in range(count))
+    tried = 0
+
+    def cost(layers: tuple[int, ...]) -> float:
+        nonlocal tried
+        told(tried / most)
+        tried += 1
+        return loss_without(folded, ids, layers)
+
+    if every:
+        return min(combinations(have, count), key=cost)
     chosen: tuple[int, ...] = ()
     while len(chosen) < count:
         rest = [layer for layer in have if layer not in chosen]
-        chosen = min((tuple(sorted((*chosen, layer))) for layer in rest), key=lambda layers: loss_without(folded, ids, layers))
-    return min(chosen, deepest(config, count), key=lambda layers: loss_without(folded, ids, layers))
+        chosen = min((tuple(sorted((*chosen, layer))) for layer in rest), key=cost)
+    return min(chosen, deepest(config, count), key=cost)
 
 
 @torch.no_grad()

@@ -51,11 +51,12 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 call(address, "/v1/models", "wrong-key")
             stream = {"model": "privinf", "prompt": "x", "max_tokens": 12, "stream": True, "ignore_eos": True}
+            stream["stream_options"] = {"include_usage": True}
             with opened(address, "/v1/completions", key, stream) as answer:
                 assert answer.readline().startswith(b"data: {")
                 process.send(signal.SIGTERM)  # the reply is on its way, and may end
                 *pieces, done = [line for line in answer.read().splitlines() if line]
-            assert done == b"data: [DONE]" and len(pieces) == 12
+            assert done == b"data: [DONE]" and json.loads(pieces[-1].removeprefix(b"data: "))["usage"]["completion_tokens"] == 12
             assert process.wait() == 0 and process.lines[-1] == "gateway stops"
             assert "gateway takes nobody new, and stops in 60 s at the latest" in process.lines
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err

@@ -134,6 +134,7 @@ def test_a_template_that_refuses(chat: Callable[..., Chat], template: str, says:
         prompt(chat(template))
 
 
+PATIENT_S = 100.0
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 ONLY_THEN = "{{% if messages[0].content == 'now' %}}{}{{% endif %}}fine"
 GROWN = "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
@@ -157,11 +158,12 @@ def test_a_template_that_does_not_end_or_grows(
     chat: Callable[..., Chat], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, template: str, says: str
 ) -> None:
     """One clean error; nothing of the chat is logged; the next chat has a process that is as good as new, and this one's is gone."""
-    monkeypatch.setattr(renderer, "RENDER_S", 1.0)
+    monkeypatch.setattr(renderer, "RENDER_S", PATIENT_S)
     made = chat(ONLY_THEN.format(template) if "macro" not in template else template.replace("{{ m() }}", ONLY_THEN.format("{{ m() }}")))
     assert prompt(made) == "fine"
     before = os.getpid(), t.children_of(os.getpid())
-    with pytest.raises(TemplateFault, match=says):
+    with monkeypatch.context() as patch, pytest.raises(TemplateFault, match=says):
+        patch.setattr(renderer, "RENDER_S", 1.0 if "ended" in says else PATIENT_S)
         prompt(made, [{"role": "user", "content": "now"}])
     assert prompt(made) == "fine"
     assert len(t.children_of(before[0])) == len(before[1]) and not t.running(before[1] - t.children_of(before[0]))
@@ -217,6 +219,7 @@ def test_templates_that_never_end_hold_up_nobody_else(tmp_path: Path, monkeypatc
             expected = "chat_template_failed" if answer.status_code == 500 else "rate_limit_exceeded"
             assert error["code"] == expected and "chat template" in error["message"]
             assert answer.status_code == 500 or int(answer.headers["Retry-After"]) >= 1
+        monkeypatch.setattr(renderer, "RENDER_S", PATIENT_S)
         fine = caller.post("/v1/chat/completions", json={**chats, "messages": HI})
         assert fine.status_code == 200 and fine.json()["usage"]["prompt_tokens"] == len("fine")
         children = t.children_of(os.getpid())

@@ -36,7 +36,7 @@ class Renderer:
 
     def __init__(self, source: str, words: dict[str, str], *, most: int = 20) -> None:
         self._setup = {"template": source, "words": words}
-        self._most, self._seconds = most, RENDER_S
+        self._most = most
         self._process: subprocess.Popen[bytes] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="privinf-template")  # its own: what waits here holds up nothing else
         self._waiting = 0
@@ -49,7 +49,7 @@ class Renderer:
     async def render(self, messages: list[dict[str, Any]]) -> str:
         """The prompt; ConfigError where the template refuses the chat, TemplateFault where it fails, Full where too many wait."""
         if self._waiting >= self._most:
-            raise Full(f"{self._waiting} chats wait for the chat template", math.ceil(self._seconds))
+            raise Full(f"{self._waiting} chats wait for the chat template", math.ceil(RENDER_S))
         self._waiting += 1
         try:
             return await asyncio.wrap_future(self._pool.submit(self._render, messages))
@@ -67,12 +67,12 @@ class Renderer:
     # ---- in the pool's thread
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        return self._ask(self._started(), {"messages": messages}, self._seconds)
+        return self._ask(self._started(), {"messages": messages}, RENDER_S)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "privinf.gateway.template", str(math.ceil(self._seconds))],
+                [sys.executable, "-P", "-m", "privinf.gateway.template", str(math.ceil(RENDER_S))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # what a crash prints may show the chat
@@ -80,7 +80,7 @@ class Renderer:
                 start_new_session=True,  # Ctrl-C reaches the one who started it, who then ends it
             )
             self._ask(process, None, START_S)
-            self._ask(process, self._setup, self._seconds)
+            self._ask(process, self._setup, RENDER_S)
         return self._process
 
     def _ask(self, process: subprocess.Popen[bytes], request: dict[str, Any] | None, seconds: float) -> str:

@@ -215,11 +215,11 @@ def run_case(case: Case, samples: int = 1) -> Figures:
 def softmax_bytes(network: Network, seq: int) -> float:
     """Online bytes an element, both directions, from a network's scores to the opened input of the product with v, in its own rings."""
     node = next(node for node in network.lowered.graph.nodes if node.op == "attention")
-    rows, bits = Rows(1, seq, 1), node.plan["v_bits"]
+    rows, bits = Rows(1, seq, 1), node.plan.v_bits
     x = normal(node.heads, rows.count, scale=2.0)
 
     def program(party: Party) -> Protocol_[Any]:
-        score = yield from rescale(party, input_of(party, x, node.plan["qk_bits"], 24), bits=21, frac=12)
+        score = yield from rescale(party, input_of(party, x, node.plan.qk_bits, 24), bits=21, frac=12)
         e = yield from exponentials(party, score, rows, bits)
         yield from open_masked(party, [Shares(e.value, bits, WEIGHT_FRAC, e.early)])
 

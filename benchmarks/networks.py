@@ -41,7 +41,7 @@ class Network:
     def parameters(self) -> int:
         """Elements of all parameters, a tied one once."""
         nodes = self.lowered.graph.nodes
-        shapes = [s for n in nodes if not getattr(n, "tied_to", None) for s in n.parameter_shapes.values()]
+        shapes = [s for n in nodes if not n.tied_to for s in n.parameter_shapes.values()]
         return sum(int(torch.Size(shape).numel()) for shape in shapes)
 
     @property

@@ -51,87 +51,14 @@ def crypten_module() -> Any:
 
 
 class PrivateValue(crypten.CrypTensor):  # type: ignore[misc]
-    """A tensor that runs the nodes of a lowered graph on our protocols; a CrypTensor, so CrypTen's graphs accept it.
+    """A tensor on which a node runs its own protocol; a CrypTensor, so CrypTen's graphs accept it.
 
-    One method per node kind. Each gets the node itself, hence `node.name`, `node.layer`, `node.plan`, its attributes, its
-    parameters' shapes and, where the weights are present, their values; `self` is the node's first input. The prefix `op_`
-    keeps them apart from CrypTensor's own `add(y)`, `matmul(y)`, `softmax(dim)`, `permute(...)`, which have other signatures
-    and which CrypTensor intercepts by name for autograd. Shapes: see each node's class in `privinf.lowering.nodes`.
-
-    A subclass registers itself with `CrypTensor.register_cryptensor("privinf")` and calls `super().__init__()`.
+    A node that is given one runs on shares (`Node.run`), whatever the graph's state of encryption. A subclass registers itself with
+    `CrypTensor.register_cryptensor("privinf")` and calls `super().__init__()`.
     """
 
     # CrypTensor looks into its configuration at every access to an attribute, for gradients and debugging that we do not have
     __getattribute__ = object.__getattribute__
-
-    def _missing(self, node: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no protocol for {node.op} (node {node.name})")
-
-    def op_embedding(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_position_bias(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_linear(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_scale(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_bias(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_attention(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_softmax(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_layer_norm(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_gelu(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_relu(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_matmul(self, node: Any, other: Any) -> Any:
-        return self._missing(node)
-
-    def op_mul(self, node: Any, other: Any) -> Any:
-        return self._missing(node)
-
-    def op_add(self, node: Any, other: Any) -> Any:
-        return self._missing(node)
-
-    def op_sub(self, node: Any, other: Any) -> Any:
-        return self._missing(node)
-
-    def op_mul_constant(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_add_constant(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_reshape(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_permute(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_slice(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_select(self, node: Any) -> Any:
-        return self._missing(node)
-
-    def op_cat(self, node: Any, *others: Any) -> Any:
-        return self._missing(node)
-
-    def op_last_position(self, node: Any) -> Any:
-        return self._missing(node)
 
 
 class _AcceptsPrivateValues:

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
+from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import next_token
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import lower
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output, next_token
 from privinf.party import dealer, options
 from privinf.party.dealer import DealerService

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from privinf.lowering.plan import weights_of
+from privinf.graph.private import weights_of
 from privinf.party import messages
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from privinf.crypten_adapter import crypten_module
+from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import convert, lower
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, encode_weights
 from privinf.lowering.program import module_output
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint

@@ -21,10 +21,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from privinf.graph.private import encode_weights, weights_of
 from privinf.lowering import Lowered, convert, load, lower
 from privinf.lowering.calibrate import calibration_ids, text_ids
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import encode_weights
 from privinf.lowering.storage import is_lowered
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint
@@ -411,6 +410,10 @@ BAD_ENTRIES: list[tuple[str, Any]] = [
     ("graph.plan.position_bias", {"bits": 1e30}),
     ("graph.plan.position_bias", {"bits": "x" * 1000}),
     ("graph.plan.position_bias", [1]),
+    ("graph.plan.position_bias", {"bits": 40}),  # a key is missing
+    ("graph.plan.position_bias", {"bits": 40, "frac": 14, "ring": 40}),  # one is another operator's
+    ("graph.plan.position_bias", {"bits": 65, "frac": 14}),
+    ("graph.plan", {}),
     ("tokenizer", "not base64!"),
     ("tokenizer", 3),
 ]

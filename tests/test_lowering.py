@@ -15,15 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privinf.crypten_adapter import Graph, crypten_module
+from privinf.graph.info import Info, InputSpec
+from privinf.graph.planning import power_of_two
 from privinf.lowering import Lowered, convert, lower
-from privinf.lowering.calibrate import calibrate, power_of_two
+from privinf.lowering.calibrate import calibrate
 from privinf.lowering.export import lower_graph
-from privinf.lowering.lowered import Info, InputSpec
-from privinf.lowering.nodes import Add, CausalAttention, Linear, MatMul, MulConstant, Slice, Softmax
 from privinf.lowering.rules import check_graph
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import save_checkpoint
 from privinf.models.config import ModelConfig
+from privinf.ops.add import Add
+from privinf.ops.attention import CausalAttention
+from privinf.ops.linear import Linear
+from privinf.ops.matmul import MatMul
+from privinf.ops.mul_constant import MulConstant
+from privinf.ops.slice import Slice
+from privinf.ops.softmax import Softmax
 from protocols.errors import ConfigError, UnsupportedOpError
 from tests.lowering_modules import CASES, HEADS, POSITIONS, WIDTH, Blocks, NanoGpt, Parts, Temperature
 from tests.waiting import PATIENCE

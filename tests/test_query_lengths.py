@@ -16,9 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privinf.graph.private import Runtime
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.private_tensor import Runtime
 from privinf.lowering.program import next_token
 from privinf.lowering.steps import padded, steps
 from privinf.party.client import Client
@@ -126,7 +126,7 @@ def test_a_pass_without_output_reveals_nothing_and_leaves_out_what_only_an_outpu
         trace = Trace(Role.CLIENT)
         runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
         found = next_token(lowered.graph, runtime, blank(1, 8), logits=False, output=output)
-        assert (found is not None) == output and runtime.offset == 8 and len(runtime.cache) == lowered.info.layers
+        assert (found is not None) == output and runtime.offset == 8 and len(runtime.state) == lowered.info.layers
         return trace
 
     whole, filling = walked(True), walked(False)

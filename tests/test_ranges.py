@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -89,7 +90,12 @@ def test_every_wire_holds_its_range(tmp_path: Path, variant: str) -> None:
     found = wires(lowered)
     assert all(entry["range"] <= 2.0 ** (entry["bits"] - 1 - entry["frac"]) and entry["bits"] <= 64 for entry in found)
     assert {entry["from"] for entry in found} == {"weights", "calibration x 4", "protocol"}
-    planned = {bits for node in lowered.graph.nodes for key, bits in node.plan.items() if key in ("ring", "qk_bits", "v_bits", "opened")}
+    planned = {
+        bits
+        for node in lowered.graph.nodes
+        for key, bits in msgspec.structs.asdict(node.plan).items()
+        if key in ("ring", "qk_bits", "v_bits", "opened")
+    }
     assert planned <= {entry["bits"] for entry in found}
     (table,) = [entry for entry in found if (entry["op"], entry["wire"]) == ("wte.embedding", "weight")]
     assert table["range"] / 2 < float(model.wte.weight.detach().abs().max()) <= table["range"]

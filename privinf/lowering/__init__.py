@@ -9,19 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privinf.graph.info import Info
     from privinf.lowering.export import lower
     from privinf.lowering.from_checkpoint import convert
-    from privinf.lowering.lowered import Info, Lowered
+    from privinf.lowering.lowered import Lowered
     from privinf.lowering.storage import load_lowered as load
 
 __all__ = ["Info", "Lowered", "convert", "load", "lower"]
 
 _HOMES = {
-    "Info": ("lowered", "Info"),
-    "Lowered": ("lowered", "Lowered"),
-    "convert": ("from_checkpoint", "convert"),
-    "load": ("storage", "load_lowered"),
-    "lower": ("export", "lower"),
+    "Info": ("privinf.graph.info", "Info"),
+    "Lowered": ("privinf.lowering.lowered", "Lowered"),
+    "convert": ("privinf.lowering.from_checkpoint", "convert"),
+    "load": ("privinf.lowering.storage", "load_lowered"),
+    "lower": ("privinf.lowering.export", "lower"),
 }
 
 
@@ -29,4 +30,4 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    return getattr(importlib.import_module(module), attribute)

@@ -14,33 +14,32 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.lowering.nodes import CausalAttention, LayerNorm
+from privinf.graph.node import Node
+from privinf.graph.planning import power_of_two
 from protocols.errors import ConfigError
 
 Ranges = dict[str, dict[str, float]]
 
-SMALLEST_RANGE = 2.0**-10  # of a value that is zero throughout
-SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 WINDOW = 128  # positions of one calibration input
 WINDOWS = 8
 SINGLE_TOKENS = 16
 
 
 def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
-    """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two; `score_seen` is the largest score itself."""
+    """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two; `PART_seen` is the largest itself, where a
+    node keeps that too."""
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
     found = peaks(graph, inputs)
     ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in found.items()}
-    for name, entry in found.items():
-        if "score" in entry:
-            ranges[name]["score_seen"] = entry["score"]
+    for node in graph.nodes:
+        ranges[node.name] |= {f"{part}_seen": found[node.name][part] for part in node.peaks_kept}
     return ranges
 
 
 def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
-    """For every float input and node the largest |output| as `out`; for attention also those of `q` (scaled), `k`, `v`, `score`;
-    for LayerNorm a row's sum of squares about its mean, as `squares`. ConfigError where a value is not finite."""
+    """For every float input and node the largest |output| as `out`, and those of what a node measures besides (`Node.measure`).
+    ConfigError where a value is not finite."""
     found: Ranges = {}
 
     def note(name: str, part: str, value: Tensor) -> None:
@@ -52,15 +51,8 @@ def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
 
     def observe(node: Any, operands: tuple[Any, ...], output: Any) -> None:
         note(node.name, "out", output)
-        if isinstance(node, CausalAttention):
-            q, k, v = node.split_heads(operands[0])
-            q = node.scale_query(q)
-            scores = q.matmul(k.transpose(2, 3)).tril()  # (B, H, T, T), masked ones are never computed privately
-            for part, value in (("q", q), ("k", k), ("v", v), ("score", scores)):
-                note(node.name, part, value)
-        if isinstance(node, LayerNorm):
-            x = operands[0].double()
-            note(node.name, "squares", (x - x.mean(-1, keepdim=True)).square().sum(-1) + x.shape[-1] * node.epsilon)
+        for part, value in node.measure(operands, output):
+            note(node.name, part, value)
 
     with torch.no_grad():
         for values in inputs:
@@ -72,27 +64,16 @@ def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
 
 
 def beyond(graph: Graph, ranges: Ranges, inputs: Sequence[Tensor]) -> list[str]:
-    """A line for each value that leaves the range that the rings are planned for on these inputs, where a ring may have wrapped.
-
-    An embedding's range is that of its table, whatever was seen; scores have a range of their own.
-    """
+    """A line for each value that leaves the range that the rings are planned for on these inputs, where a ring may have wrapped."""
     lines = []
+    nodes = {node.name: node for node in graph.nodes}
     for name, entry in peaks(graph, [inputs]).items():
+        node = nodes.get(name) or Node(name)  # of an input nothing else is known
         for part, peak in entry.items():
-            bound = SCORE_RANGE if part == "score" else ranges.get(name, {}).get(part, math.inf)
-            embedding = name in graph._modules and graph.node(name).op == "embedding"
-            if peak > bound and not embedding:
-                what = "a value" if part == "out" else {"score": "a score", "squares": "a sum of squares"}.get(part, f"a value in {part}")
-                lines.append(f"{name}: {what} of {peak:.3g} is beyond the planned {bound:g}")
+            bound = node.bound_of(part, ranges.get(name, {}))
+            if peak > bound:
+                lines.append(f"{name}: {node.name_of(part)} of {peak:.3g} is beyond the planned {bound:g}")
     return lines
-
-
-def power_of_two(value: float) -> float:
-    """The smallest power of two that is at least `value`."""
-    if value <= SMALLEST_RANGE:
-        return SMALLEST_RANGE
-    mantissa, exponent = math.frexp(value)  # value = mantissa * 2^exponent, mantissa in [0.5, 1)
-    return 2.0 ** (exponent - 1 if mantissa == 0.5 else exponent)
 
 
 def calibration_ids(tokenizer: bytes | None, vocab: int, n_positions: int) -> Iterator[tuple[Tensor]]:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from privinf.lowering.calibrate import power_of_two
+from privinf.graph.info import InputSpec
+from privinf.graph.private import Runtime
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.plan import COMPARED_FRAC, FRAC
-from privinf.lowering.private_tensor import Runtime, label_of
 from privinf.lowering.program import costs, module_output, next_token, setup_bytes
 from privinf.lowering.steps import steps
 from protocols.correlations import Role
 from protocols.errors import ConfigError
-from protocols.exponential import FRAC as SCORE_FRAC
-from protocols.norm import centred
 from protocols.party import Party, Trace
 from protocols.ring import blank
-from protocols.softmax import RECIPROCAL_FRAC, SCORE_BITS
 
 
 def explain(
@@ -46,11 +42,14 @@ def explain(
     elif chunk or cached:
         raise ConfigError("this model is no language model; it has no prompt in pieces, and nothing cached")
     else:
-        kinds = {"ids": torch.int64, "float": torch.float32}
-        shaped = [torch.empty([size or 1 for size in spec.shape], dtype=kinds[spec.kind], device="meta") for spec in info.inputs]
-        module_output(lowered.graph, runtime, shaped)
-    plan = [{"name": node.name, "op": node.op, **node.plan} for node in lowered.graph.nodes]
+        module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
+    plan = [{"name": node.name, "op": node.op, **node.plan.record()} for node in lowered.graph.nodes]
     return {**costs(trace, setup_bytes(runtime)), "plan": plan, "wires": wires(lowered)}
+
+
+def shape_of(spec: InputSpec) -> Tensor:
+    """An input of a lowered module, without values."""
+    return torch.empty([size or 1 for size in spec.shape], dtype=torch.int64 if spec.kind == "ids" else torch.float32, device="meta")
 
 
 def wires(lowered: Lowered) -> list[dict[str, Any]]:
@@ -60,38 +59,12 @@ def wires(lowered: Lowered) -> list[dict[str, Any]]:
     headroom, or the protocol, which takes this much whatever the model. In a client's graph, which has neither weights nor ranges,
     both are None.
     """
-    seen = f"calibration x {lowered.headroom:g}"
+    calibration = f"calibration x {lowered.headroom:g}"
     found = []
     for name, node, inputs in lowered.graph.named_nodes():
-        own, source = lowered.ranges.get(name, {}), lowered.ranges.get(inputs[0], {}).get("out")
-        layer, op = label_of(node)
-        for wire, bits, frac, bound, origin in _wires(node, own, source, seen):
+        source = lowered.ranges.get(inputs[0], {}).get("out")
+        layer, op = node.label
+        for wire, bits, frac, bound, origin in node.wires(lowered.ranges.get(name, {}), source):
             entry = {"layer": layer, "op": op, "wire": wire, "bits": bits, "frac": frac, "range": bound}
-            found.append({**entry, "from": None if bound is None else origin})
+            found.append({**entry, "from": None if bound is None else origin or calibration})
     return found
-
-
-def _wires(node: Any, own: Mapping[str, float], source: float | None, seen: str) -> Iterator[tuple[str, int, int, float | None, str]]:
-    """`own` are the node's ranges and `source` is the range of what it reads."""
-    plan, out = node.plan, own.get("out")
-    if "weight_frac" in plan and not getattr(node, "tied_to", None):
-        for key in ("weight", "inverse_temperature"):
-            if key in node.parameter_shapes:
-                largest = power_of_two(float(node.value(key).abs().max())) if node.has_values else None
-                yield key, plan.get("weight_bits", plan.get("ring", 64)), plan["weight_frac"], largest, "weights"
-                out, seen = (largest, "weights") if node.op == "embedding" else (out, seen)
-    if node.op == "attention":
-        for part, ring in (("q", "qk"), ("k", "qk"), ("v", "v")):
-            yield part, plan[f"{ring}_bits"], plan[f"{part}_frac"], own.get(part), seen
-        yield "scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol"
-        yield "sums of v", plan["product_bits"], plan["sum_frac"] + RECIPROCAL_FRAC, own.get("v"), seen
-    elif node.op == "layer_norm":
-        bits, frac = centred(plan["size_bits"])
-        yield "squares", bits, 2 * frac, own.get("squares"), seen
-    elif node.op in ("relu", "gelu"):
-        yield "opened", plan["opened"], COMPARED_FRAC, source, seen
-        yield "compared", plan["compare_bits"], COMPARED_FRAC, source, seen
-    elif "ring" in plan and node.op != "embedding":
-        yield "product", plan["ring"], plan.get("in_frac", FRAC) + plan.get("weight_frac", FRAC), out, seen
-    if not plan.get("raw"):
-        yield "output", plan.get("out_bits", plan["bits"]), plan.get("out_frac", plan["frac"]), out, seen

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-import privinf.lowering.table_layout  # registers its rules
-import privinf.lowering.table_nonlinear  # noqa: F401  likewise
+import privinf.lowering.spellings
+import privinf.ops  # noqa: F401  both register their rules
 from privinf.crypten_adapter import Graph
-from privinf.lowering.builder import Builder, Constant, Unsupported, Wire
-from privinf.lowering.draft import Draft
-from privinf.lowering.lowered import Info, InputSpec, Lowered, finish_lowering
-from privinf.lowering.nodes import Reshape
+from privinf.graph.builder import TABLE, Builder, Constant, Unsupported, Wire
+from privinf.graph.draft import Draft
+from privinf.graph.info import Info, InputSpec
+from privinf.lowering.lowered import Lowered, finish_lowering
 from privinf.lowering.passes import run_passes
-from privinf.lowering.table import TABLE
 from privinf.lowering.trace import export, first_line, run_once
+from privinf.ops.linear import tie_tables
+from privinf.ops.reshape import Reshape
 from protocols.errors import ConfigError, UnsupportedOpError
 
 aten = torch.ops.aten
@@ -83,7 +84,9 @@ def lower_graph(module: nn.Module, inputs: Sequence[Tensor], last_position: bool
     """The CrypTen graph of a module in evaluation mode. `last_position`: of a module whose output is (B, T, ...), only (B, ...)."""
     draft = Walk(module, tuple(inputs)).run()
     run_passes(draft, last_position)
-    return draft.finish()
+    graph = draft.finish()
+    tie_tables(graph)
+    return graph
 
 
 def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Tensor) -> None:
@@ -220,7 +223,7 @@ class Walk:
                 raise Unsupported("complex numbers")
             if any(isinstance(value, Wire) and value.is_ids for value in operands) and becomes_float(node):
                 raise Unsupported("token ids used as numbers")
-            return TABLE[target](self.builder, *args, **kwargs)
+            return self.builder.apply(target, *args, **kwargs)
         except (Unsupported, ConfigError, TypeError, ValueError, RuntimeError) as error:
             told = first_line(error) if isinstance(error, ValueError | RuntimeError) else str(error)
             self.failures[f"{self.where(node)}{told and f': {told}'}"] = None

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from privinf.graph.info import Info, InputSpec
 from privinf.lowering.calibrate import calibration_ids
 from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
-from privinf.lowering.lowered import Info, InputSpec, Lowered, finish_lowering
+from privinf.lowering.lowered import Lowered, finish_lowering
 from privinf.lowering.schema import MAX_TEMPLATE
 from privinf.models.checkpoint import load_checkpoint
 from protocols.errors import ConfigError
@@ -45,7 +46,7 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     """Lower a checkpoint: the graph maps ids (1, T), 1 <= T <= n_positions, to the last position's logits (1, V).
 
     The model is exported at its full length, so that the tables of positions and temperatures come out whole; every kind of node
-    that may occur in the result works at any length (`rules.ANY_LENGTH`), and the result is held against the model at short
+    that may occur in the result works at any length (`Node.any_length`), and the result is held against the model at short
     lengths. UnsupportedOpError lists every operator without a protocol, ConfigError what is wrong with the checkpoint.
     """
     model, config, tokenizer = load_checkpoint(Path(checkpoint))

@@ -13,82 +13,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import secrets
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
+from privinf.graph.info import Info
+from privinf.graph.planning import Plan
+from privinf.graph.private import weights_of
 from privinf.lowering.calibrate import Ranges, calibrate
-from privinf.lowering.plan import plan_rings, weights_of
+from privinf.lowering.plan import plan_rings
 from privinf.lowering.rules import check_graph
+from privinf.lowering.schema import Bundle, build_graph, build_plan, decode, manifest_of
+from privinf.lowering.setup import SALT_BYTES, Item, SetUp, masked
 from protocols.errors import ConfigError, HandshakeError
-from protocols.linear import Weight, mask_weight
-from protocols.ring import encode, pack, packed_size
+from protocols.ring import encode
 
-Plan = dict[str, dict[str, Any]]
-
-MASK_SEED_BYTES = SALT_BYTES = 32
-
-
-class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input of the graph; a size of None is any length from 1 to n_positions."""
-
-    name: str
-    kind: Literal["ids", "float"]
-    shape: tuple[int | None, ...]
-
-
-class Info(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model is, for people and for the handshake. Sizes are 0 where a lowered module has no such thing."""
-
-    variant: str
-    inputs: tuple[InputSpec, ...]
-    output: tuple[int, ...]
-    layers: int = 0
-    heads: int = 0
-    width: int = 0
-    vocab: int = 0
-    n_positions: int = 0
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
-    chat_template: str = ""  # Jinja, as the checkpoint's tokenizer has it; empty if it has none
-
-    @property
-    def any_length(self) -> bool:
-        """Whether the graph takes inputs of any length (a converted checkpoint) or of one shape (a lowered module)."""
-        return any(None in spec.shape for spec in self.inputs)
-
-    @property
-    def input_kind(self) -> Literal["ids", "float"]:
-        return self.inputs[0].kind
-
-    @property
-    def is_language_model(self) -> bool:
-        return self.any_length and len(self.inputs) == 1 and self.inputs[0].kind == "ids"
-
-
-class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing that set-up sends: its bytes, and their SHA-256 in hexadecimal."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, data: memoryview) -> Item:
-        """What stands for this."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
-
-
-class SetUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that set-up sends, by name: the masked weights. `salt` is random, and makes the bundle's hash say nothing to who lacks it."""
-
-    items: dict[str, Item]
-    salt: bytes
+MASK_SEED_BYTES = 32
 
 
 class Lowered:
@@ -99,7 +43,7 @@ class Lowered:
         graph: Graph,
         info: Info,
         *,
-        plan: Plan,
+        plan: Mapping[str, Plan],
         setup: SetUp | None = None,
         ranges: Ranges | None = None,
         tokenizer: bytes | None = None,
@@ -109,12 +53,13 @@ class Lowered:
     ) -> None:
         self.graph = graph
         self.info = info
-        self.plan: Plan = {}
+        self.plan = dict(plan)
         self.ranges: Ranges = ranges or {}
         self.tokenizer = tokenizer
         self.mask_seed = mask_seed
         self.headroom = headroom
-        self.set_plan(plan)
+        for node in graph.nodes:
+            node.plan = plan[node.name]
         self.setup = setup or SetUp(self._masked_items(), secrets.token_bytes(SALT_BYTES))
         self.sealed = sealed or self._digest()
 
@@ -139,7 +84,7 @@ class Lowered:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for node in self.graph.nodes:
-            for key in node.parameter_shapes if node.has_values and not getattr(node, "tied_to", None) else ():
+            for key in node.parameter_shapes if node.has_values and not node.tied_to else ():
                 value = node.value(key).detach().cpu().contiguous()
                 digest.update(str(value.dtype).encode())
                 digest.update(value.numpy())
@@ -164,15 +109,6 @@ class Lowered:
             what = "the weights have been changed" if not same else "the seed of the weights' masks, or what makes masks of it, has changed"
             raise ConfigError(f"{what} since they were lowered", remedy="lower the changed model anew")
 
-    def set_plan(self, plan: Plan) -> None:
-        """Take over a ring plan; each node gets its own part as `node.plan`."""
-        surplus = set(plan) - {node.name for node in self.graph.nodes} - set(self.graph.input_names)
-        if surplus:
-            raise ConfigError(f"the ring plan names what is not in the graph: {', '.join(sorted(surplus)[:5])}")
-        self.plan = plan
-        for node in self.graph.nodes:
-            node.plan = plan.get(node.name, {})
-
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the directory that `serve` reads: 0700, whole or not at all, no pickle."""
         from privinf.lowering.storage import save_lowered
@@ -188,34 +124,20 @@ class Lowered:
 
     def bundle(self) -> bytes:
         """What the client gets: structure, shapes, ring plan, digests of masked weights, tokenizer; no weight, no range, no seed."""
-        from privinf.lowering.schema import Bundle, manifest_of
-
-        return msgspec.json.encode(Bundle(manifest_of(self, public=True), self.tokenizer))
+        return msgspec.json.encode(Bundle(manifest_of(self.graph, self.info, self.setup, public=True), self.tokenizer))
 
     @classmethod
     def from_bundle(cls, data: bytes) -> Lowered:
         """Read a bundle that came from the peer; HandshakeError names what is wrong with it."""
-        from privinf.lowering.schema import Bundle, build_graph, decode
-
         try:
             bundle = decode(data, Bundle)
             graph = build_graph(bundle.graph, {})
             check_graph(graph, bundle.graph.info)
-            made = cls(graph, bundle.graph.info, plan=bundle.graph.plan, setup=bundle.graph.setup, tokenizer=bundle.tokenizer)
+            made = cls(graph, bundle.graph.info, plan=build_plan(graph, bundle.graph), setup=bundle.graph.setup, tokenizer=bundle.tokenizer)
         except ConfigError as error:
             raise HandshakeError(f"the model bundle of the server is not valid: {error}") from None
         made.id = hashlib.sha256(data).hexdigest()  # of what came, however it was written
         return made
-
-
-def masked(encoded: Tensor, seed: bytes, weight: Weight) -> memoryview:
-    """A weight as set-up sends it: W + B, packed."""
-    return pack(mask_weight(encoded, seed, weight), weight.bits).data
-
-
-def packed_bytes(weight: Weight) -> int:
-    """Of a masked weight, on the wire and in its file."""
-    return packed_size(math.prod(weight.shape), weight.bits)
 
 
 def finish_lowering(

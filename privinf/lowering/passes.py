@@ -11,32 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.lowering.attention import recognise_attention
-from privinf.lowering.builder import CausalMask
-from privinf.lowering.draft import Draft, joint_name
-from privinf.lowering.node_base import Node
-from privinf.lowering.nodes import (
-    Add,
-    AddConstant,
-    Bias,
-    CausalAttention,
-    Embedding,
-    Gelu,
-    LastPosition,
-    LayerNorm,
-    Linear,
-    Mul,
-    MulConstant,
-    Permute,
-    PositionBias,
-    Relu,
-    Reshape,
-    Scale,
-    Slice,
-    Softmax,
-    Sub,
-)
-from protocols.errors import UnsupportedOpError
+from privinf.graph.builder import RECOGNISERS
+from privinf.graph.draft import Draft, joint_name
+from privinf.graph.node import Node
+from privinf.ops.last_position import LastPosition
+from privinf.ops.linear import Linear
+from privinf.ops.mul_constant import MulConstant
+from privinf.ops.permute import Permute
+from privinf.ops.reshape import Reshape
+from privinf.ops.slice import Slice
 
 
 def run_passes(draft: Draft, last_position: bool = False) -> None:
@@ -45,11 +28,10 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
         node = draft.producer(draft.output)
         draft.output = draft.add(LastPosition("last_position", node.layer if node else ""), [draft.output])
     draft.prune()
-    absorb_masks(draft)
-    find_position_bias(draft)
-    fold_linear(draft)
-    recognise_attention(draft)
-    fold_linear(draft)
+    for folded in (False, True):
+        for recognise in RECOGNISERS[folded]:
+            recognise(draft)
+        fold_linear(draft)
     sink_reshapes(draft)
     tidy_layout(draft)
     sink_last_position(draft)
@@ -58,78 +40,7 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
     draft.prune()
 
 
-# ---- masks
-
-
-def absorb_masks(draft: Draft) -> None:
-    """Let each softmax take over the causal mask of its scores; a mask without a softmax is an error."""
-    failures: list[str] = []
-    for key in draft.order():
-        if not isinstance(draft.nodes.get(key), CausalMask):
-            continue
-        ends = softmaxes_after(draft, key)
-        if ends is None:
-            failures.append(f"{draft.nodes[key].name}: a causal mask whose result is not only read by a softmax")
-            continue
-        for end in ends:
-            node = draft.nodes[end]
-            draft.replace(end, Softmax(node.name, node.layer, causal=True), draft.reads[end])
-        source = draft.reads[key][0]
-        while hides_the_future(draft.producer(source)):
-            source = draft.reads[source][0]  # scores * tril + mask: the product changes nothing that is left
-        draft.swap(key, source)
-        draft.drop(key)
-    if failures:
-        raise UnsupportedOpError(f"unsupported operators ({len(failures)}): " + "; ".join(failures))
-
-
-def softmaxes_after(draft: Draft, key: str) -> list[str] | None:
-    """The softmaxes that read a masked value, through steps that keep minus infinity; None if something else reads it."""
-    if key == draft.output:
-        return None
-    found: list[str] = []
-    for reader in draft.readers(key):
-        node, shape = draft.nodes[reader], draft.shapes[reader]
-        if isinstance(node, Softmax):
-            found.append(reader)
-            continue
-        positive = type(node) is MulConstant and node.constant > 0
-        same = isinstance(node, AddConstant | Bias | CausalMask) or (isinstance(node, Reshape) and shape[-2:] == draft.shapes[key][-2:])
-        scaled = type(node) is Scale and node.has_values and bool((node.value("weight") > 0).all())  # such as 1 / temperature
-        deeper = softmaxes_after(draft, reader) if positive or same or scaled else None
-        if deeper is None:
-            return None
-        found += deeper
-    return list(dict.fromkeys(found))
-
-
-def hides_the_future(node: Node | None) -> bool:
-    if type(node) is not Scale:
-        return False
-    weight: Tensor = node.value("weight")
-    return weight.dim() >= 2 and weight.shape[-1] == weight.shape[-2] and bool((weight == torch.ones_like(weight).tril()).all())
-
-
 # ---- linear maps
-
-
-def last_axis_only(node: Node) -> bool:
-    """Whether a private tensor is a vector along the last axis (or a single number)."""
-    return len(node.parameter_shapes["weight"]) <= 1
-
-
-def affine_of(node: Node | None, width: int) -> tuple[Tensor, Tensor | None] | None:
-    """(factor, term), float64, of a node that computes x * factor + term with vectors along the last axis; else None."""
-    ones = torch.ones(width, dtype=torch.float64)
-    if type(node) is MulConstant:
-        return ones * node.constant, None
-    if type(node) is AddConstant:
-        return ones, ones * node.constant
-    if type(node) is Scale and last_axis_only(node):
-        return ones * node.value("weight").double(), None
-    if type(node) is Bias and last_axis_only(node):
-        return ones, ones * node.value("weight").double()
-    return None
 
 
 def fold_linear(draft: Draft) -> None:
@@ -147,7 +58,7 @@ def fold_at(draft: Draft, key: str) -> bool:
     before = draft.producer(source)
     width = draft.shapes[source][-1] if draft.shapes[source] else 1
     if isinstance(before, Linear) and draft.single_reader(source) == key:
-        after = affine_of(node, width)
+        after = node.affine(width)
         if after is not None and draft.shapes[key] == draft.shapes[source]:
             weight, bias = doubles(before)
             factor, term = after
@@ -161,11 +72,11 @@ def fold_at(draft: Draft, key: str) -> bool:
                 (first, first_bias), (second, bias) = doubles(before), doubles(node)
                 return put_linear(draft, key, node, source, first @ second, join(bias, first_bias, second))
     if isinstance(node, Linear) and not isinstance(before, Linear) and not is_table(draft, node):
-        affine = affine_of(before, width)
+        affine = None if before is None else before.affine(width)
         if affine is not None and draft.shapes[draft.reads[source][0]] == draft.shapes[source]:
             weight, bias = doubles(node)
             return put_linear(draft, key, node, source, affine[0][:, None] * weight, join(bias, affine[1], weight))
-    if type(node) is MulConstant and type(before) is MulConstant:
+    if isinstance(node, MulConstant) and isinstance(before, MulConstant):
         merged = MulConstant(node.name, node.layer, constant=node.constant * before.constant)
         draft.replace(key, merged, [draft.reads[source][0]])
         return True
@@ -175,7 +86,7 @@ def fold_at(draft: Draft, key: str) -> bool:
 def is_table(draft: Draft, node: Linear) -> bool:
     """Whether a matrix is an embedding's table, transposed: it stays as it is, to be encoded and masked once for both."""
     weight = node.value("weight").t()
-    tables = [other.value("weight") for other in draft.nodes.values() if isinstance(other, Embedding)]
+    tables = [other.value("weight") for other in draft.nodes.values() if other.reads_ids]
     return any(table.shape == weight.shape and torch.equal(table, weight) for table in tables)
 
 
@@ -226,20 +137,6 @@ def fuse_siblings(draft: Draft) -> None:
 # ---- positions
 
 
-def find_position_bias(draft: Draft) -> None:
-    """A private table added to (B, T, d), one row for each position, is a table of positions."""
-    for key in draft.order():
-        node = draft.nodes[key]
-        if type(node) is not Bias:
-            continue
-        shape, table = draft.shapes[key], node.value("weight")
-        if len(shape) == 3 and shape[1] == 1 and isinstance(draft.producer(draft.reads[key][0]), Embedding) and table.dim() == 1:
-            table = table[None]  # (1, d): a model of one position
-        if len(shape) == 3 and tuple(table.shape) == shape[1:]:
-            name = node.name.removesuffix("bias") + PositionBias.op
-            draft.replace(key, PositionBias(name, node.layer, weight=table), draft.reads[key])
-
-
 def sink_last_position(draft: Draft) -> None:
     """Take the last position as early as possible: what treats rows alike then runs for one row."""
     changed = True
@@ -255,12 +152,14 @@ def sink_last_position(draft: Draft) -> None:
                 draft.drop(twin)
                 changed = True
             node = draft.producer(source)
-            if key in draft.nodes and isinstance(node, CausalAttention) and not node.last_query and draft.single_reader(source) == key:
-                values = {**node.attributes(), "last_query": True, "inverse_temperature": node.maybe("inverse_temperature")}
-                draft.replace(source, CausalAttention(node.name, node.layer, **values), draft.reads[source])
+            if key not in draft.nodes or node is None or draft.single_reader(source) != key:
+                continue
+            narrowed = node.last_position_of()
+            if narrowed is not None:
+                draft.replace(source, narrowed, draft.reads[source])
                 changed = True
                 continue
-            if key not in draft.nodes or node is None or draft.single_reader(source) != key or not treats_rows_alike(draft, source):
+            if not treats_rows_alike(draft, source):
                 continue
             name = f"{node.layer}.last_position" if node.layer else "last_position"
             reads = [draft.add(LastPosition(name, node.layer), [read]) for read in draft.reads[source]]
@@ -274,9 +173,7 @@ def treats_rows_alike(draft: Draft, key: str) -> bool:
     node, shape = draft.nodes[key], draft.shapes[key]
     if any(draft.shapes[read][:-1] != shape[:-1] for read in draft.reads[key]) or len(shape) < 3:
         return False
-    if isinstance(node, Scale):  # and Bias
-        return last_axis_only(node)
-    return isinstance(node, Linear | Add | Sub | Mul | MulConstant | LayerNorm | Gelu | Relu)
+    return bool(node.rowwise)
 
 
 # ---- layout

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.lowering.lowered import packed_bytes
-from privinf.lowering.plan import FRAC, LOGIT_FRAC
-from privinf.lowering.private_tensor import PrivinfTensor, Runtime
+from privinf.graph.planning import FRAC, LOGIT_FRAC
+from privinf.graph.private import PrivinfTensor, Runtime
+from privinf.lowering.setup import packed_bytes
 from protocols.correlations import Role
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
@@ -34,11 +34,11 @@ def _back(x: Tensor) -> Tensor:
 
 
 def _filling(graph: Graph) -> tuple[set[str], frozenset[str]]:
-    """The nodes that fill the cache of keys and values, and of them the attention whose result none of these reads."""
+    """The nodes that bring the state up to date, and of them those with state whose result none of these reads."""
     run: set[str] = set()
     read: set[str] = set()
     for name, node, inputs in reversed(list(graph.named_nodes())):
-        if name in read or node.op == "attention":
+        if name in read or node.state:
             run.add(name)
             read.update(inputs)
     return run, frozenset(name for name in run - read)
@@ -47,7 +47,7 @@ def _filling(graph: Graph) -> tuple[set[str], frozenset[str]]:
 def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, output: bool = True, observe: Any = None) -> Tensor | None:
     """One pass over new positions, ids (1, n); at C the next token's id (1,), or with `logits` the rounded logits (1, V).
 
-    Elsewhere `ids` is a meta tensor of the same shape, and the result None. The cache grows by n positions. Without `output`
+    Elsewhere `ids` is a meta tensor of the same shape, and the result None. The state grows by n positions. Without `output`
     that is all: nothing is revealed, and what only the output needs is not computed.
     """
     only, runtime.unread = (None, frozenset[str]()) if output else _filling(graph)
@@ -75,7 +75,7 @@ def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, out
 
 def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, observe: Any = None) -> Tensor | None:
     """A lowered module on C's real inputs; at C its output, rounded to 2^-10; None at S, where the inputs are meta tensors."""
-    party, bits = runtime.party, max(node.plan["bits"] for node in graph.nodes)
+    party, bits = runtime.party, max(node.plan.bits for node in graph.nodes)
 
     def private(x: Tensor) -> PrivinfTensor:
         x = _moved(runtime, x)

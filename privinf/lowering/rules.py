@@ -10,49 +10,16 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from privinf.crypten_adapter import Graph
-from privinf.lowering.nodes import (
-    NODE_KINDS,
-    Add,
-    CausalAttention,
-    Embedding,
-    Gelu,
-    LastPosition,
-    LayerNorm,
-    Linear,
-    MulConstant,
-    Node,
-    PositionBias,
-    Relu,
-    Reshape,
-    Scale,
-    Shape,
-)
+from privinf.graph.info import Info
+from privinf.graph.node import NODE_KINDS, Node, Shape
 from protocols.errors import ConfigError
-
-if TYPE_CHECKING:
-    from privinf.lowering.lowered import Info
 
 MAX_NODES = 100_000
 MAX_RANK = 12
 MAX_ELEMENTS = 2**34  # of one value, at the longest input
 NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,256}")
-
-# What a graph for any length is made of: each of these treats positions by the length that it finds.
-ANY_LENGTH: tuple[type[Node], ...] = (
-    Embedding,
-    PositionBias,
-    Linear,
-    CausalAttention,
-    Add,
-    MulConstant,
-    LastPosition,
-    LayerNorm,
-    Gelu,
-    Relu,
-)
 
 
 @dataclass(frozen=True)
@@ -175,17 +142,16 @@ def declared_inputs(graph: Graph, info: Info) -> Iterator[str]:
 def token_ids_are_only_looked_up(graph: Graph, info: Info) -> Iterator[str]:
     ids = {spec.name for spec in info.inputs if spec.kind == "ids"}
     for name, node, reads in graph.named_nodes():
-        if (reads[0] in ids) != isinstance(node, Embedding) or any(read in ids for read in reads[1:]):
+        if (reads[0] in ids) != node.reads_ids or any(read in ids for read in reads[1:]):
             yield f"{name} ({node.op}) reads {', '.join(reads)}"
 
 
 @rule
 def constants_are_finite(graph: Graph, info: Info) -> Iterator[str]:
     for node in graph.nodes:
-        if isinstance(node, MulConstant) and not math.isfinite(node.constant):
-            yield f"{node.name}: {node.constant}"
-        if isinstance(node, CausalAttention) and not math.isfinite(node.scale):
-            yield f"{node.name}: {node.scale}"
+        for value in node.attributes().values():
+            if isinstance(value, float) and not math.isfinite(value):
+                yield f"{node.name}: {value}"
 
 
 @rule
@@ -194,26 +160,25 @@ def ranks_and_sizes(graph: Graph, info: Info) -> Iterator[str]:
         for key, shape in node.parameter_shapes.items():
             if len(shape) > MAX_RANK or any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
                 yield f"{node.name}: {key} of shape {list(shape)[: MAX_RANK + 1]}"
-        if isinstance(node, Reshape) and len(node.shape) > MAX_RANK:
-            yield f"{node.name}: {len(node.shape)} axes"
+        for value in node.attributes().values():
+            if isinstance(value, list) and len(value) > MAX_RANK:
+                yield f"{node.name}: {len(value)} axes"
 
 
 @rule
 def tied_weights(graph: Graph, info: Info) -> Iterator[str]:
     for node in graph.nodes:
-        if isinstance(node, Linear) and node.tied_to is not None:
+        if node.tied_to is not None:
             table = graph._modules.get(node.tied_to)
-            if not isinstance(table, Embedding) or table.parameter_shapes["weight"][::-1] != node.parameter_shapes["weight"]:
+            if table is None or not table.reads_ids or table.parameter_shapes["weight"][::-1] != node.parameter_shapes["weight"]:
                 yield f"{node.name} is tied to {node.tied_to}, which is no table of its size"
 
 
 @rule
 def any_length_means_any_length(graph: Graph, info: Info) -> Iterator[str]:
-    if info.any_length:
-        for node in graph.nodes:
-            vector = isinstance(node, Scale) and len(node.parameter_shapes["weight"]) <= 1  # and Bias
-            if not (vector or isinstance(node, ANY_LENGTH)):
-                yield f"{node.name} ({node.op}) is made for one length"
+    for node in graph.nodes if info.any_length else ():
+        if not node.any_length:
+            yield f"{node.name} ({node.op}) is made for one length"
 
 
 @rule
@@ -234,8 +199,5 @@ def shapes_fit(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def declared_sizes(graph: Graph, info: Info) -> Iterator[str]:
-    for node in graph.nodes:
-        if info.any_length and isinstance(node, PositionBias) and node.parameter_shapes["weight"][0] != info.n_positions:
-            yield f"{node.name} has {node.parameter_shapes['weight'][0]} positions, declared are {info.n_positions}"
-        if info.any_length and isinstance(node, Embedding) and node.parameter_shapes["weight"][0] != info.vocab:
-            yield f"{node.name} has {node.parameter_shapes['weight'][0]} rows, the vocabulary is {info.vocab}"
+    for node in graph.nodes if info.any_length else ():
+        yield from node.misfits(info)

@@ -6,23 +6,22 @@ Structure only: a parameter is its name and shape here. Everything is bounded be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from torch import Tensor
 
+import privinf.ops  # noqa: F401  makes the operators known
 from privinf.crypten_adapter import Graph
-from privinf.lowering.lowered import SALT_BYTES, Info, SetUp
-from privinf.lowering.nodes import NODE_KINDS
+from privinf.graph.info import Info
+from privinf.graph.node import NODE_KINDS
+from privinf.graph.planning import Plan
 from privinf.lowering.rules import MAX_NODES, MAX_RANK
+from privinf.lowering.setup import SALT_BYTES, SetUp
 from protocols.errors import ConfigError
-
-if TYPE_CHECKING:
-    from privinf.lowering.lowered import Lowered
 
 VERSION = 2  # of the format
 MAX_BYTES = 128 * 2**20
-MAX_PLAN_TEXT = 64
 HEX = "0123456789abcdef"
 MAX_TEMPLATE = 1 << 16
 
@@ -50,7 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
     nodes: Annotated[tuple[NodeRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES)]
     setup: SetUp
-    plan: Annotated[dict[Name, dict[Name, Any]], msgspec.Meta(max_length=2 * MAX_NODES)] = {}
+    plan: Annotated[dict[Name, Annotated[dict[Name, Any], msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=MAX_NODES)]
     format: Literal["privinf-lowered"] = "privinf-lowered"
     version: Literal[2] = 2
 
@@ -98,9 +97,6 @@ def decode(data: bytes, kind: type[Document]) -> Document:
         raise ConfigError(str(error)) from None
     check_info(document.graph.info)
     check_setup(document.graph.setup)
-    for node, entry in document.graph.plan.items():
-        for key, value in entry.items():
-            check_plan_value(f"plan of {node}, {key}", value, 3)
     return document
 
 
@@ -130,42 +126,32 @@ def check_setup(setup: SetUp) -> None:
             raise ConfigError(f"setup: the item {name[:80]!r} has no name, size or digest")
 
 
-def check_plan_value(where: str, value: Any, depth: int) -> None:
-    """A ring plan is numbers, short words and short lists of them."""
-    if isinstance(value, str):
-        if len(value) > MAX_PLAN_TEXT or not value.isprintable():
-            raise ConfigError(f"{where}: a long text")
-    elif isinstance(value, bool | None):
-        return
-    elif isinstance(value, int | float):
-        if not -(2.0**63) <= value < 2.0**64:
-            raise ConfigError(f"{where}: {value}")
-    elif isinstance(value, list | dict) and depth:
-        if len(value) > 4096:
-            raise ConfigError(f"{where}: {len(value)} entries")
-        for part in [*value, *value.values()] if isinstance(value, dict) else value:
-            check_plan_value(where, part, depth - 1)
-    else:
-        raise ConfigError(f"{where}: a value of the wrong kind")
-
-
-def records_of(graph: Graph, *, public: bool = False) -> tuple[NodeRecord, ...]:
-    """The nodes' records; `public`: those of the bundle, without what only the server needs."""
+def manifest_of(graph: Graph, info: Info, setup: SetUp, *, public: bool = False) -> Manifest:
+    """What describes a lowered model; `public`: to the client, without what only the server needs."""
 
     def attributes(node: Any) -> dict[str, Any]:
         return {key: value for key, value in node.attributes().items() if not (public and key in node.server_only)}
 
-    return tuple(
+    records = tuple(
         NodeRecord(node.name, node.op, node.layer, tuple(inputs), attributes(node), dict(node.parameter_shapes))
         for _, node, inputs in graph.named_nodes()
     )
+    plan = {node.name: node.plan.record() for node in graph.nodes}
+    return Manifest(info, tuple(graph.input_names), tuple(graph.output_names), records, setup, plan)
 
 
-def manifest_of(lowered: Lowered, *, public: bool = False) -> Manifest:
-    """What describes a lowered model; `public`: to the client."""
-    graph = lowered.graph
-    records = records_of(graph, public=public)
-    return Manifest(lowered.info, tuple(graph.input_names), tuple(graph.output_names), records, lowered.setup, lowered.plan)
+def build_plan(graph: Graph, manifest: Manifest) -> dict[str, Plan]:
+    """The ring plan, each node's of its own type; ConfigError names what is missing, surplus or out of bounds."""
+    surplus = set(manifest.plan) - {node.name for node in graph.nodes}
+    if surplus:
+        raise ConfigError(f"the ring plan names what is not in the graph: {', '.join(sorted(surplus)[:5])}")
+    plans = {}
+    for node in graph.nodes:
+        try:
+            plans[node.name] = msgspec.convert(manifest.plan.get(node.name, {}), node.Plan)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"the ring plan: {error}", layer=node.name) from None
+    return plans
 
 
 def parameter_key(node: str, parameter: str) -> str:

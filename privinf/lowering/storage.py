@@ -19,7 +19,7 @@ from torch import Tensor
 from privinf.files import check_private
 from privinf.lowering.lowered import MASK_SEED_BYTES, Lowered
 from privinf.lowering.rules import check_graph
-from privinf.lowering.schema import Saved, build_graph, decode, manifest_of, parameter_key
+from privinf.lowering.schema import Saved, build_graph, build_plan, decode, manifest_of, parameter_key
 from protocols.errors import ConfigError
 
 STRUCTURE, WEIGHTS, SEED, TOKENIZER = "lowered.json", "weights.safetensors", "mask_seed", "tokenizer.json"
@@ -77,10 +77,10 @@ def write_files(lowered: Lowered, directory: Path) -> None:
         parameter_key(node.name, key): node.value(key).contiguous()
         for node in graph.nodes
         for key in node.parameter_shapes
-        if not getattr(node, "tied_to", None)
+        if not node.tied_to
     }
     save_file(weights, directory / WEIGHTS)
-    saved = Saved(manifest_of(lowered), lowered.ranges, lowered.headroom, lowered.sealed, lowered.id)
+    saved = Saved(manifest_of(graph, lowered.info, lowered.setup), lowered.ranges, lowered.headroom, lowered.sealed, lowered.id)
     (directory / STRUCTURE).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
     if lowered.tokenizer is not None:
         (directory / TOKENIZER).write_bytes(lowered.tokenizer)
@@ -120,7 +120,7 @@ def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
         lowered = Lowered(
             graph,
             saved.graph.info,
-            plan=saved.graph.plan,
+            plan=build_plan(graph, saved.graph),
             setup=saved.graph.setup,
             ranges=saved.ranges,
             tokenizer=(source / TOKENIZER).read_bytes() if TOKENIZER in found else None,

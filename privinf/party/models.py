@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import logging
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import privinf
 import protocols
+from privinf.graph.node import NODE_KINDS
 from privinf.lowering.lowered import Lowered
 from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
@@ -34,6 +36,8 @@ def _code(packages: Sequence[Path] = SOURCES) -> bytes:
 def _fingerprint(checkpoint: Path) -> str:
     """Of a checkpoint and of the code that lowers it: a kept lowering never outlives a change of either."""
     digest = hashlib.sha256(_code())
+    for place in sorted({inspect.getfile(kind) for kind in NODE_KINDS.values()}):  # operators of other distributions are lowered too
+        digest.update(Path(place).read_bytes())
     others = [checkpoint / name for name in (*tokenizer.FILES, "chat_template.jinja")]
     for path in (checkpoint / "config.json", *weight_files(checkpoint), *others):
         if path.is_file():

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from privinf.lowering.private_tensor import PrivinfTensor
+from privinf.graph.private import PrivinfTensor
 from protocols.party import Party
 from protocols.ring import decode
 

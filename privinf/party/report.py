@@ -70,8 +70,8 @@ def result_of(session: ClientSession) -> dict[str, Any]:
         "prepared": session.prepared is not None,
         "trust": TRUST,
         "trust_model": TRUST_TEXT,
-        "ring_bits": max((entry.get("bits", 0) for entry in plan), default=0),
-        "fractional_bits": max((entry.get("frac", 0) for entry in plan), default=0),
+        "ring_bits": max(entry.bits for entry in plan),
+        "fractional_bits": max(entry.frac for entry in plan),
         "model": model_of(session.lowered),
         **({"logits": [x.reshape(-1).tolist() for x in session.logits]} if session.logits else {}),
     }

@@ -14,10 +14,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from privinf.lowering.lowered import Item, Lowered, masked
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, encode_weights, label_of
+from privinf.graph.private import Runtime, encode_weights, weights_of
+from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import module_output, next_token
+from privinf.lowering.setup import Item, masked
 from privinf.party.access import Tally, name_of, one_line
 from privinf.party.ahead import prepare_at_server, spend_at_server
 from privinf.party.blame import as_told
@@ -107,7 +107,7 @@ class Server(Service):
         graph = self.lowered.graph
         weights = weights_of(graph)
         self._weights = {name: record for name, (record, _, _) in weights.items()}
-        self._labels = {name: label_of(node) for name, (_, node, _) in weights.items()}
+        self._labels = {name: node.label for name, (_, node, _) in weights.items()}
         self._encoded = encode_weights(graph, self.options.device)
         self._bundle = self.lowered.bundle()
         whole, options = len(self._bundle) + sum(item.size for item in self.lowered.setup.items.values()), self.options

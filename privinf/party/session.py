@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from privinf.lowering.plan import weights_of
-from privinf.lowering.private_tensor import Runtime, label_of
+from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.program import module_output, next_token
 from privinf.lowering.steps import padded
 from privinf.party.ahead import prepare_at_client, spend_at_client
@@ -132,7 +131,7 @@ class ClientSession:
         connection.max_frame = 64 * 2**20
         nodes = {name: node for name, (_, node, _) in weights_of(self.lowered.graph).items()}
         for done, name in enumerate(missing):
-            connection.meter.label = label_of(nodes[name])
+            connection.meter.label = nodes[name].label
             data = receive_part(connection, name, parts[name][1], peer)
             store.keep(model, parts[name][1], data)
             self._take(name, data)
@@ -304,9 +303,7 @@ class ClientSession:
         if info.is_language_model or [tuple(x.shape) for x in inputs] != shapes:
             wanted = "ids (1, T)" if info.is_language_model else f"inputs of shapes {shapes}"
             raise ConfigError(f"the model takes {wanted}, not {[tuple(x.shape) for x in inputs]}")
-        rows = min(
-            (w.shape[0] for n in self.lowered.graph.nodes if n.op == "embedding" for w in [self.weights[f"{n.name}.weight"]]), default=0
-        )
+        rows = min((node.parameter_shapes["weight"][0] for node in self.lowered.graph.nodes if node.reads_ids), default=0)
         for x, spec in zip(inputs, info.inputs, strict=True):
             if x.is_floating_point() != (spec.kind == "float"):
                 raise ConfigError(f"the input {spec.name} is to be {'real numbers' if spec.kind == 'float' else 'ids'}")

@@ -13,8 +13,9 @@ import logging
 from pathlib import Path
 
 from privinf.files import refusals, sweep, write_private
-from privinf.lowering.lowered import Item, Lowered, packed_bytes
-from privinf.lowering.plan import weights_of
+from privinf.graph.private import weights_of
+from privinf.lowering.lowered import Lowered
+from privinf.lowering.setup import Item, packed_bytes
 from privinf.party.messages import Needs, Welcome
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind

@@ -1,4 +1,4 @@
-"""A graph under construction: what the table emits and the passes rewrite, before it becomes a CrypTen graph.
+"""A graph under construction: what the rules emit and the passes rewrite, before it becomes a CrypTen graph.
 
 A value is named by a short id (`v12`); a node gets its final name only at the end, when it is known which nodes stay.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from privinf.crypten_adapter import Graph
-from privinf.lowering.node_base import Node, Shape
-from privinf.lowering.nodes import Embedding, Linear
+from privinf.graph.node import Node, Shape
 
 
 def layer_of(path: str) -> str:
@@ -141,19 +138,5 @@ class Draft:
         graph = Graph(self.inputs, [names[self.output]])
         for node, inputs in graph_nodes:
             graph.append(node, inputs)
-        tie_tables(graph)
         graph.eval()
         return graph
-
-
-def tie_tables(graph: Graph) -> None:
-    """Let a linear map whose matrix is an embedding's table, transposed, say so, and share its memory."""
-    tables = [node for node in graph.nodes if isinstance(node, Embedding)]
-    for node in graph.nodes:
-        for table in tables:
-            weight = table.value("weight").t()
-            plain = isinstance(node, Linear) and "bias" not in node.parameter_shapes
-            if plain and node.value("weight").shape == weight.shape and torch.equal(node.value("weight"), weight):
-                node.tied_to = table.name
-                node.set_parameter("weight", weight)
-                break

@@ -1,0 +1,59 @@
+"""What operators of a kind share: those that only move elements, those that multiply, those with a public number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from privinf.graph.node import Node
+from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, Shown, bits_for
+from privinf.graph.private import PrivinfTensor
+from protocols.opening import open_masked
+from protocols.party import Protocol_
+from protocols.shares import Wire
+
+
+class Moving(Node):
+    """A node that only moves elements: free in every protocol."""
+
+    def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
+        return x.moved(self.generic)
+
+
+class Numbered(Node):
+    """A node with one public number."""
+
+    rowwise = True
+    constant: float
+
+    class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+        """The number."""
+
+        constant: float
+
+
+class Product(Node):
+    """A node whose output is a product that is rounded to the graph's fraction bits."""
+
+    class Plan(ProductPlan, frozen=True, kw_only=True):
+        """With the ring of the product."""
+
+        ring: Bits
+        bits: Bits
+        frac: Bits
+
+    plan: ProductPlan
+
+    def make_plan(self, planning: Planning) -> ProductPlan:
+        ring = bits_for(self.name, 2 * FRAC, planning.out(self.name))
+        return self.Plan(ring=ring, bits=planning.bits, frac=planning.frac)
+
+    def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
+        yield Shown("product", self.plan.ring, 2 * FRAC, own.get("out"))
+
+    def opened(self, x: PrivinfTensor, other: PrivinfTensor) -> Protocol_[tuple[Wire, Wire]]:
+        """Both factors on masked wires in the product's ring; one that is both is opened once."""
+        values = [x.shares.narrow(self.plan.ring)] if other is x else [value.shares.narrow(self.plan.ring) for value in (x, other)]
+        wires = yield from open_masked(x.party, values)
+        return wires[0], wires[-1]

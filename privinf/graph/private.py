@@ -1,0 +1,100 @@
+"""`PrivinfTensor`: the CrypTensor on which a lowered graph runs on our protocols, at one party.
+
+A node that is given one runs its own protocol on it (`Node.run`). The same code walks the graph on shapes alone before the query
+(`protocols.party`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from privinf.crypten_adapter import CrypTensor, Graph, PrivateValue
+from protocols.linear import Weight
+from protocols.party import Party, Protocol_
+from protocols.ring import encode
+from protocols.shares import Shares
+
+
+def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
+    """Every encoded matrix or diagonal: name -> (public record, node, parameter)."""
+    return {weight.name: (weight, node, key) for node in graph.nodes for key, weight in node.weights().items()}
+
+
+def encode_weights(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """S's encoded weights by name, int64, on a device."""
+    return {name: encode(node.value(key).to(device), weight.frac) for name, (weight, node, key) in weights_of(graph).items()}
+
+
+class Kept(Protocol):
+    """What a node keeps between tokens: one part of its state, opaque to all but the node."""
+
+    def shape_only(self) -> Self:
+        """The same without values, for a walk on shapes."""
+
+
+@dataclass
+class Runtime:
+    """One party's walk over a graph: the party, the public records of its weights, what nodes have kept so far."""
+
+    party: Party
+    weights: dict[str, Weight]
+    state: dict[str, Mapping[str, Kept]] = field(default_factory=dict)  # by node, what it declares as `state`
+    offset: int = 0  # positions that have gone through
+    constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
+    device: torch.device | str = "cpu"  # where this party computes
+    unread: frozenset[str] = frozenset()  # nodes with state whose result nothing reads in this pass: they only take in
+
+    @staticmethod
+    def of(graph: Graph, party: Party, device: torch.device | str = "cpu") -> Runtime:
+        """A walk that has kept nothing yet."""
+        return Runtime(party, {name: weight for name, (weight, _, _) in weights_of(graph).items()}, device=device)
+
+    def sketch(self, party: Party) -> Runtime:
+        """A walk on shapes from the same state; what it does to the state is forgotten."""
+        shapes: dict[str, Mapping[str, Kept]] = {
+            node: {part: kept.shape_only() for part, kept in parts.items()} for node, parts in self.state.items()
+        }
+        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device)
+
+
+@CrypTensor.register_cryptensor("privinf")
+class PrivinfTensor(PrivateValue):
+    """Shares of a tensor at one party, or the ids that only the client knows (`ids`: (1, T), a meta tensor elsewhere)."""
+
+    def __init__(self, runtime: Runtime, shares: Shares | None = None, ids: Tensor | None = None) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.held = shares
+        self.ids = ids
+
+    def __repr__(self) -> str:
+        return f"PrivinfTensor({self.held if self.held is not None else 'ids hidden'})"
+
+    @property
+    def shares(self) -> Shares:
+        """This party's shares."""
+        assert self.held is not None
+        return self.held
+
+    @property
+    def party(self) -> Party:
+        """Who walks."""
+        return self.runtime.party
+
+    def with_shares(self, shares: Shares) -> PrivinfTensor:
+        """Another value of the same walk."""
+        return PrivinfTensor(self.runtime, shares)
+
+    def moved(self, function: Callable[[Tensor], Tensor]) -> PrivinfTensor:
+        """The value after a map that only moves elements."""
+        return self.with_shares(self.shares.map(function))
+
+    def run(self, label: tuple[str, str], protocol: Protocol_[Shares]) -> PrivinfTensor:
+        """What a protocol makes; its bytes and seconds are attributed to the label."""
+        with self.party.label(*label):
+            return self.with_shares(self.party.run(protocol))

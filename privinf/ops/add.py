@@ -1,0 +1,38 @@
+"""The sum of two private values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privinf.crypten_adapter import stock
+from privinf.graph.builder import Builder, Wire, as_wire, aten, rule, times
+from privinf.graph.node import Node, Shape, broadcast
+from privinf.graph.private import PrivinfTensor
+from privinf.ops.bias import shift
+from privinf.ops.scale import scale
+
+
+class Add(Node, stock.Add):  # type: ignore[misc]
+    """x + y, two private values whose shapes broadcast."""
+
+    op = "add"
+    arity = 2
+    rowwise = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return broadcast(self, *shapes)
+
+    def generic(self, x: Any, *others: Any) -> Any:
+        return stock.Add.forward(self, (x, *others))
+
+    def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
+        return x.with_shares(x.shares + others[0].shares)
+
+
+@rule(aten.add.Tensor, aten.add.Scalar)
+def add(b: Builder, x: Any, y: Any, alpha: float = 1) -> Wire:
+    """x + alpha y, one of them private at least."""
+    if isinstance(y, Wire):
+        y = scale(b, y, alpha)
+        return b.emit(Add, x, y) if isinstance(x, Wire) else shift(b, y, x)
+    return shift(b, as_wire(x), times(y, alpha))

@@ -1,0 +1,254 @@
+"""The causal attention of all heads as one node, with the keys and values that it keeps between tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from torch import Tensor
+
+from privinf.graph.node import Node, Shape
+from privinf.graph.planning import DIAGONAL_FRAC, FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
+from privinf.graph.planning import Plan as AnyPlan
+from privinf.graph.private import PrivinfTensor
+from privinf.ops.softmax import last_axis_softmax
+from protocols.errors import RangeError
+from protocols.exponential import FRAC as SCORE_FRAC
+from protocols.linear import scale
+from protocols.opening import open_masked
+from protocols.party import Protocol_, parallel
+from protocols.product import Cached
+from protocols.rows import Rows
+from protocols.shares import Shares
+from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings
+from protocols.softmax import attention as of_wires
+from protocols.truncation import rescale
+
+QK_FRAC = 26  # of q and k together
+V_FRAC = 13
+SUM_FRAC = 13
+QKV_FRACS = (13, 14)  # input and weight of the map to q, k, v
+TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full anyway
+SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
+LARGEST_SCORE = 100.0  # seen at calibration
+
+
+class CausalAttention(Node):
+    """The causal attention of all heads as one region: q, k, v side by side (B, T, 3 d) -> heads merged (B, T, d).
+
+    Query i of head h is multiplied by inverse_temperature[h, i], which already holds 1 / sqrt(d_k), where the model has a
+    temperature: a private parameter (H, n_positions). Otherwise by the public `scale`; the lowering leaves it at 1, since it folds
+    1 / sqrt(d_k) into the private columns that make q, or multiplies q before the node where no linear map makes it.
+    """
+
+    op = "attention"
+    optional = ("inverse_temperature",)
+    encoded = ("inverse_temperature",)
+    state = ("keys", "values")
+    peaks_kept = ("score",)
+    opens = "product"
+    any_length = True
+    heads: int
+    head_dim: int
+    scale: float
+    last_query: bool
+
+    class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+        """Its sizes, and whether the last position alone asks."""
+
+        heads: int
+        head_dim: int
+        scale: float = 1.0
+        last_query: bool = False
+
+    class Plan(AnyPlan, frozen=True, kw_only=True):
+        """The rings of `protocols.softmax.AttentionRings`, and the fraction bits of the temperatures."""
+
+        qk_bits: Bits
+        q_frac: Bits
+        k_frac: Bits
+        v_bits: Bits
+        v_frac: Bits
+        sum_frac: Bits
+        product_bits: Bits
+        weight_frac: Bits
+        bits: Bits
+        frac: Bits
+        out_frac: Bits
+        out_bits: Bits
+
+        @property
+        def output(self) -> tuple[int, int]:
+            return self.out_bits, self.out_frac
+
+        @property
+        def rings(self) -> AttentionRings:
+            """For the protocol."""
+            return AttentionRings(**{name: getattr(self, name) for name in AttentionRings.__dataclass_fields__})
+
+    plan: Plan
+
+    @property
+    def width(self) -> int:
+        """d, of all heads together."""
+        return self.heads * self.head_dim
+
+    # ---- shapes and floats
+
+    def check(self) -> None:
+        temperature = self.parameter_shapes.get("inverse_temperature")
+        if self.heads < 1 or self.head_dim < 1 or (temperature is not None and (len(temperature) != 2 or temperature[0] != self.heads)):
+            raise self.fail("inverse_temperature must be (H, n_positions)")
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        shape = shapes[0]
+        temperature = self.parameter_shapes.get("inverse_temperature")
+        if len(shape) != 3 or shape[2] != 3 * self.width or (temperature is not None and shape[1] > temperature[1]):
+            raise self.fail(f"input {list(shape)} does not hold q, k, v of {self.heads} heads of {self.head_dim}")
+        return (shape[0], 1 if self.last_query else shape[1], self.width)
+
+    def last_position_of(self) -> Node | None:
+        values = {**self.attributes(), "last_query": True, "inverse_temperature": self.maybe("inverse_temperature")}
+        return None if self.last_query else CausalAttention(self.name, self.layer, **values)
+
+    def split_heads(self, qkv: Any) -> tuple[Any, Any, Any]:
+        """(B, T, 3 d) -> q, k, v, each (B, H, T, d_k), not yet scaled."""
+        batch, length = qkv.size(0), qkv.size(1)
+        parts = (qkv[:, :, part * self.width : (part + 1) * self.width] for part in range(3))  # (B, T, d)
+        q, k, v = (part.reshape(batch, length, self.heads, self.head_dim).permute(0, 2, 1, 3) for part in parts)
+        return q, k, v
+
+    def scale_query(self, q: Any) -> Any:
+        """q (B, H, T, d_k) with the temperatures and the constant applied."""
+        temperature = self.maybe("inverse_temperature")
+        if temperature is not None:
+            q = q.mul(temperature[:, : q.size(2)].unsqueeze(-1))  # (H, T, 1)
+        return q if self.scale == 1.0 else q.mul(self.scale)
+
+    def generic(self, qkv: Any, *others: Any) -> Any:
+        q, k, v = self.split_heads(qkv)
+        scores = self.scale_query(q).matmul(k.transpose(2, 3))  # (B, H, T, T)
+        mixed = last_axis_softmax(scores, causal=True).matmul(v)  # (B, H, T, d_k)
+        merged = mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
+        return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
+
+    # ---- shares
+
+    def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
+        party, runtime, rings = x.party, x.runtime, self.plan.rings
+        batch, count, _ = x.shares.shape
+        asked, end = 1 if self.last_query else count, runtime.offset + count
+        queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
+        k = yield from rescale(party, self._part(x, 1), bits=rings.qk_bits, frac=rings.k_frac)
+        v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
+        opened, (k_wire, v_wire) = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=True))
+        before: Mapping[str, Any] = runtime.state.get(self.name, {})
+        keys, values = Cached.join(before.get("keys"), k_wire), Cached.join(before.get("values"), v_wire)
+        self.keep(runtime, keys=keys, values=values)
+        if not opened:
+            return x.shares
+        out = yield from of_wires(party, opened[0], keys, values, Rows(end - asked + 1, asked, 1), rings)
+        # (B H, T, d_k) -> (B, T, d)
+        return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
+
+    def _part(self, x: PrivinfTensor, index: int) -> Shares:
+        """q, k or v: (B, T, 3 d) -> (B H, T, d_k)."""
+        batch, count, _ = x.shares.shape
+        heads, width = self.heads, self.head_dim
+        return x.shares.map(
+            lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width)
+        )
+
+    def _query(self, x: PrivinfTensor, asked: int) -> Protocol_[Shares]:
+        """The last `asked` queries, scaled, (B H, asked, d_k)."""
+        batch, count, _ = x.shares.shape
+        q = self._part(x, 0).map(lambda v: v[:, count - asked :])
+        if "inverse_temperature" in self.parameter_shapes:
+            weight, end = x.runtime.weights[f"{self.name}.inverse_temperature"], x.runtime.offset + count
+            apart = q.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim))
+            q = yield from scale(x.party, apart, weight, bits=x.shares.bits, window=(end - asked, end))
+            q = q.map(lambda v: v.reshape(batch * self.heads, asked, self.head_dim))
+        return (yield from rescale(x.party, q, bits=self.plan.qk_bits, frac=self.plan.q_frac))
+
+    # ---- the ring plan
+
+    def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:
+        q, k, v = self.split_heads(inputs[0])
+        q = self.scale_query(q)
+        yield from (("q", q), ("k", k), ("v", v))
+        yield "score", q.matmul(k.transpose(2, 3)).tril()  # (B, H, T, T), masked ones are never computed privately
+
+    def bound_of(self, part: str, ranges: Mapping[str, float]) -> float:
+        return SCORE_RANGE if part == "score" else super().bound_of(part, ranges)
+
+    def name_of(self, part: str) -> str:
+        return "a score" if part == "score" else super().name_of(part)
+
+    def make_plan(self, planning: Planning) -> Plan:
+        seen = planning.ranges[self.name]["score_seen"]
+        if seen > LARGEST_SCORE:
+            raise RangeError(
+                f"attention scores reach {seen:g}; the plan allows for {LARGEST_SCORE:g}",
+                layer=self.name,
+                remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
+            )
+        v_bits, (q_frac, k_frac, qk_bits) = self._sum_bits(planning), self._scores()
+        if v_bits > 64:
+            raise self.unfit(planning)
+        out_bits, out_frac = planning.output_for_readers(self.name)
+        return self.Plan(
+            qk_bits=qk_bits,
+            q_frac=q_frac,
+            k_frac=k_frac,
+            v_bits=v_bits,
+            v_frac=V_FRAC,
+            sum_frac=SUM_FRAC,
+            product_bits=SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2,
+            weight_frac=DIAGONAL_FRAC,
+            bits=planning.bits,
+            frac=planning.frac,
+            out_frac=out_frac,
+            out_bits=out_bits,
+        )
+
+    def _v(self, planning: Planning) -> float:
+        return float(planning.ranges[self.name]["v"])
+
+    def _v_range(self, planning: Planning) -> int:
+        """The logarithm of v's range, 2, 6, 10, ...: rounded once, for every ring that follows from it."""
+        return up(math.log2(max(self._v(planning), SMALLEST)) - 2) + 2
+
+    def _sum_bits(self, planning: Planning) -> int:
+        """The ring of the weighted sums of v."""
+        positions = max(planning.info.n_positions, 1)
+        return WEIGHT_FRAC + V_FRAC + math.ceil(math.log2(LARGEST * positions)) + self._v_range(planning) + 2
+
+    def _scores(self) -> tuple[int, int, int]:
+        """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
+
+        q comes divided by the root of d_k and k does not: a rounding of q is multiplied by that much more than one of k.
+        """
+        q_frac = (QK_FRAC + round(math.log2(self.head_dim) / 2) + 1) // 2
+        return q_frac, QK_FRAC - q_frac, SCORE_BITS + QK_FRAC - SCORE_FRAC
+
+    def wants(self, planning: Planning, maker: str) -> Wanted:
+        tempered = "inverse_temperature" in self.parameter_shapes
+        q_frac, k_frac, bits = self._scores()
+        v_bits = self._sum_bits(planning)
+        headroom = max(bits - q_frac + (DIAGONAL_FRAC if tempered else 0), bits - k_frac, v_bits - V_FRAC)
+        return Wanted(headroom, *(TEMPERED_FRACS if tempered else QKV_FRACS))
+
+    def unfit(self, planning: Planning) -> RangeError:
+        return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)
+
+    def encoding(self, key: str) -> tuple[int, int, bool]:
+        return 64, self.plan.weight_frac, False
+
+    def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
+        plan = self.plan
+        for part, bits, frac in (("q", plan.qk_bits, plan.q_frac), ("k", plan.qk_bits, plan.k_frac), ("v", plan.v_bits, plan.v_frac)):
+            yield Shown(part, bits, frac, own.get(part))
+        yield Shown("scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
+        yield Shown("sums of v", plan.product_bits, plan.sum_frac + RECIPROCAL_FRAC, own.get("v"))

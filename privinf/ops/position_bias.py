@@ -1,0 +1,62 @@
+"""Positions: a private table of which each position adds its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from privinf.graph.builder import recogniser
+from privinf.graph.draft import Draft
+from privinf.graph.info import Info
+from privinf.graph.node import Node, Shape
+from privinf.graph.private import PrivinfTensor
+from privinf.ops.bias import Bias
+from privinf.ops.embedding import Embedding
+from protocols.opening import add_server_constant
+
+
+class PositionBias(Node):
+    """x (B, T, d) plus rows offset .. offset + T of a private table, weight (n_positions, d); `offset` is set at run."""
+
+    op = "position_bias"
+    required = ("weight",)
+    any_length = True
+    offset: int = 0
+
+    def check(self) -> None:
+        if len(self.parameter_shapes["weight"]) != 2:
+            raise self.fail("weight must be (n_positions, d)")
+
+    def misfits(self, info: Info) -> Iterator[str]:
+        if (rows := self.parameter_shapes["weight"][0]) != info.n_positions:
+            yield f"{self.name} has {rows} positions, declared are {info.n_positions}"
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        rows, width = self.parameter_shapes["weight"]
+        shape = shapes[0]
+        if len(shape) != 3 or shape[2] != width or shape[1] > rows:
+            raise self.fail(f"input {list(shape)} does not fit a table of {rows} positions of width {width}")
+        return shape
+
+    def generic(self, x: Any, *others: Any) -> Any:
+        return x.add(self.value("weight")[self.offset : self.offset + x.size(1)])
+
+    def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
+        offset, count = x.runtime.offset, x.shares.shape[1]
+        rows = self.constant_of(x.runtime, "weight", x.shares.frac)
+        return x.with_shares(add_server_constant(x.party, x.shares, None if rows is None else rows[offset : offset + count]))
+
+
+@recogniser(folded=False)
+def find_position_bias(draft: Draft) -> None:
+    """A private table added to (B, T, d), one row for each position, is a table of positions."""
+    for key in draft.order():
+        node = draft.nodes[key]
+        if not isinstance(node, Bias):
+            continue
+        shape, table = draft.shapes[key], node.value("weight")
+        if len(shape) == 3 and shape[1] == 1 and isinstance(draft.producer(draft.reads[key][0]), Embedding) and table.dim() == 1:
+            table = table[None]  # (1, d): a model of one position
+        if len(shape) == 3 and tuple(table.shape) == shape[1:]:
+            name = node.name.removesuffix("bias") + PositionBias.op
+            draft.replace(key, PositionBias(name, node.layer, weight=table), draft.reads[key])

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-import privinf
 from protocols.errors import ConfigError, UnsupportedOpError
 
 aten = torch.ops.aten
@@ -28,7 +27,7 @@ aten = torch.ops.aten
 # unsupported operator is reported under the name that its module used.
 SPELLED_OUT = (aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.outer.default, aten.kron.default)
 
-OTHERS = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (torch, privinf, os))
+OTHERS = tuple(f"{place}{os.sep}" for place in (Path(torch.__file__).parent, Path(__file__).parents[1], Path(os.__file__).parent))
 """Where code that is not the module's own lies: torch, this package, Python's library."""
 
 

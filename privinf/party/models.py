@@ -57,7 +57,8 @@ def open_model(path: Path, cache: Path) -> Lowered:
     from privinf.lowering.storage import is_lowered, load_lowered
 
     if not path.is_dir():
-        raise ConfigError(f"there is no model directory {path}")
+        what = f"{path} is a file" if path.exists() else f"there is no model directory {path}"
+        raise ConfigError(what, remedy="give the directory of a checkpoint or of a lowered model")
     if is_lowered(path):
         return load_lowered(path)
     if not (path / "config.json").is_file():
@@ -69,7 +70,10 @@ def open_model(path: Path, cache: Path) -> Lowered:
         except ConfigError as error:
             log.warning("a kept lowering is damaged and is made anew: %s", error)
             shutil.rmtree(kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{kept.parent} cannot be made: {error.strerror}", remedy="give another --cache") from None
     lowered = convert(path)
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lowered.save(kept)
     return lowered

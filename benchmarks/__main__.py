@@ -358,7 +358,7 @@ def everything(
             print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}{by_name}")
         return
     results, lacking = run_all(chosen, out, fresh=fresh, named=wanted)
-    write(results, out=out / "figures.md", html=out / "report.html", kept=out / "kept.json")
+    write(results, out=out / "figures.md", html=out / "report.html", kept=out / "figures" / "results.json")
     print(f"{out / 'report.html'}")
     if docs and lacking:
         raise PrivinfError(

@@ -19,10 +19,10 @@ from privinf.cli.analyze import analyze
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.config import ModelConfig
-from privinf.models.corpus import read_corpus, save_tokenizer, train_tokenizer
-from privinf.models.evaluation import continue_text, entropy_of_heads, token_loss
-from privinf.models.removal import deepest, loss_without, recommend, without_ffns
-from privinf.models.tracing import KINDS, PLACES, choose_prompts, trace_prompts
+from privinf.training.corpus import read_corpus, save_tokenizer, train_tokenizer
+from privinf.training.evaluation import continue_text, entropy_of_heads, token_loss
+from privinf.training.removal import deepest, loss_without, recommend, without_ffns
+from privinf.training.tracing import KINDS, PLACES, choose_prompts, trace_prompts
 from protocols.errors import ConfigError
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 3, "n_head": 2}
@@ -91,7 +91,7 @@ def test_the_recommendation_is_the_cheapest_set_and_the_rule_is_the_deepest(monk
     folded = model.folded()
     assert recommend(folded, ids, 2) == (1, 3) and deepest(model.config, 2) == (3, 4)
     assert all(block.mlp is not None for block in folded.h)
-    monkeypatch.setattr("privinf.models.removal.MOST_SETS", 1)  # one after the other
+    monkeypatch.setattr("privinf.training.removal.MOST_SETS", 1)  # one after the other
     assert recommend(folded, ids, 2) == (1, 3)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from privinf.models.aero import AeroModel, Trace
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer, save_checkpoint
 from privinf.models.config import ModelConfig
-from privinf.models.entropy import entropy_penalty, head_entropy
+from privinf.training.entropy import entropy_penalty, head_entropy
 from protocols.errors import ConfigError
 
 SIZES: dict[str, Any] = {"vocab_size": 23, "n_positions": 12, "n_embd": 16, "n_layer": 3, "n_head": 4}

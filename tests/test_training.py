@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from privinf.cli.train import train
-from privinf.models import corpus
+from privinf.training import corpus
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
 from privinf.models.config import ModelConfig
-from privinf.models.corpus import END, Tokens, batch_at, encode_corpus, read_corpus, train_tokenizer
-from privinf.models.evaluation import continue_text, evaluate
-from privinf.models.settings import Limits, Settings, rate_at
-from privinf.models.training import METRICS, STATE, Diverged, Trainer
+from privinf.training.corpus import END, Tokens, batch_at, encode_corpus, read_corpus, train_tokenizer
+from privinf.training.evaluation import continue_text, evaluate
+from privinf.training.settings import Limits, Settings, rate_at
+from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
 from protocols.errors import ConfigError
 
 SOURCE = '''def area_{n}(width, height):

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from privinf.cli.train import train
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.config import ModelConfig
-from privinf.models.corpus import Tokens, encode_corpus, read_corpus, train_tokenizer
-from privinf.models.entropy import bands
-from privinf.models.evaluation import entropy_of_heads
-from privinf.models.settings import Limits, Settings
-from privinf.models.training import METRICS, STATE, Diverged, Trainer
+from privinf.training.corpus import Tokens, encode_corpus, read_corpus, train_tokenizer
+from privinf.training.entropy import bands
+from privinf.training.evaluation import entropy_of_heads
+from privinf.training.settings import Limits, Settings
+from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
 from protocols.errors import ConfigError
 
 LINE = "def area_{n}(width, height):\n    # the area of number {n}\n    return width * height + {n}\n\n\n"

@@ -10,8 +10,8 @@ from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.measure import Run
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
-from privinf.models.corpus import encode_corpus, read_corpus
-from privinf.models.training import evaluate
+from privinf.training.corpus import encode_corpus, read_corpus
+from privinf.training.trainer import evaluate
 from protocols.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from benchmarks.measure import Run
 from benchmarks.networks import Network
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
-from privinf.models.corpus import read_corpus
+from privinf.training.corpus import read_corpus
 from privinf.party.local import LocalSession
 from privinf.party.options import Options
 from protocols.errors import ConfigError

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.output import table
 from privinf.models.aero import AeroModel, Trace
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
-from privinf.models.corpus import Tokens, encode_corpus, read_corpus
-from privinf.models.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
+from privinf.training.corpus import Tokens, encode_corpus, read_corpus
+from privinf.training.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
 
 TRAINING_WINDOWS, HELD_OUT_WINDOWS, RANDOM_WINDOWS = 1200, 324, 256
 PROMPTS = (

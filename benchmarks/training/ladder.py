@@ -14,11 +14,11 @@ import numpy as np
 
 from benchmarks.machine import machine, versions
 from benchmarks.training.rows import ROWS, SMALL, Row, config_of
-from privinf.models import corpus
+from privinf.training import corpus
 from privinf.models.checkpoint import load_tokenizer, write_atomically
-from privinf.models.corpus import Tokens
-from privinf.models.settings import Limits, Settings
-from privinf.models.training import METRICS, Diverged, Trainer
+from privinf.training.corpus import Tokens
+from privinf.training.settings import Limits, Settings
+from privinf.training.trainer import METRICS, Diverged, Trainer
 
 BASE: dict[str, Any] = {"batch": 16, "length": 128, "learning_rate": 3e-3, "warmup_steps": 50}
 RESULT = "result.json"

@@ -17,9 +17,9 @@ from benchmarks.machine import machine, versions
 from benchmarks.training.rows import SHIPPED, SMALL, config_of
 from privinf.models.aero import AeroModel, initialise
 from privinf.models.checkpoint import write_atomically
-from privinf.models.corpus import Tokens, batch_at
-from privinf.models.settings import Settings
-from privinf.models.training import HELD_EVERY, Trainer
+from privinf.training.corpus import Tokens, batch_at
+from privinf.training.settings import Settings
+from privinf.training.trainer import HELD_EVERY, Trainer
 
 
 def measure(target: Path, samples: int, threads: int) -> None:

@@ -42,13 +42,13 @@ def analyze(
     import torch
 
     from privinf.cli.screen import Screen
-    from privinf.models.analysis import analyze_model, analyze_removal, text_for
+    from privinf.training.analysis import analyze_model, analyze_removal, text_for
     from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
-    from privinf.models.corpus import read_corpus
-    from privinf.models.pictures import read_metrics
-    from privinf.models.removal import check_removal
-    from privinf.models.report import write_report
-    from privinf.models.settings import Settings
+    from privinf.training.corpus import read_corpus
+    from privinf.training.pictures import read_metrics
+    from privinf.training.removal import check_removal
+    from privinf.training.report import write_report
+    from privinf.training.settings import Settings
 
     if threads is not None:
         torch.set_num_threads(threads)

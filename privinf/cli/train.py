@@ -86,13 +86,13 @@ def train(
     """
     import torch
 
-    from privinf.models import corpus as corpora
+    from privinf.training import corpus as corpora
     from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
     from privinf.models.config import ModelConfig
-    from privinf.models.evaluation import continue_text
-    from privinf.models.pictures import plot_loss
-    from privinf.models.settings import Limits, Settings, bf16_is_fast
-    from privinf.models.training import RUN, Trainer, write_run_file
+    from privinf.training.evaluation import continue_text
+    from privinf.training.pictures import plot_loss
+    from privinf.training.settings import Limits, Settings, bf16_is_fast
+    from privinf.training.trainer import RUN, Trainer, write_run_file
 
     if steps is None and minutes is None:
         minutes = MINUTES

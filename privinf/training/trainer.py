@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from privinf.models.aero import AeroModel, Trace, initialise
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.models.config import ModelConfig
-from privinf.models.corpus import Tokens, batch_at
-from privinf.models.entropy import bands, entropy_penalty
-from privinf.models.evaluation import entropy_of_heads, evaluate, spread_windows
-from privinf.models.normalisation import folded_norms, normalise_ffns
-from privinf.models.settings import Settings, rate_at
+from privinf.training.corpus import Tokens, batch_at
+from privinf.training.entropy import bands, entropy_penalty
+from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
+from privinf.training.normalisation import folded_norms, normalise_ffns
+from privinf.training.settings import Settings, rate_at
 from protocols.errors import ConfigError, PrivinfError
 
 OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")

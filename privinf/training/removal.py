@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privinf.models.aero import AeroModel, Block, FeedForward
 from privinf.models.config import ModelConfig
-from privinf.models.evaluation import token_loss
+from privinf.training.evaluation import token_loss
 from protocols.errors import ConfigError
 
 MOST_SETS = 60  # of k layers that are all tried; beyond, one layer after the other is taken

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privinf.models.aero import AeroModel, Trace
-from privinf.models.corpus import Tokens
-from privinf.models.entropy import head_entropy
+from privinf.training.corpus import Tokens
+from privinf.training.entropy import head_entropy
 
 
 class Largest(NamedTuple):

@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import write_atomically
-from privinf.models.corpus import END, Document, Tokens, encode_corpus
-from privinf.models.entropy import bands
-from privinf.models.evaluation import entropy_of_heads, evaluate, spread_windows, token_loss
-from privinf.models.removal import deepest, ffn_layers, loss_without, recommend, without_ffns
-from privinf.models.settings import Settings
 from privinf.models.tokenizer import TOKENIZER
-from privinf.models.tracing import PLACES, SPAN, choose_prompts, trace_prompts
-from privinf.models.training import Progress, Trainer
+from privinf.training.corpus import END, Document, Tokens, encode_corpus
+from privinf.training.entropy import bands
+from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows, token_loss
+from privinf.training.removal import deepest, ffn_layers, loss_without, recommend, without_ffns
+from privinf.training.settings import Settings
+from privinf.training.tracing import PLACES, SPAN, choose_prompts, trace_prompts
+from privinf.training.trainer import Progress, Trainer
 from protocols.errors import ConfigError
 
 HELD_OUT_WINDOWS, CANDIDATES = 64, 16

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from privinf.lowering import Lowered, convert
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.party.models import open_model
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError
 
 LARGEST_SCORE = 30.0  # CrypTen's approximation of the exponential is out of its depth beyond
@@ -84,7 +85,7 @@ def model_id(model: Path) -> str:
 def count(variant: str, **sizes: Any) -> int:
     """Parameters of a network of the ladder, before it is made."""
     with torch.device("meta"):
-        return sum(p.numel() for p in AeroModel(ModelConfig.for_variant(variant, **sizes)).parameters())
+        return sum(p.numel() for p in AeroModel(ladder_config(variant, **sizes)).parameters())
 
 
 def opened(model: Path, work: Path) -> Network:
@@ -97,7 +98,7 @@ def opened(model: Path, work: Path) -> Network:
 
 def made(variant: str, work: Path, *, seed: int = 1, **sizes: Any) -> Network:
     """A network with random weights; ConfigError if its scores are out of proportion, UnsupportedOpError if it does not lower yet."""
-    config = ModelConfig.for_variant(variant, **sizes)
+    config = ladder_config(variant, **sizes)
     name = variant.replace("(", "").replace(")", "").replace("+", "-")
     model = AeroModel(config)
     with torch.no_grad():

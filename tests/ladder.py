@@ -12,9 +12,10 @@ from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import next_token
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from protocols.party import Party
 from tests.two_party import Outcome, Session, offline_walk
 
@@ -29,7 +30,7 @@ LOGIT_ERROR = 0.02
 def make(directory: Path, variant: str, outlier: float = 0.0, **sizes: int) -> tuple[Lowered, AeroModel]:
     """A lowered model with random weights that are large enough for every nonlinearity to matter."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 24, "vocab_size": 201, "n_positions": 16, **sizes}
-    config = ModelConfig.for_variant(variant, **values)
+    config = ladder_config(variant, **values)
     model = AeroModel(config)
     initialise(model, 3)
     with torch.no_grad():

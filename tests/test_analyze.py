@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from privinf.cli.analyze import analyze
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
+from privinf.models.base import configure
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.training.corpus import read_corpus, save_tokenizer, train_tokenizer
 from privinf.training.evaluation import continue_text, entropy_of_heads, token_loss
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from privinf.training.removal import deepest, loss_without, recommend, without_ffns
 from privinf.training.tracing import KINDS, PLACES, choose_prompts, trace_prompts
 from protocols.errors import ConfigError
@@ -40,7 +42,7 @@ def one_thread() -> Iterator[None]:
 def made(variant: str, seed: int = 1, **fields: Any) -> AeroModel:
     """Random weights, no scalar at its resting value."""
     torch.manual_seed(seed)
-    model = AeroModel(ModelConfig.for_variant(variant, **(SIZES | fields)))
+    model = AeroModel(ladder_config(variant, **(SIZES | fields)))
     with torch.no_grad():
         initialise(model, seed)
         for name, parameter in model.named_parameters():
@@ -203,7 +205,7 @@ def test_the_command_analyses_removes_trains_and_writes_one_page(sources: Path, 
 @pytest.mark.parametrize("kind", ["gpt2", "aero without ffn"])
 def test_any_checkpoint_is_analysed_with_or_without_a_tokenizer(tmp_path: Path, kind: str) -> None:
     if kind == "gpt2":
-        config = ModelConfig.from_dict(SIZES | {"model_type": "gpt2", "activation_function": "gelu"})
+        config = configure(SIZES | {"model_type": "gpt2", "activation_function": "gelu"})
         model = AeroModel(config)
         initialise(model, 1)
     else:

@@ -359,12 +359,13 @@ def test_a_peer_that_is_not_there_is_exit_code_3(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, without a tokenizer."""
-    from privinf.models.aero import AeroModel, initialise
+    from privinf.models.aero import AeroModel
     from privinf.models.checkpoint import save_checkpoint
-    from privinf.models.config import ModelConfig
+    from privinf.training.initial import initialise
+    from privinf.training.ladder import ladder_config
 
     sizes = {"vocab_size": 20, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2, "eos_token_id": 0, "bos_token_id": 0}
-    config = ModelConfig.for_variant("SM(t)+ScFuFFN", **sizes)
+    config = ladder_config("SM(t)+ScFuFFN", **sizes)
     model = AeroModel(config)
     initialise(model, 0)
     directory = tmp_path_factory.mktemp("tiny")

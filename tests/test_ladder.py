@@ -12,9 +12,10 @@ from privinf.crypten_adapter import crypten_module
 from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import convert, lower
 from privinf.lowering.program import module_output
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from protocols.party import Party
 from tests.ladder import IDS, LADDER, LOGIT_ERROR, float_logits, logit_error, make, run
 from tests.two_party import execute, offline_walk
@@ -48,7 +49,7 @@ def test_odd_sizes(tmp_path: Path) -> None:
 
 def test_small_ranges(tmp_path: Path) -> None:
     """Values far inside of GELU's edges still compare with them."""
-    config = ModelConfig.for_variant("SM+LN+G", n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
+    config = ladder_config("SM+LN+G", n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
     model = AeroModel(config).eval()
     initialise(model, 0)
     save_checkpoint(model, config, tmp_path, torch.float32)

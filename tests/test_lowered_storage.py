@@ -25,9 +25,10 @@ from privinf.graph.private import encode_weights, weights_of
 from privinf.lowering import Lowered, convert, load, lower
 from privinf.lowering.calibrate import calibration_ids, text_ids
 from privinf.lowering.storage import is_lowered
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, HandshakeError, PrivinfError
 from protocols.linear import mask_weight
 from protocols.ring import pack
@@ -41,7 +42,7 @@ VOCAB = 40
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lowered:
     """A converted checkpoint with tied words, temperatures and a tokenizer."""
     directory = tmp_path_factory.mktemp("checkpoint")
-    config = ModelConfig.for_variant("SM(t)+FuFFN", vocab_size=VOCAB, n_positions=12, n_embd=16, n_layer=2, n_head=4, eos_token_id=1)
+    config = ladder_config("SM(t)+FuFFN", vocab_size=VOCAB, n_positions=12, n_embd=16, n_layer=2, n_head=4, eos_token_id=1)
     model = AeroModel(config)
     torch.manual_seed(0)
     initialise(model, 0)
@@ -318,7 +319,7 @@ def test_bundle_does_not_depend_on_folded_scalars(tmp_path: Path) -> None:
     """A LayerNorm's epsilon takes up the betas when a checkpoint is folded; the client could compute them from it."""
 
     def structure(beta: float) -> Any:
-        config = ModelConfig.for_variant("SM+LN+ScG", vocab_size=VOCAB, n_positions=12, n_embd=16, n_layer=2, n_head=4)
+        config = ladder_config("SM+LN+ScG", vocab_size=VOCAB, n_positions=12, n_embd=16, n_layer=2, n_head=4)
         model = AeroModel(config)
         initialise(model, 0)
         with torch.no_grad():

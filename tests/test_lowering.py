@@ -21,9 +21,8 @@ from privinf.lowering import Lowered, convert, lower
 from privinf.lowering.calibrate import calibrate
 from privinf.lowering.export import lower_graph
 from privinf.lowering.rules import check_graph
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.ops.add import Add
 from privinf.ops.attention import CausalAttention
 from privinf.ops.linear import Linear
@@ -31,6 +30,8 @@ from privinf.ops.matmul import MatMul
 from privinf.ops.mul_constant import MulConstant
 from privinf.ops.slice import Slice
 from privinf.ops.softmax import Softmax
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, UnsupportedOpError
 from tests.lowering_modules import CASES, HEADS, POSITIONS, WIDTH, Blocks, NanoGpt, Parts, Temperature
 from tests.waiting import PATIENCE
@@ -299,7 +300,7 @@ def test_module_keeps_its_mode_and_its_gradients() -> None:
 
 def checkpoint(directory: Path, variant: str, **sizes: Any) -> AeroModel:
     """A checkpoint with every parameter moved off its initial value."""
-    config = ModelConfig.for_variant(variant, **{**SIZES, **sizes})
+    config = ladder_config(variant, **{**SIZES, **sizes})
     model = AeroModel(config).eval()
     initialise(model, 0)
     with torch.no_grad():

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from privinf.lowering import convert
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.party.client import Client
 from privinf.party.conversation import Conversation
 from privinf.party.options import Options
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from tests import trio as t
 from tests.trio import trio
 
@@ -62,7 +63,7 @@ def test_a_hundred_sessions_and_a_thousand_tokens_leave_nothing_behind(tmp_path:
 @pytest.mark.timeout(1800)
 def test_a_long_session_holds_its_cache_and_nothing_else(tmp_path: Path) -> None:
     """All three parties in this process; the first session fills what is kept for each length, and the next ones need no more."""
-    config = ModelConfig.for_variant("SM+ScFuFFN", vocab_size=50, n_positions=512, n_embd=16, n_layer=1, n_head=1)
+    config = ladder_config("SM+ScFuFFN", vocab_size=50, n_positions=512, n_embd=16, n_layer=1, n_head=1)
     model = AeroModel(config)
     initialise(model, 0)
     save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privinf.models.aero import AeroModel, Trace
+from privinf.models.base import configure
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer, save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.training.entropy import entropy_penalty, head_entropy
+from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError
 
 SIZES: dict[str, Any] = {"vocab_size": 23, "n_positions": 12, "n_embd": 16, "n_layer": 3, "n_head": 4}
@@ -41,7 +42,7 @@ LADDER = [
 def random_model(variant: str, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: Any) -> AeroModel:
     """A model in which no weight is at its resting value."""
     torch.manual_seed(seed)
-    model = AeroModel(ModelConfig.for_variant(variant, **(SIZES | fields)))
+    model = AeroModel(ladder_config(variant, **(SIZES | fields)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -62,7 +63,7 @@ def some_ids(tokens: int = 9, batch: int = 2) -> Tensor:
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 @pytest.mark.parametrize("inner", [None, 24])
 def test_gpt2_is_torchs_own_pre_norm_transformer(activation: str, inner: int | None) -> None:
-    config = ModelConfig.from_dict(SIZES | {"model_type": "gpt2", "activation_function": activation, "n_inner": inner})
+    config = configure(SIZES | {"model_type": "gpt2", "activation_function": activation, "n_inner": inner})
     assert config.variant == ("SM+LN+R" if activation == "relu" else "SM+LN+G")
     source = random_model("SM+LN+G", n_inner=inner, tie_word_embeddings=True)
     model = AeroModel(config).double().eval()
@@ -248,14 +249,14 @@ AERO: dict[str, Any] = SIZES | {"model_type": "aero", "norm": "none", "ffn": "fu
 def test_a_bad_configuration_is_refused_by_the_name_of_the_field(change: dict[str, Any], names: list[str]) -> None:
     fields = {name: value for name, value in (AERO | change).items() if value is not ...}
     with pytest.raises(ConfigError) as caught:
-        ModelConfig.from_dict(fields)
+        configure(fields)
     message = str(caught.value)
     assert all(name in message for name in names), message
     assert "\n" not in message and len(message) < 400
 
 
 def test_a_gpt2_directory_may_say_much_more() -> None:
-    config = ModelConfig.from_dict(
+    config = configure(
         SIZES
         | {
             "model_type": "gpt2",
@@ -274,13 +275,13 @@ def test_a_gpt2_directory_may_say_much_more() -> None:
         }
     )
     assert (config.variant, config.tie_word_embeddings, config.inner_width, config.stop_ids) == ("SM+LN+G", True, 64, {50256})
-    assert ModelConfig.from_dict(json.loads(config.to_json())) == config
+    assert configure(json.loads(config.to_json())) == config
 
 
 @pytest.mark.parametrize("name", ["SM+XY", "", "LN+G", "SM+ScFuFFN_i4", "SM+ScFuFFN_i"])
 def test_names_off_the_ladder_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="variant"):
-        ModelConfig.for_variant(name, **SIZES)
+        ladder_config(name, **SIZES)
 
 
 # ---- checkpoints
@@ -434,7 +435,7 @@ def test_a_tokenizer_must_be_one_and_fit(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"tokenizer\.json"):
             load_tokenizer(path)
     with pytest.raises(ConfigError, match="vocab_size"):
-        load_tokenizer(SHIPPED / "tokenizer.json", ModelConfig.from_dict(AERO))
+        load_tokenizer(SHIPPED / "tokenizer.json", configure(AERO))
 
 
 # ---- the shipped model

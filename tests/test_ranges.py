@@ -12,9 +12,10 @@ import torch
 from privinf.lowering import convert
 from privinf.lowering.explain import wires
 from privinf.lowering.lowered import Lowered
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from tests import trio as t
 from tests.command import Call, assert_one_line
 from tests.command import call as call
@@ -25,7 +26,7 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions
 
 def scaled(directory: Path, variant: str, parameter: str, factor: float) -> AeroModel:
     """A checkpoint with one parameter multiplied."""
-    config = ModelConfig.for_variant(variant, **SIZES)
+    config = ladder_config(variant, **SIZES)
     model = AeroModel(config).eval()
     initialise(model, 0)
     with torch.no_grad():

@@ -12,9 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from privinf.lowering import convert
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
 from tests.ladder import logit_error
 
 LENGTH, STEPS, BATCH = 48, 300, 16
@@ -30,7 +31,7 @@ def text() -> torch.Tensor:
 def trained(directory: Path, variant: str) -> tuple[float, float]:
     """Writes a checkpoint of a byte model; the loss before and after, on what it was not trained on."""
     torch.set_num_threads(1)  # small products: threads would wait for each other
-    config = ModelConfig.for_variant(variant, vocab_size=127, n_positions=LENGTH, n_embd=64, n_layer=3, n_head=4)
+    config = ladder_config(variant, vocab_size=127, n_positions=LENGTH, n_embd=64, n_layer=3, n_head=4)
     model = AeroModel(config)
     initialise(model, 0)
     ids, generator = text(), torch.Generator().manual_seed(0)

@@ -15,11 +15,12 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from privinf.cli.train import train
-from privinf.training import corpus
+from privinf.models.aero import AeroConfig
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
-from privinf.models.config import ModelConfig
+from privinf.training import corpus
 from privinf.training.corpus import END, Tokens, batch_at, encode_corpus, read_corpus, train_tokenizer
 from privinf.training.evaluation import continue_text, evaluate
+from privinf.training.ladder import ladder_config
 from privinf.training.settings import Limits, Settings, rate_at
 from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
 from protocols.errors import ConfigError
@@ -57,11 +58,11 @@ def tokens(sources: Path) -> Tokens:
     return encode_corpus(documents, train_tokenizer(documents, 300))
 
 
-SMALL = ModelConfig.for_variant("SM(t)+ScFuFFN", vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False)
+SMALL = ladder_config("SM(t)+ScFuFFN", vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False)
 QUICK: dict[str, Any] = {"batch": 4, "length": 32, "learning_rate": 1e-2, "warmup_steps": 5}
 
 
-def trainer(tokens: Tokens, directory: Path, config: ModelConfig = SMALL, **settings: Any) -> Trainer:
+def trainer(tokens: Tokens, directory: Path, config: AeroConfig = SMALL, **settings: Any) -> Trainer:
     return Trainer(config, Settings(**(QUICK | settings)), tokens, directory)
 
 
@@ -139,7 +140,7 @@ def test_batches_are_a_function_of_the_step_and_visit_everything(tokens: Tokens)
     ],
 )
 def test_a_few_steps_lower_the_loss(tokens: Tokens, tmp_path: Path, variant: str, options: dict[str, Any]) -> None:
-    config = ModelConfig.for_variant(variant, vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    config = ladder_config(variant, vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2)
     run = trainer(tokens, tmp_path, config, **options)
     before = run.validate()["held_out_loss"]
     after = run.run(40, None)

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from privinf.cli.train import train
 from privinf.models.checkpoint import load_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.training.corpus import Tokens, encode_corpus, read_corpus, train_tokenizer
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads
+from privinf.training.ladder import ladder_config
 from privinf.training.settings import Limits, Settings
 from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
 from protocols.errors import ConfigError
@@ -75,7 +75,7 @@ def tokens(sources: Path) -> Tokens:
 
 
 def trainer(tokens: Tokens, directory: Path, variant: str = "SM+ScFuFFN", **settings: Any) -> Trainer:
-    return Trainer(ModelConfig.for_variant(variant, **SIZES), Settings(**(QUICK | settings)), tokens, directory)
+    return Trainer(ladder_config(variant, **SIZES), Settings(**(QUICK | settings)), tokens, directory)
 
 
 def command(*options: str) -> Any:

@@ -32,11 +32,11 @@ from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.models.config import ModelConfig
 from privinf.party.client import Client
 from privinf.party.dealer import DealerService
 from privinf.party.options import Options
 from privinf.party.server import Server
+from privinf.training.ladder import ladder_config
 from privinf.transport.connection import Connection
 from privinf.transport.keys import init_keys
 from tests.ladder import LOGIT_ERROR
@@ -79,7 +79,7 @@ def checkpoint(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Path:
     """Two layers of width 32 with random weights, logits up to 30; with `nudge` every weight is a little larger, and no range much."""
     directory = scratch() / f"checkpoint-{seed}-{texts}-{nudge}"
     generator = torch.Generator().manual_seed(seed + 2)
-    config = ModelConfig.for_variant(
+    config = ladder_config(
         "SM(t)+ScFuFFN", vocab_size=VOCAB, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, eos_token_id=END if texts else None
     )
     model = AeroModel(config)

@@ -15,7 +15,7 @@ from benchmarks.measure import Run
 from privinf.lowering import Lowered, convert
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.models.config import ModelConfig
+from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, RangeError
 from tests.ladder import LADDER, float_logits, walker
 
@@ -35,7 +35,7 @@ def drawn(seed: int, variant: str, directory: Path) -> tuple[Lowered, AeroModel]
 
     heads = choice((1, 2, 4))
     sizes = {"n_head": heads, "n_embd": heads * choice((4, 8, 12)) * (4 if heads == 1 else 1), "n_layer": choice((1, 2, 3))}
-    config = ModelConfig.for_variant(variant, vocab_size=choice((50, 97, 201)), n_positions=24, tie_word_embeddings=False, **sizes)
+    config = ladder_config(variant, vocab_size=choice((50, 97, 201)), n_positions=24, tie_word_embeddings=False, **sizes)
     gain = 0.5 + float(torch.rand((), generator=generator))
     while True:
         model = AeroModel(config)

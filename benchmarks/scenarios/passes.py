@@ -13,9 +13,9 @@ from benchmarks.measure import Run
 from benchmarks.networks import Network
 from benchmarks.schema import Absent
 from privinf.models.checkpoint import load_checkpoint
-from privinf.training.corpus import read_corpus
 from privinf.party.local import LocalSession
 from privinf.party.options import Options
+from privinf.training.corpus import read_corpus
 from protocols.errors import ConfigError
 
 LENGTHS = (1, 4, 8, 12, 16, 20, 24, 32, 48, 64)  # of the prompts, in turn; the context's length where that is less

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from benchmarks.output import table
 from privinf.models.aero import AeroModel, Trace
-from privinf.models.checkpoint import load_checkpoint, load_tokenizer
+from privinf.models.checkpoint import load_tokenizer
 from privinf.training.corpus import Tokens, encode_corpus, read_corpus
 from privinf.training.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
+from privinf.training.ladder import load_ladder
 
 TRAINING_WINDOWS, HELD_OUT_WINDOWS, RANDOM_WINDOWS = 1200, 324, 256
 PROMPTS = (
@@ -26,7 +27,7 @@ PROMPTS = (
 
 def card(directory: Path) -> str:
     """Markdown for the card of a checkpoint that was trained on the standard library."""
-    model, config, tokenizer_file = load_checkpoint(directory)
+    model, config, tokenizer_file = load_ladder(directory)
     assert tokenizer_file is not None
     tokenizer, length = load_tokenizer(tokenizer_file), config.n_positions
     tokens = encode_corpus(read_corpus(), tokenizer)

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine, versions
 from benchmarks.training.rows import GPT2, SHIPPED, STRUCTURES, config_of
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import write_atomically
+from privinf.training.initial import initialise
 
 SIZES = {"shipped": SHIPPED, "gpt2": GPT2}
 SEQ = 128

@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.machine import machine, versions
 from benchmarks.training.rows import ROWS, SMALL, Row, config_of
-from privinf.training import corpus
 from privinf.models.checkpoint import load_tokenizer, write_atomically
+from privinf.training import corpus
 from privinf.training.corpus import Tokens
 from privinf.training.settings import Limits, Settings
 from privinf.training.trainer import METRICS, Diverged, Trainer

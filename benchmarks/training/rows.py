@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from privinf.models.config import ModelConfig
+from privinf.models.aero import AeroConfig
+from privinf.training.ladder import ladder_config
 
 SMALL: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": 128}
 SHIPPED: dict[str, Any] = {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 3072, "n_positions": 256}
@@ -59,8 +60,6 @@ ROWS = (
 STRUCTURES = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM", "SM+ScFFN", "SM+ScFuFFN", "SM+ScFuFFN_i{half}", "SM(t)+ScFuFFN")
 
 
-def config_of(variant: str, sizes: dict[str, Any]) -> ModelConfig:
+def config_of(variant: str, sizes: dict[str, Any]) -> AeroConfig:
     """`{half}` is half of the layers."""
-    return ModelConfig.for_variant(
-        variant.format(half=sizes["n_layer"] // 2), tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **sizes
-    )
+    return ladder_config(variant.format(half=sizes["n_layer"] // 2), tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **sizes)

@@ -15,9 +15,10 @@ from torch import nn
 
 from benchmarks.machine import machine, versions
 from benchmarks.training.rows import SHIPPED, SMALL, config_of
-from privinf.models.aero import AeroModel, initialise
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import write_atomically
 from privinf.training.corpus import Tokens, batch_at
+from privinf.training.initial import initialise
 from privinf.training.settings import Settings
 from privinf.training.trainer import HELD_EVERY, Trainer
 

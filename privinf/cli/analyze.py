@@ -42,9 +42,10 @@ def analyze(
     import torch
 
     from privinf.cli.screen import Screen
+    from privinf.models.checkpoint import load_tokenizer, write_atomically
     from privinf.training.analysis import analyze_model, analyze_removal, text_for
-    from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
     from privinf.training.corpus import read_corpus
+    from privinf.training.ladder import load_ladder
     from privinf.training.pictures import read_metrics
     from privinf.training.removal import check_removal
     from privinf.training.report import write_report
@@ -53,7 +54,7 @@ def analyze(
     if threads is not None:
         torch.set_num_threads(threads)
     run = model if (model / "checkpoint" / "config.json").is_file() else None
-    network, config, tokenizer_json = load_checkpoint(model if run is None else model / "checkpoint")
+    network, config, tokenizer_json = load_ladder(model if run is None else model / "checkpoint")
     if remove is not None:
         check_removal(config, remove)
     elif train_steps:

@@ -86,10 +86,11 @@ def train(
     """
     import torch
 
+    from privinf.models.aero import AeroConfig
+    from privinf.models.checkpoint import load_tokenizer, write_atomically
     from privinf.training import corpus as corpora
-    from privinf.models.checkpoint import load_checkpoint, load_tokenizer, write_atomically
-    from privinf.models.config import ModelConfig
     from privinf.training.evaluation import continue_text
+    from privinf.training.ladder import ladder_config, load_ladder
     from privinf.training.pictures import plot_loss
     from privinf.training.settings import Limits, Settings, bf16_is_fast
     from privinf.training.trainer import RUN, Trainer, write_run_file
@@ -103,10 +104,10 @@ def train(
         raise ConfigError(
             f"--from and {', '.join('--' + name for name in given)} were given", remedy="--from has an architecture of its own"
         )
-    first = None if start is None else load_checkpoint(start)
+    first = None if start is None else load_ladder(start)
 
-    def sized(vocab_size: int, end: int) -> ModelConfig:
-        return ModelConfig.for_variant(
+    def sized(vocab_size: int, end: int) -> AeroConfig:
+        return ladder_config(
             variant,
             vocab_size=vocab_size,
             n_positions=positions,

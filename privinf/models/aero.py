@@ -10,16 +10,105 @@ training form the attention uses PyTorch's fused kernel. `folded()` gives the sa
 from __future__ import annotations
 
 import copy
+import difflib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.config import ModelConfig
+from privinf.models.base import Config, Decoder, Family
 from protocols.errors import ConfigError
+
+LADDER = ("norm", "ffn", "ffn_scaled", "ffn_removed", "attn_temperature")
+"""The fields that GPT-2 does not have."""
+
+
+def _list_to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class AeroConfig(Config):
+    """One model of the ladder. The last five fields are not GPT-2's."""
+
+    model_type: Literal["gpt2", "aero"]
+    n_inner: int | None = Field(default=None, ge=1, le=10_000_000)
+    layer_norm_epsilon: float = Field(default=1e-5, gt=0, le=1)
+    activation_function: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    norm: Literal["layernorm", "none"] = "layernorm"
+    ffn: Literal["gelu", "relu", "identity", "fused"] = "gelu"
+    ffn_scaled: bool = False
+    ffn_removed: Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple)] = ()
+    attn_temperature: bool = False
+
+    @field_validator("ffn_removed")
+    @classmethod
+    def _layers_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a layer is listed twice")
+        return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> AeroConfig:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd: {self.n_embd} is not a multiple of n_head, {self.n_head}")
+        outside = [layer for layer in self.ffn_removed if not 0 <= layer < self.n_layer]
+        if outside:
+            raise ValueError(f"ffn_removed: layer {outside[0]} is not one of the layers 0 to {self.n_layer - 1}")
+        if self.model_type == "aero":  # GPT-2 directories often name an end token beyond a reduced vocabulary: it never comes
+            for name in ("bos_token_id", "eos_token_id"):
+                value = getattr(self, name)
+                for token in value if isinstance(value, list) else [value]:
+                    if token is not None and not 0 <= token < self.vocab_size:
+                        raise ValueError(f"{name}: {token} is not in the vocabulary of {self.vocab_size}")
+        return self
+
+    # ---- what follows from the fields
+
+    @property
+    def head_width(self) -> int:
+        """d_k, the width of one head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_width(self) -> int:
+        """The width between the two FFN matrices."""
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def nonlinearity(self) -> Literal["gelu_tanh", "gelu_erf", "relu"] | None:
+        """The function between the two FFN matrices, or None where there is none."""
+        if self.ffn == "gelu":
+            return "gelu_erf" if self.activation_function == "gelu" else "gelu_tanh"
+        return "relu" if self.ffn == "relu" else None
+
+    @property
+    def variant(self) -> str:
+        """The name on the AERO ladder, such as `SM+LN+G`, `SM(t)+ScFuFFN` or `SM+ScFuFFN_i6`."""
+        if self.ffn == "fused":
+            ffn = "ScFuFFN" if self.ffn_scaled else "FuFFN"
+        elif self.ffn == "identity":
+            ffn = "ScFFN" if self.ffn_scaled else ""
+        else:
+            ffn = ("Sc" if self.ffn_scaled else "") + ("G" if self.ffn == "gelu" else "R")
+        parts = ["SM(t)" if self.attn_temperature else "SM", "LN" if self.norm == "layernorm" else "", ffn]
+        return "+".join(part for part in parts if part) + (f"_i{len(self.ffn_removed)}" if self.ffn_removed else "")
+
+    def has_ffn(self, layer: int) -> bool:
+        return layer not in self.ffn_removed
+
+    def to_json(self) -> str:
+        """The text of `config.json`: without the fields that this `model_type` does not have."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        for name in LADDER if self.model_type == "gpt2" else ("activation_function",):
+            fields.pop(name)
+        return json.dumps(fields, indent=2) + "\n"
 
 
 @dataclass
@@ -56,7 +145,7 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head attention; scores of query i in head h are divided by temperature[h, i] sqrt(d_k)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AeroConfig) -> None:
         super().__init__()
         self.n_head, self.head_width = config.n_head, config.head_width
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd)
@@ -105,7 +194,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two matrices with GELU, ReLU or nothing between them, or one fused matrix; alpha and beta scale it and the residual."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AeroConfig) -> None:
         super().__init__()
         self.nonlinearity = config.nonlinearity
         self.fused = Projection(config.n_embd, config.n_embd) if config.ffn == "fused" else None
@@ -144,7 +233,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """X_sa = X + MHA(LN1(X)); X_out = beta X_sa + (1 / alpha) FFN(LN2(X_sa)), each part where the variant has it."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: AeroConfig, layer: int) -> None:
         super().__init__()
         normed, has_ffn = config.norm == "layernorm", config.has_ffn(layer)
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if normed else None
@@ -169,12 +258,13 @@ class Block(nn.Module):
         return x
 
 
-class AeroModel(nn.Module):
+class AeroModel(Decoder):
     """A decoder of the ladder: ids (B, T) to logits (B, T, V). Its weights are zero until `initialise` or `load_checkpoint`."""
 
+    config: AeroConfig
     future: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AeroConfig) -> None:
         super().__init__()
         self.config = config
         self.is_folded = False
@@ -187,8 +277,12 @@ class AeroModel(nn.Module):
             self.lm_head.weight = self.wte.weight
         for embedding in (self.wte.weight, self.wpe.weight, self.lm_head.weight):
             nn.init.zeros_(embedding)
-        future = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).triu(1)
-        self.register_buffer("future", future, persistent=False)  # (n_positions, n_positions), true where j > i
+        self.register_buffer("future", None, persistent=False)
+        self.restore()
+
+    def restore(self) -> None:
+        """The causal mask, (n_positions, n_positions), true where j > i."""
+        self.future = torch.ones(self.config.n_positions, self.config.n_positions, dtype=torch.bool).triu(1)
 
     def forward(self, ids: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
         """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position: then the last layer computes one row."""
@@ -260,33 +354,44 @@ def _read(norm: nn.LayerNorm | None, weight: Tensor | None, p: float) -> None:
         weight.mul_(p)
 
 
-@torch.no_grad()
-def initialise(model: AeroModel, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
-    """Draws the weights of a model that is to be trained.
+class Aero(Family):
+    """Our own checkpoints. A field that looks like one of ours misspelt is refused: ignoring it would build another network."""
 
-    With LayerNorm: GPT-2's own recipe. Without it nothing rescales the stream, so the embeddings start larger, queries and keys at twice
-    the size of what they read, so that attention is not flat, and what the branches add is small, so that depth does not multiply.
-    `recipe="gpt2"` takes GPT-2's for every variant.
-    """
-    config = model.config
-    generator = torch.Generator().manual_seed(seed)
-    normed = config.norm == "layernorm" or recipe == "gpt2"
-    branch = 1 / math.sqrt(2 * config.n_layer)
-    inward = 0.02 if normed else 1 / math.sqrt(config.n_embd)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or name.endswith("temperature"):
-            continue  # biases 0, LayerNorm weights, alpha, beta and temperature 1, as built
-        if name in ("wte.weight", "wpe.weight"):
-            tied = name == "wte.weight" and config.tie_word_embeddings
-            std = (0.02 if name == "wte.weight" else 0.01) if normed else 0.1 if tied or name == "wpe.weight" else 0.2
-        elif name == "lm_head.weight":
-            std = 0.02
-        elif name.endswith("c_proj.weight"):
-            std = 0.02 * branch if normed else branch / math.sqrt(parameter.shape[0])
-        elif name.endswith("fused.weight"):
-            std = 0.02 * branch if normed else 0.2 * branch * inward
-        else:
-            std = inward
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-        if name.endswith("c_attn.weight") and not normed:
-            parameter[:, : 2 * config.n_embd] *= 2  # the stream starts small, so that queries and keys must not
+    model_type = "aero"
+    state = ("keys", "values")
+    prefix = "transformer."
+    fixed = MappingProxyType({"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False})
+
+    def configure(self, fields: Mapping[str, Any], source: str) -> AeroConfig:
+        ours = set(AeroConfig.model_fields) - {"activation_function"}
+        for name in fields:
+            close = difflib.get_close_matches(name, ours, n=1, cutoff=0.85) if name not in ours else []
+            if close:
+                raise ConfigError(f"{source}: {name}: unknown field", remedy=f"did you mean {close[0]}?")
+        absent = [name for name in ("norm", "ffn") if name not in fields]
+        if absent:
+            raise ConfigError(f"{source}: " + "; ".join(f"{name}: missing" for name in absent))
+        return AeroConfig.checked({name: value for name, value in fields.items() if name in ours}, source)
+
+    def build(self, config: AeroConfig) -> AeroModel:
+        return AeroModel(config)
+
+    def zero_if_absent(self, name: str) -> bool:
+        return name.endswith(".bias") and ".ln_" not in "." + name
+
+    def unread(self, name: str, tensor: Tensor, config: AeroConfig) -> bool:
+        """Old files carry the causal mask; LayerNorm variants may keep the ln_2 of a removed FFN."""
+        parts = name.split(".")
+        if len(parts) != 4 or parts[0] != "h" or not parts[1].isdigit() or int(parts[1]) >= config.n_layer:
+            return False
+        if parts[2] == "attn":
+            return parts[3] in ("bias", "masked_bias")
+        removed = config.norm == "layernorm" and not config.has_ffn(int(parts[1])) and parts[2] == "ln_2" and parts[3] in ("weight", "bias")
+        return removed and tuple(tensor.shape) == (config.n_embd,)
+
+    def fault(self, name: str, tensor: Tensor) -> str:
+        positive = name.endswith(("mlp.alpha", "attn.temperature"))
+        return "a value is not positive" if positive and not bool((tensor > 0).all()) else ""
+
+    def tables(self, config: AeroConfig) -> Mapping[str, str]:
+        return {"lm_head.weight": "wte.weight"} if config.tie_word_embeddings else {}

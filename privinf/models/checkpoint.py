@@ -15,10 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from privinf.models.aero import AeroModel
-from privinf.models.config import ModelConfig
+from privinf.models.base import Config, Decoder, Family, families, read_config
 from privinf.models.tokenizer import TOKENIZER, tokenizer_of
 from protocols.errors import ConfigError
 
@@ -26,17 +25,16 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files, as Hugging Face writes large ones
 SHARD = re.compile(r"[A-Za-z0-9_.\-]{1,128}\.safetensors")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-PREFIX = "transformer."
 SHOWN_FAULTS = 8
 
 
-def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, bytes | None]:
+def load_checkpoint(directory: str | Path) -> tuple[Decoder, Config, bytes | None]:
     """Reads a checkpoint directory: the model (float32, in inference form), its configuration, and its tokenizer, if it has one, as the
     contents of a `tokenizer.json`."""
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory", remedy="a checkpoint is a directory with config.json and model.safetensors")
-    config = ModelConfig.from_file(directory / CONFIG)
+    family, config = read_config(directory / CONFIG)
     files = weight_files(directory)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -44,26 +42,33 @@ def load_checkpoint(directory: str | Path) -> tuple[AeroModel, ModelConfig, byte
             if name in tensors:
                 raise ConfigError(f"{file}: {name}: is in another shard too")
             tensors[name] = tensor
-    state = _checked(tensors, config, str(files[0] if len(files) == 1 else directory / INDEX))
+    state = _checked(tensors, family, config, str(files[0] if len(files) == 1 else directory / INDEX))
     with torch.device("meta"):
-        model = AeroModel(config)
+        model = family.build(config)
     model.load_state_dict(state, assign=True)  # strict
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.wte.weight
-    model.future = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).triu(1)
+    for name, table in family.tables(config).items():
+        _assign(model, name, model.get_parameter(table))
+    model.restore()
     model.requires_grad_(False)
     return model.eval(), config, tokenizer_of(directory)
 
 
-def save_checkpoint(model: AeroModel, config: ModelConfig, directory: str | Path, dtype: torch.dtype = torch.float16) -> None:
+def _assign(model: Decoder, name: str, parameter: nn.Parameter) -> None:
+    """Lets a module read another's parameter as its own."""
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, parameter)
+
+
+def save_checkpoint(model: Decoder, config: Config, directory: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes `config.json` and `model.safetensors`, each whole or not at all; scalars and temperature in float32, the rest in `dtype`."""
     if model.is_folded:
         raise ConfigError("a folded model is not a checkpoint", remedy="save the model that it was folded from")
     if dtype not in DTYPES:
         raise ConfigError(f"checkpoints hold float32, float16 or bfloat16, not {dtype}")
+    tables = families()[config.model_type]().tables(config)
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name in tables:
             continue
         keep = name.endswith(("alpha", "beta", "temperature"))
         tensors[name] = tensor.detach().to(torch.float32 if keep else dtype).contiguous().clone()
@@ -75,7 +80,7 @@ def save_checkpoint(model: AeroModel, config: ModelConfig, directory: str | Path
     write_atomically(directory / CONFIG, config.to_json().encode())
 
 
-def load_tokenizer(data: bytes | Path, config: ModelConfig | None = None) -> Tokenizer:
+def load_tokenizer(data: bytes | Path, config: Config | None = None) -> Tokenizer:
     """Reads a `tokenizer.json` or its contents; with a configuration, refuses one whose ids the model does not have."""
     path = data if isinstance(data, Path) else TOKENIZER
     try:
@@ -164,63 +169,51 @@ def _sync(path: Path) -> None:
 # ---- checks
 
 
-def _checked(tensors: Mapping[str, Tensor], config: ModelConfig, source: str) -> dict[str, Tensor]:
+def _checked(tensors: Mapping[str, Tensor], family: Family, config: Config, source: str) -> dict[str, Tensor]:
     """The state that the model wants, in float32, from what the file holds; raises with all that is wrong."""
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in AeroModel(config).state_dict().items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in family.build(config).state_dict().items()}
+    tables = family.tables(config)
     faults: list[str] = []
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, Tensor] = {}
     for name, given in tensors.items():
-        plain = name.removeprefix(PREFIX)
+        plain = name.removeprefix(family.prefix)
         if plain in found:
-            faults.append(f"{name}: there twice, with and without the prefix {PREFIX}")
+            faults.append(f"{name}: there twice, with and without the prefix {family.prefix}")
         found[plain] = given
     state: dict[str, Tensor] = {}
     for name, shape in wanted.items():
-        tensor: Tensor | None = found.pop(name, None)
-        if tensor is None and name == "lm_head.weight" and config.tie_word_embeddings:
+        tensor = found.pop(name, None)
+        if tensor is None and name in tables:
             continue
-        if tensor is None and name.endswith(".bias") and ".ln_" not in "." + name:
+        if tensor is None and family.zero_if_absent(name):
             tensor = torch.zeros(shape)
         if tensor is None:
             faults.append(f"{name}: missing")
             continue
-        fault = _fault(name, tensor, shape)
+        fault = _fault(family, name, tensor, shape)
         if fault:
-            faults.append(fault)
+            faults.append(f"{name}: {fault}")
         else:
             state[name] = tensor.to(torch.float32).reshape(shape)
-    faults += [f"{name}: surplus, this model has no such tensor" for name, given in found.items() if not _ignored(name, given, config)]
-    if config.tie_word_embeddings and "wte.weight" in state:
-        head = state.get("lm_head.weight")
-        if head is not None and not torch.equal(head, state["wte.weight"]):
-            faults.append("lm_head.weight: differs from wte.weight, while tie_word_embeddings is true")
-        state["lm_head.weight"] = state["wte.weight"]
+    faults += [f"{name}: surplus, this model has no such tensor" for name, given in found.items() if not family.unread(name, given, config)]
+    for name, table in tables.items():
+        if table in state:
+            if name in state and not torch.equal(state[name], state[table]):
+                faults.append(f"{name}: differs from {table}, while tie_word_embeddings is true")
+            state[name] = state[table]
     if faults:
         more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise ConfigError(f"{source}: " + "; ".join(faults[:SHOWN_FAULTS]) + more)
     return state
 
 
-def _fault(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str:
+def _fault(family: Family, name: str, tensor: Tensor, shape: tuple[int, ...]) -> str:
     scalar = shape == () and tuple(tensor.shape) == (1,)
     if tensor.dtype not in DTYPES:
-        return f"{name}: dtype {str(tensor.dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
+        return f"dtype {str(tensor.dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
     if tuple(tensor.shape) != shape and not scalar:
-        return f"{name}: shape {list(tensor.shape)}, expected {list(shape)}"
+        return f"shape {list(tensor.shape)}, expected {list(shape)}"
     if not bool(torch.isfinite(tensor).all()):
-        return f"{name}: a value is not finite"
-    if name.endswith(("mlp.alpha", "attn.temperature")) and not bool((tensor > 0).all()):
-        return f"{name}: a value is not positive"
-    return ""
-
-
-def _ignored(name: str, tensor: Tensor | None, config: ModelConfig) -> bool:
-    """Old files carry the causal mask; LayerNorm variants may keep the ln_2 of a removed FFN, which nothing reads."""
-    parts = name.split(".")
-    if len(parts) != 4 or parts[0] != "h" or not parts[1].isdigit() or int(parts[1]) >= config.n_layer:
-        return False
-    if parts[2] == "attn":
-        return parts[3] in ("bias", "masked_bias")
-    unread = config.norm == "layernorm" and not config.has_ffn(int(parts[1])) and parts[2] == "ln_2" and parts[3] in ("weight", "bias")
-    return unread and tensor is not None and tuple(tensor.shape) == (config.n_embd,)
+        return "a value is not finite"
+    return family.fault(name, tensor)

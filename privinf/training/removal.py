@@ -13,20 +13,19 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from privinf.models.aero import AeroModel, Block, FeedForward
-from privinf.models.config import ModelConfig
+from privinf.models.aero import AeroConfig, AeroModel, Block, FeedForward
 from privinf.training.evaluation import token_loss
 from protocols.errors import ConfigError
 
 MOST_SETS = 60  # of k layers that are all tried; beyond, one layer after the other is taken
 
 
-def ffn_layers(config: ModelConfig) -> list[int]:
+def ffn_layers(config: AeroConfig) -> list[int]:
     """The layers that have an FFN."""
     return [layer for layer in range(config.n_layer) if config.has_ffn(layer)]
 
 
-def check_removal(config: ModelConfig, count: int) -> None:
+def check_removal(config: AeroConfig, count: int) -> None:
     """ConfigError unless the model has so many FFNs."""
     have = len(ffn_layers(config))
     if not have:
@@ -56,7 +55,7 @@ def loss_without(folded: AeroModel, ids: Tensor, layers: Sequence[int]) -> float
         return token_loss(folded, ids)
 
 
-def deepest(config: ModelConfig, count: int) -> tuple[int, ...]:
+def deepest(config: AeroConfig, count: int) -> tuple[int, ...]:
     """AERO's rule: the FFNs nearest to the output."""
     return tuple(ffn_layers(config)[-count:])
 
@@ -100,7 +99,7 @@ def without_ffns(model: AeroModel, layers: Sequence[int]) -> AeroModel:
     fields = old.model_dump() | {"model_type": "aero", "activation_function": "gelu_new"}
     fields["ffn_removed"] = tuple(sorted({*old.ffn_removed, *layers}))
     fields["tie_word_embeddings"] = folded.lm_head.weight is folded.wte.weight
-    config = ModelConfig.model_validate(fields)
+    config = AeroConfig.model_validate(fields)
     left = AeroModel(config)
     state = {name: value for name, value in folded.state_dict().items() if name in left.state_dict()}
     for layer, (block, source) in enumerate(zip(left.h, model.h, strict=True)):

@@ -23,12 +23,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from privinf.models.aero import AeroModel, Trace, initialise
+from privinf.models.aero import AeroConfig, AeroModel, Trace
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
-from privinf.models.config import ModelConfig
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.entropy import bands, entropy_penalty
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
+from privinf.training.initial import initialise
 from privinf.training.normalisation import folded_norms, normalise_ffns
 from privinf.training.settings import Settings, rate_at
 from protocols.errors import ConfigError, PrivinfError
@@ -63,7 +63,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: AeroConfig,
         settings: Settings,
         tokens: Tokens,
         directory: Path,

@@ -18,7 +18,7 @@ from privinf.party.options import Options
 from privinf.transport.keys import init_keys
 from protocols import errors
 from protocols.errors import ConfigError
-from tests.command import COMMANDS, Call, Done, assert_one_line, finish, start
+from tests.command import COMMANDS, ROOT, Call, Done, assert_one_line, finish, start
 from tests.command import call as call
 from tests.waiting import PATIENCE
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from privinf.models import pictures
+from privinf.training import pictures
 
 LAYERS, HEADS, PLACES = 2, 3, ["first", "last"]
 ENTROPY = [[0.5 + layer + head / 4 for head in range(HEADS)] for layer in range(LAYERS)]

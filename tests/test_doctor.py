@@ -41,7 +41,9 @@ def doctor(services: Services, capfd: pytest.CaptureFixture[str], monkeypatch: p
     def call(*words: object, **places: object) -> tuple[int, list[str]]:
         given = {"server": services.server_address, "dealer": services.dealer_address, "keys": t.keys(), **places}
         options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        code = app.main(["doctor", "--cache", str(t.scratch() / "cache"), "--timeout", "10", *options, *map(str, words)])
+        code = app.main(
+            ["doctor", "--cache", str(t.scratch() / "cache"), "--timeout", "60", "--connect-timeout", "10", *options, *map(str, words)]
+        )
         out, err = capfd.readouterr()
         lines = [line for line in out.splitlines() if re.match(r"(ok  |FAIL)  (server|dealer|session|gateway)\b", line)]
         assert sum("trying again" not in line for line in err.splitlines()) == (1 if code else 0) and all(

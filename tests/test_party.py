@@ -305,7 +305,7 @@ def test_clients_one_after_another_and_side_by_side(parties: Trio) -> None:
     shared = parties.client()  # one client object for all threads
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda prompt: ids_of(shared, prompt, 3), prompts))
-    assert together == alone
+    assert all(t.is_greedy(prompt, tokens) for prompt, tokens in zip(prompts, together, strict=True))
 
 
 def test_a_generator_that_is_dropped_frees_the_server(parties: Trio) -> None:

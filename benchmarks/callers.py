@@ -15,8 +15,8 @@ from typing import Any, Self
 import torch
 
 from benchmarks.networks import Network
-from privinf.party.client import Client
-from privinf.party.options import Options
+from privinf.client.client import Client
+from privinf.session.options import Options
 from protocols.errors import ConfigError, PrivinfError, TransportError
 
 CLEAR = 0.1

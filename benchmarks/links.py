@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 from benchmarks.schema import Link
-from privinf.party.options import Options
+from privinf.session.options import Options
 from protocols.errors import ConfigError
 
 NAMED = {"loopback": None, "lan": "lan", "wan": "wan", "4g": "50ms:30"}

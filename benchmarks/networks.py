@@ -13,7 +13,7 @@ import torch
 from privinf.lowering import Lowered, convert
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.party.models import open_model
+from privinf.server.models import open_model
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from benchmarks.deployment import KEY
-from privinf.party import session as session_module
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.messages import Join, Needs, Pass, SessionSeed, Welcome, greet
-from privinf.party.options import Options
+from privinf.client import session as session_module
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
+from privinf.session.messages import Join, Needs, Pass, SessionSeed, Welcome, greet
+from privinf.session.options import Options
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint
 from privinf.transport.frames import Kind, flat

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privinf.client.client import Client
+    from privinf.client.sampling import Sampling
+    from privinf.dealer.dealer import DealerService
+    from privinf.local.session import LocalSession, local_session
     from privinf.lowering import Lowered, convert, load, lower
-    from privinf.party.client import Client
-    from privinf.party.dealer import DealerService
-    from privinf.party.local import LocalSession, local_session
-    from privinf.party.options import Options
-    from privinf.party.sampling import Sampling
-    from privinf.party.server import Server
+    from privinf.server.server import Server
+    from privinf.session.options import Options
     from protocols.errors import (
         ConfigError,
         CorrelationError,
@@ -57,16 +57,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Client": "privinf.party.client",
-    "DealerService": "privinf.party.dealer",
-    "LocalSession": "privinf.party.local",
+    "Client": "privinf.client.client",
+    "DealerService": "privinf.dealer.dealer",
+    "LocalSession": "privinf.local.session",
     "Lowered": "privinf.lowering",
-    "Options": "privinf.party.options",
-    "Sampling": "privinf.party.sampling",
-    "Server": "privinf.party.server",
+    "Options": "privinf.session.options",
+    "Sampling": "privinf.client.sampling",
+    "Server": "privinf.server.server",
     "convert": "privinf.lowering",
     "load": "privinf.lowering",
-    "local_session": "privinf.party.local",
+    "local_session": "privinf.local.session",
     "lower": "privinf.lowering",
 }
 

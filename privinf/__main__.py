@@ -14,11 +14,11 @@ def main() -> None:
 
 
 def _party(role: str) -> int:
-    """A process of a local session, started by `privinf.party.local`; once that one has gone, nobody is left to tell anything."""
+    """A process of a local session, started by `privinf.local.session`; once that one has gone, nobody is left to tell anything."""
     import logging
     import warnings
 
-    from privinf.party.child import main as party
+    from privinf.local.child import main as party
 
     if not os.environ.get("PRIVINF_DEBUG"):
         # the one who started us reports an error once; what the two other parties say of its consequences is noise

@@ -12,12 +12,12 @@ from typing import Any
 import httpx2 as httpx
 from openai import OpenAI
 
+from privinf.client.client import Client
 from privinf.gateway.app import create_app
 from privinf.gateway.door import Bounds
 from privinf.gateway.engine import Engine, Limits
 from privinf.gateway.metrics import Requests
 from privinf.gateway.serve import Service, listen_on
-from privinf.party.client import Client
 from tests.trio import Trio, wait_for
 from tests.waiting import PATIENCE
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from privinf.party.messages import Dealt, Join, Register, SessionSeed, greet
+from privinf.session.messages import Dealt, Join, Register, SessionSeed, greet
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from privinf.transport.keys import load_credentials
@@ -33,7 +33,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "privinf")
-    monkeypatch.setattr("privinf.party.sparing.WINDOW_S", 0.0)  # as if a minute passed between two strangers
+    monkeypatch.setattr("privinf.session.sparing.WINDOW_S", 0.0)  # as if a minute passed between two strangers
 
 
 def is_well(parties: Trio) -> bool:

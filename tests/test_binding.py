@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from privinf.party.client import Client
-from privinf.party.server import Server
+from privinf.client.client import Client
+from privinf.server.server import Server
 from protocols.errors import HandshakeError
 from tests import trio as t
 from tests.trio import Trio, trio

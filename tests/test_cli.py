@@ -14,7 +14,7 @@ import pytest
 from privinf.cli import app as cli
 from privinf.cli.common import human_bytes, read_prompt
 from privinf.cli.signals import Stopped
-from privinf.party.options import Options
+from privinf.session.options import Options
 from privinf.transport.keys import init_keys
 from protocols import errors
 from protocols.errors import ConfigError
@@ -235,7 +235,7 @@ def test_the_cache_is_listed_and_removed_by_name(call: Call, tmp_path: Path) -> 
 
 def test_defaults_are_the_runtimes() -> None:
     from privinf.cli import common
-    from privinf.party.options import LONGEST, MAX_NEW_TOKENS
+    from privinf.session.options import LONGEST, MAX_NEW_TOKENS
 
     assert (common.NEW_TOKENS, common.LONGEST) == (MAX_NEW_TOKENS, LONGEST) and Options().timeout == common.TIMEOUT_S
 

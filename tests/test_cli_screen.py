@@ -22,7 +22,7 @@ from privinf.cli import common, screen
 from privinf.cli.common import human_bytes, human_count
 from privinf.cli.table import Column, show_table
 from privinf.lowering.explain import explain
-from privinf.party.options import CONNECT_S, Options
+from privinf.session.options import CONNECT_S, Options
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privinf.dealer import service as dealer
+from privinf.dealer.dealer import DealerService
 from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import lower
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import module_output, next_token
-from privinf.party import dealer, options
-from privinf.party.dealer import DealerService
-from privinf.party.server import Server
-from privinf.party.service import Service
+from privinf.server.server import Server
+from privinf.session import options
+from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import activation, matrix
 from protocols.correlations import Role

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privinf.party.messages import greet
+from privinf.session.messages import greet
 from privinf.transport import Listener, TurnedAway, door
 from privinf.transport.crowd import Crowd
 from privinf.transport.frames import Kind, pack_header

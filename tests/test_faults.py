@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from privinf.party.local import LocalSession
-from privinf.party.options import Options
+from privinf.local.session import LocalSession
+from privinf.session.options import Options
 from protocols.errors import TransportError
 from tests import trio as t
 from tests.failures import failed, is_well, new_lines
@@ -272,7 +272,7 @@ def test_a_child_of_a_run_is_killed(tmp_path: Path, role: str) -> None:
 
 @pytest.mark.slow
 def test_a_child_of_a_local_session_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("privinf.party.local.SILENCE_S", 5.0)
+    monkeypatch.setattr("privinf.local.session.SILENCE_S", 5.0)
     with LocalSession(t.lowered(), Options(cache=tmp_path, timeout=5.0)) as session:
         tokens = session.generate(ids=PROMPT, max_new_tokens=20, ignore_eos=True)
         next(tokens)

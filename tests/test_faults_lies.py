@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from privinf.party.messages import (
+from privinf.session.messages import (
     Deal,
     Foresee,
     Foreseen,
@@ -179,7 +179,7 @@ def test_a_bundle_of_another_digest_or_size(parties: Trio, monkeypatch: pytest.M
     with lying(parties, t.lowered().bundle(), "../../../etc/passwd"):
         assert "not a Welcome" in str(outcome(lambda: parties.client(fresh=True).connect()))
     with lying(parties, t.lowered().bundle()):
-        monkeypatch.setattr("privinf.party.server.len", lambda data: 1 << 50, raising=False)
+        monkeypatch.setattr("privinf.server.server.len", lambda data: 1 << 50, raising=False)
         outcome(lambda: parties.client(fresh=True).connect())
 
 

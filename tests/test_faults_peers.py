@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from privinf.party.client import Client
-from privinf.party.messages import Hello, Join, Register, SessionSeed, Welcome, greet
-from privinf.party.options import Options
-from privinf.party.server import Server
+from privinf.client.client import Client
+from privinf.server.server import Server
+from privinf.session.messages import Hello, Join, Register, SessionSeed, Welcome, greet
+from privinf.session.options import Options
 from privinf.transport.listener import parse_address
 from privinf.version import PROTOCOL
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError

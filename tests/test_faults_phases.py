@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 import torch
 
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
 from privinf.graph.private import weights_of
-from privinf.party import messages
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.messages import Needs, Welcome, greet
-from privinf.party.options import Options
+from privinf.session import messages
+from privinf.session.messages import Needs, Welcome, greet
+from privinf.session.options import Options
 from privinf.transport import listener
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from privinf.party.messages import Dealt
+from privinf.session.messages import Dealt
 from tests import trio as t
 from tests.peers import joined
 

@@ -15,8 +15,8 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from privinf.client.conversation import Conversation
 from privinf.gateway.hosts import host_of, is_ours
-from privinf.party.conversation import Conversation
 from tests import trio as t
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from privinf.party.server import ServerSession
+from privinf.server.server import ServerSession
 from protocols.errors import ConfigError, PrivinfError
 from tests import trio as t
 from tests.gateway import KEY, gateway, serving

@@ -16,9 +16,9 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from privinf.client.text import Token
 from privinf.gateway import connections
 from privinf.gateway.door import Bounds
-from privinf.party.text import Token
 from protocols.errors import TransportError
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for

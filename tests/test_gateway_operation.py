@@ -17,10 +17,10 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from privinf.party.conversation import Conversation
-from privinf.party.metrics import registry_of, service_families
-from privinf.party.server import Server
-from privinf.party.service import read_clients
+from privinf.client.conversation import Conversation
+from privinf.server.server import Server
+from privinf.session.metrics import registry_of, service_families
+from privinf.session.service import read_clients
 from privinf.transport.keys import load_credentials, renew_keys, show_keys
 from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests import trio as t

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
+from privinf.client.client import Client
+from privinf.client.text import Token
 from privinf.gateway.app import create_app
 from privinf.gateway.demo import Demo
 from privinf.gateway.engine import Engine, Limits
-from privinf.party.client import Client
-from privinf.party.messages import Deal, Join, Pass, Register, SessionSeed
-from privinf.party.options import Options
-from privinf.party.text import Token
-from privinf.party.watch import HEAD, public_part
+from privinf.local.watch import HEAD, public_part
+from privinf.session.messages import Deal, Join, Pass, Register, SessionSeed
+from privinf.session.options import Options
 from protocols.errors import TransportError
 from tests import trio as t
 from tests.gateway import KEY, Gateway, serving

@@ -17,7 +17,7 @@ from torch import Tensor
 from privinf.lowering import convert
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.tokenizer import tokenizer_of
-from privinf.party.models import SOURCES, _code, _fingerprint
+from privinf.server.models import SOURCES, _code, _fingerprint
 from protocols.errors import ConfigError
 from tests.ladder import LOGIT_ERROR, run
 

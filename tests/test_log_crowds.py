@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from privinf.party import outlet, sparing
-from privinf.party.child import _Forward
-from privinf.party.outlet import Outlet, unblocked
-from privinf.party.sparing import Sparing
+from privinf.local.child import _Forward
+from privinf.session import outlet, sparing
+from privinf.session.outlet import Outlet, unblocked
+from privinf.session.sparing import Sparing
 from tests import trio as t
 
 

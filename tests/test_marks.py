@@ -11,8 +11,10 @@ import pytest
 
 from privinf.cli import cache as cli
 from privinf.cli.app import main
-from privinf.party import budget, marks, stock
-from privinf.party.messages import Chosen, Mark, Marked, Spend, Terms
+from privinf.server import budget
+from privinf.session import marks
+from privinf.session import pool as stock
+from privinf.session.messages import Chosen, Mark, Marked, Spend, Terms
 from privinf.transport.keys import show_keys
 from protocols.errors import ConfigError, RefusedError
 from tests import trio as t

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
 from privinf.lowering import convert
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import save_checkpoint
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.options import Options
+from privinf.session.options import Options
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from tests import trio as t

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from privinf.party.memory import give_back
-from privinf.party.session import ClientSession
+from privinf.client.session import ClientSession
+from privinf.session.memory import give_back
 from privinf.transport.connection import Connection
 from tests import trio as t
 from tests.trio import trio

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import privinf
+from privinf.client.client import Client
+from privinf.client.text import Streamer
 from privinf.lowering.explain import explain
-from privinf.party.client import Client
-from privinf.party.text import Streamer
 from protocols.errors import ConfigError, HandshakeError, TransportError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR

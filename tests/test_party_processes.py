@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import privinf
-from privinf.party.local import LocalSession
-from privinf.party.options import Options
+from privinf.local.session import LocalSession
+from privinf.session.options import Options
 from protocols.errors import ConfigError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 import privinf
-from privinf.party import messages
-from privinf.party.text import Prompt
+from privinf.client.text import Prompt
+from privinf.session import messages
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint
 from privinf.transport.frames import Frame, Kind
@@ -245,14 +245,14 @@ def test_no_randomness_but_the_operating_systems_and_aes() -> None:
     banned = re.compile(
         r"(random|numpy\.random|np\.random)(\.|$)|torch\.(rand|randn|randint|randperm|Generator|manual_seed|bernoulli|normal)"
     )
-    for path, tree in sources("privinf/party", "protocols"):
+    for path, tree in sources("privinf/session", "privinf/client", "privinf/server", "privinf/dealer", "privinf/local", "protocols"):
         assert not {name for name in used(tree) if banned.match(name)}, path
         assert ".uniform_(" not in (ROOT / path).read_text() and ".random_(" not in (ROOT / path).read_text()
 
 
 def test_only_local_sessions_can_dump_shares() -> None:
     """The probe is imported by the children of a local session and by `compare`, and no verb that serves can reach it."""
-    importers = {str(path) for path, tree in sources("privinf") if any(name.startswith("privinf.party.probe") for name in used(tree))}
-    assert importers == {"privinf/party/child.py", "privinf/party/compare.py"}
+    importers = {str(path) for path, tree in sources("privinf") if any(name.startswith("privinf.local.probe") for name in used(tree))}
+    assert importers == {"privinf/local/child.py", "privinf/local/compare.py"}
     for verb in ("serve", "dealer", "generate"):
         assert "probe" not in (ROOT / f"privinf/cli/{verb}.py").read_text()

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from privinf.cli import cache as cli
+from privinf.client.client import Client
 from privinf.files import write_private
-from privinf.party import marks
-from privinf.party.client import Client
-from privinf.party.messages import Chosen, Hello, Pass, Prepare, Spend, Terms
-from privinf.party.prepared import Prepared, Writer
+from privinf.session import marks
+from privinf.session.messages import Chosen, Hello, Pass, Prepare, Spend, Terms
+from privinf.session.prepared import Prepared, Writer
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR
@@ -300,7 +300,7 @@ def test_a_disk_that_is_full_when_a_query_is_to_be_spent(
         write_private(path, *parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr("privinf.party.stock.write_private", full)
+        patch.setattr("privinf.session.pool.write_private", full)
         assert not ask(client)[1] and used == []
         (line,) = lines(caplog, "No space left on device")
         assert "prepared quer" in line
@@ -343,7 +343,7 @@ def test_a_client_that_asks_for_what_it_may_not(parties: Trio) -> None:
             break
         session.connection.timeout = 10
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("privinf.party.server.ServerSession._walk", lambda self, runtime, *_: setattr(runtime, "offset", 1))
+            patch.setattr("privinf.server.server.ServerSession._walk", lambda self, runtime, *_: setattr(runtime, "offset", 1))
             for message in messages:
                 session.connection.send_control(message)
             refusals.append(str(outcome(lambda session=session: session.connection.receive_control(Hello))))  # type: ignore[misc]
@@ -363,7 +363,7 @@ def test_a_server_that_chooses_what_is_spent(parties: Trio, monkeypatch: pytest.
     client = parties.client()
     client.prepare(3, max_new_tokens=1, count=2)
     assert ask(client)[1]
-    monkeypatch.setattr("privinf.party.server.spend_at_server", lambda session, _: session.connection.send_control(Chosen(1, 1)))
+    monkeypatch.setattr("privinf.server.server.spend_at_server", lambda session, _: session.connection.send_control(Chosen(1, 1)))
     error = outcome(lambda: ask(client))
     assert isinstance(error, ProtocolDesync) and "chose an index that is spent" in str(error)
     assert not isinstance(error, ConfigError | HandshakeError)

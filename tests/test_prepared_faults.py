@@ -28,7 +28,7 @@ class Noted:
     then: Hook | None = None
 
     def __call__(self) -> None:
-        from privinf.party.prepared import Prepared
+        from privinf.session.prepared import Prepared
 
         next_pass, noted = Prepared.next_pass, set()
 
@@ -52,8 +52,8 @@ class KilledAtMark:
     after: bool
 
     def __call__(self) -> None:
-        from privinf.party.marks import Marks
-        from privinf.party.stock import Shelf
+        from privinf.session.marks import Marks
+        from privinf.session.pool import Shelf
 
         keep = Shelf._keep
 

@@ -16,15 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
+from privinf.client.sampling import Sampling
 from privinf.graph.private import Runtime
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import next_token
 from privinf.lowering.steps import padded, steps
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.messages import Pass, Terms
-from privinf.party.sampling import Sampling
+from privinf.session.messages import Pass, Terms
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import OnMessage
 from privinf.transport.frames import Kind

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from privinf.party.client import Client
-from privinf.party.sampling import Sampler, Sampling
+from privinf.client.client import Client
+from privinf.client.sampling import Sampler, Sampling
 from protocols.errors import ConfigError, HandshakeError, RefusedError, TransportError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privinf.party.sampling import Sampler, Sampling, Stops, kept
-from privinf.party.text import Streamer
+from privinf.client.sampling import Sampler, Sampling, Stops, kept
+from privinf.client.text import Streamer
 from protocols.errors import ConfigError, HandshakeError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR

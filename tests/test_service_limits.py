@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from privinf.cli.app import main
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
 from privinf.lowering.explain import explain
-from privinf.party.blame import again_after
-from privinf.party.budget import Budget, SetUps
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.messages import Needs, Welcome
-from privinf.party.options import Options
-from privinf.party.turns import Turns
+from privinf.server.budget import Budget, SetUps
+from privinf.session.blame import again_after
+from privinf.session.messages import Needs, Welcome
+from privinf.session.options import Options
+from privinf.session.turns import Turns
 from privinf.transport.keys import add_client, renew_keys
 from protocols.errors import ConfigError, RefusedError, TransportError
 from tests import trio as t
@@ -62,7 +62,7 @@ def test_a_place_is_free_when_its_session_has_ended(tmp_path: Path) -> None:
 def test_a_full_dealer_is_said_by_the_server(tmp_path: Path) -> None:
     with trio(cache=tmp_path, sessions=1) as parties:
         options = Options(cache=tmp_path, timeout=30.0)
-        from privinf.party.server import Server
+        from privinf.server.server import Server
 
         with (
             Server(t.lowered(), listen="127.0.0.1:0", dealer=parties.dealer.address, keys=str(t.keys()), options=options) as second,

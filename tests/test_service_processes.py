@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.options import Options
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
+from privinf.session.options import Options
 from privinf.transport.keys import add_client, load_credentials
 from privinf.transport.listener import parse_address
 from protocols.errors import RefusedError, TransportError

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import privinf
-from privinf.party.tokenizer import MAX_BYTES, Tokenizer, _ours
+from privinf.client.tokenizer import MAX_BYTES, Tokenizer, _ours
 from protocols.errors import ConfigError, HandshakeError
 from tests import trio as t
 from tests.gateway import gateway

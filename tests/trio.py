@@ -28,14 +28,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
+from privinf.client.client import Client
+from privinf.dealer.dealer import DealerService
 from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.party.client import Client
-from privinf.party.dealer import DealerService
-from privinf.party.options import Options
-from privinf.party.server import Server
+from privinf.server.server import Server
+from privinf.session.options import Options
 from privinf.training.ladder import ladder_config
 from privinf.transport.connection import Connection
 from privinf.transport.keys import init_keys
@@ -245,7 +245,7 @@ class OtherRelease:
     def __call__(self) -> None:
         import msgspec
 
-        from privinf.party import messages
+        from privinf.session import messages
 
         later = messages.PROTOCOL + 1
         fields = [("protocol", int, later), ("version", str, "9.9.9")]

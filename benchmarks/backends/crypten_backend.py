@@ -14,7 +14,7 @@ from typing import Any, Self
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.networks import Network
 from benchmarks.schema import Link, Row, Socket, median
-from privinf.party.child import decode_tensor
+from privinf.local.child import decode_tensor
 from protocols.errors import ConfigError
 
 SETTLE_S = 0.1  # for what is still between the two sockets after a pass

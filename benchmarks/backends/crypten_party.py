@@ -17,7 +17,7 @@ import warnings
 from multiprocessing.connection import Client, Listener
 from typing import Any
 
-from privinf.party.report import peak_rss_bytes
+from privinf.session.report import peak_rss_bytes
 
 SIOCOUTQ, ACKED, RECEIVED = 0x5411, 120, 128  # <linux/sockios.h>; offsets in struct tcp_info of <linux/tcp.h>
 
@@ -195,8 +195,8 @@ def main() -> None:
         "GLOO_SOCKET_IFNAME": "lo",
     }
     from privinf.crypten_adapter import crypten_module
+    from privinf.local.child import encode_tensor
     from privinf.lowering import load
-    from privinf.party.child import encode_tensor
 
     crypten = crypten_module()
     crypten.init()

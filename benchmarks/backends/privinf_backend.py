@@ -11,10 +11,10 @@ from benchmarks.backends.base import Counted, Sample
 from benchmarks.links import NAMED, link_of
 from benchmarks.networks import Network
 from benchmarks.schema import Link, Predicted, Row, Socket, median
+from privinf.local.child import decode_tensor
+from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
-from privinf.party.child import decode_tensor
-from privinf.party.local import LocalSession
-from privinf.party.options import Options
+from privinf.session.options import Options
 from protocols.errors import ConfigError
 
 PARTIES = ("client", "server", "dealer")

@@ -12,9 +12,9 @@ from benchmarks.choose import BOUND
 from benchmarks.measure import Run
 from benchmarks.networks import Network
 from benchmarks.schema import Absent
+from privinf.local.session import LocalSession
 from privinf.models.checkpoint import load_checkpoint
-from privinf.party.local import LocalSession
-from privinf.party.options import Options
+from privinf.session.options import Options
 from privinf.training.corpus import read_corpus
 from protocols.errors import ConfigError
 

@@ -18,8 +18,8 @@ from benchmarks.measure import Run
 from benchmarks.networks import Network
 from benchmarks.scenarios.serving import growth
 from benchmarks.visitors import GOOD, KINDS, Errand, Known, Report, World, visit
-from privinf.party.text import Streamer
-from privinf.party.tokenizer import load_tokenizer
+from privinf.client.text import Streamer
+from privinf.client.tokenizer import load_tokenizer
 from privinf.transport.keys import init_keys
 from protocols.errors import TransportError
 

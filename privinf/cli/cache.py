@@ -75,7 +75,7 @@ def rm(
 
 
 def _directory(cache: Path | None) -> Path:
-    from privinf.party.options import default_cache
+    from privinf.session.options import default_cache
 
     return cache if cache is not None else default_cache()
 
@@ -95,14 +95,14 @@ def _remove(directory: Path, name: str, entry: dict[str, Any], marks: bool) -> N
     if "count" not in entry:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
-    from privinf.party.marks import remove_lane
+    from privinf.session.marks import remove_lane
 
     remove_lane(directory, path.name, common.TIMEOUT_S, marks=marks)
 
 
 def _entries(directory: Path) -> list[dict[str, Any]]:
     """The entries KIND/NAME, largest first; none where there is no cache yet."""
-    from privinf.party.marks import overview
+    from privinf.session.marks import overview
 
     lanes = {entry["name"]: entry for entry in overview(directory)}
     found = []

@@ -161,7 +161,7 @@ def log_from(level: str) -> None:
 
 def make_sampling(temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str] | None, stop_ids: str | None) -> Any:
     """The choice of tokens; ConfigError if an option of it would have no effect."""
-    from privinf.party.sampling import Sampling
+    from privinf.client.sampling import Sampling
 
     if temperature == 0 and (top_k or top_p != 1 or seed is not None):
         raise ConfigError("--top-k, --top-p and --seed choose among several tokens", remedy="give a --temperature above 0 too")
@@ -192,7 +192,7 @@ def make_options(
         from privinf.transport.shaper import parse_link
 
         parse_link(link)
-    from privinf.party.options import Options
+    from privinf.session.options import Options
 
     kept: dict[str, Any] = {"cache": cache} if cache is not None else {}
     return Options(timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, **kept, **others)

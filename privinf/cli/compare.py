@@ -28,7 +28,7 @@ def compare(
     given = common.read_prompt(prompt, prompt_file, prompt_ids)
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
     from privinf.cli.screen import Screen
-    from privinf.party.compare import compare as measure
+    from privinf.local.compare import compare as measure
 
     with Screen(quiet=as_json, plain=True) as screen:
         screen.say("one private pass and one float pass")

@@ -29,7 +29,7 @@ def convert(
     from privinf.cli.screen import Screen
     from privinf.lowering import convert as lower_checkpoint
     from privinf.lowering.storage import check_target, is_lowered
-    from privinf.party.report import model_of
+    from privinf.session.report import model_of
 
     check_target(output)  # before the work
     if is_lowered(output) and not force:

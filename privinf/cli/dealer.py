@@ -48,9 +48,9 @@ def dealer(
     }
     options = common.make_options(timeout=timeout, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
-    from privinf.party.dealer import DealerService
-    from privinf.party.memory import few_arenas
-    from privinf.party.outlet import unblocked
+    from privinf.dealer.dealer import DealerService
+    from privinf.session.memory import few_arenas
+    from privinf.session.outlet import unblocked
 
     few_arenas()
     common.log_from(log)

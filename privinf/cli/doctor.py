@@ -42,8 +42,8 @@ def doctor(
     Example: privinf doctor --keys keys/client --server s.example.org:7000 --dealer d.example.org:7001
     """
     from privinf.cli.screen import Screen
-    from privinf.party.doctor import checks
-    from privinf.party.options import default_cache
+    from privinf.doctor.checks import checks
+    from privinf.session.options import default_cache
 
     limits: dict[str, Any] = {"timeout": timeout, "connect_s": common.check_times(timeout, connect_timeout)}
     found = []

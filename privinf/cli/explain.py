@@ -41,7 +41,7 @@ def explain(
     """
     options = common.make_options(cache=cache)
     from privinf.lowering.explain import explain as predict
-    from privinf.party.models import open_model
+    from privinf.server.models import open_model
 
     lowered = open_model(model, options.cache)
     prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=chunk, cached=cached)

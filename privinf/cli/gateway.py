@@ -96,13 +96,13 @@ def gateway(
     options = common.make_options(
         timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **pins, **lengths
     )
+    from privinf.client.client import Client
     from privinf.gateway.demo import Demo
     from privinf.gateway.door import Bounds
     from privinf.gateway.engine import Engine, Limits
     from privinf.gateway.serve import listen_on, serve
-    from privinf.party.client import Client
-    from privinf.party.memory import few_arenas
-    from privinf.party.outlet import unblocked
+    from privinf.session.memory import few_arenas
+    from privinf.session.outlet import unblocked
     from privinf.transport.keys import load_credentials
 
     few_arenas()

@@ -55,7 +55,7 @@ def generate(
         timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **pins, **lengths
     )
     from privinf.cli.screen import Screen
-    from privinf.party.client import Client
+    from privinf.client.client import Client
 
     with Screen(quiet=as_json) as screen:
         screen.say(f"connecting to {server}")

@@ -42,7 +42,7 @@ def prepare(
         timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, expect=expect, **lengths
     )
     from privinf.cli.screen import Screen
-    from privinf.party.client import Client
+    from privinf.client.client import Client
 
     with Screen(quiet=as_json, plain=True) as screen:
         screen.say(f"connecting to {server}")

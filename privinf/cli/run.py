@@ -41,7 +41,7 @@ def run(
     choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
     options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **lengths)
     from privinf.cli.screen import Screen
-    from privinf.party.local import LocalSession
+    from privinf.local.session import LocalSession
 
     with Screen(quiet=as_json) as screen:
         screen.say("starting dealer, server and client")

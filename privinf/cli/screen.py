@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from privinf.cli import common
-from privinf.party.waiting import line_of, once_for_each_reason
+from privinf.session.waiting import line_of, once_for_each_reason
 
 FIRST_S, NEXT_S = 2.0, 10.0
 """Until the first line of those for a file or a pipe, and between the others."""

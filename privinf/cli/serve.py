@@ -61,10 +61,10 @@ def serve(
     limits |= {"setups": setups, "setup_hours": setup_hours, "session_tokens": session_tokens, "session_bytes": session_bytes}
     options = common.make_options(timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **limits)
     from privinf.cli.services import serve_until_stopped
-    from privinf.party.memory import few_arenas
-    from privinf.party.models import open_model
-    from privinf.party.outlet import unblocked
-    from privinf.party.server import Server
+    from privinf.server.models import open_model
+    from privinf.server.server import Server
+    from privinf.session.memory import few_arenas
+    from privinf.session.outlet import unblocked
 
     few_arenas()
     common.log_from(log)

@@ -32,7 +32,7 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
             signal.signal(signal.SIGHUP, reload)
             allow(service.options.drain)
             if metrics is not None:
-                from privinf.party.metrics import serve_metrics, service_families
+                from privinf.session.metrics import serve_metrics, service_families
 
                 about["metrics"], close = serve_metrics(metrics, lambda: service_families(service))
                 stack.callback(close)

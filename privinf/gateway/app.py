@@ -17,14 +17,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sse_starlette.sse import EventSourceResponse
 from starlette.exceptions import HTTPException
 
+from privinf.client.text import Token
 from privinf.gateway.door import METRICS, Bounds, Door, Place
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
 from privinf.gateway.waits import CallerGone, while_there
 from privinf.gateway.wire import COMPLETION_TOKENS, ApiError, ChatRequest, CompletionRequest, Writer, as_api_error, malformed_body
-from privinf.party.metrics import registry_of
-from privinf.party.text import Token
+from privinf.session.metrics import registry_of
 
 PING_S = 15
 logging.getLogger("sse_starlette").setLevel(logging.INFO)  # below that it logs every piece of a reply

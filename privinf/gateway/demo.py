@@ -7,8 +7,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from privinf.party.local import LocalSession
-from privinf.party.options import Options
+from privinf.local.session import LocalSession
+from privinf.session.options import Options
 
 KEPT = 2000
 

@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
+from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.session import ClientSession
+from privinf.client.text import Prompt, Token
+from privinf.client.tokenizer import load_tokenizer
 from privinf.gateway.chat import Chat
 from privinf.gateway.held import Held
 from privinf.gateway.waits import Full, Stopping
-from privinf.party.blame import again_after
-from privinf.party.client import Client
-from privinf.party.conversation import Conversation
-from privinf.party.memory import give_back
-from privinf.party.sampling import GREEDY, Sampling
-from privinf.party.session import ClientSession
-from privinf.party.text import Prompt, Token
-from privinf.party.tokenizer import load_tokenizer
+from privinf.session.blame import again_after
+from privinf.session.memory import give_back
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
 

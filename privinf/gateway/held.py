@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from privinf.party.conversation import Conversation
+from privinf.client.conversation import Conversation
 from privinf.transport.meter import PHASES, Cell
 
 

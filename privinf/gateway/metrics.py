@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from privinf.gateway.engine import Engine
-from privinf.party.metrics import counter, gauge, traffic_families
+from privinf.session.metrics import counter, gauge, traffic_families
 
 KNOWN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/page/reply", "/healthz", "/metrics", "/")
 

@@ -14,10 +14,10 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from sse_starlette.sse import EventSourceResponse
 
+from privinf.client.sampling import Sampling
 from privinf.gateway.engine import Engine, Query, Reply
 from privinf.gateway.wire import Temperature, as_api_error, usage
-from privinf.party.report import TRUST, TRUST_TEXT, counters, model_of
-from privinf.party.sampling import Sampling
+from privinf.session.report import TRUST, TRUST_TEXT, counters, model_of
 from privinf.transport.meter import PHASES, Cell
 
 TICK_S = 0.1

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from privinf.client.sampling import MAX_TEMPERATURE, Sampling
 from privinf.gateway.engine import Reply
 from privinf.gateway.renderer import TemplateFault
 from privinf.gateway.waits import Full, Stopping
-from privinf.party.blame import again_after
-from privinf.party.sampling import MAX_TEMPERATURE, Sampling
+from privinf.session.blame import again_after
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
 
 RETRY_S = 5

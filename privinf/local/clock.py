@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from privinf.party.report import peak_rss_bytes
+from privinf.session.report import peak_rss_bytes
 from protocols.party import Party
 
 Label = tuple[str, str]

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import privinf
 import protocols
 from privinf.graph.node import NODE_KINDS
 from privinf.lowering.lowered import Lowered
@@ -19,7 +18,7 @@ from privinf.models.checkpoint import weight_files
 from protocols.errors import ConfigError
 
 log = logging.getLogger("privinf")
-SOURCES = tuple(Path(str(package.__file__)).parent for package in (privinf, protocols))
+SOURCES = (Path(__file__).parents[1], Path(str(protocols.__file__)).parent)
 LIBRARIES = ("torch", "crypten", "numpy", "tokenizers")
 
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from privinf.party.devices import check_device
+from privinf.session.devices import check_device
 from privinf.transport.shaper import Link, parse_link
 from protocols.errors import ConfigError
 

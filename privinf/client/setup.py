@@ -16,7 +16,7 @@ from privinf.files import refusals, sweep, write_private
 from privinf.graph.private import weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.setup import Item, packed_bytes
-from privinf.party.messages import Needs, Welcome
+from privinf.session.messages import Needs, Welcome
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 from protocols.errors import ConfigError, HandshakeError

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from privinf.party.messages import Deal, Foresee, Pass
-from privinf.party.service import Service
+from privinf.session.messages import Deal, Foresee, Pass
+from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.frames import Kind
 

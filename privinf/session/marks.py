@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from privinf.files import locked
-from privinf.party.messages import Terms
+from privinf.session.messages import Terms
 
 GRACE_S = 30 * 86400.0  # that a clock may be wrong by, before what a certificate stood for is forgotten
 LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")

@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privinf.party.memory import few_arenas
-from privinf.party.options import Options
-from privinf.party.outlet import Outlet
-from privinf.party.sampling import Sampling
+from privinf.client.sampling import Sampling
+from privinf.session.memory import few_arenas
+from privinf.session.options import Options
+from privinf.session.outlet import Outlet
 from protocols.errors import PrivinfError
 
 if TYPE_CHECKING:
-    from privinf.party.client import Client
-    from privinf.party.clock import Clock
+    from privinf.client.client import Client
+    from privinf.local.clock import Clock
 
 BEAT_S = 2.0
 SETTLE_S = 1.5
@@ -140,7 +140,7 @@ def decode_tensor(value: dict[str, Any]) -> Any:
 
 def _finish(parent: Parent, traffic: dict[str, Any], links: Iterable[dict[str, Any]], clock: Clock | None) -> None:
     """`links` are the meters' snapshots of the last connections, `clock` the seconds of each pass where they were asked for."""
-    from privinf.party.report import peak_rss_bytes
+    from privinf.session.report import peak_rss_bytes
 
     passes = clock.report() if clock else []
     parent.emit("ended", pid=os.getpid(), peak_rss_bytes=peak_rss_bytes(), traffic=traffic, links=list(links), passes=passes)
@@ -149,7 +149,7 @@ def _finish(parent: Parent, traffic: dict[str, Any], links: Iterable[dict[str, A
 def _clock(config: dict[str, Any]) -> Clock | None:
     if not config.get("clock"):
         return None
-    from privinf.party.clock import Clock
+    from privinf.local.clock import Clock
 
     return Clock()
 
@@ -158,12 +158,12 @@ def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
     """Server or dealer: serve until standard input ends."""
     options, clock = _options(config), None
     if role == "dealer":
-        from privinf.party.dealer import DealerService
+        from privinf.dealer.dealer import DealerService
 
         service: Any = DealerService(listen="127.0.0.1:0", keys=config["keys"], options=options)
     else:
-        from privinf.party.models import open_model
-        from privinf.party.server import Server
+        from privinf.server.models import open_model
+        from privinf.server.server import Server
 
         lowered = open_model(Path(config["model"]), options.cache)
         more = parent.lines.get()
@@ -171,13 +171,13 @@ def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
             return
         service = Server(lowered, listen="127.0.0.1:0", dealer=more["dealer"], keys=config["keys"], allow_logits=True, options=options)
         if config.get("dump"):
-            from privinf.party.probe import dumping
+            from privinf.local.probe import dumping
 
             service.probe = dumping(Path(config["dump"]), "server")
         elif clock := _clock(config):
             service.probe = clock.begin
     if config.get("watch"):
-        from privinf.party.watch import Watch
+        from privinf.local.watch import Watch
 
         Watch(service, parent.emit)
     service.start()
@@ -230,7 +230,7 @@ class _Queries:
         _finish(self._parent, self._traffic, self._links, self._clock)
 
     def _client(self, number: int) -> Client:
-        from privinf.party.client import Client
+        from privinf.client.client import Client
 
         last, config = [-1.0], self._config
 
@@ -241,7 +241,7 @@ class _Queries:
 
         made = Client(config["server"], dealer=config["dealer"], keys=config["keys"], options=_options(config), progress=progress)
         if config.get("dump"):
-            from privinf.party.probe import dumping
+            from privinf.local.probe import dumping
 
             made.probe = dumping(Path(config["dump"]), "client")
         elif self._clock:
@@ -249,7 +249,7 @@ class _Queries:
         return made
 
     def _answer(self, number: int, query: dict[str, Any]) -> None:
-        from privinf.party.report import snapshot
+        from privinf.session.report import snapshot
 
         client, session, emit = self._client(number), None, self._parent.emit
         self._running = number, client
@@ -278,7 +278,7 @@ def main(role: str) -> int:
     few_arenas()
     parent = Parent()
     # before the configuration is needed, so that the three parties load their libraries side by side
-    importlib.import_module(f"privinf.party.{role}")
+    importlib.import_module(f"privinf.{role}.{role}")
     config = parent.lines.get()
     if config is None:
         return 0

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from privinf.party.service import REASONS, Service
+from privinf.session.service import REASONS, Service
 from privinf.transport.listener import parse_address
 from privinf.transport.meter import Cell
 from protocols.errors import ConfigError

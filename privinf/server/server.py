@@ -18,13 +18,14 @@ from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import module_output, next_token
 from privinf.lowering.setup import Item, masked
-from privinf.party.access import Tally, name_of, one_line
-from privinf.party.ahead import prepare_at_server, spend_at_server
-from privinf.party.blame import as_told
-from privinf.party.budget import Allowance, Budget, SetUps
-from privinf.party.devices import walking
-from privinf.party.marks import Lane
-from privinf.party.messages import (
+from privinf.server.budget import Allowance, Budget, SetUps
+from privinf.server.models import open_model
+from privinf.server.preprocessing import prepare_at_server, spend_at_server
+from privinf.session.access import Tally, name_of, one_line
+from privinf.session.blame import as_told
+from privinf.session.devices import walking
+from privinf.session.marks import Lane
+from privinf.session.messages import (
     MAX_KINDS,
     Deal,
     End,
@@ -42,13 +43,12 @@ from privinf.party.messages import (
     Welcome,
     greet,
 )
-from privinf.party.models import open_model
-from privinf.party.options import Options
-from privinf.party.prepared import Prepared
-from privinf.party.service import Service
-from privinf.party.stock import Shelf, Stock
-from privinf.party.turns import InTurn
-from privinf.party.waiting import once_for_each_reason
+from privinf.session.options import Options
+from privinf.session.pool import Shelf, Stock
+from privinf.session.prepared import Prepared
+from privinf.session.service import Service
+from privinf.session.turns import InTurn
+from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, Kind
 from privinf.transport.listener import dial, parse_address
@@ -91,7 +91,7 @@ class Server(Service):
         self.dealer, self.allow_logits = dealer, allow_logits
         self.fingerprint, self.stock = self.credentials.fingerprint, Stock(options.cache, self.role)
         self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
-        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
 
     def reload(self) -> None:
         super().reload()

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from privinf.party.blame import AGAIN, as_told, farewell
-from privinf.party.memory import give_back
-from privinf.party.options import Options
-from privinf.party.report import snapshot, traffic_of
-from privinf.party.sparing import WINDOW_S, Sparing
-from privinf.party.turns import Turns
+from privinf.session.blame import AGAIN, as_told, farewell
+from privinf.session.memory import give_back
+from privinf.session.options import Options
+from privinf.session.report import snapshot, traffic_of
+from privinf.session.sparing import WINDOW_S, Sparing
+from privinf.session.turns import Turns
 from privinf.transport.connection import Connection
 from privinf.transport.door import TurnedAway
 from privinf.transport.endpoint import OnMessage
@@ -83,7 +83,7 @@ class Service:
         self.turns = Turns()
         self.refusals: Counter[str] = Counter()  # by reason
         self.counts: Counter[str] = Counter()  # passes, positions and correlations, for metrics
-        self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.party.watch`, in local demos alone
+        self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.local.watch`, in local demos alone
         self._totals = {(role, phase): Cell() for role in ROLES for phase in PHASES}  # of connections that have ended, by role of the peer
         self.ended: deque[dict[str, Any]] = deque(maxlen=64)  # the last of them, see `report.snapshot`
 

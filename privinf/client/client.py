@@ -12,14 +12,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from privinf.party.blame import sane
-from privinf.party.options import MAX_NEW_TOKENS, Options
-from privinf.party.report import result_of
-from privinf.party.sampling import GREEDY, Sampling
-from privinf.party.session import ClientSession, Progress
-from privinf.party.text import Prompt, Token, check_length
-from privinf.party.tokenizer import Own
-from privinf.party.waiting import once_for_each_reason
+from privinf.client.result import result_of
+from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.session import ClientSession, Progress
+from privinf.client.text import Prompt, Token, check_length
+from privinf.client.tokenizer import Own
+from privinf.session.blame import sane
+from privinf.session.options import MAX_NEW_TOKENS, Options
+from privinf.session.waiting import once_for_each_reason
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, parse_address
 from protocols.errors import ConfigError, ProtocolDesync, TransportError
@@ -96,7 +96,7 @@ class Client:
         self._waiting: ClientSession | None = None  # made by `connect`, for the next query
         self._sessions: set[ClientSession] = set()
         self._queries: set[_Query] = set()
-        self.probe: Callable[[Party], Any] | None = None  # `privinf.party.probe` or `clock`, in local sessions alone
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
         self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from privinf.files import finish, refusals
-from privinf.party.messages import Index, Token
+from privinf.session.messages import Index, Token
 from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Kind, Role, Store, from_wire, on_wire, pack_parts

@@ -20,9 +20,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
-from privinf.party.options import MAX_NEW_TOKENS, Options
-from privinf.party.sampling import GREEDY, Sampling
-from privinf.party.text import Token, whole_numbers
+from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.text import Token, whole_numbers
+from privinf.session.options import MAX_NEW_TOKENS, Options
 from privinf.transport.keys import init_keys
 from protocols import errors
 from protocols.errors import ConfigError, PrivinfError, TransportError
@@ -183,7 +183,7 @@ class LocalSession:
     ask at a time, and are answered one after the other.
 
     With `watch` there are two processes, and the caller is the client, by `addresses` and `keys`: `watch` gets the role of a party
-    and what that party has received, see `privinf.party.watch`.
+    and what that party has received, see `privinf.local.watch`.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class LocalSession:
 
     def run(self, *inputs: Any) -> Any:
         """A private pass; see `privinf.Client.run`."""
-        from privinf.party.child import decode_tensor, encode_tensor
+        from privinf.local.child import decode_tensor, encode_tensor
 
         if not all(hasattr(x, "detach") for x in inputs):
             raise ConfigError("a private pass takes tensors")
@@ -322,7 +322,7 @@ class LocalSession:
             return {}
         if self._predicted is None:
             from privinf.lowering.explain import explain
-            from privinf.party.models import open_model
+            from privinf.server.models import open_model
 
             lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
             logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy

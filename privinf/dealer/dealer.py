@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from privinf.party.access import SHORT, Tally, name_of, one_line
-from privinf.party.ahead import mark_at_dealer
-from privinf.party.blame import as_told
-from privinf.party.devices import walking
-from privinf.party.marks import Lane
-from privinf.party.messages import (
+from privinf.session.access import SHORT, Tally, name_of, one_line
+from privinf.session.blame import as_told
+from privinf.session.devices import walking
+from privinf.session.marks import Lane
+from privinf.session.messages import (
     CHUNK,
     MAX_KINDS,
     Deal,
@@ -35,9 +34,9 @@ from privinf.party.messages import (
     SessionSeed,
     greet,
 )
-from privinf.party.options import Options
-from privinf.party.service import Service
-from privinf.party.stock import Stock
+from privinf.session.options import Options
+from privinf.session.pool import Shelf, Stock
+from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import KindHash, from_wire
@@ -183,7 +182,7 @@ class DealerService(Service):
         lane = Lane(request.model, client.peer_fingerprint, server.peer_fingerprint, request.terms)
         try:
             with self._stock.open(lane, self.options.timeout, min(server.peer_until, client.peer_until)) as shelf:
-                return mark_at_dealer(shelf, request)
+                return _marked(shelf, request)
         except ConfigError as error:
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
@@ -230,3 +229,11 @@ class DealerService(Service):
                 self._masks.clear()
                 found = self._masks[seed, weights] = {w.name: weight_mask(seed, w, self.options.device) for w in weights}
             return found
+
+
+def _marked(shelf: Shelf, request: Mark) -> Marked:
+    """What D answers, and keeps; ConfigError where its disk refuses."""
+    if not request.index:
+        return Marked(shelf.raise_to(request.spent), True)
+    ok = request.index > request.spent and shelf.spend(request.index)
+    return Marked(max(shelf.spent, request.spent), ok)

@@ -1,4 +1,4 @@
-"""The contract's JSON of a run, from a client's session."""
+"""What a party has counted, in the contract's JSON, and the trust model's words."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from privinf.transport.meter import PHASES, Cell
+from privinf.transport.meter import Cell
 
 if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
-    from privinf.party.session import ClientSession
     from privinf.transport.connection import Connection
 
 TRUST = "dealer"
@@ -43,38 +42,6 @@ def model_of(lowered: Lowered) -> dict[str, Any]:
     """{`variant`, `layers`, `heads`, `width`, `vocab`, `id`, `tokenizer`}; the last is its digest, or None."""
     sizes = {name: getattr(lowered.info, name) for name in ("variant", "layers", "heads", "width", "vocab")}
     return {**sizes, "id": lowered.id, "tokenizer": lowered.tokenizer_id}
-
-
-def result_of(session: ClientSession) -> dict[str, Any]:
-    """What `run` and `generate` print with --json."""
-    timing, sessions = session.timing, [*session.earlier, session]
-    plan = session.lowered.plan.values()
-    peer, dealer = {phase: Cell() for phase in PHASES}, Cell()
-    for connection in (connection for each in sessions for connection in each.connections):
-        for phase in PHASES:
-            (dealer if connection.peer_role == "dealer" else peer[phase]).add(connection.meter.total(phase))
-    return {
-        "text": session.streamer.finish() if session.streamer else None,
-        "prompt_tokens": len(session.prompt.ids) if session.prompt else 0,
-        "padded": {"prompt_tokens": session.shown[0], "tokens": session.shown[1], "seconds": timing.padding_s},
-        "tokens": list(session.tokens),
-        "finish_reason": session.finish_reason,
-        "timing": {
-            "setup_s": timing.setup_s,
-            "offline_s": timing.offline_s,
-            "first_token_s": timing.tokens_s[0] if timing.tokens_s else 0.0,
-            "per_token_s": list(timing.tokens_s),
-        },
-        "traffic": traffic_of(peer, dealer),
-        "retries": len(session.earlier),
-        "prepared": session.prepared is not None,
-        "trust": TRUST,
-        "trust_model": TRUST_TEXT,
-        "ring_bits": max(entry.bits for entry in plan),
-        "fractional_bits": max(entry.frac for entry in plan),
-        "model": model_of(session.lowered),
-        **({"logits": [x.reshape(-1).tolist() for x in session.logits]} if session.logits else {}),
-    }
 
 
 def peak_rss_bytes() -> int:

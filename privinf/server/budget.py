@@ -22,9 +22,9 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, refusals, write_private
-from privinf.party.blame import AGAIN
-from privinf.party.messages import Pass, Prepare, Run, Spend
-from privinf.party.service import Service
+from privinf.session.blame import AGAIN
+from privinf.session.messages import Pass, Prepare, Run, Spend
+from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols.errors import ConfigError, RefusedError
 from protocols.party import Trace

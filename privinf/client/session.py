@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from privinf.client.feed import Feed, Posting
+from privinf.client.preprocessing import prepare_at_client, spend_at_client
+from privinf.client.sampling import GREEDY, Sampler, Sampling
+from privinf.client.setup import ClientStore, parts_of, receive_bundle, receive_part
+from privinf.client.text import Prompt, Streamer, Token
+from privinf.client.tokenizer import settle
 from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.program import module_output, next_token
 from privinf.lowering.steps import padded
-from privinf.party.ahead import prepare_at_client, spend_at_client
-from privinf.party.blame import farewell, sane
-from privinf.party.devices import walking
-from privinf.party.feed import Feed, Posting
-from privinf.party.marks import Lane
-from privinf.party.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
-from privinf.party.prepared import Prepared
-from privinf.party.sampling import GREEDY, Sampler, Sampling
-from privinf.party.setup import ClientStore, parts_of, receive_bundle, receive_part
-from privinf.party.stock import Shelf, Stock
-from privinf.party.text import Prompt, Streamer, Token
-from privinf.party.tokenizer import settle
+from privinf.session.blame import farewell, sane
+from privinf.session.devices import walking
+from privinf.session.marks import Lane
+from privinf.session.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
+from privinf.session.pool import Shelf, Stock
+from privinf.session.prepared import Prepared
 from privinf.transport.connection import Connection
 from privinf.transport.listener import dial
 from privinf.transport.shaper import Link
@@ -36,7 +36,7 @@ from protocols.party import Offline, Online, Party
 from protocols.ring import unpack
 
 if TYPE_CHECKING:
-    from privinf.party.client import Client
+    from privinf.client.client import Client
 
 Progress = Callable[[str, float], None]  # (phase, share done)
 

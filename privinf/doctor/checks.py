@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from privinf.party.devices import cuda_devices, cuda_missing
-from privinf.party.options import CONNECT_S
+from privinf.session.devices import cuda_devices, cuda_missing
+from privinf.session.options import CONNECT_S
 from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
 from privinf.transport.listener import Waiting
 from privinf.version import VERSION
@@ -75,7 +75,7 @@ def checks(
     if keys is not None and infos:
         yield tried("keys", lambda: _loadable(keys))
     if server or dealer or gateway:
-        from privinf.party.deployment import Deployment  # not before torch and the packages were looked at
+        from privinf.doctor.deployment import Deployment  # not before torch and the packages were looked at
 
         yield from Deployment(keys, timeout, connect_s, expect, cache, waiting).checks(server, dealer, gateway, api_key)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privinf.party.options import LONGEST
-from privinf.party.sampling import Stops
-from privinf.party.tokenizer import Tokenizer, load_tokenizer
+from privinf.client.sampling import Stops
+from privinf.client.tokenizer import Tokenizer, load_tokenizer
+from privinf.session.options import LONGEST
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:

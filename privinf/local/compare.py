@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.party.local import LocalSession
-from privinf.party.models import open_model
-from privinf.party.options import Options
-from privinf.party.text import Prompt
+from privinf.client.text import Prompt
+from privinf.local.session import LocalSession
+from privinf.server.models import open_model
+from privinf.session.options import Options
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
             for _ in session.generate(ids=tokens, max_new_tokens=1, ignore_eos=True, logits=True):
                 pass
         assert session.result is not None
-        from privinf.party.child import decode_tensor
+        from privinf.local.child import decode_tensor
 
         private = decode_tensor(session.logits[0]).double().reshape(-1)
         layers, warnings, exact = _layers(lowered, tokens, dump)
@@ -56,8 +56,8 @@ def compare(
 
 def _layers(lowered: Any, tokens: list[int], dump: Path) -> tuple[list[dict[str, Any]], list[str], Tensor]:
     """Errors per node, warnings, and the float logits."""
+    from privinf.local.probe import reconstruct
     from privinf.lowering.calibrate import beyond
-    from privinf.party.probe import reconstruct
 
     layers: list[dict[str, Any]] = []
 

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from privinf.party.doctor import Check, roles_of, tried
-from privinf.party.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
-from privinf.party.setup import ClientStore, receive_bundle
+from privinf.client.setup import ClientStore, receive_bundle
+from privinf.doctor.checks import Check, roles_of, tried
+from privinf.session.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, dial, parse_address

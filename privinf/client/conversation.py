@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+from privinf.client.client import Client
+from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.session import ClientSession
+from privinf.client.text import Prompt, Token, check_length
 from privinf.lowering.lowered import Lowered
-from privinf.party.client import Client
-from privinf.party.options import MAX_NEW_TOKENS
-from privinf.party.sampling import GREEDY, Sampling
-from privinf.party.session import ClientSession
-from privinf.party.text import Prompt, Token, check_length
+from privinf.session.options import MAX_NEW_TOKENS
 from protocols.errors import ConfigError, TransportError
 
 

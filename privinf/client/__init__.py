@@ -1,0 +1,1 @@
+"""The client: owns a prompt, alone learns the answer."""

@@ -1,0 +1,1 @@
+"""The dealer: hands out correlations, and sees neither."""

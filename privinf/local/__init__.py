@@ -1,0 +1,1 @@
+"""Parties on one machine, as processes of one user, and what only these load."""

@@ -1,0 +1,1 @@
+"""The server: owns a model."""

@@ -32,7 +32,7 @@ from privinf.session.messages import Join, Needs, Pass, SessionSeed, Welcome, gr
 from privinf.session.options import Options
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint
-from privinf.transport.frames import Kind, flat
+from privinf.transport.frames import FrameKind, flat
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Store
@@ -338,8 +338,8 @@ def _remember(once: list[bytes]) -> None:
             once.append(hashlib.blake2b(seed, digest_size=8).digest())
             super().__init__(role, seed, *more)
 
-    def watched(self: Endpoint, kind: Kind, body: Any, flags: int = 0) -> Any:
-        if kind is Kind.CONTROL:
+    def watched(self: Endpoint, kind: FrameKind, body: Any, flags: int = 0) -> Any:
+        if kind is FrameKind.CONTROL:
             armed[0] = True
         elif armed[0] and self.peer_role == "server" and self.meter.phase == "online" and len(sent := flat(body)) >= SHORTEST:
             once.append(hashlib.blake2b(sent, digest_size=8).digest())

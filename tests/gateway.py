@@ -17,7 +17,7 @@ from privinf.gateway.app import create_app
 from privinf.gateway.door import Bounds
 from privinf.gateway.engine import Engine, Limits
 from privinf.gateway.metrics import Requests
-from privinf.gateway.serve import Service, listen_on
+from privinf.gateway.serve import HttpServer, listen_on
 from tests.trio import Trio, wait_for
 from tests.waiting import PATIENCE
 
@@ -30,7 +30,7 @@ class Gateway:
 
     address: str
     engine: Engine
-    service: Service
+    service: HttpServer
 
     @property
     def url(self) -> str:
@@ -48,10 +48,10 @@ class Gateway:
 @contextlib.contextmanager
 def serving(
     app: Any, requests: Requests | None = None, bounds: Bounds | None = None, halt: Callable[[], None] = lambda: None
-) -> Iterator[tuple[str, Service]]:
+) -> Iterator[tuple[str, HttpServer]]:
     """An application of any kind, over a socket: its address, and what serves it, in a thread."""
     listener = listen_on("127.0.0.1:0")
-    service = Service(app, requests or Requests(), bounds or Bounds(), halt=halt)
+    service = HttpServer(app, requests or Requests(), bounds or Bounds(), halt=halt)
     thread = threading.Thread(target=lambda: asyncio.run(service.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:

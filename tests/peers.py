@@ -15,7 +15,7 @@ import pytest
 
 from privinf.session.messages import Dealt, Join, Register, SessionSeed, greet
 from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
+from privinf.transport.frames import FrameKind
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial
 from protocols.errors import PrivinfError
@@ -96,7 +96,7 @@ class joined:
 
     def ask(self, kinds: list[Any]) -> Any:
         """What the client is told of a pass."""
-        self.server.send(msgspec.msgpack.encode({"type": "Deal", "kinds": kinds}), Kind.CONTROL)
+        self.server.send(msgspec.msgpack.encode({"type": "Deal", "kinds": kinds}), FrameKind.CONTROL)
         try:
             return self.client.receive_control(Dealt)
         except PrivinfError as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privinf.dealer import service as dealer
+from privinf.dealer import dealer as dealer
 from privinf.dealer.dealer import DealerService
 from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import lower

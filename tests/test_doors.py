@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from privinf.session.messages import greet
 from privinf.transport import Listener, TurnedAway, door
 from privinf.transport.crowd import Crowd
-from privinf.transport.frames import Kind, pack_header
+from privinf.transport.frames import FrameKind, pack_header
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial, parse_address
 from protocols.errors import PrivinfError
@@ -41,7 +41,7 @@ from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import pool as pool
 from tests.trio import trio
 
-HEARTBEAT = pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
+HEARTBEAT = pack_header(0, FrameKind.HEARTBEAT, 0, 0, 0)
 ROOT = Path(__file__).resolve().parent.parent
 
 

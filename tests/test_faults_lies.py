@@ -14,12 +14,12 @@ import pytest
 
 from privinf.session.messages import (
     Deal,
-    Foresee,
-    Foreseen,
     Hello,
     Join,
     Needs,
     Pass,
+    Prefetch,
+    Prefetched,
     Register,
     Run,
     Session,
@@ -97,9 +97,9 @@ def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
 NONSENSE = [[["Nope", 1]], [["Mask"]], [[]], [["Mask", [1 << 30, 1 << 30], 64, 0]], [["LinearMask", "w", [4], 4, 99, 0, 0, []]]]
 
 
-@pytest.mark.parametrize("asked", [*map(Deal, NONSENSE), *map(Foresee, NONSENSE[:1]), Foreseen()])
+@pytest.mark.parametrize("asked", [*map(Deal, NONSENSE), *map(Prefetch, NONSENSE[:1]), Prefetched()])
 def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytest.LogCaptureFixture, asked: Any) -> None:
-    words = "asked for as foreseen" if isinstance(asked, Foreseen) else "was asked for"
+    words = "asked for as prefetched" if isinstance(asked, Prefetched) else "was asked for"
     token, fingerprint = secrets.token_bytes(16), load_fingerprint(t.keys() / "client" / "cert.pem")
     with dialled(parties.dealer.address, "server", "dealer") as server, dialled(parties.dealer.address, "client", "dealer") as client:
         greet(server)

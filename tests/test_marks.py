@@ -94,10 +94,10 @@ def test_marks_of_which_nobody_knows_how_long_they_count_stay(tmp_path: Path, mo
     cli.rm(expired=True, cache=tmp_path)
     assert path.exists() and marks.overview(tmp_path)[0]["spent"] == 4
     now, until = time.time(), time.time() + 60
-    with stock.Stock(tmp_path, "dealer").open(lane, 5, until) as shelf:
+    with stock.Pool(tmp_path, "dealer").open(lane, 5, until) as shelf:
         assert shelf.spent == 4 and shelf.spend(5)
     monkeypatch.setattr(time, "time", lambda: until + 1)  # in a session that goes on, say
-    with pytest.raises(ConfigError, match="has expired"), stock.Stock(tmp_path, "dealer").open(lane, 5, until):
+    with pytest.raises(ConfigError, match="has expired"), stock.Pool(tmp_path, "dealer").open(lane, 5, until):
         pass
     monkeypatch.setattr(time, "time", lambda: now + marks.GRACE_S + 3600)
     cli.rm(expired=True, cache=tmp_path)

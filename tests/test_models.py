@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.aero import AeroModel, Trace
+from privinf.models.aero import Activations, AeroModel
 from privinf.models.base import configure
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer, save_checkpoint
 from privinf.training.entropy import entropy_penalty, head_entropy
@@ -190,7 +190,7 @@ def test_training_form_and_inference_form_agree() -> None:
     model = random_model("SM(t)+ScFuFFN")
     expected = model(some_ids())
     torch.testing.assert_close(model.train()(some_ids()), expected, rtol=1e-9, atol=1e-9)
-    trace = Trace(keep_attention=True)
+    trace = Activations(keep_attention=True)
     torch.testing.assert_close(model(some_ids(), trace=trace), expected, rtol=1e-9, atol=1e-9)
     assert [len(x) for x in (trace.attention, trace.queries, trace.residual)] == [3, 3, 7]
     torch.testing.assert_close(trace.attention[0].sum(-1), torch.ones(2, 4, 9, dtype=torch.float64))
@@ -449,7 +449,7 @@ def test_the_shipped_model_is_small_whole_and_within_the_ring() -> None:
     assert config.stop_ids == {tokenizer.token_to_id("<|endoftext|>")} and tokenizer.get_vocab_size() == config.vocab_size
     text = Path(__file__).read_text("utf-8")  # Python that it was not trained on
     ids = torch.tensor(tokenizer.encode(text).ids[: 8 * 256]).reshape(8, 256)
-    trace = Trace()
+    trace = Activations()
     logits = model(ids, trace=trace)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert float(loss) < 4.5  # ln 3072 is 8.03

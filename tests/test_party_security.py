@@ -20,7 +20,7 @@ from privinf.client.text import Prompt
 from privinf.session import messages
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint
-from privinf.transport.frames import Frame, Kind
+from privinf.transport.frames import Frame, FrameKind
 from privinf.transport.tls import TlsStream
 from tests import trio as t
 from tests.trio import Trio, trio
@@ -36,7 +36,7 @@ class Record:
 
     sent: dict[tuple[str, str], list[tuple[str, str, int]]] = field(default_factory=dict)  # (party, peer) -> [(kind, phase, bytes)]
     records: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # (party, peer) -> bytes of each write into TLS
-    bodies: dict[tuple[str, str], list[tuple[Kind, bytes]]] = field(default_factory=dict)  # (party, peer) -> what arrived
+    bodies: dict[tuple[str, str], list[tuple[FrameKind, bytes]]] = field(default_factory=dict)  # (party, peer) -> what arrived
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
     frames_of, arrived, encrypt = Endpoint._frames_of, Endpoint._arrived, TlsStream.encrypt
     streams: dict[int, tuple[str, str]] = {}
 
-    def watched_frames(self: Endpoint, kind: Kind, body: Any, flags: int = 0) -> Any:
+    def watched_frames(self: Endpoint, kind: FrameKind, body: Any, flags: int = 0) -> Any:
         assert isinstance(self, Connection)
         with guard:
             key = streams[id(self._stream)] = (self.party, self.peer_role)
@@ -55,7 +55,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
 
     def watched_arrival(self: Endpoint, frame: Frame) -> bool:
         with guard:
-            if frame.header.kind is not Kind.HEARTBEAT:
+            if frame.header.kind is not FrameKind.HEARTBEAT:
                 made.bodies.setdefault((self.party, self.peer_role), []).append((frame.header.kind, bytes(frame.body)))
         return arrived(self, frame)
 
@@ -112,12 +112,12 @@ def test_an_observer_sees_the_same_for_two_prompts_of_equal_length(parties: Trio
 # ---- the dealer
 
 
-def control(bodies: list[tuple[Kind, bytes]]) -> list[Any]:
+def control(bodies: list[tuple[FrameKind, bytes]]) -> list[Any]:
     """The dealer's control messages, without the seeds and tokens that are drawn for each session."""
     found = []
     for kind, body in bodies:
-        assert kind in (Kind.CONTROL, Kind.GOODBYE)  # no data ever reaches it
-        if kind is Kind.CONTROL:
+        assert kind in (FrameKind.CONTROL, FrameKind.GOODBYE)  # no data ever reaches it
+        if kind is FrameKind.CONTROL:
             message = msgspec.msgpack.decode(body)
             assert not isinstance(message, dict) or all(len(message[key]) in (16, 32) for key in SEEDS & set(message))
             found.append({key: value for key, value in message.items() if key not in SEEDS} if isinstance(message, dict) else message)
@@ -136,7 +136,7 @@ def test_what_the_dealer_receives_depends_on_public_shapes_alone(record: Record,
     assert len(views) == 4 and all(view == views[0] for view in views)
     (joined,), asked = [m for m in views[0]["dealer", "client"] if m.get("type") == "Join"], views[0]["dealer", "server"]
     assert joined == {"type": "Join"}
-    assert [message.get("type") for message in asked] == [None, "Register", "Deal", "Deal", "Foresee", "Foreseen", "Foresee", "End"]
+    assert [message.get("type") for message in asked] == [None, "Register", "Deal", "Deal", "Prefetch", "Prefetched", "Prefetch", "End"]
     assert set(asked[1]) == {"type", "client", "weights"}
 
 

@@ -53,18 +53,18 @@ class KilledAtMark:
 
     def __call__(self) -> None:
         from privinf.session.marks import Marks
-        from privinf.session.pool import Shelf
+        from privinf.session.pool import PoolLane
 
-        keep = Shelf._keep
+        keep = PoolLane._keep
 
-        def killed(shelf: Shelf, marks: Marks) -> None:
+        def killed(shelf: PoolLane, marks: Marks) -> None:
             if marks.spent and not self.after:
                 os.kill(os.getpid(), signal.SIGKILL)
             keep(shelf, marks)
             if marks.spent:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        Shelf._keep = killed  # type: ignore
+        PoolLane._keep = killed  # type: ignore
 
 
 @dataclass(frozen=True)

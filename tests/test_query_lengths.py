@@ -27,7 +27,7 @@ from privinf.lowering.steps import padded, steps
 from privinf.session.messages import Pass, Terms
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import OnMessage
-from privinf.transport.frames import Kind
+from privinf.transport.frames import FrameKind
 from protocols.correlations import Role
 from protocols.errors import ConfigError, TransportError
 from protocols.party import Party, Trace
@@ -202,7 +202,7 @@ class Seen:
 
     def __init__(self, parties: Trio) -> None:
         self._parties = parties
-        self.messages: list[tuple[Kind, str, int]] = []
+        self.messages: list[tuple[FrameKind, str, int]] = []
 
     def __enter__(self) -> Seen:
         def watch(connection: Connection) -> OnMessage:
@@ -216,7 +216,7 @@ class Seen:
     def __exit__(self, *_: object) -> None:
         self._parties.server.watch = None
 
-    def take(self) -> list[tuple[Kind, str, int]]:
+    def take(self) -> list[tuple[FrameKind, str, int]]:
         found, self.messages = self.messages, []
         return found
 
@@ -253,7 +253,7 @@ def test_prompts_of_one_bucket_look_alike_to_the_server(parties: Trio) -> None:
         assert transcripts[0] == transcripts[1] == transcripts[2]
         client = parties.client(pad_prompt=8, chunk=4)
         ask(client, PROMPT[:9], 1)
-        passes = [size for kind, phase, size in seen.take() if (kind, phase) == (Kind.CONTROL, "online")]
+        passes = [size for kind, phase, size in seen.take() if (kind, phase) == (FrameKind.CONTROL, "online")]
         assert len(passes) == 4 + 1  # 16 positions by 4, and the end
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from privinf.transport import Connection, Kind, Listener
+from privinf.transport import Connection, FrameKind, Listener
 from privinf.transport.frames import pack_header
 from privinf.transport.keys import load_credentials
 from protocols.errors import TransportError
@@ -143,7 +143,7 @@ def test_a_dripping_peer_does_not_hold_us_for_ever(keys_dir: Path, pool: ThreadP
         stop = threading.Event()
 
         def drip() -> None:
-            inject(pair.client, pack_header(1000, Kind.DATA, 0, 1, 0))
+            inject(pair.client, pack_header(1000, FrameKind.DATA, 0, 1, 0))
             while not stop.wait(0.02):
                 with contextlib.suppress(OSError):
                     inject(pair.client, b"x")
@@ -157,7 +157,7 @@ def test_a_dripping_peer_does_not_hold_us_for_ever(keys_dir: Path, pool: ThreadP
 
 def test_end_of_file_within_a_frame_and_between_frames(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
     with connected(keys_dir, pool) as pair:
-        inject(pair.client, pack_header(100, Kind.DATA, 0, 1, 0) + b"half")
+        inject(pair.client, pack_header(100, FrameKind.DATA, 0, 1, 0) + b"half")
         pair.client._stream.sock.shutdown(socket.SHUT_WR)
         assert "closed the connection in the middle of a message" in str(outcome(lambda: pair.server.receive(100)))
     with connected(keys_dir, pool) as pair:

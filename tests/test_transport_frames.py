@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privinf.transport import Connection, Kind, connection, memory_pair
+from privinf.transport import Connection, FrameKind, connection, memory_pair
 from privinf.transport.endpoint import one_line
 from privinf.transport.frames import ABSENT, DESYNC, HEADER, MORE, REFUSED, Frame, FrameReader, flat, pack_header, parse_header
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError, TransportError
@@ -28,9 +28,9 @@ from tests.waiting import PATIENCE
 # ---- frames
 
 HEADERS = st.one_of(
-    st.tuples(st.sampled_from([Kind.DATA, Kind.CONTROL]), st.binary(max_size=3000), st.sampled_from([0, MORE])),
-    st.tuples(st.sampled_from([Kind.HEARTBEAT, Kind.GOODBYE]), st.just(b""), st.just(0)),
-    st.tuples(st.just(Kind.ERROR), st.binary(max_size=600), st.sampled_from([0, DESYNC])),
+    st.tuples(st.sampled_from([FrameKind.DATA, FrameKind.CONTROL]), st.binary(max_size=3000), st.sampled_from([0, MORE])),
+    st.tuples(st.sampled_from([FrameKind.HEARTBEAT, FrameKind.GOODBYE]), st.just(b""), st.just(0)),
+    st.tuples(st.just(FrameKind.ERROR), st.binary(max_size=600), st.sampled_from([0, DESYNC])),
 )
 
 
@@ -104,19 +104,19 @@ def test_flat_takes_what_has_contiguous_bytes() -> None:
     "raw, reason",
     [
         ((2**60).to_bytes(8, "big") + b"\1" * 10, "kind"),
-        (pack_header(2**28, Kind.DATA, 0, 1, 0), "claims 268435456 bytes; the limit is 67108864"),
-        (pack_header(2**32 - 1, Kind.DATA, 0, 1, 0), "claims 4294967295 bytes; the limit is 67108864"),
-        (pack_header(2**32 - 1, Kind.CONTROL, 0, 0, 0), "claims 4294967295 bytes"),
-        (pack_header(64 * MB + 1, Kind.DATA, 0, 1, 0), "the limit is 67108864"),
-        (pack_header(2**32 - 1, Kind.HEARTBEAT, 0, 0, 0), "claims"),
-        (pack_header(1, Kind.GOODBYE, 0, 0, 0), "claims 1 bytes"),
-        (pack_header(5000, Kind.ERROR, 0, 0, 0), "claims 5000 bytes"),
+        (pack_header(2**28, FrameKind.DATA, 0, 1, 0), "claims 268435456 bytes; the limit is 67108864"),
+        (pack_header(2**32 - 1, FrameKind.DATA, 0, 1, 0), "claims 4294967295 bytes; the limit is 67108864"),
+        (pack_header(2**32 - 1, FrameKind.CONTROL, 0, 0, 0), "claims 4294967295 bytes"),
+        (pack_header(64 * MB + 1, FrameKind.DATA, 0, 1, 0), "the limit is 67108864"),
+        (pack_header(2**32 - 1, FrameKind.HEARTBEAT, 0, 0, 0), "claims"),
+        (pack_header(1, FrameKind.GOODBYE, 0, 0, 0), "claims 1 bytes"),
+        (pack_header(5000, FrameKind.ERROR, 0, 0, 0), "claims 5000 bytes"),
         (HEADER.pack(0, 0, 0, 0, 0), "unknown kind 0"),
         (b"\xff" * 18, "unknown kind 255"),
-        (pack_header(0, Kind.DATA, 3, 0, 0), "means nothing"),
-        (pack_header(0, Kind.DATA, 0x20, 0, 0), "means nothing"),
-        (pack_header(0, Kind.HEARTBEAT, MORE, 0, 0), "means nothing"),
-        (pack_header(0, Kind.DATA, 0, 2**31, 0), "means nothing"),
+        (pack_header(0, FrameKind.DATA, 3, 0, 0), "means nothing"),
+        (pack_header(0, FrameKind.DATA, 0x20, 0, 0), "means nothing"),
+        (pack_header(0, FrameKind.HEARTBEAT, MORE, 0, 0), "means nothing"),
+        (pack_header(0, FrameKind.DATA, 0, 2**31, 0), "means nothing"),
     ],
 )
 def test_frames_that_are_refused_before_their_body(keys_dir: Path, pool: ThreadPoolExecutor, raw: bytes, reason: str) -> None:
@@ -151,14 +151,14 @@ def test_the_limit_is_lower_before_a_session(keys_dir: Path, pool: ThreadPoolExe
 def test_parts_of_a_message_that_are_too_small(keys_dir: Path, pool: ThreadPoolExecutor, size: int, established: bool) -> None:
     """A message in parts of no bytes would have no end, and one of single bytes takes hundreds of times its size."""
     with connected(keys_dir, pool, established=established) as pair:
-        for kind in (Kind.DATA, Kind.CONTROL):
+        for kind in (FrameKind.DATA, FrameKind.CONTROL):
             inject(pair.client, pack_header(size, kind, MORE, 1, 0) + bytes(size))
             error = outcome(lambda: pair.server.receive(10 * MB))
             assert type(error) is TransportError and f"a part of a message of {size} bytes; all but the last have 65536 or more" in str(
                 error
             )
     client, server = memory_pair(("client", "server"))
-    client._wire.to[1].append(pack_header(size, Kind.DATA, MORE, 1, 0) + bytes(size))
+    client._wire.to[1].append(pack_header(size, FrameKind.DATA, MORE, 1, 0) + bytes(size))
     assert "a part of a message" in str(outcome(lambda: server.receive(10 * MB)))
 
 
@@ -191,7 +191,7 @@ def test_what_comes_while_a_send_is_blocked_is_bounded_headers_counted(
     import tracemalloc
 
     monkeypatch.setattr(connection, "BACKLOG", 4 * MB)
-    body, frames = bytes(100 * MB), (pack_header(size, Kind.DATA, 0, 1, 0) + bytes(size)) * 500
+    body, frames = bytes(100 * MB), (pack_header(size, FrameKind.DATA, 0, 1, 0) + bytes(size)) * 500
     with connected(keys_dir, pool, timeout=3.0, silence_s=30.0) as pair, sending_on(pool, pair.client, frames):
         tracemalloc.start()
         error = outcome(lambda: pair.server.send(body))
@@ -203,7 +203,7 @@ def test_what_comes_while_a_send_is_blocked_is_bounded_headers_counted(
 
 
 def test_heartbeats_without_end_keep_no_wait_alive(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
-    beats = pack_header(0, Kind.HEARTBEAT, 0, 0, 0) * 1000
+    beats = pack_header(0, FrameKind.HEARTBEAT, 0, 0, 0) * 1000
     with connected(keys_dir, pool, timeout=1.0) as pair, sending_on(pool, pair.client, beats):
         began = time.monotonic()
         assert "does not answer within 1 s" in str(outcome(lambda: pair.server.receive(1)))
@@ -293,10 +293,10 @@ def test_control_messages(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
 )
 def test_control_messages_that_are_none(keys_dir: Path, pool: ThreadPoolExecutor, body: bytes) -> None:
     with connected(keys_dir, pool) as pair:
-        pair.client.send(body, Kind.CONTROL)
+        pair.client.send(body, FrameKind.CONTROL)
         error = outcome(lambda: pair.server.receive_control(Offer))
         assert isinstance(error, ProtocolDesync) and "not a Offer" in str(error)
-        pair.client.send(body, Kind.CONTROL)
+        pair.client.send(body, FrameKind.CONTROL)
         assert isinstance(outcome(lambda: pair.server.receive_control(Offer | list)), ProtocolDesync)
 
 
@@ -304,7 +304,7 @@ def test_control_messages_that_are_none(keys_dir: Path, pool: ThreadPoolExecutor
 @settings(max_examples=200, deadline=None)
 def test_any_control_message_is_decoded_or_refused(body: bytes) -> None:
     client, server = memory_pair(("client", "server"))
-    client.send(body, Kind.CONTROL)
+    client.send(body, FrameKind.CONTROL)
     with contextlib.suppress(ProtocolDesync):
         assert isinstance(server.receive_control(Offer), Offer)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.output import table
-from privinf.models.aero import AeroModel, Trace
+from privinf.models.aero import Activations, AeroModel
 from privinf.models.checkpoint import load_tokenizer
 from privinf.training.corpus import Tokens, encode_corpus, read_corpus
 from privinf.training.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
@@ -74,6 +74,6 @@ def _ranges(model: AeroModel, tokens: Tokens, training: Tensor, held_out: dict[s
 def _largest(model: AeroModel, ids: Tensor, causal: bool) -> Largest:
     found = Largest()
     for part in torch.split(ids, 8):
-        trace = Trace()
+        trace = Activations()
         found = found.with_pass(trace, model(part, trace=trace), causal=causal)
     return found

@@ -102,7 +102,7 @@ class TokenLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptOption:
     """Exactly one of the two; not shown, for a prompt is a secret."""
 
     text: str | None
@@ -112,7 +112,7 @@ class Prompt:
         return "Prompt(hidden)"
 
 
-def read_prompt(text: str | None, file: Path | None, ids: str | None) -> Prompt:
+def read_prompt(text: str | None, file: Path | None, ids: str | None) -> PromptOption:
     """The prompt from whichever option was given; ConfigError unless it is exactly one, and not empty."""
     given = [name for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-ids", ids)) if value is not None]
     if len(given) != 1:
@@ -121,12 +121,12 @@ def read_prompt(text: str | None, file: Path | None, ids: str | None) -> Prompt:
             remedy="give one of --prompt, --prompt-file, --prompt-ids",
         )
     if ids is not None:
-        return Prompt(None, read_ids(ids, "--prompt-ids"))
+        return PromptOption(None, read_ids(ids, "--prompt-ids"))
     if file is not None:
         text = _read(file)
     if not text:
         raise ConfigError("the prompt is empty", remedy="give at least one token")
-    return Prompt(text, None)
+    return PromptOption(text, None)
 
 
 def read_ids(text: str, option: str) -> list[int]:

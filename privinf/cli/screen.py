@@ -82,11 +82,11 @@ class Screen:
             self._status.stop()
             self._status = None
 
-    def write_tokens(self, tokens: Iterable[common.TokenLike], prompt: common.Prompt) -> None:
+    def write_tokens(self, tokens: Iterable[common.TokenLike], prompt: common.PromptOption) -> None:
         """The new text; on a terminal it follows the prompt."""
         common.write_tokens(self._after_prompt(tokens, prompt), quiet=self.quiet)
 
-    def _after_prompt(self, tokens: Iterable[common.TokenLike], prompt: common.Prompt) -> Iterable[common.TokenLike]:
+    def _after_prompt(self, tokens: Iterable[common.TokenLike], prompt: common.PromptOption) -> Iterable[common.TokenLike]:
         first = True
         for token in tokens:
             self._writing = True

@@ -31,7 +31,7 @@ from privinf.session.messages import (
     Taken,
     Terms,
 )
-from privinf.session.pool import Shelf
+from privinf.session.pool import PoolLane
 from privinf.session.prepared import Header, Prepared, Recorder
 from protocols.correlations import Role
 from protocols.errors import ConfigError, ProtocolDesync
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("privinf")
 
 
-def _request(kind: type[Prepare] | type[Spend], shelf: Shelf, held: dict[int, bytes]) -> Prepare | Spend:
+def _request(kind: type[Prepare] | type[Spend], shelf: PoolLane, held: dict[int, bytes]) -> Prepare | Spend:
     return kind(shelf.lane.terms, shelf.spent, tuple(held.items()))
 
 
@@ -104,7 +104,7 @@ def spend_at_client(session: ClientSession, terms: Terms) -> Prepared | None:
     return None
 
 
-def _spend(session: ClientSession, shelf: Shelf) -> Prepared | None:
+def _spend(session: ClientSession, shelf: PoolLane) -> Prepared | None:
     connection = session.connection
     while held := shelf.held():
         request = _request(Spend, shelf, held)

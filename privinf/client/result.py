@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from privinf.session.report import TRUST, model_of, traffic_of
+from privinf.session.report import TRUST, TRUST_TEXT, model_of, traffic_of
 from privinf.transport.meter import PHASES, Cell
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from privinf.client.feed import Feed, Posting
+from privinf.client.payload import OneWay, Payload
 from privinf.client.preprocessing import prepare_at_client, spend_at_client
 from privinf.client.sampling import GREEDY, Sampler, Sampling
 from privinf.client.setup import ClientStore, parts_of, receive_bundle, receive_part
@@ -25,7 +25,7 @@ from privinf.session.blame import farewell, sane
 from privinf.session.devices import walking
 from privinf.session.marks import Lane
 from privinf.session.messages import MAX_KINDS, Dealt, End, Join, Needs, Pass, Run, Session, SessionSeed, Terms, Welcome, greet
-from privinf.session.pool import Shelf, Stock
+from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Prepared
 from privinf.transport.connection import Connection
 from privinf.transport.listener import dial
@@ -72,7 +72,7 @@ class ClientSession:
         self.finish_reason = "length"
         self.logits: list[Tensor] = []
         self.link: Connection | None = None
-        self.stock = Stock(self.options.cache, Role.CLIENT)
+        self.stock = Pool(self.options.cache, Role.CLIENT)
         self.prepared: Prepared | None = None  # the prepared query that this one uses
         self._closed = threading.Event()
         self._dialled: list[Connection] = []
@@ -161,7 +161,7 @@ class ClientSession:
         """Of queries that are prepared on these terms."""
         return Lane(self.lowered.id, self.client.credentials.fingerprint, self.connection.peer_fingerprint, terms)
 
-    def shelf(self, lane: Lane) -> contextlib.AbstractContextManager[Shelf]:
+    def shelf(self, lane: Lane) -> contextlib.AbstractContextManager[PoolLane]:
         """A lane of this session's, see `Stock.open`."""
         return self.stock.open(lane, self.options.timeout, self.connection.peer_until)
 
@@ -352,8 +352,8 @@ class ClientSession:
         assert self.link is not None
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
-        feed = Feed(self.link, dealt.size, progress)
-        offline = sketch.party.engine = Offline(sketch.party.weights, Posting(self.connection), store, feed.take)
+        feed = Payload(self.link, dealt.size, progress)
+        offline = sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store, feed.take)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
         self.connection.meter.label = ("", "")

@@ -18,7 +18,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.setup import Item, packed_bytes
 from privinf.session.messages import Needs, Welcome
 from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
+from privinf.transport.frames import FrameKind
 from protocols.errors import ConfigError, HandshakeError
 from protocols.linear import Weight
 
@@ -88,7 +88,7 @@ def receive_bundle(connection: Connection, welcome: Welcome, store: ClientStore,
     connection.send_control(Needs(() if bundle is not None else ("bundle",)))
     if bundle is None:
         connection.max_frame, usual = welcome.size, connection.max_frame
-        bundle = bytes(connection.receive(welcome.size, Kind.CONTROL))
+        bundle = bytes(connection.receive(welcome.size, FrameKind.CONTROL))
         connection.max_frame = usual
         if hashlib.sha256(bundle).hexdigest() != welcome.model:
             raise HandshakeError("the public bundle is not that of the model whose id the server gave", party="client", peer=peer)

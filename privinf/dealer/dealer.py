@@ -24,18 +24,18 @@ from privinf.session.messages import (
     Deal,
     Dealt,
     End,
-    Foresee,
-    Foreseen,
     Join,
     Mark,
     Marked,
+    Prefetch,
+    Prefetched,
     Register,
     Reseed,
     SessionSeed,
     greet,
 )
 from privinf.session.options import Options
-from privinf.session.pool import Shelf, Stock
+from privinf.session.pool import Pool, PoolLane
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
@@ -79,7 +79,7 @@ class DealerService(Service):
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
-        self._stock = Stock(self.options.cache, self.role)
+        self._stock = Pool(self.options.cache, self.role)
         self._lock = threading.Lock()
         self._expanding = threading.Lock()
 
@@ -140,7 +140,7 @@ class DealerService(Service):
         dealer: Dealer | None = None  # made when it is first needed: a query that was prepared needs none
         ahead: _Ahead | None = None
         while True:
-            request = connection.receive_control(Deal | Foresee | Foreseen | Reseed | Mark | End, MAX_KINDS)
+            request = connection.receive_control(Deal | Prefetch | Prefetched | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
                 self.leave(connection)
                 return
@@ -151,9 +151,9 @@ class DealerService(Service):
             if isinstance(request, Mark):
                 connection.send_control(self._mark(connection, client, request))
                 continue
-            if isinstance(request, Foreseen):
+            if isinstance(request, Prefetched):
                 if ahead is None:
-                    raise ProtocolDesync("a pass is asked for as foreseen, and none was", party="dealer")
+                    raise ProtocolDesync("a pass is asked for as prefetched, and none was", party="dealer")
                 self._send(session, client, ahead.head, ahead.payload, ahead.correlations)
                 ahead = None
                 continue
@@ -169,7 +169,7 @@ class DealerService(Service):
             first = dealer.next_name
             head, dealt = self._read(dealer, request)
             payload: Iterable[bytearray] = self._messages(dealt)
-            if isinstance(request, Foresee):
+            if isinstance(request, Prefetch):
                 if head.size <= MOST_AHEAD:
                     with self.turns.turn(session.client):
                         payload = list(payload)
@@ -187,7 +187,7 @@ class DealerService(Service):
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
 
-    def _read(self, dealer: Dealer, request: Deal | Foresee) -> tuple[Dealt, Iterator[bytes]]:
+    def _read(self, dealer: Dealer, request: Deal | Prefetch) -> tuple[Dealt, Iterator[bytes]]:
         """What its client is told of a pass, and its payloads, of which nothing is made yet: all of it is checked and bounded first."""
         kinds, digest = [from_wire(data) for data in request.kinds], KindHash()
         for kind in kinds:
@@ -231,7 +231,7 @@ class DealerService(Service):
             return found
 
 
-def _marked(shelf: Shelf, request: Mark) -> Marked:
+def _marked(shelf: PoolLane, request: Mark) -> Marked:
     """What D answers, and keeps; ConfigError where its disk refuses."""
     if not request.index:
         return Marked(shelf.raise_to(request.spent), True)

@@ -48,7 +48,7 @@ def listen_on(place: str, option: str = "--http") -> socket.socket:
         raise ConfigError(f"cannot listen on {place}: {reason}", remedy=f"choose another {option}") from None
 
 
-class Service(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Uvicorn, but that a signal lets the replies that are on their way end, for `drain_s` seconds; a second one ends at once.
 
     What does not end in time is ended by `halt`, which tells the callers; `say` is told what happens.
@@ -138,4 +138,4 @@ def serve(
     place = Place(frozenset(names), places[1] if len(places) > 1 else None)
     app = create_app(engine, api_key=api_key, name=name, watch=watch, bounds=bounds, requests=requests, place=place)
     listening(*(format_address(*each) for each in places))
-    asyncio.run(Service(app, requests, bounds, halt=engine.halt, say=say).serve(sockets=list(listeners)))
+    asyncio.run(HttpServer(app, requests, bounds, halt=engine.halt, say=say).serve(sockets=list(listeners)))

@@ -44,7 +44,7 @@ def _environment(threads: int) -> dict[str, str]:
     return environment
 
 
-class Party:
+class PartyProcess:
     """A party's process and the events that it emits."""
 
     def __init__(
@@ -202,7 +202,7 @@ class LocalSession:
         self._watch = watch
         self.addresses: dict[str, str] = {}
         self.keys: Path | None = None
-        self._parties: dict[str, Party] = {}
+        self._parties: dict[str, PartyProcess] = {}
         self._stack = contextlib.ExitStack()
         self._numbers = itertools.count(1)
         self._predicted: dict[str, Any] | None = None
@@ -235,7 +235,7 @@ class LocalSession:
         level = logging.getLogger("privinf").getEffectiveLevel()
         for role in ("dealer", "server", *(() if self._watch else ("client",))):  # side by side: each loads its libraries first
             stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
-            self._parties[role] = Party(role, stderr=stderr, watch=self._watch)
+            self._parties[role] = PartyProcess(role, stderr=stderr, watch=self._watch)
         tokenizer = None if self.options.tokenizer is None else str(self.options.tokenizer.absolute())
         options = {**asdict(self.options), "cache": str(self.options.cache.absolute()), "tokenizer": tokenizer}
         common: dict[str, Any] = {"options": options, "keys": str(keys), "log_level": level, "clock": self._clock}

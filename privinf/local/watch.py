@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from privinf.session.messages import Deal, Foresee, Pass
+from privinf.session.messages import Deal, Pass, Prefetch
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
-from privinf.transport.frames import Kind
+from privinf.transport.frames import FrameKind
 
 HEAD = 24
 """Bytes of a message that are shown."""
@@ -36,11 +36,11 @@ class Watch:
         service.watch = self._on_message
         threading.Thread(target=self._tell, name="privinf-watch", daemon=True).start()
 
-    def _on_message(self, connection: Connection) -> Callable[[Kind, memoryview], None]:
+    def _on_message(self, connection: Connection) -> Callable[[FrameKind, memoryview], None]:
         role, peer, meter = self._service.role, connection.peer_role, connection.meter
 
-        def received(kind: Kind, message: memoryview) -> None:
-            if kind is Kind.DATA:
+        def received(kind: FrameKind, message: memoryview) -> None:
+            if kind is FrameKind.DATA:
                 label = " ".join(part for part in meter.label if part)
                 what, value = f"{meter.phase} {label}".strip(), bytes(message[:HEAD]).hex(" ")
             else:
@@ -65,13 +65,13 @@ class Watch:
 
 def public_part(role: str, message: memoryview) -> tuple[str, str]:
     """(what a control message is, what may be shown of it)."""
-    for kind in (Deal, Foresee) if role == "dealer" else (Pass,):
+    for kind in (Deal, Prefetch) if role == "dealer" else (Pass,):
         try:
             found: Any = msgspec.msgpack.decode(message, type=kind)
         except msgspec.MsgspecError:
             continue
-        if isinstance(found, Deal | Foresee):
+        if isinstance(found, Deal | Prefetch):
             shapes = json.dumps([msgspec.msgpack.decode(kind) for kind in found.kinds[:3]], separators=(",", ":"))
-            return f"{len(found.kinds)} shapes {'asked for' if isinstance(found, Deal) else 'foreseen'}", shapes[:120]
+            return f"{len(found.kinds)} shapes {'asked for' if isinstance(found, Deal) else 'prefetched'}", shapes[:120]
         return "a pass asked for", f"over {found.count} positions{'' if found.output else ', nothing revealed'}"
     return "control", "(not shown)"

@@ -112,7 +112,7 @@ class AeroConfig(Config):
 
 
 @dataclass
-class Trace:
+class Activations:
     """What one forward pass leaves behind for training penalties and analysis; one entry per layer."""
 
     keep_attention: bool = False  # the (B, H, T, T) matrices: costs the slow path, so only where entropy is wanted
@@ -162,7 +162,7 @@ class Attention(nn.Module):
             return q * (1 / (self.temperature[:, start:stop, None] * math.sqrt(self.head_width))).to(q.dtype)
         return q if self.scale is None else q * self.scale
 
-    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
         """x (B, T, d) -> (B, T, d), or (B, 1, d) for the last position alone; future (n_positions, n_positions), true where j > i."""
         batch, tokens, width = x.shape
         q, k, v = self.c_attn(x).split(width, dim=2)  # 3 times (B, T, d)
@@ -241,7 +241,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if normed and has_ffn else None
         self.mlp = FeedForward(config) if has_ffn else None
 
-    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
         """x (B, T, d) -> (B, T, d), or (B, 1, d) for the last position alone."""
         read = x if self.ln_1 is None else self.ln_1(x)
         if last_only:
@@ -284,7 +284,7 @@ class AeroModel(Decoder):
         """The causal mask, (n_positions, n_positions), true where j > i."""
         self.future = torch.ones(self.config.n_positions, self.config.n_positions, dtype=torch.bool).triu(1)
 
-    def forward(self, ids: Tensor, last_only: bool = False, trace: Trace | None = None) -> Tensor:
+    def forward(self, ids: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
         """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position: then the last layer computes one row."""
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, d)
         if trace is not None:

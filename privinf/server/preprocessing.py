@@ -22,7 +22,7 @@ from privinf.session.messages import (
     Taken,
     Terms,
 )
-from privinf.session.pool import Shelf
+from privinf.session.pool import PoolLane
 from privinf.session.prepared import Header, Prepared
 from protocols.correlations import Role
 from protocols.errors import ConfigError, HandshakeError
@@ -94,7 +94,7 @@ def _check_room(session: ServerSession, new: int) -> None:
         raise HandshakeError(what, party="server", remedy="use what is prepared first")
 
 
-def _make_room(session: ServerSession, shelf: Shelf, request: Prepare) -> None:
+def _make_room(session: ServerSession, shelf: PoolLane, request: Prepare) -> None:
     """Where no room is left, prepared queries of this lane that the client has lost make some."""
     try:
         _check_room(session, 0)
@@ -141,7 +141,7 @@ def spend_at_server(session: ServerSession, request: Spend) -> Prepared | None:
     return prepared if done else None
 
 
-def _candidates(shelf: Shelf, request: Spend, spent: int) -> Iterator[Prepared]:
+def _candidates(shelf: PoolLane, request: Spend, spent: int) -> Iterator[Prepared]:
     ours = shelf.held()
     for index, serial in sorted(request.held):
         if index > spent and ours.get(index) == serial and (prepared := shelf.load(index)) is not None:

@@ -29,10 +29,10 @@ from privinf.session.messages import (
     MAX_KINDS,
     Deal,
     End,
-    Foresee,
-    Foreseen,
     Needs,
     Pass,
+    Prefetch,
+    Prefetched,
     Prepare,
     Register,
     Run,
@@ -44,13 +44,13 @@ from privinf.session.messages import (
     greet,
 )
 from privinf.session.options import Options
-from privinf.session.pool import Shelf, Stock
+from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
 from privinf.session.turns import InTurn
 from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
-from privinf.transport.frames import CONTROL_LIMIT, Kind
+from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial, parse_address
 from protocols.correlations import Role, Store, on_wire, size_of
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
@@ -89,7 +89,7 @@ class Server(Service):
             self._listener.close()
             raise
         self.dealer, self.allow_logits = dealer, allow_logits
-        self.fingerprint, self.stock = self.credentials.fingerprint, Stock(options.cache, self.role)
+        self.fingerprint, self.stock = self.credentials.fingerprint, Pool(options.cache, self.role)
         self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
         self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
 
@@ -121,7 +121,7 @@ class Server(Service):
         connection.send_control(Welcome(self.lowered.id, len(self._bundle), self.allow_logits))
         if connection.receive_control(Needs).names:
             self._may_send(connection, len(self._bundle))
-            connection.send(self._bundle, Kind.CONTROL)
+            connection.send(self._bundle, FrameKind.CONTROL)
         self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
         link = self._reach_dealer()
         try:
@@ -213,7 +213,7 @@ class ServerSession:
         self._prepared: Prepared | None = None
         self._due: deque[Pass] = deque()  # the passes of a prepared query
         self._prepares = False
-        self._foreseen: tuple[Pass, Runtime, Trace] | None = None  # the pass that D deals ahead, and the state after it
+        self._prefetched: tuple[Pass, Runtime, Trace] | None = None  # the pass that D deals ahead, and the state after it
         self._allowance = Allowance(server, connection, server.budget)
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -288,7 +288,7 @@ class ServerSession:
         with walking(self.store.device):
             module_output(graph, runtime, inputs, observe=observe)
 
-    def shelf(self, lane: Lane) -> AbstractContextManager[Shelf]:
+    def shelf(self, lane: Lane) -> AbstractContextManager[PoolLane]:
         """A lane of this session's, see `Stock.open`."""
         return self.server.stock.open(lane, self.server.options.timeout, self.connection.peer_until)
 
@@ -312,25 +312,25 @@ class ServerSession:
         return sketch, trace
 
     def _deal(self, request: Pass | Run) -> deque[memoryview]:
-        """Has this pass dealt, and after a token the next one foreseen: D deals it while this one is computed. What C sends ahead."""
-        foreseen, self._foreseen = self._foreseen, None
-        if foreseen is not None and foreseen[0] == request:
-            sketch, trace = foreseen[1:]
+        """Has this pass dealt, and after a token the next one prefetched: D deals it while this one is computed. What C sends ahead."""
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None and prefetched[0] == request:
+            sketch, trace = prefetched[1:]
             self._allowance.afford(trace)
-            self.link.send_control(Foreseen())
+            self.link.send_control(Prefetched())
         else:
             sketch, trace = self.ask_dealer(request, self.runtime, self.store.next_name)
         for name, kind in enumerate(trace.kinds, self.store.next_name):
             self.store.expect(name, kind)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
-            self._foreseen = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
-        foresee = None if self._foreseen is None else msgspec.msgpack.encode(Foresee(on_wire(self._foreseen[2].kinds)))
+            self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+        prefetch = None if self._prefetched is None else msgspec.msgpack.encode(Prefetch(on_wire(self._prefetched[2].kinds)))
         # the sooner D has it the better; but one that does not fit the sockets' buffers waits until C and D are not waiting for each other
-        if foresee is not None and len(foresee) <= CONTROL_LIMIT:
-            self.link.send(foresee, Kind.CONTROL)
+        if prefetch is not None and len(prefetch) <= CONTROL_LIMIT:
+            self.link.send(prefetch, FrameKind.CONTROL)
         early = deque(self.receive_early(trace))
-        if foresee is not None and len(foresee) > CONTROL_LIMIT:
-            self.link.send(foresee, Kind.CONTROL)
+        if prefetch is not None and len(prefetch) > CONTROL_LIMIT:
+            self.link.send(prefetch, FrameKind.CONTROL)
         return early
 
     def receive_early(self, trace: Trace) -> Iterator[memoryview]:

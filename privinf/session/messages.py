@@ -1,8 +1,8 @@
 """The control messages of a session, their order, and the checks of the handshake.
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
-each query; End. Server and dealer: Register, Seed, then a Deal for each pass, or a Foresee while the one before it is computed and a
-Foreseen. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver
+each query; End. Server and dealer: Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a
+Prefetched. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver
 alone; no message depends on a secret.
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
@@ -26,14 +26,14 @@ MAX_KINDS = 4 * 2**20  # bytes of one pass's list
 MAX_HELD = 1024  # prepared queries of one lane
 CHUNK = 2**18  # payload bytes of one of the dealer's messages, at least: the client begins with the first
 
-Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+SessionToken = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Seed = Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]
 Digest = Annotated[str, msgspec.Meta(max_length=64)]
 Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of a certificate; it becomes part of files' names
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Kinds = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=dealing.MAX_KINDS)]  # `correlations.on_wire`
-Held = Annotated[tuple[tuple[Index, Token], ...], msgspec.Meta(max_length=MAX_HELD)]
+Held = Annotated[tuple[tuple[Index, SessionToken], ...], msgspec.Meta(max_length=MAX_HELD)]
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class Needs(msgspec.Struct, frozen=True):
 class Session(msgspec.Struct, frozen=True):
     """S: the token by which the dealer pairs the two."""
 
-    token: Token
+    token: SessionToken
 
     def __repr__(self) -> str:
         return "Session(token hidden)"
@@ -116,7 +116,7 @@ class Reserved(msgspec.Struct, frozen=True):
     """S: the index and the serial that the prepared query will have."""
 
     index: Index
-    serial: Token
+    serial: SessionToken
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -182,7 +182,7 @@ class WeightRecord(msgspec.Struct, frozen=True):
 class Register(msgspec.Struct, frozen=True, tag=True):
     """S to D: a session, the certificate that its client has, and the seed of the weight masks with their public records."""
 
-    token: Token
+    token: SessionToken
     client: Fingerprint
     mask_seed: Seed
     weights: Annotated[tuple[WeightRecord, ...], msgspec.Meta(max_length=1 << 16)]
@@ -194,7 +194,7 @@ class Register(msgspec.Struct, frozen=True, tag=True):
 class Join(msgspec.Struct, frozen=True, tag=True):
     """C to D: the session that S told it."""
 
-    token: Token
+    token: SessionToken
 
     def __repr__(self) -> str:
         return "Join(token hidden)"
@@ -203,7 +203,7 @@ class Join(msgspec.Struct, frozen=True, tag=True):
 class SessionSeed(msgspec.Struct, frozen=True):
     """D to each: its own seed for this session."""
 
-    seed: Token
+    seed: SessionToken
 
     def __repr__(self) -> str:
         return "SessionSeed(hidden)"
@@ -215,13 +215,13 @@ class Deal(msgspec.Struct, frozen=True, tag=True):
     kinds: Kinds
 
 
-class Foresee(msgspec.Struct, frozen=True, tag=True):
+class Prefetch(msgspec.Struct, frozen=True, tag=True):
     """S to D: the kinds of the pass that will most likely follow; D deals it and keeps what it dealt."""
 
     kinds: Kinds
 
 
-class Foreseen(msgspec.Struct, frozen=True, tag=True):
+class Prefetched(msgspec.Struct, frozen=True, tag=True):
     """S to D: that pass follows. Any other request drops what was dealt for it, of which nobody has seen anything."""
 
 

@@ -27,14 +27,14 @@ log = logging.getLogger("privinf")
 MAX_LANES = 1024  # of one client, at one party
 
 
-class Stock:
+class Pool:
     """One party's stock in its cache directory. Several processes may share it."""
 
     def __init__(self, cache: Path, role: str) -> None:
         self.cache, self.role = cache, role
 
     @contextlib.contextmanager
-    def open(self, lane: Lane, wait_s: float, until: float = 0.0) -> Iterator[Shelf]:
+    def open(self, lane: Lane, wait_s: float, until: float = 0.0) -> Iterator[PoolLane]:
         """A lane, locked against everyone else who uses this directory; ConfigError if another holds it for too long.
 
         `until`: when its certificates expire, as far as they are known, seconds since the epoch. A session may outlive them; its lanes
@@ -43,7 +43,7 @@ class Stock:
         if 0 < until < time.time():
             raise ConfigError("a certificate of these prepared queries has expired", party=self.role, remedy="run `privinf keys renew`")
         with locked(lock_of(self.cache, lane.name(self.role)), wait_s):
-            yield Shelf(self, lane, until)
+            yield PoolLane(self, lane, until)
 
     def holds(self, lane: Lane) -> bool:
         """Whether there may be something of a lane. Where there is nothing, nothing is to be made only because a peer names it."""
@@ -79,10 +79,10 @@ class Stock:
             yield Writer(file, part, header)
 
 
-class Shelf:
+class PoolLane:
     """One lane, while its lock is held."""
 
-    def __init__(self, stock: Stock, lane: Lane, until: float) -> None:
+    def __init__(self, stock: Pool, lane: Lane, until: float) -> None:
         self._role, self.lane, self._until = stock.role, lane, until
         name = lane.name(stock.role)
         self._directory = stock.cache / "prepared" / name

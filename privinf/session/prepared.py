@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from privinf.files import finish, refusals
-from privinf.session.messages import Index, Token
+from privinf.session.messages import Index, SessionToken
 from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Kind, Role, Store, from_wire, on_wire, pack_parts
@@ -41,8 +41,8 @@ class Header(msgspec.Struct, frozen=True):
     role: Annotated[str, msgspec.Meta(max_length=16)]
     lane: Annotated[str, msgspec.Meta(max_length=200)]
     index: Index
-    serial: Token
-    seed: Token
+    serial: SessionToken
+    seed: SessionToken
     version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privinf.models.aero import AeroModel, Trace
+from privinf.models.aero import Activations, AeroModel
 from privinf.training.corpus import Tokens
 from privinf.training.entropy import head_entropy
 
@@ -24,7 +24,7 @@ class Largest(NamedTuple):
     residual: float = 0.0
     logit: float = 0.0
 
-    def with_pass(self, trace: Trace, logits: Tensor, *, causal: bool = True) -> Largest:
+    def with_pass(self, trace: Activations, logits: Tensor, *, causal: bool = True) -> Largest:
         """After one more pass; the scores of all pairs, or with `causal` of those under the mask."""
         score, bound, residual, logit = self
         for q, k in zip(trace.queries, trace.keys, strict=True):
@@ -49,7 +49,7 @@ def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None 
     total, count = 0.0, 0
     largest = Largest()
     for ids in _windows(stream, starts, length):
-        trace = Trace()
+        trace = Activations()
         logits = model(ids[:, :-1], trace=trace)  # (B, T, V)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         total, count = total + float(loss), count + ids[:, 1:].numel()
@@ -98,7 +98,7 @@ def entropy_of_heads(model: AeroModel, ids: Tensor) -> Tensor:
     model.eval()
     total = torch.zeros(model.config.n_layer, model.config.n_head, dtype=torch.float64)
     for part in torch.split(ids, 4):
-        trace = Trace(keep_attention=True)
+        trace = Activations(keep_attention=True)
         model(part, trace=trace)
         total += torch.stack([head_entropy(a).sum(dim=0) for a in trace.attention]).double()
     return total / len(ids)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.models.aero import AeroModel, Block, Trace
+from privinf.models.aero import Activations, AeroModel, Block
 
 SPAN, NOISE, CONFIDENT = 3, 3.0, 0.3
 KINDS = ("state", "attention", "FFN")
@@ -121,7 +121,7 @@ def _run(model: AeroModel, ids: Tensor, target: int, noise: Tensor | None = None
                 module = _module(model, kind, layer)
                 if module is not None:
                     hooks.append(module.register_forward_hook(_keeper(outputs, (kind, layer))))
-    trace = Trace(keep_attention=True)
+    trace = Activations(keep_attention=True)
     try:
         logits = model(ids, trace=trace)[:, -1]  # (B, V)
     finally:

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from privinf.models.aero import AeroConfig, AeroModel, Trace
+from privinf.models.aero import Activations, AeroConfig, AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.entropy import bands, entropy_penalty
@@ -118,7 +118,7 @@ class Trainer:
     def loss(self, ids: Tensor, held: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it); `held`: with the range penalty."""
         wants_entropy = self.theta is not None
-        trace = Trace(keep_attention=wants_entropy) if held or wants_entropy else None
+        trace = Activations(keep_attention=wants_entropy) if held or wants_entropy else None
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
             logits = self.model(ids[:, :-1], trace=trace)  # (B, T, V)
         logits = logits.float()
@@ -134,7 +134,7 @@ class Trainer:
             total = total + added["entropy_penalty"]
         return total, cross_entropy, added
 
-    def _excess(self, logits: Tensor, trace: Trace) -> Tensor:
+    def _excess(self, logits: Tensor, trace: Activations) -> Tensor:
         """By how much values are beyond the limits, mean of squares."""
         limits, few = self.settings.limits, max(1, len(logits) // 4)  # a quarter of the batch tells enough, at a quarter of the cost
         excess = (logits[:few].abs().amax(dim=-1) - limits.logit).relu().square().mean()
@@ -188,7 +188,7 @@ class Trainer:
     @torch.no_grad()
     def _why(self, ids: Tensor) -> str:
         """Where in the network the numbers go out of hand."""
-        trace = Trace()
+        trace = Activations()
         self.model(ids[:2, :-1], trace=trace)
         sizes = [float(x.abs().max()) for x in trace.residual]
         first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)

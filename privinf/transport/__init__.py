@@ -3,7 +3,7 @@
 from privinf.transport.connection import Connection
 from privinf.transport.door import TurnedAway
 from privinf.transport.endpoint import Endpoint
-from privinf.transport.frames import CONTROL, DATA, MAX_FRAME, Buffer, Kind
+from privinf.transport.frames import CONTROL, DATA, MAX_FRAME, Buffer, FrameKind
 from privinf.transport.keys import Credentials, init_keys, load_credentials, renew_keys, show_keys
 from privinf.transport.listener import Listener, dial, format_address, parse_address
 from privinf.transport.memory import MemoryConnection, memory_pair
@@ -18,7 +18,7 @@ __all__ = [
     "Connection",
     "Credentials",
     "Endpoint",
-    "Kind",
+    "FrameKind",
     "Link",
     "Listener",
     "MemoryConnection",

@@ -17,7 +17,17 @@ import weakref
 from collections import deque
 
 from privinf.transport.endpoint import Endpoint, Want
-from privinf.transport.frames import CONTROL, CONTROL_LIMIT, DATA, HANDSHAKE_MAX_FRAME, MAX_FRAME, FrameReader, Header, Kind, pack_header
+from privinf.transport.frames import (
+    CONTROL,
+    CONTROL_LIMIT,
+    DATA,
+    HANDSHAKE_MAX_FRAME,
+    MAX_FRAME,
+    FrameKind,
+    FrameReader,
+    Header,
+    pack_header,
+)
 from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
 from privinf.transport.tls import WRITE_CHUNK, TlsStream, expiry_of, fingerprint, linger, reason_of, role_of, subject_of, tls_failure
@@ -31,7 +41,7 @@ _UNASKED = 2 * HANDSHAKE_MAX_FRAME
 """What a peer may send until its first message is whole, bytes."""
 _JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
-_HEARTBEAT = pack_header(0, Kind.HEARTBEAT, 0, 0, 0)
+_HEARTBEAT = pack_header(0, FrameKind.HEARTBEAT, 0, 0, 0)
 
 
 class Connection(Endpoint):
@@ -101,7 +111,7 @@ class Connection(Endpoint):
                 if self._closing or self._interruption:
                     return True
                 self._catch_up()
-                ends = any(frame.header.kind in (Kind.ERROR, Kind.GOODBYE) for frame in self._inbox)
+                ends = any(frame.header.kind in (FrameKind.ERROR, FrameKind.GOODBYE) for frame in self._inbox)
                 return ends or self._stream.ended or self._lost is not None
             except (OSError, PrivinfError):
                 return True
@@ -315,7 +325,7 @@ class Connection(Endpoint):
 
     def await_greeting(self) -> None:
         """Waits for `greet`; raises HandshakeError with the peer's reason if it refused us instead."""
-        self._transfer([], Want(Kind.HEARTBEAT, None, 0))
+        self._transfer([], Want(FrameKind.HEARTBEAT, None, 0))
 
     def close(self, goodbye: bool = True) -> None:
         if self._closed:
@@ -343,7 +353,7 @@ class Connection(Endpoint):
         with contextlib.suppress(OSError, ssl.SSLError):
             if not self._mid_send and not stream.unsent:
                 if goodbye:
-                    stream.encrypt(pack_header(0, Kind.GOODBYE, 0, 0, 0))
+                    stream.encrypt(pack_header(0, FrameKind.GOODBYE, 0, 0, 0))
                 with contextlib.suppress(ssl.SSLError):
                     stream.tls.unwrap()  # close_notify
                 stream.push()

@@ -25,8 +25,8 @@ from privinf.transport.frames import (
     REFUSED,
     Buffer,
     Frame,
+    FrameKind,
     Header,
-    Kind,
     flat,
     pack_header,
 )
@@ -43,7 +43,7 @@ from protocols.errors import (
 )
 
 T = TypeVar("T")
-OnMessage = Callable[[Kind, memoryview], None]
+OnMessage = Callable[[FrameKind, memoryview], None]
 POSTED = 64 * 2**10  # bytes that wait for each other at most
 SILENCE_S = 10.0
 """Longest time without any sign of life from the peer, seconds, unless the timeout is shorter."""
@@ -58,7 +58,7 @@ def one_line(text: str, limit: int = _ERROR_CHARS) -> str:
 class Want(NamedTuple):
     """What a caller waits for: a message of `kind`, of exactly `expect` bytes, or if that is None of at most `limit` bytes."""
 
-    kind: Kind
+    kind: FrameKind
     expect: int | None
     limit: int
 
@@ -124,7 +124,7 @@ class Endpoint(ABC):
         self._established = True
         self.max_frame = max_frame
 
-    def send(self, body: Buffer, kind: Kind = Kind.DATA) -> None:
+    def send(self, body: Buffer, kind: FrameKind = FrameKind.DATA) -> None:
         """Sends one message and returns when the kernel has taken all of it; `body` may be reused then."""
         self._transfer(self._frames_of(kind, body), None)
 
@@ -134,7 +134,7 @@ class Endpoint(ABC):
             self.flush()
             self.send(body)
             return
-        for header, part in self._frames_of(Kind.DATA, body):
+        for header, part in self._frames_of(FrameKind.DATA, body):
             self._posted += header
             self._posted += part
         if len(self._posted) >= POSTED:
@@ -146,7 +146,7 @@ class Endpoint(ABC):
             frames, self._posted = bytes(self._posted), bytearray()
             self._transfer([(frames, memoryview(b""))], None)
 
-    def receive(self, expect: int | None = None, kind: Kind = Kind.DATA) -> memoryview:
+    def receive(self, expect: int | None = None, kind: FrameKind = FrameKind.DATA) -> memoryview:
         """The next message, which must be of this kind and, if given, of exactly `expect` bytes: anything else is a ProtocolDesync."""
         message = self._transfer([], Want(kind, expect, self.max_frame))
         assert message is not None
@@ -154,8 +154,8 @@ class Endpoint(ABC):
 
     def exchange(self, body: Buffer | None, expect: int | None) -> memoryview | None:
         """Sends `body` (unless None) and receives a message of `expect` bytes (unless None) at the same time: one round."""
-        frames = [] if body is None else self._frames_of(Kind.DATA, body)
-        return self._transfer(frames, None if expect is None else Want(Kind.DATA, expect, expect))
+        frames = [] if body is None else self._frames_of(FrameKind.DATA, body)
+        return self._transfer(frames, None if expect is None else Want(FrameKind.DATA, expect, expect))
 
     def send_control(self, message: Any, limit: int = CONTROL_LIMIT) -> None:
         """Sends a msgspec struct (or plain values) of at most `limit` bytes when encoded."""
@@ -164,7 +164,7 @@ class Endpoint(ABC):
             raise self._failure(
                 ConfigError, f"a control message of {len(body)} bytes is larger than {limit} allow", "this is a fault of this program"
             )
-        self.send(body, Kind.CONTROL)
+        self.send(body, FrameKind.CONTROL)
 
     @overload
     def receive_control(self, type: type[T], limit: int = ...) -> T: ...
@@ -177,7 +177,7 @@ class Endpoint(ABC):
 
         A union of structs needs tags, by which msgspec tells them apart.
         """
-        body = self._transfer([], Want(Kind.CONTROL, None, limit))
+        body = self._transfer([], Want(FrameKind.CONTROL, None, limit))
         assert body is not None
         try:
             return msgspec.msgpack.decode(body, type=type)
@@ -191,7 +191,7 @@ class Endpoint(ABC):
     def send_error(self, message: str, flag: int = 0) -> None:
         """Tells the peer in one line why we give up; its next wait raises it. `flag`: DESYNC, REFUSED or ABSENT. Never put a secret in."""
         self._interrupted()  # whoever gives up need not be told to
-        self._transfer(self._frames_of(Kind.ERROR, one_line(message).encode(), flag), None)
+        self._transfer(self._frames_of(FrameKind.ERROR, one_line(message).encode(), flag), None)
 
     def interrupt(self, error: PrivinfError) -> None:
         """Makes the present wait of whoever uses this end, or else the next transfer, raise this error, once; from any thread.
@@ -234,11 +234,11 @@ class Endpoint(ABC):
             error.exit_code = 3
         return error
 
-    def _frames_of(self, kind: Kind, body: Buffer, flags: int = 0) -> list[tuple[bytes, memoryview]]:
+    def _frames_of(self, kind: FrameKind, body: Buffer, flags: int = 0) -> list[tuple[bytes, memoryview]]:
         view = flat(body)
         size, meter = len(view), self.meter
         flags |= meter.phase_index
-        depth = meter.depth() + 1 if kind is Kind.DATA else 0
+        depth = meter.depth() + 1 if kind is FrameKind.DATA else 0
         stamp = time.time_ns() if self._shaper else 0  # our clock is the peer's business only where a link is emulated
         starts = range(0, size, self.max_frame) if size > self.max_frame else (0,)
         frames = []
@@ -246,7 +246,7 @@ class Endpoint(ABC):
             part = view[start : start + self.max_frame]
             more = MORE if start + len(part) < size else 0
             frames.append((pack_header(len(part), kind, flags | more, depth, stamp), part))
-        if kind is Kind.DATA:
+        if kind is FrameKind.DATA:
             meter.data_sent(size, len(frames))
         if self._shaper:
             self._shaper.sent(stamp, size)
@@ -273,7 +273,7 @@ class Endpoint(ABC):
 
     def _check(self, want: Want, header: Header) -> None:
         """Refuses a frame that cannot be (part of) what the caller waits for."""
-        if header.kind not in (Kind.DATA, Kind.CONTROL):
+        if header.kind not in (FrameKind.DATA, FrameKind.CONTROL):
             return
         if header.kind is not want.kind:
             raise self._failure(
@@ -297,8 +297,8 @@ class Endpoint(ABC):
 
     def _arrived(self, frame: Frame) -> bool:
         """Takes in a whole frame; False if it is a heartbeat that nobody waits for."""
-        if frame.header.kind is Kind.HEARTBEAT:
-            if self._want is None or self._want.kind is not Kind.HEARTBEAT:
+        if frame.header.kind is FrameKind.HEARTBEAT:
+            if self._want is None or self._want.kind is not FrameKind.HEARTBEAT:
                 return False
         elif self._shaper:
             frame.release = self._shaper.release(frame.header.stamp, len(frame.body), time.time_ns())
@@ -318,12 +318,12 @@ class Endpoint(ABC):
             frame = self._inbox.popleft()
             self._backlog -= len(frame.body) + FRAME_COST
             header = frame.header
-            if header.kind is Kind.ERROR:
+            if header.kind is FrameKind.ERROR:
                 raise self._reported(frame)
-            if header.kind is Kind.GOODBYE:
+            if header.kind is FrameKind.GOODBYE:
                 raise self._failure(TransportError, "the peer ended the session", "look at the peer's output for the reason")
-            if header.kind is Kind.HEARTBEAT:
-                if want.kind is Kind.HEARTBEAT:
+            if header.kind is FrameKind.HEARTBEAT:
+                if want.kind is FrameKind.HEARTBEAT:
                     return frame.body
                 continue
             self._check(want, header)
@@ -336,7 +336,7 @@ class Endpoint(ABC):
                 message = memoryview(bytearray().join([*self._parts, frame.body]))
                 count += len(self._parts)
                 self._parts, self._joined = [], 0
-            if header.kind is Kind.DATA:
+            if header.kind is FrameKind.DATA:
                 self.meter.data_received(header.phase, header.depth, len(message), count)
             if self.on_message is not None:
                 self.on_message(header.kind, message)
@@ -360,5 +360,5 @@ class Endpoint(ABC):
     def _raise_reported(self) -> None:
         """Raises an ERROR frame that waits in the inbox, if there is one: the reason of a failure that we see only from outside."""
         for frame in self._inbox:
-            if frame.header.kind is Kind.ERROR:
+            if frame.header.kind is FrameKind.ERROR:
                 raise self._reported(frame)

@@ -42,7 +42,7 @@ _PHASE_MASK = 0x03
 Buffer = bytes | bytearray | memoryview
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame is for. Values are on the wire."""
 
     DATA = 1
@@ -52,14 +52,14 @@ class Kind(IntEnum):
     GOODBYE = 5
 
 
-DATA, CONTROL, HEARTBEAT, ERROR, GOODBYE = Kind
-_KINDS = {int(kind): kind for kind in Kind}
+DATA, CONTROL, HEARTBEAT, ERROR, GOODBYE = FrameKind
+_KINDS = {int(kind): kind for kind in FrameKind}
 _MAY_HAVE = {  # the flag bits, apart from the phase, that each kind may carry
-    Kind.DATA: MORE,
-    Kind.CONTROL: MORE,
-    Kind.HEARTBEAT: 0,
-    Kind.ERROR: DESYNC | REFUSED | ABSENT,
-    Kind.GOODBYE: 0,
+    FrameKind.DATA: MORE,
+    FrameKind.CONTROL: MORE,
+    FrameKind.HEARTBEAT: 0,
+    FrameKind.ERROR: DESYNC | REFUSED | ABSENT,
+    FrameKind.GOODBYE: 0,
 }
 
 
@@ -67,7 +67,7 @@ class Header(NamedTuple):
     """A parsed header; `length` is in bytes, `stamp` in nanoseconds since the epoch."""
 
     length: int
-    kind: Kind
+    kind: FrameKind
     flags: int
     depth: int
     stamp: int
@@ -90,7 +90,7 @@ class Frame:
     release: int = 0
 
 
-def pack_header(length: int, kind: Kind, flags: int, depth: int, stamp: int) -> bytes:
+def pack_header(length: int, kind: FrameKind, flags: int, depth: int, stamp: int) -> bytes:
     return HEADER.pack(length, kind, flags, depth, stamp)
 
 
@@ -105,7 +105,7 @@ def parse_header(raw: Buffer) -> Header:
             f"received a {kind.name} frame with a header that means nothing (flags {flags:#04x}, depth {depth})",
             remedy="check that both ends run the same version of privinf",
         )
-    if (kind in (Kind.HEARTBEAT, Kind.GOODBYE) and length) or (kind is Kind.ERROR and length > ERROR_LIMIT):
+    if (kind in (FrameKind.HEARTBEAT, FrameKind.GOODBYE) and length) or (kind is FrameKind.ERROR and length > ERROR_LIMIT):
         raise TransportError(
             f"received a {kind.name} frame that claims {length} bytes", remedy="check that both ends run the same version of privinf"
         )

@@ -7,7 +7,7 @@ import time
 from collections import deque
 
 from privinf.transport.endpoint import Endpoint, Want
-from privinf.transport.frames import HEADER, MAX_FRAME, Frame, FrameReader, Kind, pack_header
+from privinf.transport.frames import HEADER, MAX_FRAME, Frame, FrameKind, FrameReader, pack_header
 from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link
 from protocols.errors import TransportError
@@ -108,7 +108,7 @@ class MemoryConnection(Endpoint):
             if self._wire.closed[self._side]:
                 return
             if goodbye and not self._wire.closed[1 - self._side]:
-                self._wire.to[1 - self._side].append(pack_header(0, Kind.GOODBYE, 0, 0, 0))
+                self._wire.to[1 - self._side].append(pack_header(0, FrameKind.GOODBYE, 0, 0, 0))
                 self.meter.current.sent += HEADER.size
             self._wire.closed[self._side] = True
             self._wire.changed.notify_all()

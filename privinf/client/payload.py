@@ -9,7 +9,7 @@ from privinf.transport.connection import Connection
 from protocols.errors import ProtocolDesync
 
 
-class Feed:
+class Payload:
     """The dealer's payload of one pass, cut into correlations as they are asked for."""
 
     def __init__(self, link: Connection, size: int, progress: Callable[[float], None]) -> None:
@@ -34,7 +34,7 @@ class Feed:
         return memoryview(b"".join([*parts, last])) if parts else last
 
 
-class Posting:
+class OneWay:
     """A channel whose messages may wait for each other, for there is no answer to them."""
 
     def __init__(self, connection: Connection) -> None:

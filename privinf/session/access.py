@@ -30,7 +30,8 @@ def name_of(connection: Connection) -> str:
 
 @contextlib.contextmanager
 def one_line(say: Callable[[str], None], who: str, *connections: Callable[[], Connection | None]) -> Iterator[Tally]:
-    """Says it once the block is left; the bytes are those of all these connections, TLS included."""
+    """Says it once the block is left. The bytes are the payload of all these connections: those follow
+    from public shapes, where what the socket counts holds heartbeats too, and with them the time."""
     began, tally, end = time.monotonic(), Tally(), "broke off"
     try:
         yield tally
@@ -43,5 +44,5 @@ def one_line(say: Callable[[str], None], who: str, *connections: Callable[[], Co
         raise
     finally:
         totals = [connection.meter.total() for find in connections if (connection := find()) is not None]
-        moved = sum(total.sent + total.received for total in totals)
+        moved = sum(total.payload_sent + total.payload_received for total in totals)
         say(f"{who}: {tally}, {moved} bytes, {time.monotonic() - began:.2f} s, {end}")

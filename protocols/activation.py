@@ -14,15 +14,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from protocols.comparison import BitMask, CompareMask, compare
+from protocols.comparison import BitMask, CompareMask, compare, cost_compare
 from protocols.correlations import Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.declared import Declared, dealt, exchanged
 from protocols.maximum import UpperMask
-from protocols.opening import open_masked
+from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
-from protocols.truncation import rescale
+from protocols.truncation import cost_rescale, rescale
 
 EDGE = 4  # beyond it GELU is 0 or x
 PIECE = 5  # pieces of width 2^-5
@@ -180,3 +181,18 @@ def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) ->
     )
     result: Shares = curved + rest
     return result
+
+
+def cost_relu(count: int, compare_bits: int, bits: int) -> Declared:
+    """An opening, a comparison, the bit and its product with the mask, an extension."""
+    selected = dealt((count, compare_bits), (count, compare_bits))
+    opened = cost_open_masked((count, compare_bits))
+    return opened + cost_compare(count, compare_bits) + selected + cost_rescale(count, compare_bits, 0, bits)
+
+
+def cost_gelu(count: int, compare_bits: int, bits: int) -> Declared:
+    """Two comparisons under one mask clamp; the line of a piece of 256 is opened, slope and constant; both parts are extended."""
+    ring, opened = PRODUCT_BITS, cost_open_masked((count, PRODUCT_BITS))
+    clamped = cost_compare(2 * count, compare_bits, masks=count) + dealt((2 * count, ring), (2 * count, ring)) + opened
+    line = dealt((count * _WORDS, 64), *[(count, ring)] * 5) + exchanged((2 * count, ring))
+    return opened + clamped + line + cost_rescale(count, ring, SLOPE_FRAC, bits).beside(cost_rescale(count, ring, 0, bits))

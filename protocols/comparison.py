@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
 from protocols.rows import MAX_SINGLE
@@ -220,3 +221,18 @@ class BitMask(Kind, frozen=True):
     def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
         rho = masks.mask(self.compare)
         return (rho * masks.mask(self.wire).reshape(self.spread) if self.wire else rho,), None
+
+
+def cost_compare(count: int, bits: int, *, masks: int | None = None, single: bool = False) -> Declared:
+    """`count` comparisons of `bits` bits with `masks` different R (one each if not given).
+
+    D: one-hots of the digits of each R; the products of two or more of the ANDs' variables, 3 2^(n-1) - 2n - 1 for n digits.
+    """
+    widths = [width for _, width in digits(bits, int(single))]
+    number, hot = len(widths), count if masks is None else masks
+    cost = dealt(*((hot, 2**width) if width <= MAX_DIGIT else (hot * 2 ** (width - MAX_DIGIT), 64) for width in widths))
+    if number > 1:
+        products = 3 * 2 ** (number - 1) - 2 * number - 1
+        joint = [min(JOINT_BITS, products - at) for at in range(0, products, JOINT_BITS)]
+        cost += exchanged((count, 2 * (number - 1))) + dealt(*((count, width) for width in joint))
+    return cost + exchanged((count, 1))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Dealt, Fit, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
+from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, like, reduce
 from protocols.rows import INDEX, Rows
@@ -144,3 +145,8 @@ def exponential(party: Party, x: Wire, maximum: Wire, rows: Rows, shift: int) ->
     mine = (u if party.is_server else -u) + correlation.own[0]
     (theirs,) = yield [Item(mine, OUT_BITS)]
     return Shares((mine + theirs) * factor - product, OUT_BITS, OUT_FRAC)
+
+
+def cost_exponential(count: int) -> Declared:
+    """D: a one-hot, the factor, and the factor times a mask."""
+    return dealt((count, 2**HIGH), (count, OUT_BITS), (count, OUT_BITS)) + exchanged((count, OUT_BITS))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, Text, fits
+from protocols.declared import NONE, UP, Declared
 from protocols.matrix import matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
-from protocols.ring import add, blank, known, reduce
+from protocols.ring import add, blank, known, packed_size, reduce
 from protocols.shares import Shares
 
 
@@ -156,3 +157,20 @@ def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits:
         value = torch.zeros((count, size), dtype=torch.int64, device=ids.device)
         value[torch.arange(count, device=ids.device), ids] = 1
     return linear(party, Shares(value, bits, 0), table, bits=bits, client_only=True)
+
+
+def cost_linear(rows: int, inputs: int, outputs: int, bits: int, *, early: bool = False) -> Declared:
+    """x W for x (rows, inputs): an element per input from C, an element per output from D."""
+    sent = packed_size(rows * inputs, bits)
+    dealer = packed_size(rows * outputs, bits)
+    return Declared(dealer=dealer, early=sent, steps=NONE) if early else Declared(sent, dealer, steps=UP)
+
+
+def cost_scale(count: int, bits: int, *, early: bool = False) -> Declared:
+    """x * w for x of `count` elements."""
+    return cost_linear(1, count, count, bits, early=early)
+
+
+def cost_lookup(count: int, vocabulary: int, width: int, bits: int) -> Declared:
+    """`count` rows of a table: `linear` on one-hot rows."""
+    return cost_linear(count, vocabulary, width, bits)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.comparison import CompareMask, compare
+from protocols.comparison import CompareMask, compare, cost_compare
 from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
-from protocols.opening import open_masked, private_input, unmasked
+from protocols.declared import Declared, dealt
+from protocols.opening import cost_open_masked, open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
-from protocols.rows import INDEX, Group, Rows, group_sizes, single_digit, tournament
+from protocols.rows import INDEX, Group, Rows, group_sizes, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 
 
@@ -284,3 +285,40 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
         values = [*(_at(unmasked(party, wire), index) for index in alone), *(_selected(party, s, wire, rows) for s in selectors)]
         wire, places_wire = yield from open_masked(party, [_joined(values, level.order, wire.bits, wire.frac), winner])
     raise AssertionError("a tournament has an end")
+
+
+def cost_upper_wire(count: int, bits: int) -> Declared:
+    """D shares the masks of `count` upper parts of `bits`; no byte moves between S and C."""
+    return dealt((count, bits))
+
+
+def _cost_level(heads: int, rows: Rows, level: int, bits: int, shared_bits: int, wires: Sequence[int]) -> tuple[int, Declared]:
+    """The winners of a level, and its comparisons; D shares the products of rhos in `shared_bits`, and those times each wire's mask."""
+    winners, cost, single = 0, Declared(), single_digit(heads, rows, level, bits)
+    for size, groups in group_sizes(rows, level)[1]:
+        winners += heads * groups
+        if size > 1:
+            products = heads * groups * (size - 1) * (2 ** (size - 1) - 1)
+            one = cost_compare(heads * groups * math.comb(size, 2), bits, single=single)
+            cost = cost.beside(one + dealt((products, shared_bits), *((products, wire) for wire in wires)))
+    return winners, cost
+
+
+def cost_row_maximum(heads: int, rows: Rows, bits: int) -> Declared:
+    """Per level: comparisons of all pairs of each group, then an opening of the winners."""
+    total = Declared()
+    for level in range(len(radices(rows))):
+        winners, cost = _cost_level(heads, rows, level, bits, bits, [bits])
+        total += cost + cost_open_masked((winners, bits))
+    return total
+
+
+def cost_row_argmax(heads: int, length: int, bits: int, place_bits: int) -> Declared:
+    """The same with the place as a second wire, known to both at the first level; the last level opens nothing."""
+    rows, total = Rows(length, 1, 0), Declared()
+    last = len(radices(rows)) - 1
+    for level in range(last + 1):
+        wires = ([place_bits] if level else []) + ([bits] if level < last else [])
+        winners, cost = _cost_level(heads, rows, level, bits, max(bits, place_bits), wires)
+        total += cost + (cost_open_masked((winners, bits), (winners, place_bits)) if level < last else Declared())
+    return total

@@ -12,16 +12,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from protocols.comparison import BitMask, CompareMask, compare
+from protocols.comparison import BitMask, CompareMask, compare, cost_compare
 from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.declared import Declared, dealt, exchanged
 from protocols.maximum import UpperMask
-from protocols.opening import open_masked, unmasked
+from protocols.opening import cost_open_masked, open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
-from protocols.product import multiply
+from protocols.product import cost_multiply, multiply
 from protocols.ring import blank, known, like, reduce
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
-from protocols.truncation import rescale
+from protocols.truncation import cost_rescale, rescale
 
 OCTAVES = 19  # powers of four below the largest sum of squares that are told apart
 COMPARE_BITS = 43
@@ -183,3 +184,28 @@ def _squares(party: Party, c: Wire, epsilon: float) -> Shares:
     if party.is_server:
         value = value + c.masked.square().sum(-1) + round(c.shape[-1] * epsilon * 4.0**c.frac)
     return Shares(value, c.bits, 2 * c.frac)
+
+
+def cost_layer_norm(rows: int, width: int, from_bits: int, frac: int, size_bits: int, bits: int) -> Declared:
+    """x - mean is opened once, of the width; everything else is a few elements a row."""
+    count, (ring, c_frac), wide = rows * width, centred(size_bits), octaves(size_bits)
+    root_bits = INVERSE_FRAC + wide + 18
+    sums = dealt((rows, ring)) + cost_open_masked((rows, ring))
+    octave = cost_compare(rows * wide, COMPARE_BITS, masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
+    mantissa = cost_rescale(rows, ring, 2 * c_frac + size_bits - MANTISSA_FRAC, RING)
+    mantissa += cost_open_masked((rows, RING), (rows, INDEX_BITS))
+    newton = dealt((rows * 2**INDEX_BITS // WORD, 64), (8 * rows, RING)) + exchanged((rows, RING))
+    newton += cost_rescale(rows, RING, MANTISSA_FRAC + 3 * INDEX_FRAC + 1 - INVERSE_FRAC, root_bits)
+    inverse = cost_open_masked((rows, root_bits)) + dealt((rows * wide, root_bits)) + cost_rescale(rows, root_bits, 8, ring)
+    return (
+        cost_rescale(count, from_bits, frac + 24 - c_frac, ring)
+        + cost_open_masked((count, ring))
+        + sums
+        + octave
+        + mantissa
+        + newton
+        + inverse
+        + cost_open_masked((rows, ring))
+        + cost_multiply(count, ring)
+        + cost_rescale(count, ring, c_frac + INVERSE_FRAC + size_bits // 2 - frac, bits)
+    )

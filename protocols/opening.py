@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from protocols.correlations import Mask, Role
+from protocols.declared import BOTH, DOWN, UP, Declared
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import add, blank, known, reduce
+from protocols.ring import add, blank, known, packed_size, reduce
 from protocols.shares import Shares, Wire
 
 
@@ -60,3 +61,16 @@ def add_server_constant(party: Party, x: Shares, constant: Tensor | None) -> Sha
     if not party.is_server or constant is None:
         return x
     return x.with_value(add(x.value, constant))
+
+
+def cost_open_masked(*values: tuple[int, int], early: Sequence[bool] = ()) -> Declared:
+    """(count, bits) of each value: it goes both ways; C's part of an early one has gone before."""
+    sizes = [packed_size(count, bits) for count, bits in values]
+    ahead = sum(size for size, is_early in zip(sizes, early, strict=False) if is_early)
+    alone = len(early) == len(values) and all(early)
+    return Declared(online=2 * sum(sizes) - ahead, early=ahead, steps=DOWN if alone else BOTH)
+
+
+def cost_reveal(count: int, bits: int, to: Role) -> Declared:
+    """One share, one way."""
+    return Declared(online=packed_size(count, bits), steps=DOWN if to is Role.CLIENT else UP)

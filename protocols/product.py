@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Bits, Dealt, Fit, Kind, Layout, Masks, Names, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.declared import Declared, dealt
 from protocols.matrix import matmul, product_held
 from protocols.party import Party
 from protocols.ring import blank, common_shape, known
@@ -186,3 +187,23 @@ def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
     party.macs(3 * heads * rows.total * width)
     product = _beaver(party, p, v, mask.shares[0], lambda a, b: matmul(rows.unpack(a), b, bits))
     return Shares(product, bits, p.frac + v.frac)
+
+
+def cost_multiply(count: int, bits: int) -> Declared:
+    """`count` products of opened wires: their shares come from D, and no byte moves between S and C."""
+    return dealt((count, bits))
+
+
+def cost_matmul_wires(batch: int, rows: int, columns: int, bits: int) -> Declared:
+    """(batch, rows, columns) elements of products of matrices, whatever their inner size."""
+    return cost_multiply(batch * rows * columns, bits)
+
+
+def cost_scores(heads: int, rows: Rows, bits: int) -> Declared:
+    """The elements of q k^T that the rows hold."""
+    return cost_multiply(heads * rows.count, bits)
+
+
+def cost_weighted(heads: int, rows: Rows, width: int, bits: int) -> Declared:
+    """p v: a row of `width` for each row."""
+    return cost_multiply(heads * rows.number * width, bits)

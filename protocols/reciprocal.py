@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
-from protocols.opening import open_masked
+from protocols.declared import Declared, dealt, exchanged
+from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, like
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
-from protocols.truncation import rescale
+from protocols.truncation import cost_rescale, rescale
 
 INDEX_BITS = 9
 _WORDS = (1 << INDEX_BITS) // WORD
@@ -178,3 +179,13 @@ def reciprocal(party: Party, s: Shares, *, bound: float, bits: int, frac: int) -
     (wire,) = yield from open_masked(party, [s.narrow(ring)])
     y = yield from _line(party, wire, number, bits + EXTRA, frac + EXTRA)
     return (yield from rescale(party, y, bits=bits, frac=frac))
+
+
+def cost_reciprocal(count: int, from_bits: int, from_frac: int, bound: float, bits: int) -> Declared:
+    """`count` reciprocals below `bound`, from one ring to another, by tables of 512 lines for three octaves each."""
+    number = tables(bound)
+    ring, wide = sum_bits(from_frac, number), bits + EXTRA
+    cost = cost_rescale(count, from_bits, 0, ring) if ring > from_bits else Declared()
+    chosen = [(count, number - 1)] if number > 1 else []
+    cost += cost_open_masked((count, ring)) + dealt((8 * number * count, 64), (4 * (2**number - 1) * count, wide))
+    return cost + exchanged((2 * number * count, wide), *chosen)

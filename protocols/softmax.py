@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocols.exponential import FRAC, exponential
-from protocols.maximum import row_maximum, upper_wire
-from protocols.opening import open_masked
+from protocols.declared import Declared
+from protocols.exponential import FRAC, OUT_BITS, OUT_FRAC, cost_exponential, exponential
+from protocols.maximum import cost_row_maximum, cost_upper_wire, row_maximum, upper_wire
+from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
-from protocols.product import Cached, multiply, scores, weighted
-from protocols.reciprocal import reciprocal
+from protocols.product import Cached, cost_multiply, cost_scores, cost_weighted, multiply, scores, weighted
+from protocols.reciprocal import cost_reciprocal, reciprocal
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
-from protocols.truncation import rescale
+from protocols.truncation import cost_rescale, rescale
 
 SCORE_BITS = 21  # 12 of them fraction: scores within [-128, 128) do not wrap where they are compared
 DROP = 11  # the maximum is taken over the upper 10 bits, units of 1/2
@@ -111,3 +112,57 @@ def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, r
     out = multiply(party, z, y, rings.product_bits, Rows(width, number, 0))
     out = yield from rescale(party, out, bits=rings.out_bits, frac=rings.out_frac)
     return out.map(lambda x: x.reshape(heads, number, width))
+
+
+def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False) -> Declared:
+    """Opening, maximum, exponential, extension."""
+    count, upper = heads * rows.count, SCORE_BITS - DROP
+    return (
+        cost_open_masked((count, SCORE_BITS), early=(early,))
+        + cost_upper_wire(count, upper)
+        + cost_row_maximum(heads, rows, upper)
+        + cost_exponential(count)
+        + cost_rescale(count, OUT_BITS, OUT_FRAC - WEIGHT_FRAC, NARROW)
+        + cost_rescale(count, NARROW, 0, bits)
+    )
+
+
+def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int) -> Declared:
+    """The reciprocals of the rows' sums, opened."""
+    count = heads * rows.number
+    return cost_reciprocal(count, from_bits, WEIGHT_FRAC, LARGEST * rows.columns, bits) + cost_open_masked((count, bits))
+
+
+def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: int, frac: int, *, early: bool = False) -> Declared:
+    """Rescaling, exponentials, their opening beside the reciprocals, rescaling."""
+    count = heads * rows.count
+    product = WEIGHT_FRAC + RECIPROCAL_FRAC
+    ring = product + 3
+    first = cost_rescale(count, from_bits, from_frac - FRAC, SCORE_BITS, early=early)
+    still_early = early and first == Declared()
+    return (
+        first
+        + cost_exponentials(heads, rows, ring, early=still_early)
+        + cost_open_masked((count, ring)).beside(_cost_inverse(heads, rows, ring, ring))
+        + cost_multiply(count, ring)
+        + cost_rescale(count, ring, product - frac, bits)
+    )
+
+
+def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Declared:
+    """From opened q, k and v to the normalised sums."""
+    outputs = heads * rows.number * width
+    sums = (
+        cost_open_masked((heads * rows.count, rings.v_bits))
+        + cost_weighted(heads, rows, width, rings.v_bits)
+        + cost_rescale(outputs, rings.v_bits, WEIGHT_FRAC + rings.v_frac - rings.sum_frac, rings.product_bits)
+        + cost_open_masked((outputs, rings.product_bits))
+    )
+    return (
+        cost_scores(heads, rows, rings.qk_bits)
+        + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, SCORE_BITS)
+        + cost_exponentials(heads, rows, rings.v_bits)
+        + sums.beside(_cost_inverse(heads, rows, rings.v_bits, rings.product_bits))
+        + cost_multiply(outputs, rings.product_bits)
+        + cost_rescale(outputs, rings.product_bits, rings.sum_frac + RECIPROCAL_FRAC - rings.out_frac, rings.out_bits)
+    )

@@ -9,6 +9,8 @@ import math
 from typing import ClassVar
 
 from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Part, Shape, Shapes, Tensors
+from protocols.declared import Declared, dealt
+from protocols.opening import cost_open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, known, shift_right
 from protocols.shares import Shares
@@ -84,3 +86,10 @@ def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool 
     if party.is_server:
         value = value - (offset >> shift) + (1 if shift else 0)
     return Shares(value, bits, frac)
+
+
+def cost_rescale(count: int, bits: int, shift: int, to_bits: int, *, early: bool = False) -> Declared:
+    """From a ring of `bits` to one of `to_bits`, dropping `shift` fraction bits: nothing if the wrap drops out."""
+    if to_bits <= bits - shift:
+        return Declared()
+    return cost_open_masked((count, 1), early=(early,)) + dealt((count, to_bits - (bits - shift)))

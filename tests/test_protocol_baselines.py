@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protocols import costs_baselines as costs
-from protocols.activation import gelu, relu
-from protocols.costs import Declared
-from protocols.norm import layer_norm
+from protocols.activation import cost_gelu, cost_relu, gelu, relu
+from protocols.declared import Declared
+from protocols.norm import cost_layer_norm, layer_norm
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
 from protocols.shares import Shares
@@ -34,7 +33,7 @@ def test_relu_is_exact(shape: tuple[int, ...], compare_bits: int, from_bits: int
     x.view(-1)[0] = limit - 1
     outcome = run(lambda p: relu(p, input_of(p, x, from_bits, 3), compare_bits=compare_bits, bits=bits))
     assert torch.equal(outcome.element(), x.clamp(min=0))
-    check_cost(outcome, costs.relu(x.numel(), compare_bits, bits))
+    check_cost(outcome, cost_relu(x.numel(), compare_bits, bits))
 
 
 def points(frac: int) -> Tensor:
@@ -51,7 +50,7 @@ def test_gelu_is_within_its_bound(form: str, frac: int) -> None:
     outcome = run(lambda p: gelu(p, input_of(p, x, 40, frac), form, compare_bits=frac + 9, bits=38))
     want = F.gelu(x / 2.0**frac, approximate="tanh" if form == "tanh" else "none")
     assert ((outcome.value() - want).abs() <= 2.1e-4 + 1.6e-4 + 2.0**-frac).all()
-    check_cost(outcome, costs.gelu(x.numel(), frac + 9, 38))
+    check_cost(outcome, cost_gelu(x.numel(), frac + 9, 38))
 
 
 @pytest.mark.parametrize("form", ["tanh", "erf"])
@@ -73,7 +72,7 @@ def test_gelu_costs(count: int) -> None:
     for bits in (20, 31, 40):
         x = torch.zeros(count)
         outcome = run(lambda p, x=x, bits=bits: gelu(p, input_of(p, x, 40, 12), "erf", compare_bits=20, bits=bits))  # type: ignore[misc]
-        check_cost(outcome, costs.gelu(count, 20, bits))
+        check_cost(outcome, cost_gelu(count, 20, bits))
 
 
 def norm_rows(rows: int, width: int) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ def test_layer_norm_is_within_its_bound(width: int) -> None:
         scale = 1 / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
         bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-13 * scale + 2.0**-12
         assert ((outcome.value() - want).abs() <= bound).all(), name
-        check_cost(outcome, costs.layer_norm(5, width, 60, 12, size_bits, 40))
+        check_cost(outcome, cost_layer_norm(5, width, 60, 12, size_bits, 40))
 
 
 def pairs(x: Tensor, size_bits: int, bits: int = 40) -> tuple[Tensor, Tensor]:
@@ -143,4 +142,4 @@ def test_layer_norm_costs(rows: int, size_bits: int) -> None:
     def program(party: Party) -> Protocol_[Any]:
         yield from layer_norm(party, input_of(party, torch.randn(rows, 6), 56, 11), epsilon=1e-5, size_bits=size_bits, bits=37)
 
-    check_cost(run(program), costs.layer_norm(rows, 6, 56, 11, size_bits, 37))
+    check_cost(run(program), cost_layer_norm(rows, 6, 56, 11, size_bits, 37))

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from protocols import costs
-from protocols.comparison import CompareMask, compare
+import protocols
+from protocols.comparison import CompareMask, compare, cost_compare
 from protocols.correlations import Role
-from protocols.costs import Declared
-from protocols.exponential import exponential
-from protocols.linear import Weight, linear, lookup, scale
-from protocols.maximum import row_argmax, row_maximum
-from protocols.opening import open_masked, reveal
+from protocols.declared import Declared
+from protocols.exponential import cost_exponential, exponential
+from protocols.linear import Weight, cost_linear, cost_lookup, cost_scale, linear, lookup, scale
+from protocols.maximum import cost_row_argmax, cost_row_maximum, row_argmax, row_maximum
+from protocols.opening import cost_open_masked, cost_reveal, open_masked, reveal
 from protocols.party import Party, Protocol_
-from protocols.product import Cached, matmul_wires, multiply, scores, weighted
-from protocols.reciprocal import reciprocal
+from protocols.product import (
+    Cached,
+    cost_matmul_wires,
+    cost_multiply,
+    cost_scores,
+    cost_weighted,
+    matmul_wires,
+    multiply,
+    scores,
+    weighted,
+)
+from protocols.reciprocal import cost_reciprocal, reciprocal
 from protocols.rows import Rows
-from protocols.softmax import AttentionRings, attention, exponentials, softmax
-from protocols.truncation import rescale
+from protocols.softmax import (
+    AttentionRings,
+    attention,
+    cost_attention,
+    cost_exponentials,
+    cost_softmax,
+    exponentials,
+    softmax,
+)
+from protocols.truncation import cost_rescale, rescale
 from tests.two_party import execute, input_of, offline_walk
 
 
@@ -47,7 +68,7 @@ def opened(party: Party, *values: tuple[tuple[int, ...], int, int]) -> Protocol_
 
 
 def opening(*values: tuple[tuple[int, ...], int, int]) -> Declared:
-    return costs.open_masked(*((zeros(*shape).numel(), bits) for shape, bits, _ in values))
+    return cost_open_masked(*((zeros(*shape).numel(), bits) for shape, bits, _ in values))
 
 
 def linear_case(rows: int, n: int, m: int, bits: int, early: bool, transposed: bool = False) -> Case:
@@ -57,7 +78,7 @@ def linear_case(rows: int, n: int, m: int, bits: int, early: bool, transposed: b
         x = input_of(party, zeros(rows, n), bits + 1, 3, early=early)
         yield from linear(party, x, weight, bits=bits, transposed=transposed)
 
-    declared = costs.linear(rows, n, m, bits, early=early)
+    declared = cost_linear(rows, n, m, bits, early=early)
     return Case(f"linear {rows}x{n}x{m} {bits} {early} {transposed}", declared, program, {"w": (weight, zeros(*weight.shape))})
 
 
@@ -68,7 +89,7 @@ def scale_case(heads: int, rows: int, width: int, bits: int, early: bool) -> Cas
         x = input_of(party, zeros(heads, rows, width), bits, 3, early=early)
         yield from scale(party, x, weight, bits=bits, window=(2, rows + 2))
 
-    declared = costs.scale(heads * rows * width, bits, early=early)
+    declared = cost_scale(heads * rows * width, bits, early=early)
     return Case(f"scale {heads}x{rows}x{width} {bits} {early}", declared, program, {"w": (weight, zeros(heads, rows + 4))})
 
 
@@ -79,7 +100,7 @@ def lookup_case(count: int, vocabulary: int, width: int, bits: int) -> Case:
         ids = None if party.is_server or offline_walk(party) else torch.arange(count) % vocabulary
         yield from lookup(party, ids, count, table, bits=bits)
 
-    declared = costs.lookup(count, vocabulary, width, bits)
+    declared = cost_lookup(count, vocabulary, width, bits)
     return Case(f"lookup {count} of {vocabulary}x{width} {bits}", declared, program, {"t": (table, zeros(vocabulary, width))})
 
 
@@ -87,7 +108,7 @@ def open_case(*values: tuple[int, int, bool]) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         yield from open_masked(party, [input_of(party, zeros(count), bits, 0, early=early) for count, bits, early in values])
 
-    declared = costs.open_masked(*((count, bits) for count, bits, _ in values), early=[early for *_, early in values])
+    declared = cost_open_masked(*((count, bits) for count, bits, _ in values), early=[early for *_, early in values])
     return Case(f"open {values}", declared, program)
 
 
@@ -95,7 +116,7 @@ def reveal_case(count: int, bits: int, to: Role) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         yield from reveal(party, input_of(party, zeros(count), bits, 0), to=to)
 
-    return Case(f"reveal {count} {bits} {to}", costs.reveal(count, bits, to), program)
+    return Case(f"reveal {count} {bits} {to}", cost_reveal(count, bits, to), program)
 
 
 def rescale_case(count: int, bits: int, shift: int, to_bits: int, early: bool, nonnegative: bool) -> Case:
@@ -103,7 +124,7 @@ def rescale_case(count: int, bits: int, shift: int, to_bits: int, early: bool, n
         x = input_of(party, zeros(count), bits, shift, early=early)
         yield from rescale(party, x, bits=to_bits, frac=0, nonnegative=nonnegative)
 
-    declared = costs.rescale(count, bits, shift, to_bits, early=early)
+    declared = cost_rescale(count, bits, shift, to_bits, early=early)
     return Case(f"rescale {count} {bits}-{shift} to {to_bits} {early} {nonnegative}", declared, program)
 
 
@@ -117,8 +138,8 @@ def chain_case(early: bool) -> Case:
         yield from open_masked(party, [y, z])
         yield from reveal(party, z, to=Role.CLIENT)
 
-    declared = costs.linear(2, 5, 3, 40, early=early) + costs.rescale(6, 40, 8, 38, early=True)
-    declared += costs.open_masked((6, 40), (6, 38), early=(True, False)) + costs.reveal(6, 38, Role.CLIENT)
+    declared = cost_linear(2, 5, 3, 40, early=early) + cost_rescale(6, 40, 8, 38, early=True)
+    declared += cost_open_masked((6, 40), (6, 38), early=(True, False)) + cost_reveal(6, 38, Role.CLIENT)
     return Case(f"chain {early}", declared, program, {"w": (weight, zeros(5, 3))})
 
 
@@ -128,7 +149,7 @@ def product_case(left: tuple[int, ...], right: tuple[int, ...], bits: int, rows:
         multiply(party, x, y, bits, rows)
 
     count = zeros(*left).numel() if rows else torch.broadcast_shapes(left, right).numel()
-    declared = opening((left, bits, 3), (right, bits, 4)) + costs.multiply(count, bits)
+    declared = opening((left, bits, 3), (right, bits, 4)) + cost_multiply(count, bits)
     return Case(f"multiply {left} {right} {bits} {rows}", declared, program)
 
 
@@ -137,8 +158,9 @@ def matmul_case(left: tuple[int, ...], right: tuple[int, ...], bits: int) -> Cas
         x, y = yield from opened(party, (left, bits, 3), (right, bits, 4))
         matmul_wires(party, x, Cached.join(None, y), bits)
 
-    count = zeros(*left[:-1], right[-1]).numel()
-    return Case(f"matmul {left} {right} {bits}", opening((left, bits, 3), (right, bits, 4)) + costs.multiply(count, bits), program)
+    declared = opening((left, bits, 3), (right, bits, 4))
+    declared += cost_matmul_wires(zeros(*left[:-2]).numel(), left[-2], right[-1], bits)
+    return Case(f"matmul {left} {right} {bits}", declared, program)
 
 
 def rows_case(heads: int, rows: Rows, width: int, bits: int) -> Case:
@@ -150,7 +172,7 @@ def rows_case(heads: int, rows: Rows, width: int, bits: int) -> Case:
         weighted(party, z, Cached.join(None, y), rows, bits)
 
     declared = opening((q, bits, 3), (k, bits, 4), (p, bits, 2))
-    declared += costs.scores(heads, rows, bits) + costs.weighted(heads, rows, width, bits)
+    declared += cost_scores(heads, rows, bits) + cost_weighted(heads, rows, width, bits)
     return Case(f"scores and weighted {heads} {rows.fields()} {width} {bits}", declared, program)
 
 
@@ -160,7 +182,7 @@ def compare_case(shape: tuple[int, ...], r_shape: tuple[int, ...], bits: int, si
         c = r.masked.expand(shape) if not r.masked.is_meta else torch.empty(shape, dtype=torch.int64, device="meta")
         yield from compare(party, c, CompareMask(r.name, shape, r_shape, bits, single))
 
-    cost = costs.compare(zeros(*shape).numel(), bits, masks=zeros(*r_shape).numel(), single=bool(single))
+    cost = cost_compare(zeros(*shape).numel(), bits, masks=zeros(*r_shape).numel(), single=bool(single))
     return Case(f"compare {shape} {r_shape} {bits} {single}", opening((r_shape, bits, 0)) + cost, program)
 
 
@@ -169,7 +191,7 @@ def maximum_case(heads: int, rows: Rows, bits: int) -> Case:
         (x,) = yield from opened(party, ((heads, rows.count), bits, 0))
         yield from row_maximum(party, x, rows)
 
-    declared = opening(((heads, rows.count), bits, 0)) + costs.row_maximum(heads, rows, bits)
+    declared = opening(((heads, rows.count), bits, 0)) + cost_row_maximum(heads, rows, bits)
     return Case(f"maximum {heads} {rows.fields()} {bits}", declared, program)
 
 
@@ -178,7 +200,7 @@ def argmax_case(heads: int, length: int, bits: int, place_bits: int) -> Case:
         (x,) = yield from opened(party, ((heads, length), bits, 0))
         yield from row_argmax(party, x, Rows(length, 1, 0), place_bits)
 
-    declared = opening(((heads, length), bits, 0)) + costs.row_argmax(heads, length, bits, place_bits)
+    declared = opening(((heads, length), bits, 0)) + cost_row_argmax(heads, length, bits, place_bits)
     return Case(f"argmax {heads} {length} {bits} {place_bits}", declared, program)
 
 
@@ -187,7 +209,7 @@ def exponential_case(heads: int, rows: Rows) -> Case:
         x, m = yield from opened(party, ((heads, rows.count), 21, 12), ((heads, rows.number), 10, 1))
         yield from exponential(party, x, m, rows, 11)
 
-    declared = opening(((heads, rows.count), 21, 12), ((heads, rows.number), 10, 1)) + costs.exponential(heads * rows.count)
+    declared = opening(((heads, rows.count), 21, 12), ((heads, rows.number), 10, 1)) + cost_exponential(heads * rows.count)
     return Case(f"exponential {heads} {rows.fields()}", declared, program)
 
 
@@ -195,14 +217,14 @@ def exponentials_case(heads: int, rows: Rows, bits: int, early: bool) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         yield from exponentials(party, input_of(party, zeros(heads, rows.count), 21, 12, early=early), rows, bits)
 
-    return Case(f"exponentials {heads} {rows.fields()} {bits} {early}", costs.exponentials(heads, rows, bits, early=early), program)
+    return Case(f"exponentials {heads} {rows.fields()} {bits} {early}", cost_exponentials(heads, rows, bits, early=early), program)
 
 
 def reciprocal_case(count: int, ring: tuple[int, int], bound: float, bits: int, frac: int) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         yield from reciprocal(party, input_of(party, torch.ones(1, count), *ring), bound=bound, bits=bits, frac=frac)
 
-    return Case(f"reciprocal {count} {ring} {bound} {bits} {frac}", costs.reciprocal(count, *ring, bound, bits, frac), program)
+    return Case(f"reciprocal {count} {ring} {bound} {bits} {frac}", cost_reciprocal(count, *ring, bound, bits), program)
 
 
 def softmax_case(heads: int, rows: Rows, ring: tuple[int, int], to: tuple[int, int], early: bool = False) -> Case:
@@ -210,7 +232,7 @@ def softmax_case(heads: int, rows: Rows, ring: tuple[int, int], to: tuple[int, i
         x = input_of(party, zeros(heads, rows.count), *ring, early=early)
         yield from softmax(party, x, rows, bits=to[0], frac=to[1])
 
-    return Case(f"softmax {heads} {rows.fields()} {ring} {to} {early}", costs.softmax(heads, rows, *ring, *to, early=early), program)
+    return Case(f"softmax {heads} {rows.fields()} {ring} {to} {early}", cost_softmax(heads, rows, *ring, *to, early=early), program)
 
 
 def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Case:
@@ -221,7 +243,7 @@ def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings) ->
         x, y, z = yield from opened(party, *wires)
         yield from attention(party, x, Cached.join(None, y), Cached.join(None, z), rows, rings)
 
-    declared = opening(*wires) + costs.attention(heads, width, rows, rings)
+    declared = opening(*wires) + cost_attention(heads, width, rows, rings)
     return Case(f"attention {heads} {width} {rows.fields()} {rings.v_bits}", declared, program)
 
 
@@ -288,6 +310,17 @@ def test_declared_cost(case: Case) -> None:
 def test_softmax_stays_within_its_budget() -> None:
     """Per unmasked element at the size of GPT-2: from the scores to the opened input of the product with V."""
     heads, rows = 12, Rows(1, 128, 1)
-    region = costs.exponentials(heads, rows, 44) + costs.open_masked((heads * rows.count, 44))
+    region = cost_exponentials(heads, rows, 44) + cost_open_masked((heads * rows.count, 44))
     assert region.online / (heads * rows.count) < 29
     assert region.rounds == 16
+
+
+def test_a_protocol_declares_its_cost_beside_it() -> None:
+    """A protocol is a public function of a party; those that neither send nor take a correlation are named here."""
+    local, found = {"unmasked", "add_server_constant"}, {}
+    for module in (import_module(each.name) for each in pkgutil.walk_packages(protocols.__path__, "protocols.")):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and not name.startswith("_") and "party" in inspect.signature(function).parameters:
+                found[name] = hasattr(module, f"cost_{name}")
+    assert {name for name, declared in found.items() if not declared} == local
+    assert {"linear", "open_masked", "rescale", "compare", "multiply", "attention", "layer_norm"} <= {*found}

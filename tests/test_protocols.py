@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocols import reference
 from protocols.comparison import MAX_BITS, BitMask, CompareMask, compare
 from protocols.correlations import Role
 from protocols.linear import Weight, linear, lookup, scale
@@ -22,7 +23,6 @@ from protocols.ring import reduce, signed
 from protocols.rows import MAX_SINGLE, Rows, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 from protocols.truncation import reduces, rescale
-from tests import reference
 from tests.two_party import element, input_of, offline_walk, run, uniform
 
 ODD_RINGS = [1, 7, 13, 21, 33, 40, 47, 63, 64]

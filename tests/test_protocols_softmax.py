@@ -8,6 +8,7 @@ from torch import Tensor
 
 from protocols import exponential as exp
 from protocols import reciprocal as rec
+from protocols import reference
 from protocols.errors import CorrelationError
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
@@ -17,7 +18,6 @@ from protocols.ring import encode
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.softmax import LARGEST, AttentionRings, attention, exponentials, softmax
-from tests import reference
 from tests.two_party import Session, input_of, offline_walk, run, uniform
 
 

@@ -59,7 +59,7 @@ def peer_process(keys_dir: Path, script: str, **options: Any) -> Iterator[tuple[
 def test_a_peer_killed_in_the_middle_of_a_frame(keys_dir: Path) -> None:
     script = """
     c.send(b"ready")
-    c._stream.encrypt(pack_header(1000, Kind.DATA, 0, 1, 0) + b"x" * 500)
+    c._stream.encrypt(pack_header(1000, FrameKind.DATA, 0, 1, 0) + b"x" * 500)
     c._stream.push()
     os.kill(os.getpid(), signal.SIGKILL)
     """

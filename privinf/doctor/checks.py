@@ -9,13 +9,13 @@ import os
 import ssl
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+from privinf.doctor.finding import Check, roles_of, tried
 from privinf.session.devices import cuda_devices, cuda_missing
 from privinf.session.options import CONNECT_S
-from privinf.transport.keys import ROLES, KeyInfo, load_credentials, show_keys
+from privinf.transport.keys import KeyInfo, load_credentials, show_keys
 from privinf.transport.listener import Waiting
 from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError
@@ -23,16 +23,6 @@ from protocols.errors import ConfigError, PrivinfError
 PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer", "fastapi", "uvicorn")
 SOON_DAYS = 30
 _FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `exit_code` is what a failure ends `privinf doctor` with."""
-
-    name: str
-    ok: bool
-    detail: str
-    exit_code: int = 2
 
 
 def checks(
@@ -78,15 +68,6 @@ def checks(
         from privinf.doctor.deployment import Deployment  # not before torch and the packages were looked at
 
         yield from Deployment(keys, timeout, connect_s, expect, cache, waiting).checks(server, dealer, gateway, api_key)
-
-
-def tried(name: str, detail: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, detail())
-    except PrivinfError as error:
-        return Check(name, False, str(error), error.exit_code)
-    except Exception as error:  # whatever an import or a system call comes up with is a finding here
-        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _torch() -> str:
@@ -151,11 +132,6 @@ def _certificate(info: KeyInfo) -> Check:
         return Check(name, False, f"expired {-days:.0f} days ago; run `privinf keys renew` where the CA is, and carry the new bundle over")
     soon = "; run `privinf keys renew` soon" if days < SOON_DAYS else ""
     return Check(name, True, f"{days:.0f} days left{soon}")
-
-
-def roles_of(keys: Path) -> list[str]:
-    """The roles for which a directory of all roles, or a bundle, has a certificate."""
-    return [role for role in ROLES if (keys / role / "cert.pem").exists()] or [info.role for info in show_keys(keys) if info.role in ROLES]
 
 
 def _loadable(keys: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from privinf.client.setup import ClientStore, receive_bundle
-from privinf.doctor.checks import Check, roles_of, tried
+from privinf.doctor.finding import Check, roles_of, tried
 from privinf.session.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from privinf.graph.info import Info
     from privinf.lowering.export import lower
     from privinf.lowering.from_checkpoint import convert
-    from privinf.lowering.lowered import Lowered
-    from privinf.lowering.storage import load_lowered as load
+    from privinf.lowering.lowered import Lowered, load
 
 __all__ = ["Info", "Lowered", "convert", "load", "lower"]
 
@@ -21,7 +20,7 @@ _HOMES = {
     "Info": ("privinf.graph.info", "Info"),
     "Lowered": ("privinf.lowering.lowered", "Lowered"),
     "convert": ("privinf.lowering.from_checkpoint", "convert"),
-    "load": ("privinf.lowering.storage", "load_lowered"),
+    "load": ("privinf.lowering.lowered", "load"),
     "lower": ("privinf.lowering.export", "lower"),
 }
 

@@ -27,12 +27,11 @@ from privinf.graph.private import weights_of
 from privinf.lowering.calibrate import Ranges, calibrate
 from privinf.lowering.plan import plan_rings
 from privinf.lowering.rules import check_graph
-from privinf.lowering.schema import Bundle, build_graph, build_plan, decode, manifest_of
+from privinf.lowering.schema import Bundle, Saved, build_graph, build_plan, decode, manifest_of
 from privinf.lowering.setup import SALT_BYTES, Item, SetUp, masked
+from privinf.lowering.storage import MASK_SEED_BYTES, Stored, load_model, naming, save_model
 from protocols.errors import ConfigError, HandshakeError
 from protocols.ring import encode
-
-MASK_SEED_BYTES = 32
 
 
 class Lowered:
@@ -111,16 +110,33 @@ class Lowered:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the directory that `serve` reads: 0700, whole or not at all, no pickle."""
-        from privinf.lowering.storage import save_lowered
-
-        save_lowered(self, directory)
+        if self.mask_seed is None or not self.has_weights:
+            raise ConfigError("this model came as a bundle, without weights: only the server can save it")
+        self.check_weights()
+        saved = Saved(manifest_of(self.graph, self.info, self.setup), self.ranges, self.headroom, self.sealed, self.id)
+        save_model(Stored(saved, self.graph, self.tokenizer, self.mask_seed), directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Lowered:
         """Read a directory that `save` wrote; ConfigError names what is missing, surplus or damaged."""
-        from privinf.lowering.storage import load_lowered
-
-        return load_lowered(directory)
+        stored = load_model(directory)
+        with naming(directory):
+            saved, graph = stored.saved, stored.graph
+            lowered = cls(
+                graph,
+                saved.graph.info,
+                plan=build_plan(graph, saved.graph),
+                setup=saved.graph.setup,
+                ranges=saved.ranges,
+                tokenizer=stored.tokenizer,
+                mask_seed=stored.mask_seed,
+                headroom=saved.headroom,
+                sealed=saved.weights_sha256,
+            )
+            lowered.check_weights()
+            if lowered.id != saved.id:
+                raise ConfigError("what is public of the model is not what was lowered: its id would be another")
+            return lowered
 
     def bundle(self) -> bytes:
         """What the client gets: structure, shapes, ring plan, digests of masked weights, tokenizer; no weight, no range, no seed."""
@@ -163,3 +179,6 @@ def finish_lowering(
         mask_seed=secrets.token_bytes(MASK_SEED_BYTES),
         headroom=headroom,
     )
+
+
+load = Lowered.load

@@ -6,9 +6,12 @@ this directory to the dealer alone), and `tokenizer.json` if there is one. The d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,15 +19,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from privinf.crypten_adapter import Graph
 from privinf.files import check_private
-from privinf.lowering.lowered import MASK_SEED_BYTES, Lowered
 from privinf.lowering.rules import check_graph
-from privinf.lowering.schema import Saved, build_graph, build_plan, decode, manifest_of, parameter_key
+from privinf.lowering.schema import Saved, build_graph, decode, parameter_key
 from protocols.errors import ConfigError
 
+MASK_SEED_BYTES = 32
 STRUCTURE, WEIGHTS, SEED, TOKENIZER = "lowered.json", "weights.safetensors", "mask_seed", "tokenizer.json"
 FILES = frozenset({STRUCTURE, WEIGHTS, SEED, TOKENIZER})
 REMEDY = "lower the checkpoint again with `privinf convert`"
+
+
+@dataclass(frozen=True, repr=False)
+class Stored:
+    """What the files of a lowered model hold."""
+
+    saved: Saved
+    graph: Graph
+    tokenizer: bytes | None
+    mask_seed: bytes
 
 
 def is_lowered(directory: str | os.PathLike[str]) -> bool:
@@ -42,12 +56,9 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target} is there already and holds something else", remedy="choose another directory")
 
 
-def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
+def save_model(model: Stored, directory: str | os.PathLike[str]) -> None:
     """Write to a scratch directory beside the target, then put it in the target's place."""
     target = Path(directory)
-    if lowered.mask_seed is None or not lowered.has_weights:
-        raise ConfigError("this model came as a bundle, without weights: only the server can save it")
-    lowered.check_weights()
     check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +66,7 @@ def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error.strerror}") from error
     try:
-        write_files(lowered, scratch)
+        write_files(model, scratch)
         sync(scratch)
         if target.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
@@ -71,22 +82,21 @@ def save_lowered(lowered: Lowered, directory: str | os.PathLike[str]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_files(lowered: Lowered, directory: Path) -> None:
-    graph = lowered.graph
+def write_files(model: Stored, directory: Path) -> None:
+    """Each of the files, on the disk."""
     weights: dict[str, Tensor] = {
         parameter_key(node.name, key): node.value(key).contiguous()
-        for node in graph.nodes
+        for node in model.graph.nodes
         for key in node.parameter_shapes
         if not node.tied_to
     }
     save_file(weights, directory / WEIGHTS)
-    saved = Saved(manifest_of(graph, lowered.info, lowered.setup), lowered.ranges, lowered.headroom, lowered.sealed, lowered.id)
-    (directory / STRUCTURE).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
-    if lowered.tokenizer is not None:
-        (directory / TOKENIZER).write_bytes(lowered.tokenizer)
+    (directory / STRUCTURE).write_bytes(msgspec.json.format(msgspec.json.encode(model.saved), indent=1))
+    if model.tokenizer is not None:
+        (directory / TOKENIZER).write_bytes(model.tokenizer)
     handle = os.open(directory / SEED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
-        file.write(lowered.mask_seed or b"")
+        file.write(model.mask_seed)
     for path in directory.iterdir():
         path.chmod(0o600)
         sync(path)
@@ -100,8 +110,8 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
-    """Read what `save_lowered` wrote; ConfigError names the file and what is wrong with it."""
+def load_model(directory: str | os.PathLike[str]) -> Stored:
+    """Read what `save_model` wrote; ConfigError names the file and what is wrong with it."""
     source = Path(directory)
     if not source.is_dir():
         raise ConfigError(f"{source} is not a directory")
@@ -114,26 +124,20 @@ def load_lowered(directory: str | os.PathLike[str]) -> Lowered:
         raise ConfigError(f"{source}: {', '.join(sorted(surplus)[:5])}: not part of a lowered model", remedy="remove it")
     saved = read_structure(source / STRUCTURE)
     weights = read_weights(source / WEIGHTS, saved)
-    try:
+    with naming(source):
         graph = build_graph(saved.graph, weights)
         check_graph(graph, saved.graph.info)
-        lowered = Lowered(
-            graph,
-            saved.graph.info,
-            plan=build_plan(graph, saved.graph),
-            setup=saved.graph.setup,
-            ranges=saved.ranges,
-            tokenizer=(source / TOKENIZER).read_bytes() if TOKENIZER in found else None,
-            mask_seed=read_seed(source / SEED),
-            headroom=saved.headroom,
-            sealed=saved.weights_sha256,
-        )
-        lowered.check_weights()
-        if lowered.id != saved.id:
-            raise ConfigError("what is public of the model is not what was lowered: its id would be another")
-        return lowered
+        tokenizer = (source / TOKENIZER).read_bytes() if TOKENIZER in found else None
+        return Stored(saved, graph, tokenizer, read_seed(source / SEED))
+
+
+@contextlib.contextmanager
+def naming(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever is wrong with what was read: ConfigError names the directory."""
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}", remedy=REMEDY) from None
+        raise ConfigError(f"{Path(directory)}: {error}", remedy=REMEDY) from None
 
 
 def read_structure(path: Path) -> Saved:

@@ -53,19 +53,19 @@ def open_model(path: Path, cache: Path) -> Lowered:
     The kept lowering holds the seed of its weight masks: it lies in the server's own cache, in a directory of mode 0700.
     """
     from privinf.lowering import convert
-    from privinf.lowering.storage import is_lowered, load_lowered
+    from privinf.lowering.storage import is_lowered
 
     if not path.is_dir():
         what = f"{path} is a file" if path.exists() else f"there is no model directory {path}"
         raise ConfigError(what, remedy="give the directory of a checkpoint or of a lowered model")
     if is_lowered(path):
-        return load_lowered(path)
+        return Lowered.load(path)
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path} is neither a checkpoint (no config.json) nor a lowered model (no lowered.json)")
     kept = cache / "lowered" / _fingerprint(path)
     if is_lowered(kept):
         try:
-            return load_lowered(kept)
+            return Lowered.load(kept)
         except ConfigError as error:
             log.warning("a kept lowering is damaged and is made anew: %s", error)
             shutil.rmtree(kept)

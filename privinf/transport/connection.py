@@ -133,7 +133,7 @@ class Connection(Endpoint):
         if self._stream.ended:
             raise self._lost or self._ended()
         if self._stream.raw_received > self._greeted + _UNASKED:
-            raise self._failure(TransportError, "the peer sends without end and no message", "look at the peer")
+            raise self.failure(TransportError, "the peer sends without end and no message", "look at the peer")
         return False
 
     def _catch_up(self) -> None:
@@ -162,10 +162,10 @@ class Connection(Endpoint):
 
     def _pump(self, out: deque[memoryview], want: Want | None) -> memoryview | None:
         stream, start = self._stream, time.monotonic()
-        waits = Patience(self, start)
+        waits = Patience(self, stream, self._reader, self._shaper, start)
         message = None if want is None else self._collect(want)
         if out and self._mid_send:
-            raise self._failure(TransportError, "an earlier message was cut off in the middle; nothing more can be sent")
+            raise self.failure(TransportError, "an earlier message was cut off in the middle; nothing more can be sent")
         while True:
             done = want is None or message is not None
             blocked = self._send_some(out, until_blocked=done)
@@ -247,7 +247,7 @@ class Connection(Endpoint):
             self._lost = self._tls_error(error)
         except PrivinfError as error:
             # out of step for good: whatever follows cannot be read as frames
-            self._lost = error if error.party else self._failure(type(error), error.message, error.remedy)
+            self._lost = error if error.party else self.failure(type(error), error.message, error.remedy)
         if self._inbox:
             return False
         raise self._lost
@@ -276,9 +276,9 @@ class Connection(Endpoint):
         if error := self._interrupted():
             return error
         if self._closing:
-            return self._failure(TransportError, "this connection was closed at this end")
+            return self.failure(TransportError, "this connection was closed at this end")
         where = " in the middle of a message" if self._reader.mid_frame or self._parts else ""
-        return self._failure(TransportError, f"the peer closed the connection{where}", "look at the peer's output for the reason")
+        return self.failure(TransportError, f"the peer closed the connection{where}", "look at the peer's output for the reason")
 
     def _broken(self, error: OSError) -> PrivinfError:
         """The socket failed, most often since the peer closed it: what it sent before may say why."""
@@ -291,13 +291,13 @@ class Connection(Endpoint):
                 return reported
         if self._closing or isinstance(error, ConnectionError):
             return self._ended()
-        return self._failure(TransportError, f"the connection broke: {error.strerror or error}", "check the network between the machines")
+        return self.failure(TransportError, f"the connection broke: {error.strerror or error}", "check the network between the machines")
 
     def _tls_error(self, error: ssl.SSLError) -> PrivinfError:
         if not self._established:
             peer = f"{self.peer_role} {self.peer_name}"
             return tls_failure(error, party=self.party, peer=peer, dialled=not self._stream.tls.server_side)
-        return self._failure(TransportError, f"the TLS stream is damaged ({reason_of(error)})", "start the session anew")
+        return self.failure(TransportError, f"the TLS stream is damaged ({reason_of(error)})", "start the session anew")
 
     # ---- heartbeat, greeting, end
 

@@ -161,7 +161,7 @@ class Endpoint(ABC):
         """Sends a msgspec struct (or plain values) of at most `limit` bytes when encoded."""
         body = msgspec.msgpack.encode(message)
         if len(body) > limit:
-            raise self._failure(
+            raise self.failure(
                 ConfigError, f"a control message of {len(body)} bytes is larger than {limit} allow", "this is a fault of this program"
             )
         self.send(body, FrameKind.CONTROL)
@@ -182,7 +182,7 @@ class Endpoint(ABC):
         try:
             return msgspec.msgpack.decode(body, type=type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise self._failure(
+            raise self.failure(
                 ProtocolDesync,
                 f"received a control message that is not a {getattr(type, '__name__', type)}: {one_line(str(error), 200)}",
                 "check that both ends run the same version of privinf",
@@ -226,7 +226,7 @@ class Endpoint(ABC):
     def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
         """Sends the frames and returns the wanted message (None if nothing is wanted), both at the same time."""
 
-    def _failure(self, kind: type[PrivinfError], message: str, remedy: str = "") -> PrivinfError:
+    def failure(self, kind: type[PrivinfError], message: str, remedy: str = "") -> PrivinfError:
         layer = ".".join(part for part in self.meter.label if part)
         peer = f"{self.peer_role} {self.peer_name}".strip()
         error = kind(message, layer=layer, party=self.party, peer=peer, remedy=remedy)
@@ -256,14 +256,14 @@ class Endpoint(ABC):
         """Refuses a frame by its header, before its body is allocated."""
         limit = self.max_frame
         if header.length > limit:
-            raise self._failure(
+            raise self.failure(
                 TransportError,
                 f"received a frame that claims {header.length} bytes; the limit is {limit}",
                 "check that both ends run the same version of privinf",
             )
         least = min(limit, HANDSHAKE_MAX_FRAME)  # as long as any sender may make them: so the parts of a message are few
         if header.more and header.length < least:
-            raise self._failure(
+            raise self.failure(
                 TransportError,
                 f"received a part of a message of {header.length} bytes; all but the last have {least} or more",
                 "check that both ends run the same version of privinf",
@@ -276,7 +276,7 @@ class Endpoint(ABC):
         if header.kind not in (FrameKind.DATA, FrameKind.CONTROL):
             return
         if header.kind is not want.kind:
-            raise self._failure(
+            raise self.failure(
                 ProtocolDesync,
                 f"expected a {want.kind.name} message and received a {header.kind.name} message of {header.length} bytes",
                 "check that both ends run the same version of privinf",
@@ -284,12 +284,12 @@ class Endpoint(ABC):
         total = self._joined + header.length
         if want.expect is None:
             if total > want.limit:
-                raise self._failure(
+                raise self.failure(
                     ProtocolDesync, f"received a {want.kind.name} message of {total} bytes or more; the limit is {want.limit}"
                 )
         elif total > want.expect or (total != want.expect and not header.more):
             size = f"{total} bytes or more" if header.more else f"{total} bytes"
-            raise self._failure(
+            raise self.failure(
                 ProtocolDesync,
                 f"expected a message of {want.expect} bytes and received one of {size}",
                 "check that both ends run the same program on the same shapes",
@@ -321,7 +321,7 @@ class Endpoint(ABC):
             if header.kind is FrameKind.ERROR:
                 raise self._reported(frame)
             if header.kind is FrameKind.GOODBYE:
-                raise self._failure(TransportError, "the peer ended the session", "look at the peer's output for the reason")
+                raise self.failure(TransportError, "the peer ended the session", "look at the peer's output for the reason")
             if header.kind is FrameKind.HEARTBEAT:
                 if want.kind is FrameKind.HEARTBEAT:
                     return frame.body
@@ -355,7 +355,7 @@ class Endpoint(ABC):
         elif flags & DESYNC and self._established:
             kind = ProtocolDesync
         refused = flags & REFUSED or not self._established
-        return self._failure(kind, f"the peer {'refused' if refused else 'gave up'}: {text}")
+        return self.failure(kind, f"the peer {'refused' if refused else 'gave up'}: {text}")
 
     def _raise_reported(self) -> None:
         """Raises an ERROR frame that waits in the inbox, if there is one: the reason of a failure that we see only from outside."""

@@ -51,11 +51,11 @@ class MemoryConnection(Endpoint):
                 if error := self._interrupted():
                     raise error
                 if wire.closed[mine]:
-                    raise self._failure(TransportError, "this connection was closed at this end")
+                    raise self.failure(TransportError, "this connection was closed at this end")
                 if frames and wire.closed[theirs]:
                     self._read_all()
                     self._raise_reported()
-                    raise self._failure(TransportError, "the peer closed the connection")
+                    raise self.failure(TransportError, "the peer closed the connection")
                 for header, body in frames:
                     wire.to[theirs].append(header + bytes(body))  # a copy: the caller may reuse its buffer
                     self.meter.current.sent += len(header) + len(body)
@@ -71,12 +71,12 @@ class MemoryConnection(Endpoint):
                     if error := self._interrupted():
                         raise error
                     if wire.closed[mine]:
-                        raise self._failure(TransportError, "this connection was closed at this end")
+                        raise self.failure(TransportError, "this connection was closed at this end")
                     if wire.closed[theirs] and held is None:
-                        raise self._failure(TransportError, "the peer closed the connection")
+                        raise self.failure(TransportError, "the peer closed the connection")
                     left = deadline - time.monotonic()
                     if left <= 0 and held is None:
-                        raise self._failure(TransportError, f"the peer does not answer within {self.timeout:g} s")
+                        raise self.failure(TransportError, f"the peer does not answer within {self.timeout:g} s")
                     began = time.perf_counter()
                     wire.changed.wait(min(left, _PERIOD_S) if held is None else held)
                     self.meter.current.seconds += time.perf_counter() - began

@@ -102,9 +102,12 @@ def ladder(
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
 
-    options = {"backends": _chosen(backends), "link": link, "device": device, "networks": _words(networks), "beside": _words(beside)}
-    length = seq or (32 if quick else 128)
-    _perform("ladder", (json, csv, markdown), lambda run, work: scenario(run, work, quick=quick, seq=length, samples=samples, **options))
+    length, names, also, used = seq or (32 if quick else 128), _words(networks), _words(beside), _chosen(backends)
+
+    def steps(run: Any, work: Path) -> None:
+        scenario(run, work, quick=quick, seq=length, samples=samples, backends=used, link=link, device=device, networks=names, beside=also)
+
+    _perform("ladder", (json, csv, markdown), steps)
 
 
 @app.command()
@@ -271,8 +274,8 @@ def errors(
     markdown: Markdown = None,
 ) -> None:
     """Every logit of thousands of passes of small random networks, in one process. `python -m benchmarks errors --json errors.json`"""
-    from benchmarks.scenarios.errors import LADDER
     from benchmarks.scenarios.errors import errors as scenario
+    from tests.ladder import LADDER
 
     chosen = _words(variants) or LADDER
     _perform(

@@ -35,7 +35,7 @@ def measures(results: Iterable[Result], **fields: Any) -> list[Measure]:
     return [m for result in results for m in result.measures if matches(m, **fields)]
 
 
-def value(results: Iterable[Result], setting: Setting, name: str, of: str) -> float | None:
+def value(results: Iterable[Result], setting: Setting | Measure, name: str, of: str) -> float | None:
     """A figure of a setting, the last one measured."""
     same = {key: getattr(setting, key) for key in ("variant", "layers", "width", "seq", "link")}
     found = measures(results, name=name, of=of, **same)

@@ -15,7 +15,7 @@ from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
 from benchmarks.links import link_of
 from benchmarks.networks import SHIPPED, Network, made, model_id, opened
-from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Setting, Socket, median, totals_of
+from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Seconds, Setting, Socket, median, totals_of
 
 
 class Run:
@@ -86,7 +86,7 @@ class Run:
     @staticmethod
     def remade(result: Result, rows: Sequence[Row]) -> Result:
         """The result with other rows, and the totals that follow; the sockets' counters are left out."""
-        seconds = {(total.setting, total.phase): total.samples for total in result.totals}
+        seconds: Seconds = {(total.setting, total.phase): total.samples for total in result.totals}
         return replace(result, rows=tuple(rows), totals=tuple(totals_of(rows, seconds)), sockets=())
 
 

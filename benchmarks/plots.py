@@ -168,9 +168,8 @@ def links(results: Sequence[Result]) -> Figure | None:
         for t in shaped:
             if t.link.mbit_s == rate:
                 face = colour if t.link.emulated else "white"
-                axes.plot(
-                    [t.link.rtt_ms], [t.seconds], color=colour, markerfacecolor=face, marker=marker, markersize=7, linestyle="", zorder=3
-                )
+                at = [t.link.rtt_ms or 0.0], [t.seconds or 0.0]
+                axes.plot(*at, color=colour, markerfacecolor=face, marker=marker, markersize=7, linestyle="", zorder=3)
         axes.plot([], [], color=colour, marker=marker, label=f"{rate:g} Mbit/s")
     axes.plot([], [], color=style.GREY, label="lines: rounds x RTT / 2 + bytes / rate")
     axes.plot([], [], color=style.GREY, marker="o", linestyle="", label="filled: emulated")

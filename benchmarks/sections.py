@@ -13,8 +13,8 @@ from benchmarks.plots import scale_lengths
 from benchmarks.published import AERO, BASELINE
 from benchmarks.schema import Result, Total
 
-Table = tuple[Sequence[str], list[list[object]]]
-Entry = tuple[str, str, str, list[Table]]  # title, picture, text, tables
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+Entry = tuple[str, str, str, Sequence[Table]]  # title, picture, text, tables
 
 
 def _headline(results: Sequence[Result]) -> Entry:
@@ -212,7 +212,7 @@ def _serving(results: Sequence[Result]) -> Entry:
         if m.of == "over a link"
     ]
     notes = [note for result in runs for note in result.notes if note.startswith(("clients:", "memory:"))]
-    shown = [
+    shown: list[Table] = [
         (("", "tokens a second, all", *(name.replace(", worst wait", ", longest wait") for name in WAITS)), many),
         (("party", "over", "growth", "most"), grown),
         (("", "link", "what", "value"), apart),

@@ -346,5 +346,5 @@ def _remember(once: list[bytes]) -> None:
             armed[0] = False
         return frames_of(self, kind, body, flags)
 
-    session_module.Store = Watched  # type: ignore[misc]
+    vars(session_module)["Store"] = Watched
     Endpoint._frames_of = watched  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import next_token
 from privinf.models.aero import AeroModel
+from privinf.models.base import Decoder
 from privinf.models.checkpoint import save_checkpoint
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
@@ -64,13 +65,13 @@ def run(lowered: Lowered, ids: Sequence[int], *, logits: bool = True) -> Outcome
     return walker(lowered)(ids, logits=logits)
 
 
-def float_logits(model: AeroModel, ids: Sequence[int]) -> torch.Tensor:
+def float_logits(model: Decoder, ids: Sequence[int]) -> torch.Tensor:
     """Of the last position, in float64, (V,)."""
     with torch.no_grad():
         found: torch.Tensor = model.double()(torch.tensor([list(ids)]))[0, -1]
     return found
 
 
-def logit_error(lowered: Lowered, model: AeroModel, ids: Sequence[int]) -> float:
+def logit_error(lowered: Lowered, model: Decoder, ids: Sequence[int]) -> float:
     """The worst of one private pass."""
     return float((run(lowered, ids).client.reshape(-1) - float_logits(model, ids)).abs().max())

@@ -21,6 +21,7 @@ from privinf.transport.listener import dial
 from protocols.errors import PrivinfError
 from tests import trio as t
 from tests.trio import Trio, trio
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def said(caplog: pytest.LogCaptureFixture, role: str, words: str = "") -> str:
 
 def dialled(address: str, role: str, peer: str, keys: Path | None = None) -> Connection:
     """A connection as one of the parties, past TLS."""
-    return dial(address, load_credentials(keys or t.keys(), role), peer, t.PATIENCE)
+    return dial(address, load_credentials(keys or t.keys(), role), peer, PATIENCE)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from privinf.dealer.dealer import DealerService
 from privinf.lowering import convert
 from privinf.lowering.lowered import Lowered
 from privinf.models.aero import AeroModel
+from privinf.models.base import Decoder
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.server.server import Server
 from privinf.session.options import Options
@@ -116,7 +117,7 @@ def lowered_directory() -> Path:
 
 
 @functools.cache
-def float_model(seed: int = 0, texts: bool = True) -> AeroModel:
+def float_model(seed: int = 0, texts: bool = True) -> Decoder:
     """The float model of the checkpoint."""
     return load_checkpoint(checkpoint(seed, texts))[0]
 
@@ -245,11 +246,13 @@ class OtherRelease:
     def __call__(self) -> None:
         import msgspec
 
+        from privinf import version
         from privinf.session import messages
 
-        later = messages.PROTOCOL + 1
+        later = version.PROTOCOL + 1
         fields = [("protocol", int, later), ("version", str, "9.9.9")]
-        messages.Hello, messages.PROTOCOL, messages.VERSION = msgspec.defstruct("Hello", fields, frozen=True), later, "9.9.9"  # type: ignore
+        hello = msgspec.defstruct("Hello", fields, frozen=True)
+        vars(messages).update(Hello=hello, PROTOCOL=later, VERSION="9.9.9")
 
 
 def _enter(words: list[str], out: str, err: str, hook: Hook | None) -> None:

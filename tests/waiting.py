@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 PATIENCE = 90.0
 
 
-def wait_for(found: Callable[[], Any], seconds: float = PATIENCE, about: Callable[[], str] = lambda: "") -> Any:
+def wait_for(found: Callable[[], Answer], seconds: float = PATIENCE, about: Callable[[], str] = lambda: "") -> Answer:
     """Asks again and again until the answer is true."""
     deadline = time.monotonic() + seconds
     while not (answer := found()):

@@ -23,7 +23,7 @@ from spu.utils import frontend
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.backends.crypten_party import Sockets
 from benchmarks.networks import Network
-from benchmarks.schema import Link, Row, Socket, median
+from benchmarks.schema import Link, Phase, Row, Socket, median
 from protocols.errors import ConfigError
 
 NAMES = ("server", "client")
@@ -172,18 +172,20 @@ class SpuBackend:
     def counted(self) -> Counted:
         """A row a party: SPU compiles the graph as a whole. What the first pass sends beyond the second is done once: the set-up."""
         found = Counted(notes=[f"{self.name}: rounds are not counted, inputs' shares are not on its link, threads are SPU's own"])
-        setting = {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": "cpu", "link": Link()}
+        setting: dict[str, Any] = {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": "cpu", "link": Link()}
         wall, first, later = self.samples("online"), self._passes[0], self._passes[1 if len(self._passes) > 1 else 0]
         for rank, party in enumerate(NAMES):
             ends = {**setting, "party": party, "peer": NAMES[1 - rank]}
             found.sockets.append(Socket(**ends, bytes_sent=first[rank], bytes_received=first[1 - rank]))
             once = [max(0, first[place] - later[place]) for place in (rank, 1 - rank)]
-            for phase, sent, received, times in (
-                ("setup", *once, ()),
+            phases: list[tuple[Phase, int, int, tuple[float, ...]]] = [
+                ("setup", once[0], once[1], ()),
                 ("online", first[rank] - once[0], first[1 - rank] - once[1], wall),
-            ):
-                more = {"phase": phase, "bytes_sent": sent, "bytes_received": received, "seconds": median(times), "samples": times}
-                found.rows.append(Row(**ends, **more, trust=self.trust, layer="", op="whole graph", rounds=0))
+            ]
+            for phase, sent, received, times in phases:
+                seconds: dict[str, Any] = {"seconds": median(times), "samples": times}
+                whole: dict[str, Any] = {"trust": self.trust, "layer": "", "op": "whole graph", "rounds": 0}
+                found.rows.append(Row(**ends, **whole, **seconds, phase=phase, bytes_sent=sent, bytes_received=received))
         return found
 
 

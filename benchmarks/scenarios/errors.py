@@ -14,6 +14,7 @@ import torch
 from benchmarks.measure import Run
 from privinf.lowering import Lowered, convert
 from privinf.models.aero import AeroModel
+from privinf.models.base import Decoder
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, RangeError
@@ -23,7 +24,7 @@ LOGITS = 30.0
 """The largest logit of every network, on the prompts that choose its head's scale."""
 
 
-def drawn(seed: int, variant: str, directory: Path) -> tuple[Lowered, AeroModel]:
+def drawn(seed: int, variant: str, directory: Path) -> tuple[Lowered, Decoder]:
     """A network of one to three layers and 16 to 48 columns; matrices of gain 0.5 to 1.5, and a head of its own that makes logits of 30.
 
     Where the residual stream grows so much that no attention score fits, the next gain is smaller.
@@ -57,7 +58,7 @@ def drawn(seed: int, variant: str, directory: Path) -> tuple[Lowered, AeroModel]
             gain /= 2
 
 
-def prompts(seed: int, model: AeroModel, count: int) -> list[list[int]]:
+def prompts(seed: int, model: Decoder, count: int) -> list[list[int]]:
     """Random tokens, of all lengths up to the context's."""
     generator = torch.Generator().manual_seed(seed + 1)
     config = model.config

@@ -9,9 +9,9 @@ from benchmarks import machine
 from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.measure import Run
 from benchmarks.schema import Absent
-from privinf.models.checkpoint import load_checkpoint
 from privinf.training.corpus import encode_corpus, read_corpus
-from privinf.training.trainer import evaluate
+from privinf.training.evaluation import evaluate
+from privinf.training.ladder import load_ladder
 from protocols.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
     documents = read_corpus()
     for number, path in enumerate(models):
         try:
-            model, config, _ = load_checkpoint(path)
+            model, config, _ = load_ladder(path)
             if seq > config.n_positions:
                 raise ConfigError(f"{seq} tokens do not fit {path.name}'s context of {config.n_positions}")
             tokens = encode_corpus([d for d in documents if d.held_out], Tokenizer.from_file(str(path / "tokenizer.json")))

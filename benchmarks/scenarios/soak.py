@@ -110,10 +110,14 @@ def soak(run: Run, work: Path, *, model: Path | None, minutes: float, at_a_time:
     began = time.monotonic()
     with Deployment(network.directory, work / "parties", gateway=True, timeout=TIMEOUT_S) as parties:
         world = World(
-            *(parties.address(role) for role in ("server", "dealer", "gateway")),
-            *(str(work / name) for name in ("parties/keys", "strangers", "visitors")),
-            network.lowered.info.vocab,
-            known,
+            server=parties.address("server"),
+            dealer=parties.address("dealer"),
+            gateway=parties.address("gateway"),
+            keys=str(work / "parties" / "keys"),
+            strangers=str(work / "strangers"),
+            cache=str(work / "visitors"),
+            vocabulary=network.lowered.info.vocab,
+            known=known,
         )
         swarm = _Swarm(world, parties, tally, chosen, at_a_time)
         swarm.run(warm, list(KINDS))

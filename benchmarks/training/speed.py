@@ -74,7 +74,7 @@ def _plain(config: Any, stream: Any, settings: Settings) -> Any:
         ids = torch.from_numpy(batch_at(stream, number, settings.batch, settings.length, settings.seed))
         loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         for optimizer in optimizers:
             optimizer.step()

@@ -59,7 +59,7 @@ def test_a_session_leaves_no_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         del tokens
         t.wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
         assert len(made) == 2 * (3 * 2 + 1)  # three connections, at both ends, and the client's session
-        t.wait_for(lambda: not [one for one in made if one() is not None], 10, lambda: str([one() for one in made if one() is not None]))
+        t.wait_for(lambda: not [one for one in made if one() is not None], about=lambda: str([one() for one in made if one() is not None]))
         assert tensors() <= before
 
 

@@ -26,7 +26,7 @@ from protocols.errors import TransportError
 from tests.tls_pair import MB, accept_one, connected, inject, outcome, refused, together
 from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import pool as pool
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 # ---- peers that vanish, hang or are slow
 
@@ -35,7 +35,7 @@ PEER = """
 import os, signal, sys, time
 from pathlib import Path
 from privinf.transport import *
-from privinf.transport.frames import pack_header, Kind
+from privinf.transport.frames import FrameKind, pack_header
 c = dial(sys.argv[1], load_credentials(Path(sys.argv[2]), "client"), "server", timeout=90, heartbeat_s=0.2)
 c.establish()
 """
@@ -224,15 +224,15 @@ def test_an_interrupt_in_the_pump(keys_dir: Path, pool: ThreadPoolExecutor) -> N
 
 
 def test_nothing_is_left_behind(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
-    together(pool, *[lambda: time.sleep(0.05)] * 4)  # all threads of the pool are there
+    together(pool, *[threading.Barrier(4).wait] * 4)  # all threads of the pool are there
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with connected(keys_dir, pool) as pair:
             together(pool, lambda: pair.client.exchange(b"a", 1), lambda: pair.server.exchange(b"b", 1))
-            assert threading.active_count() == threads + 2
+            assert threading.active_count() <= threads + 2
         refused(pool, load_credentials(keys_dir, "server"), load_credentials(keys_dir, "dealer"))
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    # fewer, where something of the tests before has only now ended
+    wait_for(lambda: threading.active_count() <= threads and len(os.listdir("/proc/self/fd")) <= files)
 
 
 # ---- both directions at once

@@ -238,14 +238,17 @@ class Service:
         """Serves until `close`."""
         while not self._listener.closed:
             try:
-                found = self._listener.accept(self._sparing.due() or WINDOW_S)
-                if isinstance(found, TurnedAway):
-                    self._turned_away(found)
-                elif found is not None:
-                    self._admit(found)
+                self._take(self._listener.accept(self._sparing.due() or WINDOW_S))
             except Exception as error:  # a fault of ours: whoever comes next is served all the same
                 self._sparing.say("door", f"internal error at the door: {type(error).__name__}: {error}")
                 time.sleep(0.01)
+
+    def _take(self, found: Connection | TurnedAway | None) -> None:
+        """Apart from the loop, which would hold on to it until the next one comes."""
+        if isinstance(found, TurnedAway):
+            self._turned_away(found)
+        elif found is not None:
+            self._admit(found)
 
     def _turned_away(self, found: TurnedAway) -> None:
         """Somebody came and did not become a peer: of strangers one line a minute for each way in which they fail."""

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from privinf.cli import app as cli
+from privinf.cli.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = {"keys": ("init", "show", "renew"), "config": ("show",), "cache": ("ls", "rm")}
-COMMANDS = [[verb, *sub] for verb in cli.VERBS for sub in [[name] for name in SUBCOMMANDS.get(verb, ())] or [[]]]
+COMMANDS = [[verb, *sub] for verb in VERBS for sub in [[name] for name in SUBCOMMANDS.get(verb, ())] or [[]]]
 
 
 class Done(NamedTuple):

@@ -14,8 +14,8 @@ from openai import OpenAI
 
 from privinf.client.client import Client
 from privinf.gateway.app import create_app
-from privinf.gateway.door import Bounds
-from privinf.gateway.engine import Engine, Limits
+from privinf.gateway.engine import Engine
+from privinf.gateway.limits import Bounds, Limits
 from privinf.gateway.metrics import Requests
 from privinf.gateway.serve import HttpServer, listen_on
 from tests.trio import Trio, wait_for

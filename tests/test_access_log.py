@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from privinf.cli.app import load_verb
+from privinf.cli.verbs import load_verb
 from protocols.errors import TransportError
 from tests import trio as t
 from tests.trio import Trio, trio

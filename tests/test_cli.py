@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from privinf.cli import app as cli
 from privinf.cli.common import human_bytes, read_prompt
 from privinf.cli.signals import Stopped
+from privinf.cli.verbs import VERBS
 from privinf.session.options import Options
 from privinf.transport.keys import init_keys
 from protocols import errors
@@ -36,7 +36,7 @@ def test_every_verb_has_a_help_text_with_an_example(call: Call, words: list[str]
 
 def test_the_list_of_verbs_is_short_of_none(call: Call) -> None:
     done = call("--help")
-    assert done.code == 0 and all(f" {verb} " in done.out for verb in cli.VERBS)
+    assert done.code == 0 and all(f" {verb} " in done.out for verb in VERBS)
 
 
 def test_version(call: Call) -> None:
@@ -231,13 +231,6 @@ def test_the_cache_is_listed_and_removed_by_name(call: Call, tmp_path: Path) -> 
     assert call("cache", "rm", "setup/def", "--cache", cache).code == 0
     assert not (cache / "setup" / "def").exists() and (cache / "lowered" / "abc").exists()
     assert json.loads(call("cache", "rm", "--all", "--cache", cache, "--json").out)["removed"] == ["lowered/abc"]
-
-
-def test_defaults_are_the_runtimes() -> None:
-    from privinf.cli import common
-    from privinf.session.options import LONGEST, MAX_NEW_TOKENS
-
-    assert (common.NEW_TOKENS, common.LONGEST) == (MAX_NEW_TOKENS, LONGEST) and Options().timeout == common.TIMEOUT_S
 
 
 def test_bytes_for_people() -> None:

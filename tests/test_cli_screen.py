@@ -18,11 +18,11 @@ from rich.console import Console
 from torch import nn
 
 import privinf
-from privinf.cli import common, screen
+from privinf.cli import screen
 from privinf.cli.common import human_bytes, human_count
 from privinf.cli.table import Column, show_table
 from privinf.lowering.explain import explain
-from privinf.session.options import CONNECT_S, Options
+from privinf.session.options import Options
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
@@ -179,7 +179,6 @@ def test_a_terminal_counts_down(closed: str) -> None:
 
 def test_defaults_of_dialling() -> None:
     assert (Options().connect_s, Options(timeout=4.0).connect_s, Options(connect_timeout=30.0).connect_s) == (10.0, 4.0, 30.0)
-    assert common.CONNECT_S == CONNECT_S
 
 
 def test_a_name_without_an_address_and_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

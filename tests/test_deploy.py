@@ -16,7 +16,8 @@ import typer
 import yaml
 
 from privinf.cli import app as cli
-from privinf.cli.config import _options_of
+from privinf.cli.config import options_of
+from privinf.cli.verbs import State, load_verb
 from privinf.transport.keys import load_credentials
 from tests.waiting import PATIENCE
 
@@ -28,8 +29,8 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 def parse(words: list[str]) -> None:
     """Reads a command line as `privinf` would, and runs nothing."""
-    context: Any = typer.Context(typer.main.get_command(cli.root), info_name="privinf", obj=cli.State())
-    command = cli.load_verb(words[0])
+    context: Any = typer.Context(typer.main.get_command(cli.root), info_name="privinf", obj=State())
+    command = load_verb(words[0])
     rest = words[1:]
     while getattr(command, "commands", None):
         command, rest = command.commands[rest[0]], rest[1:]
@@ -98,7 +99,7 @@ def test_a_unit(unit: Path, tmp_path: Path) -> None:
     assert parser.sections() == ["Unit", "Service", "Install"]
     program, verb, flag, config = parser["Service"]["ExecStart"].split()
     assert (program, flag, config) == ("/opt/privinf/bin/privinf", "--config", "/etc/privinf/privinf.yaml")
-    options = _options_of(verb, DEPLOY / "privinf.yaml", tuple(cli.VERBS))
+    options = options_of(verb, DEPLOY / "privinf.yaml")
     assert not [name for name, entry in options.items() if entry["from"] == "nowhere"]
     role = {"serve": "server", "gateway": "client"}.get(verb, verb)
     assert Path(options["keys"]["value"]) == Path("/etc/privinf/keys") / role  # its bundle, and not what holds the CA's key

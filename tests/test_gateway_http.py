@@ -18,7 +18,7 @@ import pytest
 
 from privinf.client.text import Token
 from privinf.gateway import connections
-from privinf.gateway.door import Bounds
+from privinf.gateway.limits import Bounds
 from protocols.errors import TransportError
 from tests.gateway import KEY, Gateway, gateway
 from tests.trio import Trio, trio, wait_for

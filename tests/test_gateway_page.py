@@ -18,7 +18,8 @@ from privinf.client.client import Client
 from privinf.client.text import Token
 from privinf.gateway.app import create_app
 from privinf.gateway.demo import Demo
-from privinf.gateway.engine import Engine, Limits
+from privinf.gateway.engine import Engine
+from privinf.gateway.limits import Limits
 from privinf.local.watch import HEAD, public_part
 from privinf.session.messages import Deal, Join, Pass, Register, SessionSeed
 from privinf.session.options import Options

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import NO_PEER
+from privinf.session.options import Runtime
 from protocols.errors import ConfigError
 
 KEPT = ("spent", "budget")  # what is known to be spent, which nobody removes by the way
@@ -20,12 +23,13 @@ app = typer.Typer(
 
 
 @app.command("ls")
-def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
+@expand(without=NO_PEER)
+def ls(runtime: Runtime, as_json: common.Json = False) -> None:
     """List what is kept, and how large it is.
 
     Example: privinf cache ls
     """
-    directory = _directory(cache)
+    directory = runtime.cache
     entries = _entries(directory)
     if as_json:
         common.write_json({"cache": str(directory), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)})
@@ -36,14 +40,16 @@ def ls(cache: common.Cache = None, as_json: common.Json = False) -> None:
 
 
 @app.command("rm")
+@expand(without=NO_PEER)
 def rm(
+    *,
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Entries as `cache ls` names them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries.")] = False,
     expired: Annotated[
         bool,
         typer.Option("--expired", help="Remove lanes of prepared queries whose certificates expired over 30 days ago, marks included."),
     ] = False,
-    cache: common.Cache = None,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Remove entries by name, or all of them; they are made again when they are needed.
@@ -53,7 +59,7 @@ def rm(
 
     Example: privinf cache rm --all
     """
-    directory = _directory(cache)
+    directory = runtime.cache
     entries = {entry["name"]: entry for entry in _entries(directory)}
     given = [bool(names), everything, expired]
     if sum(given) != 1:
@@ -66,18 +72,12 @@ def rm(
     if expired:
         chosen = [name for name, entry in entries.items() if entry.get("expired")]
     for name in chosen:
-        _remove(directory, name, entries[name], expired)
+        _remove(runtime, name, entries[name], marks=expired)
     freed = sum(entries[name]["bytes"] for name in chosen)
     if as_json:
         common.write_json({"cache": str(directory), "removed": chosen, "bytes": freed})
     else:
         print(f"removed {len(chosen)} entries, {common.human_bytes(freed)}")
-
-
-def _directory(cache: Path | None) -> Path:
-    from privinf.session.options import default_cache
-
-    return cache if cache is not None else default_cache()
 
 
 def _about(entry: dict[str, Any]) -> str:
@@ -90,14 +90,14 @@ def _about(entry: dict[str, Any]) -> str:
     return f"  ({entry['role']}: {terms}; {entry['count']} prepared, {spent} spent)"
 
 
-def _remove(directory: Path, name: str, entry: dict[str, Any], marks: bool) -> None:
-    path = directory / name
+def _remove(runtime: Runtime, name: str, entry: dict[str, Any], *, marks: bool) -> None:
+    path = runtime.cache / name
     if "count" not in entry:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
     from privinf.session.marks import remove_lane
 
-    remove_lane(directory, path.name, common.TIMEOUT_S, marks=marks)
+    remove_lane(runtime.cache, path.name, runtime.timeout, marks=marks)
 
 
 def _entries(directory: Path) -> list[dict[str, Any]]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import Model, PromptText, make_options
+from privinf.session.options import Runtime
 
 
+@expand(without=("connect_timeout",))
 def compare(
-    model: common.Model,
-    prompt: common.PromptText = None,
-    prompt_file: common.PromptFile = None,
-    prompt_ids: common.PromptIds = None,
-    link: common.LinkName = None,
-    device: common.Device = "cpu",
-    timeout: common.Timeout = common.TIMEOUT_S,
-    cache: common.Cache = None,
+    model: Model,
+    prompt: PromptText,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Run one private and one float pass on the same prompt, and show the errors.
@@ -25,8 +24,8 @@ def compare(
 
     Example: privinf compare models/pylib --prompt "def main("
     """
-    given = common.read_prompt(prompt, prompt_file, prompt_ids)
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache)
+    given = prompt.read()
+    options = make_options(runtime)
     from privinf.cli.screen import Screen
     from privinf.local.compare import compare as measure
 

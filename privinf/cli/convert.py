@@ -13,7 +13,7 @@ from protocols.errors import ConfigError
 
 
 def convert(
-    checkpoint: common.Checkpoint,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A directory with config.json and model.safetensors.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="The directory to write.")],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a lowered model that is there; clients fetch the set-up of the new one.")

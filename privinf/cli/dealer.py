@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
-
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import SERVICE, Keys, Listen, Log, Metrics, make_options
+from privinf.session.options import Admission, DealerLimits, Ending, Runtime
+
+ADMISSION = Admission(sessions=128)
 
 
+@expand(without=("link", "connect_timeout"))
 def dealer(
-    listen: common.Listen,
-    keys: common.Keys,
-    metrics: common.Metrics = None,
-    sessions: common.Sessions = 128,
-    client_sessions: common.ClientSessions = None,
-    server_sessions: Annotated[
-        int | None,
-        typer.Option("--server-sessions", metavar="N", min=0, help="Of them, of one server's; 0: no limit; default: three quarters."),
-    ] = None,
-    memory: Annotated[
-        int, typer.Option("--memory", metavar="B", min=1, help="Bytes that a session may hold at a time, the masks of its model included.")
-    ] = 8 * 2**30,
-    idle: common.Idle = 3600.0,
-    drain: common.Drain = common.DRAIN_S,
-    device: common.Device = "cpu",
-    timeout: common.Timeout = common.TIMEOUT_S,
-    cache: common.Cache = None,
-    log: common.LogLevel = "info",
+    *,
+    listen: Listen,
+    keys: Keys,
+    metrics: Metrics = None,
+    admission: Admission = ADMISSION,
+    limits: DealerLimits,
+    ending: Ending = SERVICE,
+    runtime: Runtime,
+    log: Log = "info",
     as_json: common.Json = False,
 ) -> None:
     """Be the dealer: hand out correlated randomness to pairs of parties.
@@ -38,21 +31,9 @@ def dealer(
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
-    limits: dict[str, Any] = {
-        "sessions": sessions,
-        "client_sessions": client_sessions,
-        "server_sessions": server_sessions,
-        "memory": memory,
-        "idle": idle,
-        "drain": drain,
-    }
-    options = common.make_options(timeout=timeout, device=device, cache=cache, **limits)
-    from privinf.cli.services import serve_until_stopped
+    options = make_options(runtime, admission, limits, ending)
+    from privinf.cli.services import serve_until_stopped, serving
     from privinf.dealer.dealer import DealerService
-    from privinf.session.memory import few_arenas
-    from privinf.session.outlet import unblocked
 
-    few_arenas()
-    common.log_from(log)
-    with unblocked(), DealerService(listen=listen, keys=str(keys), options=options) as service:
+    with serving(log), DealerService(listen=listen, keys=str(keys), options=options) as service:
         serve_until_stopped(service, {"role": "dealer"}, as_json, metrics=metrics)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import check_times
+from privinf.session.options import Runtime
+from privinf.setting import Setting
 from protocols.errors import PrivinfError
 
 
@@ -18,19 +20,16 @@ class _Finding(PrivinfError):
         self.exit_code = exit_code
 
 
+@expand(without=("link",))
 def doctor(
-    keys: Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="Check these certificates.")] = None,
-    server: Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Check that this server answers.")] = None,
-    dealer: Annotated[str | None, typer.Option("--dealer", metavar="HOST:PORT", help="Check that this dealer answers.")] = None,
-    gateway: Annotated[str | None, typer.Option("--gateway", metavar="HOST:PORT", help="Check that this gateway answers.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", metavar="KEY", help=f"Check that the gateway takes it; default: ${common.KEY_VARIABLE}.")
-    ] = None,
-    expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="The model that they are to have.")] = None,
-    device: common.Device = "cpu",
-    timeout: common.Timeout = common.TIMEOUT_S,
-    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
-    cache: common.Cache = None,
+    *,
+    keys: Annotated[Path | None, Setting("Check these certificates.", "DIR")] = None,
+    server: Annotated[str | None, Setting("Check that this server answers.", "HOST:PORT")] = None,
+    dealer: Annotated[str | None, Setting("Check that this dealer answers.", "HOST:PORT")] = None,
+    gateway: Annotated[str | None, Setting("Check that this gateway answers.", "HOST:PORT")] = None,
+    api_key: Annotated[str | None, Setting(f"Check that the gateway takes it; default: ${common.KEY_VARIABLE}.", "KEY")] = None,
+    expect: Annotated[str | None, Setting("The model that they are to have.", "ID")] = None,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Check the installation, the devices, the clock, the certificates and the peers.
@@ -43,14 +42,14 @@ def doctor(
     """
     from privinf.cli.screen import Screen
     from privinf.doctor.checks import checks
-    from privinf.session.options import default_cache
 
-    limits: dict[str, Any] = {"timeout": timeout, "connect_s": common.check_times(timeout, connect_timeout)}
+    check_times(runtime)
+    here: dict[str, Any] = {"cache": runtime.cache, "device": runtime.device, "timeout": runtime.timeout, "connect_s": runtime.connect_s}
     found = []
     key = api_key if api_key is not None else os.environ.get(common.KEY_VARIABLE)
     peers: dict[str, Any] = {"server": server, "dealer": dealer, "gateway": gateway, "api_key": key, "expect": expect}
     with Screen(quiet=as_json) as screen:
-        for check in checks(cache=cache or default_cache(), keys=keys, device=device, waiting=screen.waiting, **limits, **peers):
+        for check in checks(keys=keys, waiting=screen.waiting, **here, **peers):
             found.append(check)
             screen.stop()
             if not as_json:

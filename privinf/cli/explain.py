@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import NO_PEER, Logits, Model
+from privinf.session.options import Lengths, Runtime
+from privinf.setting import Setting
 
 _COLUMNS = {
     "online_bytes": "online",
@@ -18,14 +20,16 @@ _COLUMNS = {
 }
 
 
+@expand(without=("pad_prompt", "pad_reply", *NO_PEER))
 def explain(
-    model: common.Model,
-    seq: Annotated[int, typer.Option("--seq", metavar="N", min=1, help="Tokens of the prompt; where some are cached, the new ones.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Output tokens.")] = 1,
-    chunk: common.Chunk = 0,
-    cached: Annotated[int, typer.Option("--cached", metavar="L", min=0, help="Positions that both parties hold already.")] = 0,
-    logits: common.Logits = False,
-    cache: common.Cache = None,
+    *,
+    model: Model,
+    seq: Annotated[int, Setting("Tokens of the prompt; where some are cached, the new ones.", "N", least=1)],
+    max_new_tokens: Annotated[int, Setting("Output tokens.", "N", least=1)] = 1,
+    lengths: Lengths,
+    cached: Annotated[int, Setting("Positions that both parties hold already.", "L", least=0)] = 0,
+    logits: Logits = False,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Predict the cost of one prompt of N tokens and one output token, or several.
@@ -39,12 +43,11 @@ def explain(
 
     Example: privinf explain models/pylib --seq 128
     """
-    options = common.make_options(cache=cache)
     from privinf.lowering.explain import explain as predict
     from privinf.server.models import open_model
 
-    lowered = open_model(model, options.cache)
-    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=chunk, cached=cached)
+    lowered = open_model(model, runtime.cache)
+    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=lengths.chunk, cached=cached)
     if as_json:
         common.write_json(prediction)
     else:

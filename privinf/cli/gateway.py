@@ -10,62 +10,69 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import Metrics, make_options
+from privinf.cli.services import serving
 from privinf.cli.signals import Stopped, allow
+from privinf.gateway.limits import Bounds, Limits
+from privinf.session.options import Lengths, Options, Pins, Runtime
+from privinf.setting import Setting
 from protocols.errors import ConfigError
 
-HTTP = "127.0.0.1:8080"
+if TYPE_CHECKING:
+    from privinf.client.client import Client
+    from privinf.gateway.page import Watch
+    from privinf.lowering import Lowered
+
 MAX_TEMPLATE_BYTES = 1 << 18
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Whom it asks: a server and a dealer elsewhere, or those of a demo."""
+
+    server: Annotated[str | None, Setting("Where the server listens.", "HOST:PORT")] = None
+    dealer: Annotated[str | None, Setting("Where the dealer listens.", "HOST:PORT")] = None
+    keys: Annotated[Path | None, Setting("What `privinf keys init` made, or the client's bundle.", "DIR")] = None
+    demo: Annotated[Path | None, Setting("Start dealer and server here too, with this model.", "MODEL")] = None
+
+    def check(self) -> None:
+        """ConfigError unless it is one of the two, and whole."""
+        remote = {"--server": self.server, "--dealer": self.dealer, "--keys": self.keys}
+        missing = [option for option, value in remote.items() if value is None]
+        if (self.demo is None and missing) or (self.demo is not None and len(missing) < 3):
+            raise ConfigError(
+                "--demo starts the other parties itself" if self.demo else f"{', '.join(missing)} not given",
+                remedy="give --server, --dealer and --keys, or --demo MODEL alone",
+            )
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Where it answers, for whom, and as what."""
+
+    http: Annotated[str, Setting("Where to answer; port 0 takes any free one.", "HOST:PORT")] = "127.0.0.1:8080"
+    host: Annotated[list[str] | None, Setting("A name by which callers reach it; may be given several times.", "NAME")] = None
+    metrics: Metrics = None
+    api_key: Annotated[str | None, Setting(f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one.", "KEY")] = None
+    name: Annotated[str, Setting("The model's name for callers, beside its id.", "NAME")] = "privinf"
+    chat_template: Annotated[Path | None, Setting("A Jinja template for chats; an empty file: the plain form.", "FILE")] = None
+
+
+@expand()
 def gateway(
-    server: Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")] = None,
-    dealer: Annotated[str | None, typer.Option("--dealer", metavar="HOST:PORT", help="Where the dealer listens.")] = None,
-    keys: Annotated[
-        Path | None, typer.Option("--keys", metavar="DIR", help="What `privinf keys init` made, or the client's bundle.")
-    ] = None,
-    demo: Annotated[Path | None, typer.Option("--demo", metavar="MODEL", help="Start dealer and server here too, with this model.")] = None,
-    http: Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="Where to answer; port 0 takes any free one.")] = HTTP,
-    host: Annotated[
-        list[str] | None, typer.Option("--host", metavar="NAME", help="A name by which callers reach it; may be given several times.")
-    ] = None,
-    metrics: common.Metrics = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option("--api-key", metavar="KEY", help=f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one."),
-    ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The model's name for callers, beside its id.")] = "privinf",
-    chat_template: Annotated[
-        Path | None, typer.Option("--chat-template", metavar="FILE", help="A Jinja template for chats; an empty file: the plain form.")
-    ] = None,
-    expect: Annotated[str | None, typer.Option("--expect", metavar="ID", help="Refuse any model but the one with this id.")] = None,
-    expect_tokenizer: common.ExpectTokenizer = None,
-    tokenizer: common.TokenizerFile = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest reply that callers get.")] = 256,
-    active: Annotated[int, typer.Option("--active", metavar="N", min=1, max=64, help="Replies at a time.")] = 4,
-    waiting: Annotated[int, typer.Option("--waiting", metavar="N", min=0, help="Callers that may wait; the next gets a 429.")] = 16,
-    kept: Annotated[int, typer.Option("--kept", metavar="N", min=0, max=64, help="Idle conversations kept for a next turn.")] = 4,
-    keep: Annotated[float, typer.Option("--keep", metavar="S", min=0.0, help="How long an idle conversation is kept, seconds.")] = 300.0,
-    prepared: Annotated[
-        bool, typer.Option("--prepared/--no-prepared", help="Use queries of `privinf prepare` for first turns that fit.")
-    ] = True,
-    retry: common.Retry = 0,
-    connections: Annotated[int, typer.Option("--connections", metavar="N", min=1, help="HTTP connections at a time.")] = 256,
-    http_timeout: Annotated[float, typer.Option("--http-timeout", metavar="S", help="The longest wait for a caller, seconds.")] = 30.0,
-    drain: Annotated[float, typer.Option("--drain", metavar="S", min=0.0, help="How long replies may still take after a signal.")] = 5.0,
-    chunk: common.Chunk = 0,
-    pad_prompt: common.PadPrompt = 0,
-    pad_reply: common.PadReply = 0,
-    link: common.LinkName = None,
-    device: common.Device = "cpu",
-    timeout: common.Timeout = common.TIMEOUT_S,
-    connect_timeout: common.ConnectTimeout = common.CONNECT_S,
-    cache: common.Cache = None,
+    peers: Peers,
+    callers: Callers,
+    pins: Pins,
+    limits: Limits,
+    bounds: Bounds,
+    lengths: Lengths,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Answer OpenAI-compatible requests on this machine, and ask the server privately.
@@ -78,77 +85,76 @@ def gateway(
 
     To try it: privinf gateway --demo models/pylib
     """
-    remote = [option for option, value in (("--server", server), ("--dealer", dealer), ("--keys", keys)) if value is None]
-    if (demo is None and remote) or (demo is not None and len(remote) < 3):
-        raise ConfigError(
-            "--demo starts the other parties itself" if demo else f"{', '.join(remote)} not given",
-            remedy="give --server, --dealer and --keys, or --demo MODEL alone",
-        )
-    if not (math.isfinite(http_timeout) and http_timeout > 0):
-        raise ConfigError(f"--http-timeout {http_timeout:g} is no time to wait", remedy="give seconds above 0")
-    if not math.isfinite(drain):
+    peers.check()
+    if not (math.isfinite(bounds.wait_s) and bounds.wait_s > 0):
+        raise ConfigError(f"--http-timeout {bounds.wait_s:g} is no time to wait", remedy="give seconds above 0")
+    if not math.isfinite(bounds.drain_s):
         raise ConfigError("--drain has no end", remedy="give seconds")
-    names = _names(http, host)
-    key, made = _key(api_key)
-    template = None if chat_template is None else _template(chat_template)
-    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
-    pins: dict[str, Any] = {"expect": expect, "expect_tokenizer": expect_tokenizer, "tokenizer": tokenizer}
-    options = common.make_options(
-        timeout=timeout, connect_timeout=connect_timeout, link=link, device=device, cache=cache, **pins, **lengths
-    )
-    from privinf.client.client import Client
-    from privinf.gateway.demo import Demo
-    from privinf.gateway.door import Bounds
-    from privinf.gateway.engine import Engine, Limits
+    bounds = replace(bounds, idle_s=min(bounds.wait_s, bounds.idle_s))
+    names = _names(callers.http, callers.host)
+    key, made = _key(callers.api_key)
+    template = None if callers.chat_template is None else _template(callers.chat_template)
+    options = make_options(runtime, pins, lengths)
+    from privinf.gateway.engine import Engine
     from privinf.gateway.serve import listen_on, serve
-    from privinf.session.memory import few_arenas
-    from privinf.session.outlet import unblocked
-    from privinf.transport.keys import load_credentials
 
-    few_arenas()
     # a signal is how a service ends: exit code 0, once everything has been ended
-    with unblocked(), _until_stopped(), contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(listen_on(http))]
-        if metrics is not None:
-            listeners.append(stack.enter_context(listen_on(metrics, "--metrics")))
-        watch = None
-        if demo is not None:
-            watch = stack.enter_context(Demo(demo, options))
-            server, dealer, keys = watch.addresses["server"], watch.addresses["dealer"], watch.keys
-        client_keys = str(keys)
-        client = Client(str(server), dealer=str(dealer), keys=client_keys, options=options)
-        engine = Engine(client, Limits(active, waiting, kept, keep, max_new_tokens, prepared, retry), template)
+    with serving(), _until_stopped(), contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listen_on(callers.http))]
+        if callers.metrics is not None:
+            listeners.append(stack.enter_context(listen_on(callers.metrics, "--metrics")))
+        client, watch = _client(peers, options, stack)
+        engine = Engine(client, limits, template)
         stack.callback(engine.close)
         engine.start()
 
         def listening(address: str, scraped: str | None = None) -> None:
-            info = engine.lowered.info
-            print(f"gateway listens on {address} with {info.variant}, id {engine.lowered.id}", file=sys.stderr)
-            print(common.tokenizer_line(engine.lowered.tokenizer_id), file=sys.stderr)
-            shown = f"#key={key}" if made else ""
-            if scraped is not None:
-                _say(f"gateway answers Prometheus on http://{scraped}/metrics")
-            if made:
-                print(f"API key, shown once: {key}", file=sys.stderr)
-            print(f"page: http://{address}/{shown}", file=sys.stderr, flush=True)
-            if as_json:
-                about: dict[str, Any] = {"role": "gateway", "address": address, "variant": info.variant, "model": engine.lowered.id}
-                about["tokenizer"] = engine.lowered.tokenizer_id
-                about |= {"metrics": scraped} if scraped is not None else {}
-                common.write_json({**about, "api_key": key} if made else about)
+            _announce(engine.lowered, address, scraped, key if made else None, as_json=as_json)
 
-        def reload(number: int, frame: object) -> None:
-            try:  # what dials reads them from the disk anyway; so their faults are told now
-                client.credentials = load_credentials(client_keys, "client")
-                _say("gateway has read its keys anew")
-            except ConfigError as error:
-                logging.getLogger("privinf.gateway").error("the keys cannot be used: %s", error)
-
-        signal.signal(signal.SIGHUP, reload)
-        bounds = Bounds(wait_s=http_timeout, idle_s=min(http_timeout, Bounds.idle_s), connections=connections, drain_s=drain)
-        allow(drain)
-        what: dict[str, Any] = {"api_key": key, "name": name, "names": names, "watch": watch, "bounds": bounds}
+        allow(bounds.drain_s)
+        what: dict[str, Any] = {"api_key": key, "name": callers.name, "names": names, "watch": watch, "bounds": bounds}
         serve(engine, listeners, listening=listening, say=_say, **what)
+
+
+def _client(peers: Peers, options: Options, stack: contextlib.ExitStack) -> tuple[Client, Watch | None]:
+    """The client, which on SIGHUP reads its keys anew; and what shows the parties of a demo, which end with the stack."""
+    from privinf.client.client import Client
+    from privinf.transport.keys import load_credentials
+
+    watch = None
+    if peers.demo is not None:
+        from privinf.gateway.demo import Demo
+
+        watch = stack.enter_context(Demo(peers.demo, options))
+        peers = Peers(watch.addresses["server"], watch.addresses["dealer"], watch.keys)
+    keys = str(peers.keys)
+    client = Client(str(peers.server), dealer=str(peers.dealer), keys=keys, options=options)
+
+    def reload(number: int, frame: object) -> None:
+        try:  # what dials reads them from the disk anyway; so their faults are told now
+            client.credentials = load_credentials(keys, "client")
+            _say("gateway has read its keys anew")
+        except ConfigError as error:
+            logging.getLogger("privinf.gateway").error("the keys cannot be used: %s", error)
+
+    signal.signal(signal.SIGHUP, reload)
+    return client, watch
+
+
+def _announce(lowered: Lowered, address: str, scraped: str | None, key: str | None, *, as_json: bool) -> None:
+    """Where it listens, and the key if it was made now."""
+    variant = lowered.info.variant
+    _say(f"gateway listens on {address} with {variant}, id {lowered.id}")
+    _say(common.tokenizer_line(lowered.tokenizer_id))
+    if scraped is not None:
+        _say(f"gateway answers Prometheus on http://{scraped}/metrics")
+    if key is not None:
+        _say(f"API key, shown once: {key}")
+    _say(f"page: http://{address}/{'' if key is None else f'#key={key}'}")
+    if as_json:
+        about = {"role": "gateway", "address": address, "variant": variant, "model": lowered.id, "tokenizer": lowered.tokenizer_id}
+        about |= {} if scraped is None else {"metrics": scraped}
+        common.write_json(about if key is None else {**about, "api_key": key})
 
 
 def _say(line: str) -> None:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import Asked, Choice, Model, PromptText, make_options
+from privinf.session.options import Lengths, Runtime
 
 
+@expand(without=("connect_timeout",))
 def run(
-    model: common.Model,
-    prompt: common.PromptText = None,
-    prompt_file: common.PromptFile = None,
-    prompt_ids: common.PromptIds = None,
-    max_new_tokens: common.MaxNewTokens = common.NEW_TOKENS,
-    ignore_eos: common.IgnoreEos = False,
-    logits: common.Logits = False,
-    temperature: common.Temperature = 0.0,
-    top_k: common.TopK = 0,
-    top_p: common.TopP = 1.0,
-    seed: common.Seed = None,
-    stop: common.Stop = None,
-    stop_ids: common.StopIds = None,
-    chunk: common.Chunk = 0,
-    pad_prompt: common.PadPrompt = 0,
-    pad_reply: common.PadReply = 0,
-    link: common.LinkName = None,
-    device: common.Device = "cpu",
-    timeout: common.Timeout = common.TIMEOUT_S,
-    cache: common.Cache = None,
+    model: Model,
+    prompt: PromptText,
+    asked: Asked,
+    choice: Choice,
+    lengths: Lengths,
+    runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Start dealer, server and client on this machine and generate text.
@@ -35,18 +25,15 @@ def run(
 
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
-    given = common.read_prompt(prompt, prompt_file, prompt_ids)
-    sampling = common.make_sampling(temperature, top_k, top_p, seed, stop, stop_ids)
-    lengths = {"chunk": chunk, "pad_prompt": pad_prompt, "pad_reply": pad_reply}
-    choice = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits, "sampling": sampling}
-    options = common.make_options(timeout=timeout, link=link, device=device, cache=cache, **lengths)
+    given, sampling = prompt.read(), choice.sampling()
+    options = make_options(runtime, lengths)
     from privinf.cli.screen import Screen
     from privinf.local.session import LocalSession
 
     with Screen(quiet=as_json) as screen:
         screen.say("starting dealer, server and client")
         with LocalSession(model, options, progress=screen.progress) as session:
-            tokens = session.generate(given.text, ids=given.ids, **choice)
+            tokens = session.generate(given.text, ids=given.ids, sampling=sampling, **vars(asked))
             screen.write_tokens(tokens, given)
         screen.summary(session.result)
     if as_json:

@@ -1,4 +1,4 @@
-"""What `serve` and `dealer` do once they listen."""
+"""What `serve`, `dealer` and `gateway` have in common, being processes that are services and nothing else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from privinf.cli import common
 from privinf.cli.signals import Stopped, allow, listen_again
 from protocols.errors import ConfigError
+
+
+@contextlib.contextmanager
+def serving(level: str | None = None) -> Iterator[None]:
+    """Within it memory goes back and lines hold nobody up. Shows what a party logs from the level on, if one is given; with --debug all."""
+    from privinf.session.memory import few_arenas
+    from privinf.session.outlet import unblocked
+
+    few_arenas()
+    if level is not None and logging.getLogger().level > logging.DEBUG:
+        logging.getLogger("privinf").setLevel(level.upper())
+    with unblocked():
+        yield
 
 
 def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, metrics: str | None = None) -> None:

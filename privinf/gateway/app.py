@@ -18,8 +18,9 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from privinf.client.text import Token
-from privinf.gateway.door import METRICS, Bounds, Door, Place
+from privinf.gateway.door import METRICS, Door, Place
 from privinf.gateway.engine import Engine, Query, Reply
+from privinf.gateway.limits import Bounds
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
 from privinf.gateway.waits import CallerGone, while_there

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from privinf.gateway.door import CROWDED, Bounds
+from privinf.gateway.door import CROWDED
+from privinf.gateway.limits import Bounds
 from privinf.gateway.wire import ApiError
 
 LINGER_S = 5.0

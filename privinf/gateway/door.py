@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from privinf.gateway.hosts import host_of, is_ours
+from privinf.gateway.limits import Bounds
 from privinf.gateway.metrics import Requests
 from privinf.gateway.waits import Stopping
 from privinf.gateway.wire import ApiError
@@ -37,21 +38,6 @@ class Place:
             return False
         host, port = self.metrics
         return local[1] == port and host in (local[0], "0.0.0.0", "::")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What HTTP may cost: seconds and connections.
-
-    `wait_s` is the longest wait for the head of a request, for its body, and for a caller that does not take what it is sent;
-    `idle_s` for a next request on an open connection. Of more than `connections` open ones a further one is told to come again
-    later, and twice as many are never held. `drain_s` is how long replies that are on their way may take once a signal has come.
-    """
-
-    wait_s: float = 30.0
-    idle_s: float = 15.0
-    connections: int = 256
-    drain_s: float = 5.0
 
 
 class Door:

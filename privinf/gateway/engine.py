@@ -21,6 +21,7 @@ from privinf.client.text import Prompt, Token
 from privinf.client.tokenizer import load_tokenizer
 from privinf.gateway.chat import Chat
 from privinf.gateway.held import Held
+from privinf.gateway.limits import Limits
 from privinf.gateway.waits import Full, Stopping
 from privinf.session.blame import again_after
 from privinf.session.memory import give_back
@@ -29,23 +30,6 @@ from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedE
 
 log = logging.getLogger("privinf.gateway")
 EVICT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Replies at a time, callers that wait for one, conversations that are kept and for how long, and the longest reply.
-
-    With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept. `retry` times at most
-    a reply whose connection breaks goes on in a fresh session.
-    """
-
-    active: int = 4
-    waiting: int = 16
-    kept: int = 4
-    keep_s: float = 300.0
-    new_tokens: int = 256
-    prepared: bool = True
-    retry: int = 0
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 
 from privinf.gateway.app import create_app
 from privinf.gateway.connections import bounded
-from privinf.gateway.door import Bounds, Place
+from privinf.gateway.door import Place
 from privinf.gateway.engine import Engine
+from privinf.gateway.limits import Bounds
 from privinf.gateway.metrics import Requests
 from privinf.gateway.page import Watch
 from privinf.transport.listener import format_address, parse_address

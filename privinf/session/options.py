@@ -1,24 +1,26 @@
-"""What a person may set for a session, in one frozen object."""
+"""What a person may set for a session: small dataclasses for what they configure, and one frozen object of them all."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.session.devices import check_device
-from privinf.transport.shaper import Link, parse_link
+from privinf.setting import Setting, settings_of
 from protocols.errors import ConfigError
+
+if TYPE_CHECKING:  # imported where a link is parsed: `privinf --help` reads these fields, and has no use for TLS
+    from privinf.transport.shaper import Link
 
 MAX_NEW_TOKENS = 32
 LONGEST = 1 << 20  # new tokens of one reply, beyond any model's context
 IDLE_S = 3600.0  # how long a session may lie unused
 CONNECT_S = 10.0  # how long a party may be away before who dials it gives up
-
-_WHOLE: tuple[str, ...] = ("chunk", "pad_prompt", "pad_reply", "keep_queries", "keep_bytes")
-_WHOLE += ("memory", "sessions", "client_sessions", "server_sessions", "session_tokens", "session_bytes", "budget", "setups")
 
 
 def default_cache() -> Path:
@@ -27,43 +29,99 @@ def default_cache() -> Path:
 
 
 @dataclass(frozen=True)
-class Options:
-    """Common to all parties; seconds, and paths. `link` is an emulated link between server and client.
+class Runtime:
+    """Where a party computes and what it keeps, and how long it waits, in seconds. `link` is an emulated one between server and client."""
 
-    Of the client alone: a prompt goes through passes of at most `chunk` positions, and the server sees multiples of `pad_prompt` and
-    of `pad_reply` in place of the numbers of prompt tokens and of new ones; 0: neither. `expect` is the id that the model must have,
-    `expect_tokenizer` the SHA-256 of the tokenizer, and `tokenizer` a `tokenizer.json` in place of the bundle's.
+    link: Annotated[str | None, Setting("Emulate a link: lan, wan or RTTms:MBITS, for example 20ms:100.", "LINK")] = None
+    device: Annotated[str, Setting("Where this party computes.", choices=("cpu", "cuda"))] = "cpu"
+    timeout: Annotated[float, Setting("The longest wait for a peer, in seconds.", "S")] = 60.0
+    connect_timeout: Annotated[float, Setting("How long to try to reach a peer; at most --timeout.", "S")] = CONNECT_S
+    cache: Annotated[Path, Setting("What is kept between runs; default: the user's cache directory.", "DIR")] = field(
+        default_factory=default_cache
+    )
 
-    What a server or a dealer bounds is 0 where it has no bound.
+    @property
+    def connect_s(self) -> float:
+        """How long a peer is dialled."""
+        return min(self.connect_timeout, self.timeout)
 
-    ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number out of range.
+    @property
+    def emulated(self) -> Link | None:
+        """The parsed link, ConfigError if it is malformed."""
+        from privinf.transport.shaper import parse_link
+
+        return parse_link(self.link) if self.link else None
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What a client insists on: the model's id, the tokenizer's SHA-256; and a tokenizer in place of the bundle's."""
+
+    expect: Annotated[str | None, Setting("Refuse any model but the one with this id.", "ID")] = None
+    expect_tokenizer: Annotated[str | None, Setting("Refuse any tokenizer but the one with this digest.", "SHA256")] = None
+    tokenizer: Annotated[Path | None, Setting("A tokenizer.json to use in place of the server's.", "FILE")] = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Passes of at most `chunk` positions take in the prompt; the server sees both lengths as multiples of the others. 0: neither."""
+
+    chunk: Annotated[int, Setting("Take in the prompt N tokens at a time, for less memory; 0: all at once.", "N", least=0)] = 0
+    pad_prompt: Annotated[int, Setting("Pad the prompt in front to a multiple of N tokens, to hide its length.", "N", least=0)] = 0
+    pad_reply: Annotated[int, Setting("Pad the reply to a multiple of N tokens, to hide its length.", "N", least=0)] = 0
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """Prepared queries that a server keeps for one client, and their bytes."""
+
+    keep_queries: Annotated[int, Setting("Prepared queries kept for one client.", "N", least=0)] = 64
+    keep_bytes: Annotated[int, Setting("Bytes of them.", "B", least=0)] = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Sessions at a time, at a dealer of all its servers; and of them, of one client's certificate."""
+
+    sessions: Annotated[int, Setting("Sessions at a time; the next is told to come again later.", "N", least=1)] = 64
+    client_sessions: Annotated[
+        int | None, Setting("Of them, of one client's certificate; 0: no limit of its own; default: half.", "N", least=0)
+    ] = None
+
+
+@dataclass(frozen=True)
+class DealerLimits:
+    """Sessions of one server at a dealer, and the bytes that one may hold there at a time, the masks of its model's weights included."""
+
+    server_sessions: Annotated[int | None, Setting("Of them, of one server's; 0: no limit; default: three quarters.", "N", least=0)] = None
+    memory: Annotated[int, Setting("Bytes that a session may hold at a time, the masks of its model included.", "B", least=1)] = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """What a client gets of a server: in one session (set-up's bytes aside), and in each window of hours. 0: no bound."""
+
+    session_tokens: Annotated[int, Setting("Tokens of prompt and reply in one session; 0: the context's.", "N", least=0)] = 0
+    session_bytes: Annotated[int, Setting("Bytes between client and server in one session; 0: no limit.", "B", least=0)] = 0
+    budget: Annotated[int, Setting("Outputs (tokens) for one client in a window of hours; 0: no limit.", "N", least=0)] = 0
+    budget_hours: Annotated[float, Setting("The hours of such a window.", "H")] = 24.0
+    setups: Annotated[int, Setting("Set-ups that one certificate is sent in a window of hours; 0: no limit.", "N", least=0)] = 16
+    setup_hours: Annotated[float, Setting("The hours of such a window.", "H")] = 24.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How long a session may lie unused, and may go on once the service is to end."""
+
+    idle: Annotated[float, Setting("How long a session may lie unused, seconds.", "S")] = IDLE_S
+    drain: Annotated[float, Setting("After a signal, how long sessions may go on; a second one ends them.", "S", least=0.0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins, Runtime):
+    """All that a session, a server or a dealer takes, in one object, for who writes Python: it has the parts' fields, and they are more
+    than a dozen for that reason alone. ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number out of range.
     """
-
-    timeout: float = 60.0
-    connect_timeout: float = CONNECT_S  # how long nobody may answer at the address of a peer; at most the timeout
-    link: str | None = None
-    device: str = "cpu"
-    cache: Path = field(default_factory=default_cache)
-    expect: str | None = None
-    expect_tokenizer: str | None = None
-    tokenizer: Path | None = None
-    keep_queries: int = 64  # prepared, of one client, at a server
-    keep_bytes: int = 4 * 2**30  # of them
-    sessions: int = 64  # at a time, at a server; at a dealer, of all its servers
-    client_sessions: int | None = None  # of them, of one client's certificate; None: half
-    server_sessions: int | None = None  # of them, of one server's, at a dealer; None: three quarters
-    idle: float = IDLE_S  # how long a session may lie unused
-    session_tokens: int = 0  # of prompt and reply, in one session
-    session_bytes: int = 0  # between server and client in one session, set-up aside
-    budget: int = 0  # outputs that a client is given in each window
-    budget_hours: float = 24.0  # of such a window
-    setups: int = 16  # of the model, that a client's certificate is sent in each window
-    setup_hours: float = 24.0  # of such a window
-    memory: int = 8 * 2**30  # bytes that one session may hold at a time at a dealer, the masks of its model's weights included
-    drain: float = 0.0  # how long sessions may go on once the service is to end
-    chunk: int = 0
-    pad_prompt: int = 0
-    pad_reply: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))
@@ -76,18 +134,8 @@ class Options:
                 )
             object.__setattr__(self, "expect_tokenizer", self.expect_tokenizer.lower())
         check_device(self.device)
-        for name in _WHOLE:
-            value = getattr(self, name)
-            if value is None and name in ("client_sessions", "server_sessions"):
-                continue
-            least = int(name in ("memory", "sessions"))
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} is not a whole number from {least} on", remedy="give one, or leave it out")
-        for name in ("timeout", "connect_timeout", "idle", "budget_hours", "setup_hours", "drain"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and name != "drain"):
-                raise ConfigError(f"{name} is no length of time", remedy="give a number above 0, or leave it out")
+        for name, (kind, setting) in _settings().items():
+            _check(name, kind, setting, getattr(self, name))
 
     def sessions_each(self, role: str) -> int:
         """Sessions of one certificate of this role at a time; 0: no limit of its own."""
@@ -95,12 +143,19 @@ class Options:
             return max(1, self.sessions // 2) if self.client_sessions is None else self.client_sessions
         return self.sessions - self.sessions // 4 if self.server_sessions is None else self.server_sessions
 
-    @property
-    def connect_s(self) -> float:
-        """How long a peer is dialled."""
-        return min(self.connect_timeout, self.timeout)
 
-    @property
-    def emulated(self) -> Link | None:
-        """The parsed link, ConfigError if it is malformed."""
-        return parse_link(self.link) if self.link else None
+@functools.cache
+def _settings() -> dict[str, tuple[Any, Setting]]:
+    return settings_of(Options)
+
+
+def _check(name: str, kind: Any, setting: Setting, value: Any) -> None:
+    """Whole numbers from their least one on, and lengths of time above 0, or from it on."""
+    if kind is int or (kind == int | None and value is not None):
+        least = setting.least or 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} is not a whole number from {least} on", remedy="give one, or leave it out")
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and setting.least is None):
+            raise ConfigError(f"{name} is no length of time", remedy="give a number above 0, or leave it out")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.networks import Network
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Of torch, in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class PlainBackend:
@@ -21,12 +34,12 @@ class PlainBackend:
         self.network = network
 
     def __enter__(self) -> Self:
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        self._thread = contextlib.ExitStack()
+        self._thread.enter_context(one_thread())
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
+        self._thread.close()
 
     @staticmethod
     def needs(parameters: int, seq: int, vocab: int) -> int:

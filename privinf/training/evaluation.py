@@ -39,8 +39,8 @@ def _most(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None = None) -> dict[str, float]:
-    """Held-out loss over consecutive windows of `length` tokens (all, or the first `windows` spread evenly), and the largest values met."""
+def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None = None, *, values: bool = True) -> dict[str, float]:
+    """Held-out loss over windows of `length` tokens, all, or the first `windows` spread evenly; with `values` also the largest met."""
     stream = tokens.held_out
     model.eval()
     starts = list(range(0, max(1, len(stream) - length - 1), length))
@@ -49,11 +49,12 @@ def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None 
     total, count = 0.0, 0
     largest = Largest()
     for ids in _windows(stream, starts, length):
-        trace = Activations()
+        trace = Activations() if values else None
         logits = model(ids[:, :-1], trace=trace)  # (B, T, V)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         total, count = total + float(loss), count + ids[:, 1:].numel()
-        largest = largest.with_pass(trace, logits)
+        if trace is not None:
+            largest = largest.with_pass(trace, logits)
     loss_per_token = total / count
     result = {
         "held_out_loss": loss_per_token,
@@ -61,6 +62,8 @@ def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None 
         "bits_per_byte": loss_per_token / math.log(2) * (len(stream) - 1) / tokens.held_out_bytes,
         "held_out_tokens": float(count),
     }
+    if not values:
+        return result
     return result | {"max_score": largest.score, "max_residual": largest.residual, "max_logit": largest.logit}
 
 

@@ -35,8 +35,8 @@ from privinf.transport.endpoint import Endpoint
 from privinf.transport.frames import FrameKind, flat
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Store
 from protocols.errors import PrivinfError
+from protocols.sources.dealer import Store
 
 SHORTEST = 64
 """Bytes of a masked message from which it is as good as unique."""

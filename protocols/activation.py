@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare, cost_compare
-from protocols.correlations import Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.correlations import Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.maximum import UpperMask
 from protocols.opening import cost_open_masked, open_masked
@@ -125,9 +125,9 @@ class PiecesMask(Kind, frozen=True):
         count = math.prod(self.shape)
         return Fit(tuple(part.shape for part in self.shared_parts()), None, 8 * count + hot_held(count, _WORDS))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        (a, b), r = server[0] + client[0], masks.mask(self.x)
-        word, sign = one_hot(masks.mask(self.index), shares[0])
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        (a, b), r = server[0] + client[0], known.mask(self.x)
+        word, sign = one_hot(known.mask(self.index), shares[0])
         return (word, sign, sign * a, sign * b, sign * r, sign * b * r), None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.correlations import Bits, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, parity, reduce
@@ -82,9 +82,9 @@ class CompareMask(Kind, frozen=True):
         fits(math.prod(shapes.mask(self.wire)) == math.prod(self.r_shape))
         return self.r_shape, math.prod(self.r_shape)
 
-    def difference(self, masks: Masks) -> Tensor:
+    def difference(self, known: Known) -> Tensor:
         """R."""
-        return masks.mask(self.wire).reshape(self.r_shape)
+        return known.mask(self.wire).reshape(self.r_shape)
 
     def server_parts(self) -> tuple[Part, ...]:
         variables = 2 * (len(self.digits) - 1)
@@ -109,8 +109,8 @@ class CompareMask(Kind, frozen=True):
         held += (4 + 4 * number) * math.prod(r_shape) + 2 * words + (8 + len(parts) - number) * count
         return Fit(tuple(part.shape for part in parts), self.shape, held, 2 * number * products * count)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        r = reduce(self.difference(masks), self.bits)
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        r = reduce(self.difference(known), self.bits)
         one = torch.ones_like(r)
         places = [(r >> at) & ((1 << width) - 1) for at, width in self.digits]
         values = [
@@ -218,9 +218,9 @@ class BitMask(Kind, frozen=True):
             shape = np.broadcast_shapes(shape, self.spread)
         return Fit((shape,), None, math.prod(shape))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        rho = masks.mask(self.compare)
-        return (rho * masks.mask(self.wire).reshape(self.spread) if self.wire else rho,), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        rho = known.mask(self.compare)
+        return (rho * known.mask(self.wire).reshape(self.spread) if self.wire else rho,), None
 
 
 def cost_compare(count: int, bits: int, *, masks: int | None = None, single: bool = False) -> Declared:

@@ -1,8 +1,8 @@
-"""Correlations: what a source deals before a query, by kind.
+"""Correlations: what two parties hold before a query, by kind.
 
-A kind is a frozen record of public integers. It names what each party expands from its own seed and what is shared
-between the two. Of a shared value the server's share comes from the server's seed as well, so that only the client is
-sent anything: `value - share of S` (or XOR), packed. Protocols ask for correlations by kind and never name the source.
+A kind is a frozen record of public integers. It says what it is: the shapes of what each party draws for itself and of what
+is shared between the two, and the relation that holds. How one is made is its source's, see `protocols.sources`; protocols
+ask for correlations by kind and never name the source.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from protocols.errors import CorrelationError
-from protocols.prg import Prg, Stream
+from protocols.prg import Stream
 from protocols.ring import blank, pack, packed_size, reduce, unpack
 
 Tensors = Sequence[Tensor]
-Dealt = tuple[Sequence[Tensor], Tensor | None]
+Related = tuple[Sequence[Tensor], Tensor | None]
 """The values to share, and what later kinds may refer to by this correlation's name."""
 
+MAX_MODULUS = 1 << 62
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=MAX_ELEMENTS)]
@@ -55,11 +56,19 @@ def _size(shape: tuple[int, ...], bits: int) -> int:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """The public shape of one tensor of a correlation; `xor` says how it is shared."""
+    """The public shape of one tensor of a correlation, in Z_2^bits, or modulo a prime (`modulo`); `xor` says how it is shared."""
 
     shape: tuple[int, ...]
-    bits: int
+    bits: int  # that an element takes on a wire
     xor: bool = False
+    modulus: int = 0  # where it is no power of two
+
+    @staticmethod
+    def modulo(shape: tuple[int, ...], modulus: int) -> Part:
+        """Of elements of Z_modulus, shared by addition; ValueError unless 2 <= modulus < 2^62, so that sums of two fit an int64."""
+        if not 2 <= modulus < MAX_MODULUS:
+            raise ValueError(f"a modulus is at least 2 and below {MAX_MODULUS}, not {modulus}")
+        return Part(shape, (modulus - 1).bit_length(), modulus=modulus)
 
     @property
     def count(self) -> int:
@@ -71,20 +80,42 @@ class Part(msgspec.Struct, frozen=True):
         """Bytes on a wire."""
         return _size(self.shape, self.bits)
 
+    def draw(self, stream: Stream, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform elements, exactly; the stream is read on."""
+        if self.modulus:
+            return stream.below(self.shape, self.modulus, device)
+        return stream.uniform(self.shape, self.bits, device)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The representatives in [0, 2^bits), or in [0, modulus)."""
+        if self.modulus:
+            return x if x.is_meta else x.remainder(self.modulus)
+        return reduce(x, self.bits)
+
+    def split(self, value: Tensor, share: Tensor) -> Tensor:
+        """One party's share of a value from the other's, any representatives."""
+        if self.xor:
+            return value ^ share
+        return self.reduce(value - share) if self.modulus else value - share
+
+    def join(self, share: Tensor, other: Tensor) -> Tensor:
+        """The value of two shares; a representative in its range."""
+        return self.reduce(share ^ other if self.xor else share + other)
+
 
 def size_of(parts: Iterable[Part]) -> int:
     """Bytes of several on a wire."""
     return sum([part.size for part in parts])
 
 
-class Masks(Protocol):
-    """What a dealer knows while it deals: earlier masks by name, and the weight masks."""
+class Known(Protocol):
+    """What a relation may refer to: earlier masks by name, and the weight masks."""
 
     def mask(self, name: int) -> Tensor:
         """The mask that an earlier kind left under this name; representatives in [0, 2^bits)."""
 
     def weight_mask(self, name: str) -> Tensor:
-        """B of the weight with this name, (in, out)."""
+        """B of the weight with this name, (in, out): C holds W + B. Where C holds nothing of W it is -W."""
 
 
 class Shapes(Protocol):
@@ -98,9 +129,9 @@ class Shapes(Protocol):
 
 
 class Fit(NamedTuple):
-    """What it comes to to deal a kind, said from shapes before anything is made."""
+    """What it comes to to evaluate a kind's relation, said from shapes before anything is made."""
 
-    values: tuple[tuple[int, ...], ...]  # shapes of what `deal` will share, which must be those of the parts
+    values: tuple[tuple[int, ...], ...]  # shapes of what it will share, which must be those of the parts
     left: tuple[int, ...] | None = None  # of what it will leave under its name
     held: int = 0  # elements that it holds at a time beyond the parts, at most
     macs: int = 0  # steps beyond one for each of those: multiply-adds
@@ -123,6 +154,7 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
 
     registry: ClassVar[dict[str, type[Kind]]] = {}
     drawn_early: ClassVar[bool] = False  # whether the client's own part may be needed before the query
+    shared_early: ClassVar[bool] = False  # and its shares, see `complete`
 
     def __init_subclass__(cls) -> None:
         Kind.registry[cls.__name__] = cls
@@ -145,23 +177,31 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
         return self.server_parts() if role is Role.SERVER else self.client_parts()
 
     def fit(self, shapes: Shapes) -> Fit:
-        """Holds the fields against the masks that they name, and says what `deal` will make; ValueError or LookupError if they do not fit.
+        """Holds the fields against the masks that they name, says what `relation` will make; ValueError or LookupError if they do not fit.
 
         It allocates nothing: the fields come from a peer, and so do the names.
         """
         raise NotImplementedError
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        """The shared values, and what later kinds may refer to by this correlation's name; `shares` are S's. `fit` came before."""
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        """What holds: the values to be shared, and what later kinds may refer to by this correlation's name; `fit` came before.
+
+        They follow from both parties' private randomness, from earlier masks, and from S's XOR shares where a sign hangs on them;
+        `shares` are S's. Whoever makes the correlation, and however, both parties' shares come to these values.
+        """
         raise NotImplementedError
+
+    def complete(self, weights: Mapping[str, Tensor], own: Tensors, shares: Tensors) -> tuple[Tensor, ...]:
+        """C's shares, before the query, where it holds masked weights: what it makes of its shares and those."""
+        return tuple(shares)
 
     def bounded(self) -> bool:
         """Whether the fields that the number of parts and their bits are computed from are in bounds, beside their types'."""
         return True
 
     @property
-    def dealer_bytes(self) -> int:
-        """What the dealer sends for it."""
+    def shared_bytes(self) -> int:
+        """What one party's shares take, packed."""
         return size_of(self.shared_parts())
 
 
@@ -181,61 +221,48 @@ class Mask(Kind, frozen=True):
     def fit(self, shapes: Shapes) -> Fit:
         return Fit((), self.shape, 2 * math.prod(self.shape))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         return (), reduce(server[0] + client[0], self.bits)
 
 
 class Correlation:
-    """One correlation as one party holds it; expanded when it is first read. Without a stream only its shapes are known."""
+    """One correlation as one party holds it: its own values and its shares are handed in, or else shapes alone."""
 
-    __slots__ = ("_device", "_own", "_payload", "_role", "_shares", "_stream", "kind", "name")
+    __slots__ = ("_own", "_shares", "kind", "name", "role")
 
     def __init__(
-        self,
-        kind: Kind,
-        name: int,
-        role: Role,
-        stream: Stream | None = None,
-        payload: memoryview | None = None,  # the client's shares, packed; None where they come from the stream
-        device: torch.device | str = "cpu",
-        shares: tuple[Tensor, ...] | None = None,  # where they are known otherwise
+        self, kind: Kind, name: int, role: Role, own: tuple[Tensor, ...] | None = None, shares: tuple[Tensor, ...] | None = None
     ) -> None:
-        self.kind, self.name = kind, name
-        self._role, self._stream, self._payload, self._device = role, stream, payload, device
-        self._own: tuple[Tensor, ...] | None = None
-        self._shares = shares
+        self.kind, self.name, self.role = kind, name, role
+        self._own, self._shares = own, shares
 
     def __repr__(self) -> str:
-        return f"Correlation({self.kind}, name={self.name}, values hidden)"
-
-    def _expand(self, parts: tuple[Part, ...]) -> tuple[Tensor, ...]:
-        if self._stream is None:
-            return blanks(parts)
-        return tuple([self._stream.uniform(part.shape, part.bits, self._device) for part in parts])
+        return f"{type(self).__name__}({self.kind}, name={self.name}, values hidden)"
 
     @property
     def own(self) -> tuple[Tensor, ...]:
         """This party's private randomness."""
         if self._own is None:
-            self._own = self._expand(self.kind.own_parts(self._role))
+            self._own = self._make_own()
         return self._own
 
     @property
     def shares(self) -> tuple[Tensor, ...]:
         """This party's shares of the shared values."""
         if self._shares is None:
-            parts = self.kind.shared_parts()
-            if self._payload is not None:
-                self._shares = unpack_parts(self._payload, parts, self._device)
-            else:
-                _ = self.own  # the stream is read in order
-                self._shares = self._expand(parts)
+            self._shares = self._make_shares()
         return self._shares
 
     @shares.setter
     def shares(self, shares: tuple[Tensor, ...]) -> None:
         """What was computed from the shares takes their place."""
         self._shares = shares
+
+    def _make_own(self) -> tuple[Tensor, ...]:
+        return blanks(self.kind.own_parts(self.role))
+
+    def _make_shares(self) -> tuple[Tensor, ...]:
+        return blanks(self.kind.shared_parts())
 
 
 def blanks(parts: Sequence[Part]) -> tuple[Tensor, ...]:
@@ -245,14 +272,16 @@ def blanks(parts: Sequence[Part]) -> tuple[Tensor, ...]:
 
 def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
     """Packs tensors side by side."""
-    return b"".join(pack(value, part.bits).tobytes() for value, part in zip(values, parts, strict=True))
+    pairs = zip(values, parts, strict=True)
+    return b"".join(pack(part.reduce(value) if part.modulus else value, part.bits).tobytes() for value, part in pairs)
 
 
 def unpack_parts(payload: memoryview, parts: Sequence[Part], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
     """The inverse of `pack_parts`."""
     out, at = [], 0
     for part in parts:
-        out.append(unpack(payload[at : at + part.size], part.shape, part.bits, device))
+        value = unpack(payload[at : at + part.size], part.shape, part.bits, device)
+        out.append(part.reduce(value) if part.modulus else value)
         at += part.size
     return tuple(out)
 
@@ -290,67 +319,3 @@ def from_wire(data: bytes | msgspec.Raw) -> Kind:
     if max((part.count for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts())), default=0) > MAX_ELEMENTS:
         raise CorrelationError(f"{what} a size out of bounds")
     return made
-
-
-class Store:
-    """One party's correlations of one session: each is taken once, in order.
-
-    The server's come from its seed alone. The client's shares are payloads that are put in ahead of their use; a
-    payload is dropped when it is taken.
-    """
-
-    def __init__(self, role: Role, seed: bytes, device: torch.device | str = "cpu") -> None:
-        self.role = role
-        self.device = device
-        self.next_name = 1  # of the next correlation that is taken
-        self._prg = Prg(seed)
-        self._payloads: dict[int, memoryview] = {}
-        self._prepared: dict[int, tuple[Tensor, ...]] = {}
-        self._expected: dict[int, Kind] = {}
-
-    def __repr__(self) -> str:
-        return f"Store(role={self.role.value}, next_name={self.next_name}, seed hidden)"
-
-    def put(self, name: int, payload: memoryview) -> None:
-        """Keeps what the dealer sent for a correlation that is still to be taken."""
-        if name < self.next_name or name in self._payloads:
-            raise CorrelationError(f"correlation {name} was dealt twice", party=self.role.value)
-        self._payloads[name] = payload
-
-    def expect(self, name: int, kind: Kind) -> None:
-        """Notes which kind was dealt under a name; no other can be taken."""
-        if name < self.next_name or name in self._expected:
-            raise CorrelationError(f"correlation {name} was asked for twice", party=self.role.value)
-        self._expected[name] = kind
-
-    def peek(self, kind: Kind, name: int) -> Correlation:
-        """The correlation before its use, for what can be computed ahead."""
-        payload = None
-        if self.role is Role.CLIENT and (parts := kind.shared_parts()):
-            payload = self._payloads.get(name)
-            if payload is None or len(payload) != size_of(parts):
-                raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
-        return Correlation(kind, name, self.role, self._prg.stream(name), payload, self.device)
-
-    def drawn(self, kind: Kind, name: int) -> Correlation:
-        """What of it this party draws itself; its shares stay shapes."""
-        return Correlation(kind, name, self.role, self._prg.stream(name), None, self.device, blanks(kind.shared_parts()))
-
-    def prepare(self, name: int, shares: tuple[Tensor, ...]) -> None:
-        """Replaces the client's shares by what was computed from them ahead of the query."""
-        self._payloads[name] = memoryview(b"")
-        self._prepared[name] = shares
-
-    def take(self, kind: Kind) -> Correlation:
-        """The next correlation; it can never be taken again."""
-        name = self.next_name
-        self.next_name += 1
-        if self._expected.pop(name, kind) != kind:
-            raise CorrelationError(f"correlation {name} is a {type(kind).__name__} that was not dealt as such", party=self.role.value)
-        prepared = self._prepared.pop(name, None)
-        if prepared is not None:
-            self._payloads.pop(name)
-            return Correlation(kind, name, self.role, self._prg.stream(name), None, self.device, prepared)
-        correlation = self.peek(kind, name)
-        self._payloads.pop(name, None)
-        return correlation

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from protocols.correlations import Dealt, Fit, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
+from protocols.correlations import Fit, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import known, like, reduce
@@ -110,8 +110,8 @@ class ExpMask(Kind, frozen=True):
         fits(len(x) == 2, x[-1] == rows.count, shapes.mask(self.maximum) == (x[0], rows.number))
         return Fit((x, x, x), None, 22 * math.prod(x) + INDEX * rows.count)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        r = reduce(masks.mask(self.x) - Rows(*self.rows).spread(masks.mask(self.maximum) << self.shift), BITS)
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        r = reduce(known.mask(self.x) - Rows(*self.rows).spread(known.mask(self.maximum) << self.shift), BITS)
         place = -(r >> LOW) & ((1 << HIGH) - 1)
         # the server's bit at the hot place is 1 and the client's 0, or the other way round
         sign = 2 * ((shares[0] >> place) & 1) - 1

@@ -8,14 +8,15 @@ W~ = W + B to C. D never sees W~, C never sees B.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Masks, Number, Part, Shape, Shapes, Tensors, Text, fits
+from protocols.correlations import Bits, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, Text, fits
 from protocols.declared import NONE, UP, Declared
 from protocols.matrix import matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
@@ -51,7 +52,7 @@ def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
 
 
 class LinearMask(Kind, frozen=True):
-    """r (rows, in) of C; shares of r B, (rows, out). Diagonal: r (rows..., n), shares of r * B[slice]."""
+    """r (rows, in) of C; shares of r B, (rows, out), of which C makes shares of -r W. Diagonal: r (rows..., n), shares of r * B[slice]."""
 
     weight: Text
     shape: Shape  # of the input
@@ -60,6 +61,8 @@ class LinearMask(Kind, frozen=True):
     diagonal: Flag = 0
     transposed: Flag = 0
     window: Shape = ()  # diagonal: first and last + 1 index of the weight's second axis
+    drawn_early: ClassVar[bool] = True
+    shared_early: ClassVar[bool] = True
 
     def client_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -92,10 +95,10 @@ class LinearMask(Kind, frozen=True):
         sizes = (1, math.prod(self.shape[:-1]), inner, columns)
         return Fit(((*self.shape[:-1], columns),), None, product_held(*sizes), math.prod(sizes))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        return (self.times(client[0], masks.weight_mask(self.weight)),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        return (self.times(client[0], known.weight_mask(self.weight)),), None
 
-    def prepare(self, weights: Mapping[str, Tensor], own: Sequence[Tensor], shares: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def complete(self, weights: Mapping[str, Tensor], own: Tensors, shares: Tensors) -> tuple[Tensor, ...]:
         """C, before the query: its share of the output, (share of r B) - r W~."""
         return (shares[0] - self.times(own[0], weights[self.weight]),)
 

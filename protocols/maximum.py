@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import CompareMask, compare, cost_compare
-from protocols.correlations import Bits, Dealt, Fit, Flag, Kind, Layout, Masks, Number, Part, Shape, Shapes, Shift, Tensors, fits
+from protocols.correlations import Bits, Fit, Flag, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt
 from protocols.opening import cost_open_masked, open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
@@ -89,8 +89,8 @@ class UpperMask(Kind, frozen=True):
         shape = shapes.mask(self.wire)
         return Fit((shape,) if self.deals else (), shape, 2 * math.prod(shape))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        upper = reduce(masks.mask(self.wire) >> self.shift, self.bits)
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        upper = reduce(known.mask(self.wire) >> self.shift, self.bits)
         return ((upper,) if self.deals else ()), upper
 
 
@@ -115,9 +115,9 @@ class PairCompareMask(CompareMask, frozen=True):
         pairs = size * (size - 1) // 2
         return (heads, groups, pairs), heads * groups * (size + 3 * pairs) + INDEX * rows.count
 
-    def difference(self, masks: Masks) -> Tensor:
+    def difference(self, known: Known) -> Tensor:
         group = _group(self.rows, self.level, self.group)
-        r = masks.mask(self.wire)
+        r = known.mask(self.wire)
         return _differences(r[:, like(group.index, r)])
 
 
@@ -148,15 +148,15 @@ class SelectorMask(Kind, frozen=True):
         held = each * (size + 7 * products) + 2 * heads * groups * size + INDEX * rows.count
         return Fit(((heads, groups, size - 1, products - 1),), None, held)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        group, rho = _group(self.rows, self.level, self.group), masks.mask(self.compare)
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        group, rho = _group(self.rows, self.level, self.group), known.mask(self.compare)
         rho = rho[..., like(_opponents(group.size)[0], rho)]  # (H, groups, size - 1, size - 1)
         products = torch.ones_like(rho[..., :1])
         for k in range(group.size - 1):
             products = torch.cat([products, products & rho[..., k : k + 1]], -1)
         products = products[..., 1:]
         if self.wire:
-            r = masks.mask(self.wire)[:, like(group.index, rho)]
+            r = known.mask(self.wire)[:, like(group.index, rho)]
             products = products * (r[..., :-1] - r[..., -1:])[..., None]
         return (products,), None
 

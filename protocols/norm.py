@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare, cost_compare
-from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.maximum import UpperMask
 from protocols.opening import cost_open_masked, open_masked, unmasked
@@ -68,8 +68,8 @@ class SquareMask(Kind, frozen=True):
         *rows, width = shapes.mask(self.wire)
         return Fit((tuple(rows),), None, math.prod(rows) * (width + 1))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        return (masks.mask(self.wire).square().sum(-1),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        return (known.mask(self.wire).square().sum(-1),), None
 
 
 class InverseRootMask(Kind, frozen=True):
@@ -92,9 +92,9 @@ class InverseRootMask(Kind, frozen=True):
         count = math.prod(self.shape)
         return Fit(tuple(part.shape for part in self.shared_parts()), None, 26 * count + hot_held(count, _WORDS))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        a, r = server[0] + client[0], masks.mask(self.mantissa)
-        word, sign = one_hot(masks.mask(self.index), shares[0])
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        a, r = server[0] + client[0], known.mask(self.mantissa)
+        word, sign = one_hot(known.mask(self.index), shares[0])
         powers = torch.stack([sign, sign * a, sign * a * a, sign * a * a * a])
         return (word, torch.cat([powers, powers * r])), None
 

@@ -4,8 +4,8 @@ A protocol is a generator. It yields a list of `Item`s, the messages of one roun
 sent. `parallel` merges the rounds of independent protocols; `Party.run` drives a generator through an engine:
 
 - `Trace` runs it on shapes alone (meta tensors) and records the correlations asked for and the cost, exactly;
-- `Offline` runs it at the client before the query: what is known then (shares of linear outputs, and what is sent of
-  them) is computed and sent, the rest stays shapes; the server only keeps what arrives;
+- `Offline` runs it before the query: at the client what is known then (shares of linear outputs, and what is sent of
+  them) is computed and sent, the rest stays shapes; the server keeps what arrives;
 - `Online` runs it.
 
 All control flow depends on shapes alone, so that the three walks ask for the same correlations in the same order.
@@ -14,73 +14,21 @@ All control flow depends on shapes alone, so that the three walks ask for the sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from protocols.correlations import Correlation, Kind, KindHash, Part, Role, Store, pack_parts, size_of, unpack_parts
+from protocols.correlations import Correlation, Kind, Part, Role, pack_parts, size_of, unpack_parts
 from protocols.ring import blank
+from protocols.rounds import Channel, Item, Protocol_, Received, parallel
+from protocols.sources.base import PartySource
 
 T = TypeVar("T")
 
-
-class Channel(Protocol):
-    """One party's end of the link to the other; see `privinf.transport` and its in-memory twin."""
-
-    def exchange(self, body: Any, expect: int | None) -> memoryview | None:
-        """Sends a body (None: nothing) and receives one of exactly `expect` bytes (None: nothing), at the same time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One tensor of a round. `value` is what this party sends of it (its shape counts even where it sends nothing)."""
-
-    value: Tensor = field(repr=False)
-    bits: int
-    from_server: bool = True
-    from_client: bool = True
-    early: bool = False  # the client's part leaves before the query
-
-    @property
-    def part(self) -> Part:
-        """Its public shape."""
-        return Part(tuple(self.value.shape), self.bits)
-
-    def sent_by(self, role: Role) -> bool:
-        """Whether this party's part exists."""
-        return self.from_server if role is Role.SERVER else self.from_client
-
-
-Received = list[Tensor]
-Protocol_ = Generator[list[Item], Received, T]
-
-
-def parallel(*protocols: Protocol_[Any]) -> Protocol_[list[Any]]:
-    """Runs independent protocols side by side: their k-th rounds travel as one message."""
-    results: list[Any] = [None] * len(protocols)
-    running: dict[int, list[Item]] = {}
-
-    def advance(index: int, received: Received | None) -> None:
-        try:
-            running[index] = next(protocols[index]) if received is None else protocols[index].send(received)
-        except StopIteration as stop:
-            running.pop(index, None)
-            results[index] = stop.value
-
-    for index in range(len(protocols)):
-        advance(index, None)
-    while running:
-        order = sorted(running)
-        received = yield [item for index in order for item in running[index]]
-        at = 0
-        for index in order:
-            count = len(running[index])
-            advance(index, received[at : at + count])
-            at += count
-    return results
+__all__ = ["Channel", "Cost", "Engine", "Item", "Offline", "Online", "Party", "Protocol_", "Received", "Trace", "parallel"]
 
 
 @dataclass(slots=True)
@@ -137,7 +85,7 @@ class Trace:
         """Records it."""
         self.kinds.append(kind)
         if self._counts:
-            self.cost.dealer_bytes += kind.dealer_bytes
+            self.cost.dealer_bytes += kind.shared_bytes
         return Correlation(kind, self._first + len(self.kinds) - 1, self.role)
 
     def perform(self, items: Sequence[Item]) -> Received:
@@ -164,47 +112,38 @@ class Trace:
 
 
 class Offline:
-    """The client's walk before the query. `fetch(size)` gives the dealer's next bytes, in the order of the kinds."""
+    """A party's walk before the query, after its source's `begin_pass`. At S, `early` is what arrived in it."""
 
-    def __init__(self, weights: Mapping[str, Tensor], channel: Channel, store: Store, fetch: Callable[[int], memoryview]) -> None:
-        self.weights, self.channel, self.store, self.fetch = weights, channel, store, fetch
-        self.hash = KindHash()
-        self._name = store.next_name
+    def __init__(self, weights: Mapping[str, Tensor], channel: Channel, source: PartySource) -> None:
+        self.weights, self.channel, self.source = weights, channel, source
+        self.early: deque[memoryview] = deque()
 
     def take(self, kind: Kind) -> Correlation:
-        """Keeps the payload for the online walk; computes what the kind can compute ahead."""
-        name, self._name = self._name, self._name + 1
-        self.hash.update(kind)
-        self.store.expect(name, kind)
-        if parts := kind.shared_parts():
-            self.store.put(name, self.fetch(size_of(parts)))
-        prepare = getattr(kind, "prepare", None)
-        if prepare is not None:
-            correlation = self.store.peek(kind, name)
-            correlation.shares = prepare(self.weights, correlation.own, correlation.shares)
-            self.store.prepare(name, correlation.shares)
-            return correlation
-        # what was dealt is read in the online walk; what the client draws itself may be needed for early messages
-        return self.store.drawn(kind, name) if kind.drawn_early else Correlation(kind, name, Role.CLIENT)
+        """What of the next correlation may be used before the query."""
+        return self.source.ahead(kind, self.weights)
 
     def perform(self, items: Sequence[Item]) -> Received:
-        """Sends the early parts."""
+        """C sends the early parts, S receives them."""
         early = [item for item in items if item.early and item.from_client]
         if early:
-            self.channel.exchange(pack_parts([i.value for i in early], [i.part for i in early]), None)
+            parts = [item.part for item in early]
+            if self.source.role is Role.CLIENT:
+                self.channel.exchange(pack_parts([item.value for item in early], parts), None)
+            elif (data := self.channel.exchange(None, size_of(parts))) is not None:
+                self.early.append(data)
         return _blanks(items)
 
 
 class Online:
     """The real thing. `early` holds what the server received ahead, a buffer for each round that has an early part."""
 
-    def __init__(self, role: Role, channel: Channel, store: Store, early: deque[memoryview] | None = None) -> None:
-        self.role, self.channel, self.store = role, channel, store
+    def __init__(self, role: Role, channel: Channel, source: PartySource, early: deque[memoryview] | None = None) -> None:
+        self.role, self.channel, self.source = role, channel, source
         self.early: deque[memoryview] = early if early is not None else deque()
 
     def take(self, kind: Kind) -> Correlation:
         """Spends the next correlation."""
-        return self.store.take(kind)
+        return self.source.take(kind)
 
     def perform(self, items: Sequence[Item]) -> Received:
         """Sends and receives."""
@@ -216,7 +155,7 @@ class Online:
         body = pack_parts([i.value for i in sent], [i.part for i in sent]) if sent else None
         data = self.channel.exchange(body, size_of(i.part for _, i in late) if late else None)
         received: list[Tensor | None] = [None] * len(items)
-        device = self.store.device
+        device = self.source.device
         if late and data is not None:
             for (k, _), tensor in zip(late, unpack_parts(data, [i.part for _, i in late], device), strict=True):
                 received[k] = tensor

@@ -87,3 +87,17 @@ class Stream:
         # AES runs on the CPU; narrow words move, and become int64 where they are used. What a sign extends is cleared
         moved = torch.from_numpy(values.reshape(shape))
         return reduce((moved if device == "cpu" else moved.to(device)).to(torch.int64), bits)
+
+    def below(self, shape: tuple[int, ...], modulus: int, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform elements of Z_modulus, int64, 1 < modulus < 2^63; at statistical distance 0.
+
+        Words of as many bits as the largest element has are read, and those that are no elements left out: fewer than half, on average.
+        """
+        count, bits = math.prod(shape), (modulus - 1).bit_length()
+        out, at = torch.empty(count, dtype=torch.int64), 0
+        while at < count:
+            words = self.uniform((count - at,), bits)
+            fit = words[words < modulus]
+            out[at : at + len(fit)] = fit
+            at += len(fit)
+        return out.reshape(shape) if device == "cpu" else out.reshape(shape).to(device)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Dealt, Fit, Kind, Layout, Masks, Names, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.correlations import Bits, Fit, Kind, Known, Layout, Names, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt
 from protocols.matrix import matmul, product_held
 from protocols.party import Party
@@ -43,9 +43,9 @@ class ProductMask(Kind, frozen=True):
         shape = np.broadcast_shapes(x, y)
         return Fit((shape,), None, 2 * math.prod(shape) + index)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        y = masks.mask(self.y)
-        return (masks.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        y = known.mask(self.y)
+        return (known.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
 
 
 class MatmulMask(Kind, frozen=True):
@@ -76,8 +76,8 @@ class MatmulMask(Kind, frozen=True):
     def fit(self, shapes: Shapes) -> Fit:
         return self._product(shapes.mask(self.x), self._joined(shapes))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        return (matmul(masks.mask(self.x), torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        return (matmul(known.mask(self.x), torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
 
 
 class RowsTimesMatrixMask(MatmulMask, frozen=True):
@@ -91,9 +91,9 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
         made = math.prod(x[:-1]) * rows.total
         return self._product((*x[:-1], rows.number, rows.columns), self._joined(shapes), made + INDEX * rows.count)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        x = Rows(*self.rows).unpack(masks.mask(self.x))
-        return (matmul(x, torch.cat([masks.mask(name) for name in self.y], -2), self.bits),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        x = Rows(*self.rows).unpack(known.mask(self.x))
+        return (matmul(x, torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
 
 
 class MatrixTimesRowsMask(MatmulMask, frozen=True):
@@ -108,9 +108,9 @@ class MatrixTimesRowsMask(MatmulMask, frozen=True):
         fits((number, columns) == (rows.number, rows.columns))
         return whole._replace(values=((*batch, rows.count),))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        y = torch.cat([masks.mask(name) for name in self.y], -2)
-        return (Rows(*self.rows).pack(matmul(masks.mask(self.x), y.transpose(-1, -2), self.bits)),), None
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        y = torch.cat([known.mask(name) for name in self.y], -2)
+        return (Rows(*self.rows).pack(matmul(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)

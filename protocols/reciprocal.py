@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Number, Part, Shape, Shapes, Tensors, fits
+from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
@@ -105,8 +105,8 @@ class ReciprocalMask(Kind, frozen=True):
         held = count * (self.number * (_WORDS + 16) + 10 * products) + self.number * hot_held(count, _WORDS)
         return Fit(tuple(part.shape for part in self.shared_parts()), None, held)
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
-        r, lines = masks.mask(self.sum), server[0] + client[0]
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        r, lines = known.mask(self.sum), server[0] + client[0]
         words, values = torch.empty_like(shares[0]), []
         products = [torch.ones_like(r)]
         for table in reversed(range(self.number)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from protocols.correlations import Bits, Dealt, Fit, Kind, Masks, Part, Shape, Shapes, Tensors
+from protocols.correlations import Bits, Fit, Kind, Known, Part, Related, Shape, Shapes, Tensors
 from protocols.declared import Declared, dealt
 from protocols.opening import cost_open_masked
 from protocols.party import Item, Party, Protocol_
@@ -34,7 +34,7 @@ class OrMask(Kind, frozen=True):
     def fit(self, shapes: Shapes) -> Fit:
         return Fit((self.shape,), None, math.prod(self.shape))
 
-    def deal(self, masks: Masks, server: Tensors, client: Tensors, shares: Tensors) -> Dealt:
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         return (server[0] & client[0],), None
 
 

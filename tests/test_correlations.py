@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from protocols import correlations as c
 from protocols import kinds
 from protocols.comparison import CompareMask
-from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, KindHash, Mask, Role, Store, from_wire, on_wire
-from protocols.dealing import Dealer
+from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, KindHash, Mask, Role, from_wire, on_wire
 from protocols.errors import CorrelationError
 from protocols.linear import LinearMask, Weight, linear, mask_weight, weight_mask
 from protocols.opening import open_masked
@@ -28,6 +27,7 @@ from protocols.product import Cached, ProductMask
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
 from protocols.softmax import softmax
+from protocols.sources.dealer import Dealer, Store
 from protocols.truncation import OrMask
 from tests.two_party import Session, execute, input_of, run, uniform
 
@@ -80,15 +80,16 @@ def test_what_was_computed_ahead_cannot_be_replaced() -> None:
     _, client, dealer = trio()
     payload = memoryview(dealer.deal(OR))
     client.put(1, payload)
-    client.prepare(1, (torch.zeros(5, dtype=torch.int64),))
+    client.completed(OR, 1, (torch.zeros(5, dtype=torch.int64),))
     with pytest.raises(CorrelationError, match="dealt twice"):
         client.put(1, payload)
+    for found in (client.peek(OR, 1), client.take(OR)):
+        assert torch.equal(found.shares[0], torch.zeros(5, dtype=torch.int64))
     with pytest.raises(CorrelationError, match="missing or already spent"):
-        client.peek(OR, 1)
-    assert torch.equal(client.take(OR).shares[0], torch.zeros(5, dtype=torch.int64))
+        client.take(OR)
 
 
-@pytest.mark.parametrize("size", [0, 1, OR.dealer_bytes - 1, OR.dealer_bytes + 1, 1000])
+@pytest.mark.parametrize("size", [0, 1, OR.shared_bytes - 1, OR.shared_bytes + 1, 1000])
 def test_a_payload_of_another_size_is_refused(size: int) -> None:
     _, client, _ = trio()
     client.put(1, memoryview(bytes(size)))
@@ -99,10 +100,10 @@ def test_a_payload_of_another_size_is_refused(size: int) -> None:
 def test_another_kind_of_the_same_size_is_refused() -> None:
     for role in Role:
         store, other = Store(role, new_seed()), ProductMask(1, 2, (5,), 7)
-        assert other.dealer_bytes == OR.dealer_bytes
+        assert other.shared_bytes == OR.shared_bytes
         store.expect(1, OR)
         if role is Role.CLIENT:
-            store.put(1, memoryview(bytes(OR.dealer_bytes)))
+            store.put(1, memoryview(bytes(OR.shared_bytes)))
         with pytest.raises(CorrelationError, match="not dealt as such"):
             store.take(other)
         assert store.next_name == 2  # the name is gone, and with it what was under it
@@ -162,7 +163,7 @@ def test_masks_go_after_the_last_kind_that_names_them() -> None:
     """So a pass may be larger than what is held of it at a time."""
     kinds = [kind for k in range(20) for kind in (Mask((2**12,), 20), ProductMask(2 * k + 1, 2 * k + 1, (2**12,), 20))]
     dealer = Dealer(bytes(16), bytes(range(16)), {}, memory=2**19)
-    assert sum(len(payload) for payload in dealer.deal_pass(kinds)) == sum(kind.dealer_bytes for kind in kinds) and dealer.held == 0
+    assert sum(len(payload) for payload in dealer.deal_pass(kinds)) == sum(kind.shared_bytes for kind in kinds) and dealer.held == 0
     dealer = Dealer(bytes(16), bytes(range(16)), {}, memory=2**19)
     with pytest.raises(CorrelationError, match="than the 524288 bytes"):
         dealer.deal_pass([*kinds, *(ProductMask(1, 1 + 2 * k, (2**12,), 20) for k in range(20))])
@@ -211,7 +212,7 @@ def accepted_or_refused(fields: Any) -> Kind | None:
         return None
     for part in (*kind.server_parts(), *kind.client_parts(), *kind.shared_parts()):
         assert 1 <= part.bits <= 64 and part.count <= MAX_ELEMENTS and len(part.shape) <= 10
-    assert kind.dealer_bytes <= MAX_ELEMENTS * 8 * len(kind.shared_parts())
+    assert kind.shared_bytes <= MAX_ELEMENTS * 8 * len(kind.shared_parts())
     return kind
 
 
@@ -258,7 +259,7 @@ def test_a_dealer_refuses_fields_that_do_not_fit(fields: list[Any]) -> None:
     for before in (Mask((2, 3), 20), Mask((4,), 20), CompareMask(2, (4,), (4,), 9)):
         dealer.deal(before)
     with contextlib.suppress(CorrelationError):
-        assert len(dealer.deal(kind)) == kind.dealer_bytes
+        assert len(dealer.deal(kind)) == kind.shared_bytes
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_nothing_that_holds_a_secret_prints_it() -> None:
         Prg(bytes(range(1, 17))),
         Prg(bytes(range(1, 17))).stream(3),
         party,
-        Offline(party.weights, None, client, lambda size: memoryview(bytes(size))),  # type: ignore[arg-type]
+        Offline(party.weights, None, client),  # type: ignore[arg-type]
         copy.copy(HIDDEN["shares"]),
     ]
     values = [*correlation.own, *correlation.shares]

@@ -74,7 +74,7 @@ class Both:
         torch.manual_seed(1)
         encoded = encode_weights(graph)
         weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(graph).items()}
-        session = Session(weights, bytes(16), device, self.within if device == NAME else nullcontext)
+        session = Session(weights, device, self.within if device == NAME else nullcontext)
         runtimes: dict[Role, Runtime] = {}
 
         def walk(party: Party, one: Pass) -> Tensor | None:

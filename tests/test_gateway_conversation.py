@@ -11,8 +11,8 @@ import pytest
 
 from privinf.client.conversation import Conversation
 from privinf.client.sampling import Sampling
-from protocols.dealing import Dealer
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, TransportError
+from protocols.sources.dealer import Dealer
 from tests import trio as t
 from tests.trio import Trio, trio
 from tests.waiting import PATIENCE

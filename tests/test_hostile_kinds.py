@@ -14,66 +14,18 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 
 from protocols import correlations as c
-from protocols.activation import gelu
-from protocols.correlations import FIELDS, Kind, Role, from_wire
-from protocols.dealing import ELEMENT, Dealer, _parts_held, _Sketch
+from protocols.correlations import FIELDS, Kind, from_wire
 from protocols.errors import CorrelationError
-from protocols.linear import Weight, linear, scale
-from protocols.maximum import row_argmax
-from protocols.norm import layer_norm
-from protocols.opening import open_masked
-from protocols.party import Party, Trace
 from protocols.prg import Prg
-from protocols.product import Cached, matmul_wires
-from protocols.ring import blank
-from protocols.rows import Rows, _layouts
-from protocols.shares import Shares
-from protocols.softmax import AttentionRings, attention
+from protocols.rows import _layouts
+from protocols.sources.dealer import ELEMENT, Dealer, _parts_held, _Sketch
 from tests.allocations import watched
+from tests.every_kind import asked, masks
 
 MEMORY = 4 * 2**20
 SMALL = 2**19  # what a refusal may take: its text, its traceback
-
-
-def weights(n: int) -> dict[str, Weight]:
-    return {"w": Weight("w", (2 * n, 3 * n), 44, 8), "s": Weight("s", (2, n), 44, 8)}
-
-
-def everything(party: Party, n: int) -> None:
-    """Protocols that ask for all kinds, on shapes."""
-
-    def shares(*shape: int, bits: int = 44) -> Shares:
-        return Shares(blank(*shape), bits, 12)
-
-    def pass_() -> Any:
-        rows, rings = Rows(1, n, 1), AttentionRings()
-        q, k = yield from open_masked(party, [shares(2, n, 4, bits=33), shares(2, n, 4, bits=33)], keep=True)
-        (v,) = yield from open_masked(party, [shares(2, n, 4)])
-        yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, rings)
-        matmul_wires(party, q, Cached(v.masked.mT, v.mask.mT, (q.name,), 33, 12), 33) if n == 4 else None
-        yield from linear(party, shares(3, 2 * n), weights(n)["w"], bits=40)
-        yield from linear(party, shares(3, 3 * n), weights(n)["w"], bits=40, transposed=True)
-        yield from scale(party, shares(2, 3, 5), weights(n)["s"], bits=40, window=(0, 3))
-        yield from gelu(party, shares(3, n), "tanh", compare_bits=20, bits=40)
-        yield from layer_norm(party, shares(3, n), epsilon=1e-5, size_bits=20, bits=40)
-        (logits,) = yield from open_masked(party, [shares(1, 33 * n, bits=24)])
-        yield from row_argmax(party, logits, Rows(33 * n, 1, 0), 20)
-
-    party.run(pass_())
-
-
-@functools.cache
-def asked(n: int) -> tuple[Kind, ...]:
-    trace = Trace(Role.SERVER, costs=False)
-    everything(Party(Role.SERVER, trace), n)
-    return tuple(trace.kinds)
-
-
-def masks(n: int) -> dict[str, torch.Tensor]:
-    return {name: torch.zeros(weight.shape, dtype=torch.int64) for name, weight in weights(n).items()}
 
 
 def dealer_of(n: int, memory: int = MEMORY) -> Dealer:
@@ -162,7 +114,7 @@ def test_hostile_fields(name: str, number: int) -> None:
             with watched() as held:
                 try:
                     kind = from_wire(encoded)
-                    assert len(dealer.deal(kind)) == kind.dealer_bytes
+                    assert len(dealer.deal(kind)) == kind.shared_bytes
                 except CorrelationError as error:
                     assert "\n" not in str(error) and len(str(error)) < 400
                     assert held() < SMALL + 10 * len(encoded), (values, held())
@@ -189,7 +141,7 @@ def test_what_a_kind_says_of_its_memory_holds() -> None:
         )
         _layouts.clear()
         with watched() as held:
-            kind.deal(dealer, own, client, shares)
+            kind.relation(dealer, own, client, shares)
         assert held() <= ELEMENT * fit.held + small, (kind, held() / ELEMENT, fit.held)
         with watched() as held:
             dealer.deal(kind)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocols.correlations import Mask, Role, Store
-from protocols.dealing import Dealer
+from protocols.correlations import Mask, Role
 from protocols.linear import Weight, weight_mask
 from protocols.prg import SEED_BYTES, Prg, derive, new_seed
 from protocols.ring import reduce
+from protocols.sources.dealer import Dealer, Store
 
 KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")  # of NIST SP 800-38A
 

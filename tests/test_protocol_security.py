@@ -65,8 +65,8 @@ def suspicions(outcome: Outcome) -> list[str]:
     at = 0
     for kind in outcome.kinds:
         parts = kind.shared_parts()
-        tensors = unpack_parts(memoryview(outcome.dealt)[at : at + kind.dealer_bytes], parts)
-        at += kind.dealer_bytes
+        tensors = unpack_parts(memoryview(outcome.dealt)[at : at + kind.shared_bytes], parts)
+        at += kind.shared_bytes
         seen += [(f"dealt {type(kind).__name__} part {k}", p, x) for k, (p, x) in enumerate(zip(parts, tensors, strict=True))]
     found = []
     for name, part, x in seen:

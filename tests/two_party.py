@@ -1,4 +1,4 @@
-"""Runs a program as server, client and dealer in one process, over the in-memory twin of the transport.
+"""Runs a program as server, client and a source of correlations (a dealer) in one process, over the in-memory twin of the transport.
 
 A program is `program(party)`; it runs on shapes, then at the client before the query, then at both parties, and reads
 its secrets with `input_of`.
@@ -7,23 +7,23 @@ its secrets with `input_of`.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from privinf.transport.memory import memory_pair
-from protocols.correlations import Kind, KindHash, Part, Role, Store
-from protocols.dealing import Dealer
+from protocols.correlations import Kind, KindHash, Part, Role
 from protocols.linear import Weight, mask_weight, weight_mask
 from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Trace
 from protocols.prg import new_seed
 from protocols.ring import decode, encode, reduce, signed
 from protocols.shares import Shares, Wire
+from protocols.sources.base import PartySource
+from protocols.sources.dealer import Dealer, Store
 
 Program = Callable[[Party], Any]
 Seen = list[tuple[Part, Tensor]]
@@ -88,7 +88,7 @@ def input_of(party: Party, x: Tensor, bits: int, frac: int, *, early: bool = Fal
     mask = party.split(x.shape)
     element = encode(x, frac) if x.is_floating_point() else x
     value = element - mask if party.is_server else mask
-    known = isinstance(party.engine, Online) or (early and isinstance(party.engine, Offline))
+    known = isinstance(party.engine, Online) or (early and not party.is_server and isinstance(party.engine, Offline))
     return Shares(value if known else value.to("meta"), bits, frac, early)
 
 
@@ -111,31 +111,78 @@ class _Recorder(Online):
         return received
 
 
+Weights = dict[str, tuple[Weight, Tensor]]
+
+
+class Source(Protocol):
+    """Both ends of a source of correlations, for parties in one process."""
+
+    ends: dict[Role, PartySource]
+    client_weights: dict[str, Tensor]  # what C holds of them
+
+    def begin_pass(self, kinds: list[Kind]) -> bytes:
+        """Both ends begin a pass; what a third party sends C for it."""
+
+    def end_pass(self, kinds: list[Kind]) -> None:
+        """The walk before the query is over at C."""
+
+
+class Dealt:
+    """A dealer's."""
+
+    def __init__(self, weights: Weights, device: str) -> None:
+        seeds, weight_seed = {role: new_seed() for role in Role}, new_seed()
+        masks = {name: weight_mask(weight_seed, w, device) for name, (w, _) in weights.items()}
+        self.client_weights = {name: mask_weight(tensor.to(device), weight_seed, w) for name, (w, tensor) in weights.items()}
+        self.stores = {role: Store(role, seeds[role], device) for role in Role}
+        self.ends: dict[Role, PartySource] = {**self.stores}
+        self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks, device)
+        self._left = 0
+
+    def begin_pass(self, kinds: list[Kind]) -> bytes:
+        """See `Source`."""
+        payload, at = b"".join(self.dealer.deal_pass(kinds)), 0
+        self._left = len(payload)
+        assert self._left == sum(kind.shared_bytes for kind in kinds)
+
+        def fetch(size: int) -> memoryview:
+            nonlocal at
+            at, self._left = at + size, self._left - size
+            return memoryview(payload)[at - size : at]
+
+        self.stores[Role.SERVER].begin_pass(kinds)
+        self.stores[Role.CLIENT].begin_pass(fetch=fetch)
+        return payload
+
+    def end_pass(self, kinds: list[Kind]) -> None:
+        """See `Source`: C has asked for the same, and all of it was used."""
+        digest = KindHash()
+        for kind in kinds:
+            digest.update(kind)
+        assert self.stores[Role.CLIENT].asked.digest() == digest.digest() and self._left == 0
+
+
 @dataclass
 class Session:
-    """Three parties that run one pass after another; weights are (public record, encoded tensor).
+    """Two parties and a source of correlations that run one pass after another; weights are (public record, encoded tensor).
 
     They compute on `device`, each of their steps in a context that `within` makes.
     """
 
-    weights: dict[str, tuple[Weight, Tensor]] = field(default_factory=dict)
-    weight_seed: bytes = field(default_factory=new_seed)
+    weights: Weights = field(default_factory=dict)
     device: str = "cpu"
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    source: Callable[[Weights, str], Source] = Dealt
 
     def __post_init__(self) -> None:
-        seeds = {role: new_seed() for role in Role}
         with self.within():
-            masks = {name: weight_mask(self.weight_seed, w, self.device) for name, (w, _) in self.weights.items()}
             encoded = {name: tensor.to(self.device) for name, (_, tensor) in self.weights.items()}
-            masked = {name: mask_weight(encoded[name], self.weight_seed, w) for name, (w, _) in self.weights.items()}
-        self.held = {Role.SERVER: encoded, Role.CLIENT: masked}
-        self.stores = {role: Store(role, seeds[role], self.device) for role in Role}
-        self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks, self.device)
+            self.made = self.source(self.weights, self.device)
+        self.held = {Role.SERVER: encoded, Role.CLIENT: self.made.client_weights}
 
     def trace(self, role: Role, program: Program) -> Trace:
         """The program on shapes."""
-        trace = Trace(role, self.stores[role].next_name)
+        trace = Trace(role, self.made.ends[role].next_name)
         with self.within():
             program(TestParty(role, trace, self.held[role], 0))
         return trace
@@ -149,8 +196,7 @@ class Session:
         for cost in traces[Role.CLIENT].costs.values():
             predicted += cost
         with self.within():
-            payload = b"".join(self.dealer.deal_pass(kinds))
-        assert len(payload) == predicted.dealer_bytes
+            payload = self.made.begin_pass(kinds)
         splits = int(torch.randint(2**62, ()))
         channels = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))
         results: dict[Role, Any] = {}
@@ -158,22 +204,21 @@ class Session:
         errors: list[BaseException] = []
 
         def walk(role: Role) -> None:
-            channel, store = channels[role], self.stores[role]
+            channel, source = channels[role], self.made.ends[role]
             channel.meter.phase = "offline"
-            early: deque[memoryview] = deque()
+            Party(role, Online(role, channel, source)).run(source.preprocess())
+            offline = Offline(self.held[role], channel, source)
+            program(TestParty(role, offline, self.held[role], splits))
             if role is Role.CLIENT:
-                self._offline(channel, program, payload, kinds, splits)
-            for parts in traces[role].early if role is Role.SERVER else ():
-                data = channel.exchange(None, sum(part.size for part in parts))
-                assert data is not None
-                early.append(data)
+                self.made.end_pass(kinds)
             channel.meter.phase = "online"
-            engine = _Recorder(role, channel, store, early)
+            engine = _Recorder(role, channel, source, offline.early)
             party = TestParty(role, engine, self.held[role], splits)
             if observe is not None:
                 observe(party)
             results[role] = program(party)
-            assert not early, "the server did not read all early messages"
+            assert not offline.early, "the server did not read all early messages"
+            source.end_pass()
             received[role] = engine.seen
 
         def guarded(role: Role) -> None:
@@ -194,31 +239,12 @@ class Session:
         counted = channels[Role.CLIENT].meter.snapshot()
         return Outcome(results[Role.SERVER], results[Role.CLIENT], predicted, counted, payload, kinds, received)
 
-    def _offline(self, channel: Any, program: Program, payload: bytes, kinds: list[Kind], splits: int) -> None:
-        at = 0
 
-        def fetch(size: int) -> memoryview:
-            nonlocal at
-            at += size
-            return memoryview(payload)[at - size : at]
-
-        party = TestParty(Role.CLIENT, None, self.held[Role.CLIENT], splits)  # type: ignore[arg-type]
-        offline = Offline(party.weights, channel, self.stores[Role.CLIENT], fetch)
-        party.engine = offline
-        program(party)
-        digest = KindHash()
-        for kind in kinds:
-            digest.update(kind)
-        assert offline.hash.digest() == digest.digest() and at == len(payload)
-
-
-def execute(
-    program: Program, weights: dict[str, tuple[Weight, Tensor]] | None = None, observe: Callable[[Party], None] | None = None
-) -> Outcome:
+def execute(program: Program, weights: Weights | None = None, observe: Callable[[Party], None] | None = None) -> Outcome:
     """One pass of a session of its own."""
     return Session(weights or {}).run(program, observe)
 
 
-def run(protocol: Callable[[Party], Protocol_[Any]], weights: dict[str, tuple[Weight, Tensor]] | None = None) -> Outcome:
+def run(protocol: Callable[[Party], Protocol_[Any]], weights: Weights | None = None) -> Outcome:
     """`execute` for one protocol."""
     return execute(lambda party: party.run(protocol(party)), weights)

@@ -30,10 +30,11 @@ from privinf.session.prepared import Prepared
 from privinf.transport.connection import Connection
 from privinf.transport.listener import dial
 from privinf.transport.shaper import Link
-from protocols.correlations import Role, Store
+from protocols.correlations import Role
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party
 from protocols.ring import unpack
+from protocols.sources.dealer import Store
 
 if TYPE_CHECKING:
     from privinf.client.client import Client
@@ -353,12 +354,13 @@ class ClientSession:
         dealt = self.link.receive_control(Dealt)
         self.connection.meter.phase = "offline"
         feed = Payload(self.link, dealt.size, progress)
-        offline = sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store, feed.take)
+        store.begin_pass(fetch=feed.take)
+        sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
         sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
         self._walk(sketch, request, inputs)
         self.connection.meter.label = ("", "")
         self.connection.flush()
-        if offline.hash.digest() != dealt.digest or feed.left:
+        if store.asked.digest() != dealt.digest or feed.left:
             peer, remedy = f"server {self.client.server}", "install the same release on all machines"
             raise ProtocolDesync("client and server ask for different correlations", party="client", peer=peer, remedy=remedy)
 

@@ -40,10 +40,10 @@ from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import KindHash, from_wire
-from protocols.dealing import ELEMENT, Dealer
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
+from protocols.sources.dealer import ELEMENT, Dealer
 
 log = logging.getLogger("privinf.dealer")
 MAX_CONTROL = 4 * 2**20
@@ -193,7 +193,7 @@ class DealerService(Service):
         for kind in kinds:
             digest.update(kind)
         dealt = dealer.deal_pass(kinds)
-        return Dealt(digest.digest(), sum(kind.dealer_bytes for kind in kinds)), dealt
+        return Dealt(digest.digest(), sum(kind.shared_bytes for kind in kinds)), dealt
 
     def _messages(self, dealt: Iterator[bytes]) -> Iterator[bytearray]:
         """The payload of a pass, in messages."""

@@ -52,9 +52,10 @@ from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Role, Store, on_wire, size_of
+from protocols.correlations import Role, on_wire, size_of
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
 from protocols.party import Online, Party, Trace
+from protocols.sources.dealer import Store
 
 log = logging.getLogger("privinf.server")
 
@@ -320,8 +321,7 @@ class ServerSession:
             self.link.send_control(Prefetched())
         else:
             sketch, trace = self.ask_dealer(request, self.runtime, self.store.next_name)
-        for name, kind in enumerate(trace.kinds, self.store.next_name):
-            self.store.expect(name, kind)
+        self.store.begin_pass(trace.kinds)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
             self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
         prefetch = None if self._prefetched is None else msgspec.msgpack.encode(Prefetch(on_wire(self._prefetched[2].kinds)))

@@ -23,8 +23,9 @@ from privinf.files import finish, refusals
 from privinf.session.messages import Index, SessionToken
 from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import Kind, Role, Store, from_wire, on_wire, pack_parts
+from protocols.correlations import Kind, Role, from_wire, on_wire, pack_parts
 from protocols.errors import CorrelationError
+from protocols.sources.dealer import Store
 
 MAGIC = b"privinf prepared query 1\n"
 MAX_HEADER = 1 << 16
@@ -142,12 +143,12 @@ class Prepared:
             raise CorrelationError("all passes of the prepared query are used", party=self.header.role)
         record, data = self._passes.popleft()
         view, at, client = memoryview(data), 0, store.role is Role.CLIENT
-        for name, fields in enumerate(record.kinds, store.next_name):
-            kind = from_wire(fields)
-            store.expect(name, kind)
+        kinds = [from_wire(fields) for fields in record.kinds]
+        store.begin_pass(kinds)
+        for name, kind in enumerate(kinds, store.next_name):
             if client and kind.shared_parts():
-                store.put(name, view[at : at + kind.dealer_bytes])
-                at += kind.dealer_bytes
+                store.put(name, view[at : at + kind.shared_bytes])
+                at += kind.shared_bytes
         early: deque[memoryview] = deque()
         for size in record.early:
             early.append(view[at : at + size])
@@ -170,9 +171,9 @@ class Recorder(Store):
         self._flush()
         self._kinds.append(kind)
 
-    def prepare(self, name: int, shares: tuple[Tensor, ...]) -> None:
+    def completed(self, kind: Kind, name: int, shares: tuple[Tensor, ...]) -> None:
         """The shares as they will be used, packed as the dealer's were."""
-        self._payloads[name] = memoryview(pack_parts(shares, self._kinds[-1].shared_parts()))
+        self._payloads[name] = memoryview(pack_parts(shares, kind.shared_parts()))
 
     def _flush(self) -> None:
         for payload in self._payloads.values():  # one at most

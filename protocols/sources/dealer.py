@@ -1,16 +1,22 @@
-"""The dealer's side of the correlations: what a pass will take is known, and bounded, before anything of it is made."""
+"""A dealer as the source: it knows a seed of each party, makes what both hold from these, and sends the client its shares.
+
+Each party expands its own values from its own seed. Of a shared value the server's share comes from the server's seed as well, so
+that only the client is sent anything: `value - share of S` (or XOR), packed. At the dealer, what a pass will take is known, and
+bounded, before anything of it is made; it has no code for any kind, but evaluates the kind's relation.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Fit, Kind, Mask, pack_parts
+from protocols.correlations import Correlation, Fit, Kind, KindHash, Mask, Part, Role, blanks, pack_parts, size_of, unpack_parts
 from protocols.errors import CorrelationError
-from protocols.prg import Prg
+from protocols.prg import Prg, Stream
+from protocols.sources.base import PartySource
 
 MAX_KINDS = 1 << 16  # of one pass
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
@@ -86,6 +92,104 @@ def _is_kept(kind: Kind) -> bool:
     return isinstance(kind, Mask) and bool(kind.keep)
 
 
+class Streamed(Correlation):
+    """One that is expanded when it is first read. The client's shares are a payload, the server's come from its stream."""
+
+    __slots__ = ("_device", "_payload", "_stream")
+
+    def __init__(
+        self,
+        kind: Kind,
+        name: int,
+        role: Role,
+        stream: Stream,
+        device: torch.device | str,
+        payload: memoryview | None = None,
+        shares: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        super().__init__(kind, name, role, shares=shares)
+        self._stream, self._device, self._payload = stream, device, payload
+
+    def _expand(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+        return tuple([part.draw(self._stream, self._device) for part in parts])
+
+    def _make_own(self) -> tuple[Tensor, ...]:
+        return self._expand(self.kind.own_parts(self.role))
+
+    def _make_shares(self) -> tuple[Tensor, ...]:
+        if self._payload is not None:
+            return unpack_parts(self._payload, self.kind.shared_parts(), self._device)
+        _ = self.own  # the stream is read in order
+        return self._expand(self.kind.shared_parts())
+
+
+class Store(PartySource):
+    """One party's end of a dealer: what it draws itself, and the server's shares, come from a seed that the dealer knows.
+
+    The client's shares are payloads that are put in ahead of their use; a payload is dropped when it is taken. What the client
+    asks for, and the dealer's payload of it, are known as it walks: `begin_pass` says where the payload is read.
+    """
+
+    def __init__(self, role: Role, seed: bytes, device: torch.device | str = "cpu") -> None:
+        super().__init__(role, device)
+        self.asked = KindHash()  # of the kinds of the walk before the query
+        self._prg = Prg(seed)
+        self._payloads: dict[int, memoryview] = {}
+        self._fetch: Callable[[int], memoryview] | None = None
+
+    def begin_pass(self, kinds: Sequence[Kind] = (), fetch: Callable[[int], memoryview] | None = None) -> None:
+        """See `PartySource`; `fetch(size)` gives the client the dealer's next bytes, in the order of the kinds."""
+        super().begin_pass(kinds)
+        self.asked, self._fetch = KindHash(), fetch
+
+    def put(self, name: int, payload: memoryview) -> None:
+        """Keeps what the dealer sent for a correlation that is still to be taken."""
+        if name < self.next_name or name in self._payloads or name in self._held:
+            raise CorrelationError(f"correlation {name} was dealt twice", party=self.role.value)
+        self._payloads[name] = payload
+
+    def make(self, kind: Kind, name: int) -> Correlation:
+        """See `PartySource`."""
+        payload = None
+        if self.role is Role.CLIENT and (parts := kind.shared_parts()):
+            payload = self._payloads.get(name)
+            if payload is None or len(payload) != size_of(parts):
+                raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party="client")
+        return Streamed(kind, name, self.role, self._prg.stream(name), self.device, payload)
+
+    def ahead(self, kind: Kind, weights: Mapping[str, Tensor]) -> Correlation:
+        """The client takes in what was dealt, and completes its shares by what it holds of the weights."""
+        if self.role is Role.SERVER:
+            return super().ahead(kind, weights)
+        name = self.next_ahead()
+        self.asked.update(kind)
+        self.expect(name, kind)
+        if parts := kind.shared_parts():
+            assert self._fetch is not None, "a pass has not begun"
+            self.put(name, self._fetch(size_of(parts)))
+        if kind.shared_early:
+            correlation = self.make(kind, name)
+            correlation.shares = kind.complete(weights, correlation.own, correlation.shares)
+            self.completed(kind, name, correlation.shares)
+            return correlation
+        if kind.drawn_early:  # what was dealt is read in the online walk; what the client draws itself may be needed for early messages
+            return Streamed(kind, name, self.role, self._prg.stream(name), self.device, shares=blanks(parts))
+        return Correlation(kind, name, self.role)
+
+    def completed(self, kind: Kind, name: int, shares: tuple[Tensor, ...]) -> None:
+        """What was computed from the client's shares ahead of the query takes their place."""
+        self._payloads.pop(name)
+        self.hold(Streamed(kind, name, self.role, self._prg.stream(name), self.device, shares=shares))
+
+    def take(self, kind: Kind) -> Correlation:
+        """See `PartySource`."""
+        name = self.next_name
+        try:
+            return super().take(kind)
+        finally:
+            self._payloads.pop(name, None)
+
+
 class Dealer:
     """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query.
 
@@ -113,7 +217,7 @@ class Dealer:
         return f"Dealer(next_name={self.next_name}, seeds hidden)"
 
     def mask(self, name: int) -> Tensor:
-        """See `Masks`."""
+        """See `Known`."""
         found = self._masks.get(name)
         if found is None:
             found = self._kept.get(name)
@@ -122,7 +226,7 @@ class Dealer:
         return found
 
     def weight_mask(self, name: str) -> Tensor:
-        """See `Masks`."""
+        """See `Known`."""
         if name not in self._weight_masks:
             raise CorrelationError(f"a correlation refers to the weight {name[:80]!r}, which does not exist", party="dealer")
         return self._weight_masks[name]
@@ -163,16 +267,15 @@ class Dealer:
     def _deal(self, kind: Kind) -> bytes:
         name, self.next_name = self.next_name, self.next_name + 1
         server_stream, client_stream = self._server.stream(name), self._client.stream(name)
-        server = [server_stream.uniform(p.shape, p.bits, self._device) for p in kind.server_parts()]
-        client = [client_stream.uniform(p.shape, p.bits, self._device) for p in kind.client_parts()]
+        server = [part.draw(server_stream, self._device) for part in kind.server_parts()]
+        client = [part.draw(client_stream, self._device) for part in kind.client_parts()]
         parts = kind.shared_parts()
-        shares = [server_stream.uniform(p.shape, p.bits, self._device) for p in parts]
-        values, left = kind.deal(self, server, client, shares)
+        shares = [part.draw(server_stream, self._device) for part in parts]
+        values, left = kind.relation(self, server, client, shares)
         assert [value.shape for value in values] == [part.shape for part in parts], f"{type(kind).__name__}: its fit says otherwise"
         if left is not None:
             (self._kept if _is_kept(kind) else self._masks)[name] = left
-        own = [value ^ share if part.xor else value - share for value, share, part in zip(values, shares, parts, strict=True)]
-        return pack_parts(own, parts)
+        return pack_parts([part.split(value, share) for value, share, part in zip(values, shares, parts, strict=True)], parts)
 
     def end_pass(self) -> None:
         """Forgets all masks that no later pass refers to."""

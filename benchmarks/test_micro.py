@@ -14,6 +14,7 @@ from benchmarks.micro import Case, cases, run_case
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_protocol(benchmark: Any, case: Case) -> None:
+    """A protocol's time, with its bytes and rounds beside it."""
     found = benchmark.pedantic(run_case, args=(case,), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {
         "elements": case.elements,

@@ -100,6 +100,7 @@ class Visitor:
         self.random = random.Random(errand.number)
 
     def client(self, cache: str | None = None) -> Client:
+        """A client as the visitor's own, with a cache of its own if one is named."""
         options = Options(cache=Path(cache or self.world.cache), timeout=30.0)
         return Client(self.world.server, dealer=self.world.dealer, keys=self.world.keys, options=options)
 

@@ -118,6 +118,7 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
             yield name, self._modules[name], tuple(inputs)
 
     def node(self, name: str) -> Any:
+        """The node of this name; KeyError if there is none."""
         return self._modules[name]
 
     def consumers(self, name: str) -> tuple[str, ...]:

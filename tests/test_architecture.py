@@ -11,7 +11,6 @@ import grimp
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-APART = {"__main__", "files", "version"}  # modules beside the rooms
 
 Arrow = tuple[str, str]
 
@@ -22,10 +21,11 @@ def room(module: str) -> str:
 
 
 def imports() -> set[Arrow]:
-    """Between rooms."""
+    """Between rooms; modules beside them, which all may use, are left out."""
     graph = grimp.build_graph("privinf", "protocols", cache_dir=None)
     found = {(room(m), room(n)) for m in graph.modules for n in graph.find_modules_directly_imported_by(m)}
-    return {(a, b) for a, b in found if a != b and not {a, b} & (APART | {"privinf"})}
+    beside = {path.stem for path in (ROOT / "privinf").glob("*.py")} - {name for arrow in drawn() for name in arrow}
+    return {(a, b) for a, b in found if a != b and not {a, b} & {*beside, "privinf"}}
 
 
 def reached(start: str, arrows: set[Arrow]) -> set[str]:

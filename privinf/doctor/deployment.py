@@ -32,6 +32,7 @@ class Deployment:
         self._model: str | None = None  # the server's
 
     def checks(self, server: str | None, dealer: str | None, gateway: str | None, api_key: str | None) -> Iterator[Check]:
+        """Asks each party whose address is given, then tries a session with the server and the dealer if both answered."""
         found = []
         for role, address, ask in (("server", server, self._server), ("dealer", dealer, self._dealer)):
             if address is not None:

@@ -41,6 +41,7 @@ class Draft:
         self._count = 0
 
     def add_input(self, name: str, shape: Shape) -> str:
+        """Adds an input of this shape; its name, which nodes read."""
         self.inputs.append(name)
         self.shapes[name] = shape
         self._readers[name] = {}

@@ -99,8 +99,10 @@ class Wanted(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One wire or weight of the plan, for people: `bound` is the largest size that the plan provides for, `origin` what that follows
-    from (None: the calibration)."""
+    """One wire or weight of the plan, for people.
+
+    `bound` is the largest size that the plan provides for, `origin` what that follows from (None: the calibration).
+    """
 
     wire: str
     bits: int

@@ -338,8 +338,11 @@ class LocalSession:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Of each party, once the session is closed: `links`, the meters' snapshots of its last connections, each with its
-        `peer`; and with `clock` `passes`, the seconds of each operator of each pass."""
+        """Of each party, once the session is closed.
+
+        `links`: the meters' snapshots of its last connections, each with its `peer`; with `clock` also `passes`, the seconds of each
+        operator of each pass.
+        """
         return {role: party.detail for role, party in self._parties.items()}
 
     def close(self, *, at_once: bool = False) -> None:

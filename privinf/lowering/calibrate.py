@@ -26,8 +26,10 @@ SINGLE_TOKENS = 16
 
 
 def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
-    """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two; `PART_seen` is the largest itself, where a
-    node keeps that too."""
+    """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two.
+
+    `PART_seen` is the largest itself, where a node keeps that too.
+    """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
     found = peaks(graph, inputs)
@@ -39,7 +41,9 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
 
 def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
     """For every float input and node the largest |output| as `out`, and those of what a node measures besides (`Node.measure`).
-    ConfigError where a value is not finite."""
+
+    ConfigError where a value is not finite.
+    """
     found: Ranges = {}
 
     def note(name: str, part: str, value: Tensor) -> None:
@@ -97,6 +101,7 @@ def calibration_ids(tokenizer: bytes | None, vocab: int, n_positions: int) -> It
 
 
 def text_ids(tokenizer: bytes | None, vocab: int) -> list[int]:
+    """Ids below `vocab` of the text that every network is calibrated on; none without a tokenizer, ConfigError if it is none."""
     if tokenizer is None:
         return []
     from tokenizers import Tokenizer  # only here: loading it is not free

@@ -21,9 +21,9 @@ from protocols.ring import blank
 def explain(
     lowered: Lowered, seq: int = 1, *, logits: bool = False, new_tokens: int = 1, chunk: int = 0, cached: int = 0
 ) -> dict[str, Any]:
-    """{`total`, `ops`, `plan`, `wires`}: bytes are payload; `online_bytes` and `rounds` as the client counts them, `dealer_bytes` all that
-    D sends.
+    """{`total`, `ops`, `plan`, `wires`}: bytes are payload.
 
+    `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends.
     `seq` is the number of prompt tokens (a lowered module has the one shape that it was lowered for), and `new_tokens` how many
     follow, each but the last one a pass of its own. The prompt goes through passes of at most `chunk` positions (0: one), after
     `cached` positions that both parties hold already. ConfigError if all that does not fit the context.

@@ -137,6 +137,7 @@ class Walk:
         self.lost = False  # what follows has no shape or value that is known here
 
     def run(self) -> Draft:
+        """The whole program as a draft; LoweringError names every operator that has no rule."""
         self.read_inputs()
         result: Any = None
         for node in self.program.graph.nodes:
@@ -169,6 +170,7 @@ class Walk:
         return self.draft
 
     def read_inputs(self) -> None:
+        """Gives each placeholder its value: an input's wire, or a constant."""
         tensors: dict[str, Any] = {**self.program.state_dict, **self.program.constants}
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
@@ -189,6 +191,7 @@ class Walk:
                 self.values[node] = constant(tensor, private=spec.kind in (InputKind.PARAMETER, InputKind.BUFFER))
 
     def operand(self, argument: Any) -> Any:
+        """What a traced argument stands for: a value found before, parts of a sequence alike, or itself."""
         if isinstance(argument, torch.fx.Node):
             return self.values[argument]
         if isinstance(argument, list | tuple):
@@ -266,6 +269,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def leaves(values: Sequence[Any]) -> Any:
+    """The values in nested sequences, in order."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from leaves(value)

@@ -53,6 +53,7 @@ def fold_linear(draft: Draft) -> None:
 
 
 def fold_at(draft: Draft, key: str) -> bool:
+    """Folds the node `key` and what it reads into one linear map, where one is a linear map; whether it did."""
     node = draft.nodes[key]
     source = draft.reads[key][0]
     before = draft.producer(source)
@@ -91,6 +92,7 @@ def is_table(draft: Draft, node: Linear) -> bool:
 
 
 def doubles(node: Node) -> tuple[Tensor, Tensor | None]:
+    """A linear map's weight and bias in float64."""
     bias = node.maybe("bias")
     return node.value("weight").double(), None if bias is None else bias.double()
 
@@ -170,6 +172,7 @@ def sink_last_position(draft: Draft) -> None:
 
 
 def treats_rows_alike(draft: Draft, key: str) -> bool:
+    """Whether a node computes every row by itself, so that it may run on rows of any number."""
     node, shape = draft.nodes[key], draft.shapes[key]
     if any(draft.shapes[read][:-1] != shape[:-1] for read in draft.reads[key]) or len(shape) < 3:
         return False

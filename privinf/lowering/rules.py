@@ -24,6 +24,8 @@ NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,256}")
 
 @dataclass(frozen=True)
 class Rule:
+    """What must hold of every graph: its name, and the faults that it finds."""
+
     name: str
     faults: Callable[[Graph, Info], Iterator[str]]
 
@@ -32,6 +34,7 @@ RULES: list[Rule] = []
 
 
 def rule(function: Callable[[Graph, Info], Iterator[str]]) -> Callable[[Graph, Info], Iterator[str]]:
+    """Registers a rule, under the function's name in words; in the order of this file."""
     RULES.append(Rule(function.__name__.replace("_", " "), function))
     return function
 
@@ -59,17 +62,20 @@ def input_shapes(info: Info, length: int) -> dict[str, Shape]:
 
 
 def lengths_to_check(info: Info) -> tuple[int, ...]:
+    """The lengths of an input at which shapes are checked: the shortest and the longest."""
     return tuple(sorted({1, info.n_positions})) if info.any_length else (1,)
 
 
 @rule
 def number_of_nodes(graph: Graph, info: Info) -> Iterator[str]:
+    """A graph has a node, and not too many."""
     if not 1 <= len(graph.nodes) <= MAX_NODES:
         yield f"{len(graph.nodes)} nodes, of at most {MAX_NODES}"
 
 
 @rule
 def known_operators(graph: Graph, info: Info) -> Iterator[str]:
+    """Every node is of a registered kind."""
     for node in graph.nodes:
         if not isinstance(node, Node) or NODE_KINDS.get(node.op) is not type(node):
             yield f"{type(node).__name__} is no kind of node"
@@ -77,6 +83,7 @@ def known_operators(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def names(graph: Graph, info: Info) -> Iterator[str]:
+    """Names are short, of plain characters, and there once; each node knows its own."""
     seen: set[str] = set()
     for name in [*graph.input_names, *(node.name for node in graph.nodes)]:
         if not NAME.fullmatch(name):
@@ -93,6 +100,7 @@ def names(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def inputs_come_before_their_readers(graph: Graph, info: Info) -> Iterator[str]:
+    """What a node reads is an input or an earlier node."""
     known = set(graph.input_names)
     for name, _, reads in graph.named_nodes():
         for read in reads:
@@ -103,6 +111,7 @@ def inputs_come_before_their_readers(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def number_of_inputs(graph: Graph, info: Info) -> Iterator[str]:
+    """A node reads as many values as its operator takes."""
     for name, node, reads in graph.named_nodes():
         if len(reads) != node.arity if node.arity is not None else not reads:
             yield f"{name} ({node.op}) reads {len(reads)} values"
@@ -110,6 +119,7 @@ def number_of_inputs(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def one_output(graph: Graph, info: Info) -> Iterator[str]:
+    """There is one output, and it is a node."""
     if len(graph.output_names) != 1:
         yield f"{len(graph.output_names)} outputs"
     elif graph.output_names[0] not in graph._graph:
@@ -118,6 +128,7 @@ def one_output(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def every_node_is_needed(graph: Graph, info: Info) -> Iterator[str]:
+    """The output depends on every node."""
     needed = set(graph.output_names)
     for name, _, reads in reversed(list(graph.named_nodes())):
         if name in needed:
@@ -128,6 +139,7 @@ def every_node_is_needed(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def declared_inputs(graph: Graph, info: Info) -> Iterator[str]:
+    """The inputs are those that were declared, in order, with shapes that can be."""
     declared = [spec.name for spec in info.inputs]
     if declared != list(graph.input_names):
         yield f"the graph reads {graph.input_names}, declared are {declared}"
@@ -140,6 +152,7 @@ def declared_inputs(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def token_ids_are_only_looked_up(graph: Graph, info: Info) -> Iterator[str]:
+    """Token ids go into tables, and nothing else does."""
     ids = {spec.name for spec in info.inputs if spec.kind == "ids"}
     for name, node, reads in graph.named_nodes():
         if (reads[0] in ids) != node.reads_ids or any(read in ids for read in reads[1:]):
@@ -148,6 +161,7 @@ def token_ids_are_only_looked_up(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def constants_are_finite(graph: Graph, info: Info) -> Iterator[str]:
+    """No attribute of a node is infinite or no number."""
     for node in graph.nodes:
         for value in node.attributes().values():
             if isinstance(value, float) and not math.isfinite(value):
@@ -156,6 +170,7 @@ def constants_are_finite(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def ranks_and_sizes(graph: Graph, info: Info) -> Iterator[str]:
+    """Weights and lists of axes are of bounded size."""
     for node in graph.nodes:
         for key, shape in node.parameter_shapes.items():
             if len(shape) > MAX_RANK or any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
@@ -167,6 +182,7 @@ def ranks_and_sizes(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def tied_weights(graph: Graph, info: Info) -> Iterator[str]:
+    """A weight that is tied is the transpose of a table that is there."""
     for node in graph.nodes:
         if node.tied_to is not None:
             table = graph._modules.get(node.tied_to)
@@ -176,6 +192,7 @@ def tied_weights(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def any_length_means_any_length(graph: Graph, info: Info) -> Iterator[str]:
+    """A graph for prompts of any length has only nodes that are."""
     for node in graph.nodes if info.any_length else ():
         if not node.any_length:
             yield f"{node.name} ({node.op}) is made for one length"
@@ -183,6 +200,7 @@ def any_length_means_any_length(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def shapes_fit(graph: Graph, info: Info) -> Iterator[str]:
+    """Every node takes the shapes that it reads, and the output has the declared one."""
     for length in lengths_to_check(info):
         try:
             shapes = shapes_at(graph, input_shapes(info, length))
@@ -199,5 +217,6 @@ def shapes_fit(graph: Graph, info: Info) -> Iterator[str]:
 
 @rule
 def declared_sizes(graph: Graph, info: Info) -> Iterator[str]:
+    """What nodes say of the context and the vocabulary is what is declared."""
     for node in graph.nodes if info.any_length else ():
         yield from node.misfits(info)

@@ -41,6 +41,7 @@ from privinf.ops.softmax import MASKED, mask
     aten.type_as.default,
 )
 def identity(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
+    """x itself: copies, casts between float types, dropout at inference."""
     return x
 
 
@@ -49,6 +50,7 @@ def identity(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def div(b: Builder, x: Any, y: Any) -> Wire:
+    """x / y by a public number or tensor, as a product."""
     if isinstance(y, Wire):
         raise Unsupported("division by a private value")
     if isinstance(y, Constant):
@@ -58,11 +60,13 @@ def div(b: Builder, x: Any, y: Any) -> Wire:
 
 @rule(aten.neg.default)
 def neg(b: Builder, x: Wire) -> Wire:
+    """-x."""
     return scale(b, x, -1.0)
 
 
 @rule(aten.pow.Tensor_Scalar)
 def power(b: Builder, x: Wire, exponent: float) -> Wire:
+    """x^2 and x^3, by products; Unsupported for other powers."""
     if exponent == 1:
         return x
     if exponent not in (2, 3):
@@ -73,11 +77,13 @@ def power(b: Builder, x: Wire, exponent: float) -> Wire:
 
 @rule(aten.square.default)
 def square(b: Builder, x: Wire) -> Wire:
+    """x^2."""
     return b.emit(Mul, x, x)
 
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
 def total(b: Builder, x: Wire, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
+    """The sum over some axes, or all."""
     for dim in dims if dims else range(len(x.shape)):
         x = total_of_axis(b, x, dim)
     return reshape(b, x, b.result_shape)
@@ -95,6 +101,7 @@ def total_of_axis(b: Builder, x: Wire, dim: int) -> Wire:
 
 @rule(aten.mean.dim, aten.mean.default)
 def mean(b: Builder, x: Wire, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
+    """The sum, times one over the number of elements."""
     count = 1
     for dim in dims if dims else range(len(x.shape)):
         count *= x.shape[dim]
@@ -114,12 +121,14 @@ def blend(b: Builder, x: Wire, masked: Tensor, value: float) -> Wire:
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def masked_fill(b: Builder, x: Any, masked: Any, value: Any) -> Wire:
+    """x, but a number where a public mask says so."""
     number = float(as_constant(value)) if isinstance(value, Constant) else float(value)
     return blend(b, as_wire(x), as_constant(masked).bool(), number)
 
 
 @rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 def where(b: Builder, condition: Any, x: Any, y: Any) -> Wire:
+    """One of a private value and a public number, by a public condition."""
     chosen = as_constant(condition).bool()
     if isinstance(x, Wire) and isinstance(y, Wire):
         raise Unsupported("a choice between two private values")
@@ -133,11 +142,13 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Wire:
 
 @rule(aten.tril.default)
 def tril(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
+    """x up to a diagonal, zeros above it."""
     return scale(b, x, Constant(torch.ones(x.shape[-2:]).tril(diagonal), True))
 
 
 @rule(aten.triu.default)
 def triu(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
+    """x from a diagonal on, zeros below it."""
     return scale(b, x, Constant(torch.ones(x.shape[-2:]).triu(diagonal), True))
 
 
@@ -146,11 +157,13 @@ def triu(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
 
 @rule(aten.t.default, aten.numpy_T.default, aten.mT.default, aten.adjoint.default)
 def matrix_transpose(b: Builder, x: Wire) -> Wire:
+    """The last two axes exchanged."""
     return x if len(x.shape) < 2 else transpose(b, x)
 
 
 @rule(aten.movedim.int, aten.movedim.intlist)
 def movedim(b: Builder, x: Wire, source: Any, target: Any) -> Wire:
+    """Axes moved, the others in their order."""
     source, target = ([value] if isinstance(value, int) else value for value in (source, target))
     rank = len(x.shape)
     place = {t % rank: s % rank for s, t in zip(source, target, strict=True)}
@@ -160,17 +173,20 @@ def movedim(b: Builder, x: Wire, source: Any, target: Any) -> Wire:
 
 @rule(aten.narrow.default)
 def narrow(b: Builder, x: Wire, dim: int, start: int, length: int) -> Wire:
+    """`length` elements of an axis from `start`."""
     return slice_(b, x, dim, start, start + length)
 
 
 @rule(aten.split.Tensor)
 def split(b: Builder, x: Wire, size: int, dim: int = 0) -> tuple[Wire, ...]:
+    """Pieces of `size` along an axis, the last one shorter."""
     end = x.shape[dim]
     return tuple(take(b, x, dim, start, min(start + size, end)) for start in range(0, end, size))
 
 
 @rule(aten.split_with_sizes.default, aten.split.sizes)
 def split_with_sizes(b: Builder, x: Wire, sizes: Sequence[int], dim: int = 0) -> tuple[Wire, ...]:
+    """Pieces of these sizes along an axis."""
     parts, start = [], 0
     for size in sizes:
         parts.append(take(b, x, dim, start, start + size))
@@ -180,16 +196,19 @@ def split_with_sizes(b: Builder, x: Wire, sizes: Sequence[int], dim: int = 0) ->
 
 @rule(aten.chunk.default)
 def chunk(b: Builder, x: Wire, chunks: int, dim: int = 0) -> tuple[Wire, ...]:
+    """`chunks` pieces along an axis, or fewer."""
     return split(b, x, -(-x.shape[dim] // chunks), dim)
 
 
 @rule(aten.unbind.int)
 def unbind(b: Builder, x: Wire, dim: int = 0) -> tuple[Wire, ...]:
+    """Every element of an axis, without that axis."""
     return tuple(pick(b, x, dim, index) for index in range(x.shape[dim]))
 
 
 @rule(aten.stack.default)
 def stack(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Wire:
+    """Tensors side by side on a new axis."""
     wires = [as_wire(value) for value in tensors]
     shape = wires[0].shape
     dim %= len(shape) + 1
@@ -198,6 +217,7 @@ def stack(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Wire:
 
 @rule(aten.repeat_interleave.self_int)
 def repeat_interleave(b: Builder, x: Wire, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Wire:
+    """Every element of an axis several times in a row."""
     if dim is None:
         x, dim = reshape(b, x, (torch.Size(x.shape).numel(),)), 0
     dim %= len(x.shape)
@@ -207,6 +227,7 @@ def repeat_interleave(b: Builder, x: Wire, repeats: int, dim: int | None = None,
 
 @rule(aten.repeat.default)
 def repeat(b: Builder, x: Wire, repeats: Sequence[int]) -> Wire:
+    """The tensor several times along each axis."""
     x = reshape(b, x, (1,) * (len(repeats) - len(x.shape)) + x.shape)
     for dim, count in enumerate(repeats):
         if count > 1:

@@ -103,6 +103,7 @@ def write_files(model: Stored, directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Makes what was written of a file or directory durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,6 +142,7 @@ def naming(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_structure(path: Path) -> Saved:
+    """The graph without its weights; ConfigError for what this release did not write."""
     try:
         return decode(path.read_bytes(), Saved)
     except ConfigError as error:
@@ -164,6 +166,7 @@ def read_weights(path: Path, saved: Saved) -> dict[str, Tensor]:
 
 
 def read_seed(path: Path) -> bytes:
+    """The seed of the weight masks, a secret: ConfigError if others may read it."""
     check_private(path, REMEDY)
     seed = path.read_bytes()
     if len(seed) != MASK_SEED_BYTES:

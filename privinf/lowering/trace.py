@@ -62,6 +62,7 @@ def must_be_rewritten(target: Any) -> bool:
 
 
 def debugging() -> bool:
+    """Whether tracebacks are wanted."""
     return os.environ.get("PRIVINF_DEBUG", "") not in ("", "0")
 
 
@@ -71,6 +72,7 @@ def shown(error: Exception) -> Exception | None:
 
 
 def first_line(error: BaseException) -> str:
+    """An error as one short line with its type."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 

@@ -101,6 +101,7 @@ class AeroConfig(Config):
         return "+".join(part for part in parts if part) + (f"_i{len(self.ffn_removed)}" if self.ffn_removed else "")
 
     def has_ffn(self, layer: int) -> bool:
+        """Whether a layer still has its FFN."""
         return layer not in self.ffn_removed
 
     def to_json(self) -> str:

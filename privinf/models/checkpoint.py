@@ -29,8 +29,10 @@ SHOWN_FAULTS = 8
 
 
 def load_checkpoint(directory: str | Path) -> tuple[Decoder, Config, bytes | None]:
-    """Reads a checkpoint directory: the model (float32, in inference form), its configuration, and its tokenizer, if it has one, as the
-    contents of a `tokenizer.json`."""
+    """Reads a checkpoint directory: the model (float32, in inference form), its configuration, and its tokenizer.
+
+    That is the contents of a `tokenizer.json`, or None.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory", remedy="a checkpoint is a directory with config.json and model.safetensors")

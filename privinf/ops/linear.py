@@ -56,8 +56,11 @@ class Linear(Node):
         tied_to: str | None = None
 
     class Plan(ProductPlan, frozen=True, kw_only=True):
-        """`in_frac`: to which the input is rounded first. `raw`: the reader gets the product as it is; otherwise it is rounded to
-        `out_bits` and `out_frac`, where they are given, or to the graph's. `small`: see `protocols.linear.Weight`."""
+        """`in_frac`: to which the input is rounded first. `small`: see `protocols.linear.Weight`.
+
+        `raw`: the reader gets the product as it is; otherwise it is rounded to `out_bits` and `out_frac`, where they are given, or to
+        the graph's.
+        """
 
         ring: Bits
         in_frac: Bits
@@ -144,8 +147,10 @@ class Linear(Node):
         )
 
     def _opened(self, planning: Planning, readers: list[Node]) -> tuple[int, int, int]:
-        """(ring, fraction bits of input and weight) where the product itself is opened: wide enough for every later truncation to
-        reduce."""
+        """(ring, fraction bits of input and weight) where the product itself is opened.
+
+        The ring is wide enough for every later truncation to reduce.
+        """
         wanted = [reader.wants(planning, self.name) for reader in readers]
         headroom, in_frac = max(each.headroom for each in wanted), wanted[0].in_frac
         for weight_frac in range(wanted[0].weight_frac, LEAST_OPENED_FRAC - 1, -1):

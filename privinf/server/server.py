@@ -221,6 +221,7 @@ class ServerSession:
         self.runtime = Runtime.of(server.lowered.graph, party, store.device)
 
     def serve(self) -> None:
+        """Answers the client's requests until it ends the session; raises what breaks it."""
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.server.resting(self.connection):

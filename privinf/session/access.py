@@ -30,8 +30,11 @@ def name_of(connection: Connection) -> str:
 
 @contextlib.contextmanager
 def one_line(say: Callable[[str], None], who: str, *connections: Callable[[], Connection | None]) -> Iterator[Tally]:
-    """Says it once the block is left. The bytes are the payload of all these connections: those follow
-    from public shapes, where what the socket counts holds heartbeats too, and with them the time."""
+    """Says it once the block is left.
+
+    The bytes are the payload of all these connections: those follow from public shapes, where what the socket counts holds
+    heartbeats too, and with them the time.
+    """
     began, tally, end = time.monotonic(), Tally(), "broke off"
     try:
         yield tally

@@ -59,8 +59,9 @@ def lock_of(cache: Path, name: str) -> Path:
 
 
 def overview(cache: Path) -> list[dict[str, Any]]:
-    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`
-    and `expired`: whether a certificate has expired for so long that the marks can count no more.
+    """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`, `expired`.
+
+    The last says whether a certificate has expired for so long that the marks can count no more.
     """
     names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
     names |= {path.stem for path in (cache / "spent").glob("*.json")}

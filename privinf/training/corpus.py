@@ -139,6 +139,7 @@ def train_tokenizer(documents: list[Document], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Writes a `tokenizer.json`, whole or not at all."""
     write_atomically(path, tokenizer.to_str(pretty=True).encode())
 
 

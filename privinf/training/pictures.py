@@ -131,6 +131,7 @@ def plot_entropy_over_training(path: Path, rows: Sequence[dict[str, Any]]) -> No
 
 
 def plot_bars(path: Path, labels: Sequence[str], values: Sequence[float], ylabel: str, title: str) -> None:
+    """Bars with a label each."""
     with drawing(path, size=(7, 3.4)) as axes:
         axes.bar(range(len(values)), values)
         axes.set_xticks(range(len(labels)), labels)

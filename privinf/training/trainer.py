@@ -380,5 +380,6 @@ def _difference(there: Any, here: Any) -> str:
 
 
 def write_run_file(directory: Path, facts: dict[str, Any]) -> None:
+    """Writes what a run is, for whoever resumes it."""
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / RUN, (json.dumps(facts, indent=2) + "\n").encode())

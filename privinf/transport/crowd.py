@@ -57,6 +57,7 @@ class Crowd(Generic[T]):
         return oldest
 
     def discard(self, one: T) -> None:
+        """Takes one out, if it is there."""
         if one not in self._since:
             return
         place, _ = self._since.pop(one)

@@ -117,6 +117,7 @@ class Endpoint(ABC):
 
     @property
     def established(self) -> bool:
+        """Whether both ends have agreed on a session."""
         return self._established
 
     def establish(self, max_frame: int = MAX_FRAME) -> None:
@@ -227,6 +228,7 @@ class Endpoint(ABC):
         """Sends the frames and returns the wanted message (None if nothing is wanted), both at the same time."""
 
     def failure(self, kind: type[PrivinfError], message: str, remedy: str = "") -> PrivinfError:
+        """An error of this kind that says where and with whom, to be raised; before a session a TransportError exits with 3."""
         layer = ".".join(part for part in self.meter.label if part)
         peer = f"{self.peer_role} {self.peer_name}".strip()
         error = kind(message, layer=layer, party=self.party, peer=peer, remedy=remedy)

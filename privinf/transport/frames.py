@@ -74,10 +74,12 @@ class Header(NamedTuple):
 
     @property
     def more(self) -> bool:
+        """Whether the message goes on in the next frame."""
         return bool(self.flags & MORE)
 
     @property
     def phase(self) -> str:
+        """The sender's phase."""
         return PHASES[self.flags & _PHASE_MASK]
 
 
@@ -91,6 +93,7 @@ class Frame:
 
 
 def pack_header(length: int, kind: FrameKind, flags: int, depth: int, stamp: int) -> bytes:
+    """A header's bytes: body's length, kind, flags with the phase, depth in rounds, stamp of the emulated link."""
     return HEADER.pack(length, kind, flags, depth, stamp)
 
 

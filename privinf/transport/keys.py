@@ -71,6 +71,7 @@ class KeyInfo:
 
     @property
     def expired(self) -> bool:
+        """Whether its time is over."""
         return self.not_after < _now()
 
 

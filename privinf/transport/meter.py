@@ -35,6 +35,7 @@ class Cell:
     seconds: float = 0.0
 
     def add(self, other: Cell) -> None:
+        """Adds another cell's counts."""
         self.sent += other.sent
         self.received += other.received
         self.payload_sent += other.payload_sent
@@ -44,6 +45,7 @@ class Cell:
         self.seconds += other.seconds
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON: bytes, frames, rounds."""
         return {
             "sent": self.sent,
             "received": self.received,
@@ -93,6 +95,7 @@ class Meter:
 
     @property
     def phase_index(self) -> int:
+        """The phase's place in PHASES."""
         return PHASES.index(self._phase)
 
     def depth(self, phase: str | None = None) -> int:
@@ -100,11 +103,13 @@ class Meter:
         return self._depth[phase or self._phase]
 
     def data_sent(self, size: int, frames: int) -> None:
+        """Counts payload that goes out, bytes, in so many frames."""
         cell = self.current
         cell.payload_sent += size
         cell.frames += frames
 
     def data_received(self, phase: str, depth: int, size: int, frames: int) -> None:
+        """Counts payload that came in, bytes, and the rounds that it is deeper than what was seen."""
         cell = self.current if phase == self._phase else self._cell(phase)
         cell.payload_received += size
         cell.frames += frames

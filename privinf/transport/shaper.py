@@ -36,6 +36,7 @@ class Link:
 
     @property
     def bytes_per_s(self) -> float:
+        """The rate in bytes per second."""
         return self.mbit_s * 125_000
 
     def __str__(self) -> str:

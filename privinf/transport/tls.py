@@ -199,6 +199,7 @@ class TlsStream:
 
     @property
     def unsent(self) -> bool:
+        """Whether encrypted bytes wait for the socket."""
         return bool(self._cipher) or self._out.pending > 0
 
     def push(self) -> bool:

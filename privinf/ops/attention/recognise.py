@@ -111,6 +111,7 @@ def fuse_columns(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads]
 
 
 def add_linear(draft: Draft, region: Region, name: str, source: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> str:
+    """Adds linear maps of one input as one, weights side by side (in, sum of outs); its name."""
     values = {"weight": torch.cat(list(weights), dim=1)}
     if any(bias is not None for bias in biases):
         zeros = [torch.zeros(weight.shape[1], dtype=torch.float64) for weight in weights]

@@ -26,19 +26,24 @@ from privinf.ops.scale import Scale
 
 @dataclass(frozen=True)
 class Factor:
-    """What a value was multiplied by: `public` times the private `weights`, where `surrogate` is the latter with random numbers
-    in place of the weights. It shows on which axes the factor depends by construction, so that no decision depends on weights."""
+    """What a value was multiplied by: `public` times the private `weights`.
+
+    `surrogate` is the latter with random numbers in place of the weights. It shows on which axes the factor depends by
+    construction, so that no decision depends on weights.
+    """
 
     public: float = 1.0
     weights: Tensor | None = None
     surrogate: Tensor | None = None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Factor:
+        """The same after a change of layout, which the weights follow."""
         if self.weights is None or self.surrogate is None:
             return self
         return Factor(self.public, move(self.weights), move(self.surrogate))
 
     def scaled(self, node: Node, shape: Shape, generator: torch.Generator) -> Factor:
+        """Times what the node multiplies by; a weight is broadcast to `shape`."""
         if type(node) is MulConstant:
             return Factor(self.public * node.constant, self.weights, self.surrogate)
         weight: Tensor = node.value("weight").double()
@@ -110,6 +115,7 @@ class Heads:
 
 
 def depends(surrogate: Tensor, axis: int) -> bool:
+    """Whether a stand-in's elements differ along an axis."""
     return bool((surrogate != surrogate.select(axis, 0).unsqueeze(axis)).any())
 
 
@@ -155,6 +161,7 @@ class Region:
     by_head: Tensor | None  # (H,), private factor of the scores that does not
 
     def make(self, draft: Draft, kind: type[Node], reads: list[str], **values: Any) -> str:
+        """Adds a node of the region, named after it; its name."""
         return draft.add(kind(self.base + kind.op, self.layer, **values), reads)
 
 

@@ -23,9 +23,12 @@ class TokenLike(Protocol):
     """A new token: its id and, where there is a tokenizer, its text."""
 
     @property
-    def id(self) -> int: ...
+    def id(self) -> int:
+        """In the model's vocabulary."""
+
     @property
-    def text(self) -> str | None: ...
+    def text(self) -> str | None:
+        """What it adds to the reply; None without a tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,10 @@ def _show(prediction: dict[str, Any]) -> None:
 
 
 def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Operator and wire, bits, fraction, bound, origin, layers. Wires that differ in their layer alone share a line, in the order of the
-    first layer."""
+    """Operator and wire, bits, fraction, bound, origin, layers.
+
+    Wires that differ in their layer alone share a line, in the order of the first layer.
+    """
     found: dict[tuple[str, ...], list[str]] = {}
     order: dict[tuple[str, ...], int] = {}
     for each in wires:

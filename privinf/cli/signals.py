@@ -35,8 +35,10 @@ def allow(seconds: float) -> None:
 
 
 def install() -> None:
-    """Raises Stopped in the main thread on the first signal. Further ones are ignored while it unwinds, for GRACE_S seconds at most,
-    and what was allowed beyond; unless the verb asks for the second one by `listen_again`.
+    """Raises Stopped in the main thread on the first signal.
+
+    Further ones are ignored while it unwinds, for GRACE_S seconds at most, and what was allowed beyond; unless the verb asks for
+    the second one by `listen_again`.
 
     The watch is a thread on the wake-up descriptor, because Python runs a handler only when the main thread is back from
     native code, and a large matrix product or a blocked call may keep it there.

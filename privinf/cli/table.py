@@ -24,6 +24,7 @@ class Column:
 
     @property
     def widest(self) -> int:
+        """Characters of its longest line."""
         return max(len(line) for text in (self.title, *self.cells) for line in text.split("\n"))
 
     @property

@@ -72,6 +72,7 @@ class _OneLine(logging.Formatter):
 
 
 def log_to_stderr(*, debug: bool) -> None:
+    """Sends what the program logs to standard error; with `debug` all of it, and tracebacks."""
     handler = logging.StreamHandler(sys.stderr)
     form = logging.Formatter if debug else _OneLine
     handler.setFormatter(form("%(asctime)s %(name)s: %(message)s"))

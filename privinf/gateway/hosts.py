@@ -1,5 +1,8 @@
-"""By which names a gateway may be called. A web page elsewhere can point a name of its own at our address, and would then be of one origin
-with us (DNS rebinding); what it cannot do is have its requests name another host than its own."""
+"""By which names a gateway may be called.
+
+A web page elsewhere can point a name of its own at our address, and would then be of one origin with us (DNS rebinding); what it
+cannot do is have its requests name another host than its own.
+"""
 
 from __future__ import annotations
 

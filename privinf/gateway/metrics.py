@@ -40,6 +40,7 @@ class Requests:
             self._counts[place] = self._counts.get(place, 0) + 1
 
     def family(self) -> Metric:
+        """For Prometheus: a counter for each path and status."""
         family = CounterMetricFamily("privinf_requests", "Answers over HTTP.", labels=["path", "status"])
         with self._guard:
             for place, count in self._counts.items():

@@ -51,6 +51,7 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> JSONResponse:
+        """As an answer over HTTP, with the headers that its status wants."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -99,6 +100,8 @@ def malformed_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 class StreamOptions(BaseModel):
+    """What a caller wants of a stream besides its pieces."""
+
     include_usage: StrictBool = False
 
 
@@ -156,17 +159,22 @@ class CompletionRequest(_Request):
 
 
 class Part(BaseModel):
+    """One piece of a message's content; text is the only kind."""
+
     type: Literal["text"]
     text: Text
 
 
 class Message(BaseModel):
+    """One message of a chat."""
+
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     role: Annotated[StrictStr, Field(max_length=100)]
     content: Text | list[Part] | None = None
 
     def plain(self) -> dict[str, Any]:
+        """As templates read it: its role, and its text as one string."""
         parts = self.content if isinstance(self.content, list) else []
         return {"role": self.role, "content": self.content if isinstance(self.content, str) else "".join(part.text for part in parts)}
 

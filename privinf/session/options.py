@@ -119,8 +119,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins, Runtime):
-    """All that a session, a server or a dealer takes, in one object, for who writes Python: it has the parts' fields, and they are more
-    than a dozen for that reason alone. ConfigError where `device` (`cpu` or `cuda`) is not here, and for a number out of range.
+    """All that a session, a server or a dealer takes, in one object, for who writes Python.
+
+    It has the parts' fields, and they are more than a dozen for that reason alone. ConfigError where `device` (`cpu` or `cuda`) is not
+    here, and for a number out of range.
     """
 
     def __post_init__(self) -> None:

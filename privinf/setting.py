@@ -20,6 +20,11 @@ class Setting:
     choices: tuple[str, ...] = ()
     name: str = ""
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """A model of pydantic's holds its field to the bounds."""
+        bounds = {"ge": self.least, "le": self.most}
+        return {**handler(source), **{word: bound for word, bound in bounds.items() if bound is not None}}
+
 
 def settings_of(holder: Any) -> dict[str, tuple[Any, Setting]]:
     """{field or parameter: type, setting} of those that have one, in their order."""

@@ -14,11 +14,13 @@ import typer
 
 from privinf.setting import Setting, settings_of
 
+_MADE = object()
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
 
 def expand(*, without: Collection[str] = ()) -> Callable[[Verb], Verb]:
     """For a verb with parameters that are dataclasses: each of their fields that has a `Setting`, but those in `without`, is an option.
+    A model of pydantic's is one too, and is made by its `checked`.
 
     A parameter that is an option itself has a `Setting` too, or what Typer wants. Where one that is a dataclass has a default, that
     object's values are this verb's defaults.
@@ -29,7 +31,7 @@ def expand(*, without: Collection[str] = ()) -> Callable[[Verb], Verb]:
         options: list[Parameter] = []
         groups: dict[str, _Group] = {}
         for name, parameter in inspect.signature(verb).parameters.items():
-            if dataclasses.is_dataclass(hints[name]):
+            if _is_group(hints[name]):
                 groups[name] = _Group.of(hints[name], parameter.default, without)
                 options += groups[name].options()
             else:
@@ -64,22 +66,36 @@ class _Group:
 
     def options(self) -> Iterator[Parameter]:
         """In the fields' order. One whose field makes a default of its own has none, and None where it is not given."""
-        settings = settings_of(self.kind)
+        settings, defaults = settings_of(self.kind), _defaults(self.kind)
         for name, field in self.fields.items():
             kind, setting = settings[field]
-            default = getattr(self.kind if self.given is Parameter.empty else self.given, field, Parameter.empty)
-            if field in self._made():
+            default = defaults[field] if self.given is Parameter.empty else getattr(self.given, field)
+            if defaults[field] is _MADE:
                 kind, default = kind | None, None
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=_option(name, kind, setting, default))
 
     def fill(self, values: dict[str, Any]) -> Any:
         """The object; takes what it is made of out of the values."""
+        defaults = _defaults(self.kind)
         taken = {field: values.pop(option) for option, field in self.fields.items()}
-        taken = {field: value for field, value in taken.items() if value is not None or field not in self._made()}
-        return self.kind(**taken) if self.given is Parameter.empty else dataclasses.replace(self.given, **taken)
+        taken = {field: value for field, value in taken.items() if value is not None or defaults[field] is not _MADE}
+        before = {} if self.given is Parameter.empty else {field: getattr(self.given, field) for field in defaults}
+        return getattr(self.kind, "checked", self.kind)(**{**before, **taken})
 
-    def _made(self) -> set[str]:
-        return {field.name for field in dataclasses.fields(self.kind) if field.default_factory is not dataclasses.MISSING}
+
+def _is_group(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) or hasattr(kind, "model_fields")
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """Of every field; `_MADE` where it makes one, Parameter.empty where it has none."""
+    if not dataclasses.is_dataclass(kind):
+        return {name: Parameter.empty if field.is_required() else field.default for name, field in kind.model_fields.items()}
+    found = {}
+    for field in dataclasses.fields(kind):
+        default = Parameter.empty if field.default is dataclasses.MISSING else field.default
+        found[field.name] = default if field.default_factory is dataclasses.MISSING else _MADE
+    return found
 
 
 def _option(name: str, kind: Any, setting: Setting, default: Any) -> Any:

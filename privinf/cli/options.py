@@ -31,6 +31,16 @@ Keys = Annotated[Path, Setting("What `privinf keys init` made, or this role's bu
 Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics.", "HOST:PORT")]
 Log = Annotated[str, Setting("Log each session once it is over, without content, or only what is wrong.", choices=("info", "warning"))]
 
+Threads = Annotated[int | None, Setting("Processor threads; default: PyTorch's choice.", "N", least=1)]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on, and looked at."""
+
+    corpus: Annotated[Path | None, Setting("Directory of text or code; default: this interpreter's standard library.", "DIR")] = None
+    files: Annotated[str | None, Setting("Which files of the corpus, such as *.py.", "GLOB")] = None
+
 
 @dataclass(frozen=True)
 class Peers:

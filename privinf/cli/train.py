@@ -6,78 +6,107 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from privinf.cli import common
+from privinf.cli.expand import expand
+from privinf.cli.options import Text, Threads
+from privinf.setting import Setting
+from privinf.training.settings import Limits, Settings, bf16_is_fast
 from protocols.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from privinf.models.aero import AeroConfig, AeroModel
+    from privinf.training.corpus import Document
+    from privinf.training.trainer import Trainer
 
 OUTPUT = Path("runs/pylib")
 MINUTES = 55.0
-ARCHITECTURE = ("variant", "layers", "heads", "width", "positions", "vocab", "tie")
 PROMPTS = ("def main(", "import os\nimport sys\n\n", "class Node:\n    def __init__(self")
+LARGEST_VOCAB = 65536
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """Of a model that begins anew."""
+
+    variant: Annotated[str, Setting("Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.", "NAME")] = "SM(t)+ScFuFFN"
+    layers: Annotated[int, Setting("Blocks.", "N", least=1)] = 6
+    heads: Annotated[int, Setting("Attention heads of a block.", "N", least=1)] = 8
+    width: Annotated[int, Setting("The size of a token's vector.", "N", least=1)] = 256
+    positions: Annotated[int, Setting("The longest text, in tokens.", "N", least=1)] = 256
+    vocab: Annotated[int, Setting("Tokens of the tokenizer, which is trained too.", "N", least=257, most=LARGEST_VOCAB)] = 3072
+    tie: Annotated[bool, Setting("Use the embedding as vocabulary projection too.")] = False
+
+    def config(self, vocab_size: int, end: int) -> AeroConfig:
+        """Of a model with this tokenizer; ConfigError where no network has this shape."""
+        from privinf.training.ladder import ladder_config
+
+        return ladder_config(
+            self.variant,
+            vocab_size=vocab_size,
+            n_positions=self.positions,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            tie_word_embeddings=self.tie,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a run is: by steps, by time, or what ends first."""
+
+    steps: Annotated[int | None, Setting("End after so many steps. A run by steps repeats exactly.", "N", least=1)] = None
+    minutes: Annotated[
+        float | None, Setting(f"End after so much training time; {MINUTES} if --steps is not given either.", "X", least=0.01)
+    ] = None
+
+    @property
+    def longest(self) -> float | None:
+        """Minutes, if there is such an end."""
+        return MINUTES if self.steps is None and self.minutes is None else self.minutes
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a run makes besides the model, and how fast."""
+
+    compile: Annotated[bool, Setting("torch.compile: faster, needs a C++ compiler.")] = False
+    entropy_every: Annotated[
+        int | None, Setting("Steps between records of every head's entropy; default: 25 records, or 100 steps.", "N", least=1)
+    ] = None
+    tensorboard: Annotated[bool, Setting("The metrics also as TensorBoard events, in tensorboard/.")] = False
+
+
+@expand()
 def train(
+    *,
     context: typer.Context,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory for state, metrics and, in `checkpoint/`, the model.")
     ] = OUTPUT,
-    variant: Annotated[
-        str, typer.Option(metavar="NAME", help="Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.")
-    ] = "SM(t)+ScFuFFN",
-    corpus: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of text or code; default: this interpreter's standard library.")
-    ] = None,
-    files: Annotated[str | None, typer.Option(metavar="GLOB", help="Which files of the corpus, such as *.py.")] = None,
+    text: Text,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Begin with these weights, architecture and tokenizer.")
     ] = None,
-    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Blocks.")] = 6,
-    heads: Annotated[int, typer.Option(metavar="N", min=1, help="Attention heads of a block.")] = 8,
-    width: Annotated[int, typer.Option(metavar="N", min=1, help="The size of a token's vector.")] = 256,
-    positions: Annotated[int, typer.Option(metavar="N", min=1, help="The longest text, in tokens.")] = 256,
-    vocab: Annotated[int, typer.Option(metavar="N", min=257, max=65536, help="Tokens of the tokenizer, which is trained too.")] = 3072,
-    tie: Annotated[bool, typer.Option("--tie", help="Use the embedding as vocabulary projection too.")] = False,
-    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after so many steps. A run by steps repeats exactly.")] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(metavar="X", min=0.01, help=f"End after so much training time; {MINUTES} if --steps is not given either."),
-    ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of text in one step.")] = 16,
-    optimizer: Annotated[
-        Literal["adamw", "muon"], typer.Option(help="Of the layers' matrices; muon wants a processor that multiplies bfloat16.")
-    ] = "adamw",
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="The level between warmup and decay.")] = 3e-3,
-    warmup: Annotated[int, typer.Option(metavar="N", min=0, help="Steps of rising rate.")] = 200,
-    decay: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Part of the run in which the rate falls to zero.")] = 0.4,
-    entropy_lambda: Annotated[
-        float, typer.Option(metavar="X", help="Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.")
-    ] = 0.0,
-    entropy_gamma: Annotated[float, typer.Option(metavar="X", help="Its tolerance, as a part of the largest entropy.")] = 0.2,
-    entropy_theta: Annotated[
-        float, typer.Option(metavar="X", help="First value of its learnable thresholds, as a part of the largest entropy.")
-    ] = 0.5,
-    temperature: Annotated[float, typer.Option(metavar="X", help="First value of the learnable temperatures (AERO: 1e-2).")] = 1.0,
-    ffn_norm: Annotated[
-        Literal["none", "weight", "spectral"], typer.Option(help="Normalise the FFN matrices while training; folded at export.")
-    ] = "none",
-    initial: Annotated[Literal["ours", "gpt2"], typer.Option(help="Recipe of the first weights.")] = "ours",
-    clip: Annotated[float, typer.Option(metavar="X", help="The largest norm of a step's gradients.")] = 1.0,
+    architecture: Architecture,
+    duration: Duration,
+    settings: Settings,
     range_weight: Annotated[
-        float, typer.Option(metavar="X", help="Weight of the penalty on what fixed point cannot hold; 0 leaves it out.")
-    ] = 1e-2,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Names the random numbers.")] = 1,
-    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processor threads; default: PyTorch's choice.")] = None,
+        float, Setting("Weight of the penalty on what fixed point cannot hold; 0 leaves it out.", "X")
+    ] = Limits().weight,
+    threads: Threads = None,
     bf16: Annotated[bool | None, typer.Option(help="Matrix products in bfloat16; default: where the processor has them.")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: faster, needs a C++ compiler.")] = False,
-    entropy_every: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Steps between records of every head's entropy; default: 25 records, or 100 steps."),
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="The metrics also as TensorBoard events, in tensorboard/.")] = False,
+    beside: Beside,
     as_json: common.Json = False,
 ) -> None:
     """Train a variant of the ladder. Call it again with the same options to resume.
@@ -86,110 +115,120 @@ def train(
     """
     import torch
 
-    from privinf.models.aero import AeroConfig
-    from privinf.models.checkpoint import load_tokenizer, write_atomically
     from privinf.training import corpus as corpora
-    from privinf.training.evaluation import continue_text
-    from privinf.training.ladder import ladder_config, load_ladder
-    from privinf.training.pictures import plot_loss
-    from privinf.training.settings import Limits, Settings, bf16_is_fast
-    from privinf.training.trainer import RUN, Trainer, write_run_file
+    from privinf.training.trainer import Trainer, write_run_file
 
-    if steps is None and minutes is None:
-        minutes = MINUTES
     if threads is not None:
         torch.set_num_threads(threads)
-    given = [name for name in ARCHITECTURE if "DEFAULT" not in str(context.get_parameter_source(name))]
-    if start is not None and given:
+    first = _first(context, start)
+    shape = architecture.config(architecture.vocab, 0) if first is None else first.config  # refused before the work begins
+    limits = Limits(weight=range_weight) if 0 <= range_weight < float("inf") else {"weight": range_weight}
+    here = {"length": shape.n_positions, "bf16": bf16_is_fast() if bf16 is None else bf16, "limits": limits}
+    settings = Settings.checked(**{**dict(settings), **here})
+    say = _Speaker(quiet=as_json)
+    documents = corpora.read_corpus(text.corpus, text.files, say.line if text.corpus else lambda line: None)
+    checkpoint = output / "checkpoint"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    tokenizer, end = _tokenizer(checkpoint / "tokenizer.json", documents, architecture.vocab, first, say)
+    config = first.config if first else architecture.config(tokenizer.get_vocab_size(), end)
+    say.line(f"turning {len(documents)} files into tokens")
+    tokens = corpora.encode_corpus(documents, tokenizer)
+    trainer = Trainer(config, settings, tokens, output, corpora.fingerprint(documents), beside.compile, first.model if first else None)
+    resumed = trainer.resume()
+    write_run_file(output, _about(trainer, duration, documents, compiled=beside.compile, begun=start is not None))
+    say.line(
+        f"{'resuming' if resumed else 'training'} {config.variant}: {_parameters(trainer):,} parameters, {len(tokens.training):,} tokens, "
+        f"{len(tokens.held_out):,} held out; step {trainer.step}"
+    )
+    if beside.tensorboard:
+        trainer.listeners.append(_tensorboard(output / "tensorboard"))
+    result = _run(trainer, tokenizer, duration, beside.entropy_every, output, say)
+    if as_json:
+        common.write_json(result)
+
+
+class _First(NamedTuple):
+    """What a run begins with."""
+
+    place: Path
+    model: AeroModel
+    config: AeroConfig
+    tokenizer: bytes | None
+
+
+def _first(context: typer.Context, start: Path | None) -> _First | None:
+    """Of --from, where it is given; ConfigError where an architecture is given too."""
+    if start is None:
+        return None
+    given = [field.name for field in fields(Architecture) if "DEFAULT" not in str(context.get_parameter_source(field.name))]
+    if given:
         raise ConfigError(
             f"--from and {', '.join('--' + name for name in given)} were given", remedy="--from has an architecture of its own"
         )
-    first = None if start is None else load_ladder(start)
+    from privinf.training.ladder import load_ladder
 
-    def sized(vocab_size: int, end: int) -> AeroConfig:
-        return ladder_config(
-            variant,
-            vocab_size=vocab_size,
-            n_positions=positions,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            tie_word_embeddings=tie,
-            bos_token_id=end,
-            eos_token_id=end,
-        )
+    return _First(start, *load_ladder(start))
 
-    if first is None:
-        sized(vocab, 0)  # refused before the work begins
-    settings = Settings.checked(
-        seed=seed,
-        batch=batch,
-        optimizer=optimizer,
-        length=positions if first is None else first[1].n_positions,
-        learning_rate=learning_rate,
-        warmup_steps=warmup,
-        decay_fraction=decay,
-        bf16=bf16_is_fast() if bf16 is None else bf16,
-        initial=initial,
-        temperature=temperature,
-        ffn_norm=ffn_norm,
-        clip=clip,
-        entropy_lambda=entropy_lambda,
-        entropy_gamma=entropy_gamma,
-        entropy_theta=entropy_theta,
-        limits=Limits(weight=range_weight) if 0 <= range_weight < float("inf") else {"weight": range_weight},
-    )
-    say = _Speaker(quiet=as_json)
-    documents = corpora.read_corpus(corpus, files, say.line if corpus else lambda line: None)
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint = output / "checkpoint"
-    checkpoint.mkdir(exist_ok=True)
-    tokenizer_file = checkpoint / "tokenizer.json"
-    if first is not None and not tokenizer_file.is_file():
-        if first[2] is None:
-            raise ConfigError(f"{start}: has no tokenizer", remedy="without it the corpus cannot become its tokens")
-        write_atomically(tokenizer_file, first[2])
-    if not tokenizer_file.is_file():
+
+def _tokenizer(file: Path, documents: list[Document], vocab: int, first: _First | None, say: _Speaker) -> tuple[Tokenizer, int]:
+    """The run's, and its end token: what it began with, or one that is trained on the corpus and kept."""
+    from privinf.models.checkpoint import load_tokenizer, write_atomically
+    from privinf.training import corpus as corpora
+
+    if not file.is_file() and first is not None:
+        if first.tokenizer is None:
+            raise ConfigError(f"{first.place}: has no tokenizer", remedy="without it the corpus cannot become its tokens")
+        write_atomically(file, first.tokenizer)
+    elif not file.is_file():
         say.line(f"training a tokenizer of {vocab} tokens on {len(documents)} files")
-        corpora.save_tokenizer(corpora.train_tokenizer(documents, vocab), tokenizer_file)
-    tokenizer = load_tokenizer(tokenizer_file)
+        corpora.save_tokenizer(corpora.train_tokenizer(documents, vocab), file)
+    tokenizer = load_tokenizer(file)
     end = tokenizer.token_to_id(corpora.END)
-    if end is None or tokenizer.get_vocab_size() > (vocab if first is None else 65536):
-        raise ConfigError(f"{tokenizer_file}: not a tokenizer of this run", remedy="remove it to have it trained anew")
-    config = sized(tokenizer.get_vocab_size(), end) if first is None else first[1]
-    say.line(f"turning {len(documents)} files into tokens")
-    tokens = corpora.encode_corpus(documents, tokenizer)
-    corpus_id = corpora.fingerprint(documents)
-    trainer = Trainer(config, settings, tokens, output, corpus_id, compile, None if first is None else first[0])
-    resumed = trainer.resume()
-    write_run_file(
-        output,
-        {
-            "variant": config.variant,
-            "config": json.loads(config.to_json()),
-            "settings": settings.model_dump(mode="json"),
-            "steps": steps,
-            "minutes": minutes,
-            "started_from": None if start is None else {"sha256": trainer.started_from},
-            "corpus": {
-                "files": len(documents),
-                "sha256": corpus_id,
-                "training_tokens": len(tokens.training),
-                "held_out_tokens": len(tokens.held_out),
-                "held_out_bytes": tokens.held_out_bytes,
-                "held_out_modules": sorted({d.module for d in documents if d.held_out}),
-            },
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "compiled": compile,
+    if end is None or tokenizer.get_vocab_size() > (vocab if first is None else LARGEST_VOCAB):
+        raise ConfigError(f"{file}: not a tokenizer of this run", remedy="remove it to have it trained anew")
+    return tokenizer, end
+
+
+def _about(trainer: Trainer, duration: Duration, documents: list[Document], *, compiled: bool, begun: bool) -> dict[str, Any]:
+    """All that the run follows from, for its file."""
+    import torch
+
+    config, tokens = trainer.config, trainer.tokens
+    return {
+        "variant": config.variant,
+        "config": json.loads(config.to_json()),
+        "settings": trainer.settings.model_dump(mode="json"),
+        "steps": duration.steps,
+        "minutes": duration.longest,
+        "started_from": {"sha256": trainer.started_from} if begun else None,
+        "corpus": {
+            "files": len(documents),
+            "sha256": trainer.corpus_id,
+            "training_tokens": len(tokens.training),
+            "held_out_tokens": len(tokens.held_out),
+            "held_out_bytes": tokens.held_out_bytes,
+            "held_out_modules": sorted({d.module for d in documents if d.held_out}),
         },
-    )
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    say.line(
-        f"{'resuming' if resumed else 'training'} {config.variant}: {parameters:,} parameters, {len(tokens.training):,} tokens, "
-        f"{len(tokens.held_out):,} held out; step {trainer.step}"
-    )
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "compiled": compiled,
+    }
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.model.parameters())
+
+
+def _run(
+    trainer: Trainer, tokenizer: Tokenizer, duration: Duration, entropy_every: int | None, output: Path, say: _Speaker
+) -> dict[str, Any]:
+    """Trains to the end, and leaves the model and its picture; what it returns is the verb's document."""
+    from privinf.training.evaluation import continue_text
+    from privinf.training.pictures import plot_loss
+    from privinf.training.trainer import RUN
+
+    checkpoint = output / "checkpoint"
 
     def sample(progress: Any) -> None:
         say.progress(progress)
@@ -198,13 +237,11 @@ def train(
             for prompt in PROMPTS:
                 say.line(repr(prompt + tokenizer.decode(continue_text(trainer.model, tokenizer.encode(prompt).ids, 40))))
 
-    if tensorboard:
-        trainer.listeners.append(_tensorboard(output / "tensorboard"))
-    started = time.monotonic()
+    started, steps = time.monotonic(), duration.steps
     try:
         with say:
             every = entropy_every or (max(1, steps // 25) if steps else 100)
-            measured = trainer.run(steps, minutes, sample, entropy_every=every)
+            measured = trainer.run(steps, duration.longest, sample, entropy_every=every)
     except KeyboardInterrupt:
         if trainer.between_steps:
             trainer.save()
@@ -212,18 +249,17 @@ def train(
         raise
     trainer.export(checkpoint)
     result = {
-        "variant": config.variant,
+        "variant": trainer.config.variant,
         "steps": trainer.step,
         "seconds": round(trainer.elapsed, 1),
-        "parameters": parameters,
+        "parameters": _parameters(trainer),
         "checkpoint": str(checkpoint),
         "run": str(output / RUN),
     } | measured
     plot_loss(output)
     took = time.monotonic() - started
     say.line(f"done in {took:.0f} s: held-out perplexity {result['held_out_perplexity']:.2f}; the model is in {checkpoint}")
-    if as_json:
-        common.write_json(result)
+    return result
 
 
 class _Speaker:

@@ -36,12 +36,28 @@ def write_report(directory: Path, found: dict[str, Any]) -> None:
 
 
 def _page(directory: Path, found: dict[str, Any]) -> str:
-    model, entropy, ffn, tracing, removal = (found[name] for name in ("model", "entropy", "ffn", "tracing", "removal"))
-    parts = [
+    model, removal = found["model"], found["removal"]
+    parts = [*_model(found), *_entropy(directory, found["entropy"]), *_ffn(directory, found["ffn"])]
+    parts += _tracing(directory, found["tracing"]) if found["tracing"] else []
+    parts += _removal(removal) if removal else []
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(model["variant"])}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _model(found: dict[str, Any]) -> list[str]:
+    model, text = found["model"], found["text"]
+    return [
         f"<h1>{html.escape(model['variant'])}</h1>",
         f"<p>{model['layers']} layers, {model['heads']} heads, width {model['width']}, vocabulary {model['vocab']}. "
-        f"Text: {html.escape(found['text']['source'])}, {found['text']['windows']} windows of {found['text']['length']} tokens of what "
-        f"was trained on; loss {ffn['loss']:.3f} nats per token.</p>",
+        f"Text: {html.escape(text['source'])}, {text['windows']} windows of {text['length']} tokens of what "
+        f"was trained on; loss {found['ffn']['loss']:.3f} nats per token.</p>",
+    ]
+
+
+def _entropy(directory: Path, entropy: dict[str, Any]) -> list[str]:
+    parts = [
         "<h2>Entropy of attention</h2>",
         _table(
             ["", "fraction of heads"],
@@ -56,56 +72,54 @@ def _page(directory: Path, found: dict[str, Any]) -> str:
     ]
     if entropy["over_training"]:
         parts.append(_image(directory / "entropy_training.png", "Entropy of every head over the training"))
-    parts.append("<h2>What the FFNs are worth</h2>")
-    if ffn["ablation"]:
-        carried = ffn["traced"]
-        parts += [
-            _table(
-                ["layer", "loss without its FFN", "added", "indirect effect of the FFN"],
+    return parts
+
+
+def _ffn(directory: Path, ffn: dict[str, Any]) -> list[str]:
+    title, carried = "<h2>What the FFNs are worth</h2>", ffn["traced"]
+    if not ffn["ablation"]:
+        return [title, "<p>This model has no FFN.</p>"]
+    rows = [
+        [row["layer"], f"{row['loss']:.4f}", f"{row['increase']:+.4f}", f"{carried[str(row['layer'])]:+.4f}" if carried else ""]
+        for row in ffn["ablation"]
+    ]
+    table = _table(["layer", "loss without its FFN", "added", "indirect effect of the FFN"], rows)
+    return [title, table, _image(directory / "ffn.png", "Loss added by removing one FFN")]
+
+
+def _tracing(directory: Path, tracing: dict[str, Any]) -> list[str]:
+    return [
+        "<h2>Causal tracing</h2>",
+        f"<p>{tracing['prompts']} prompts. The next token's probability is "
+        f"{tracing['clean_probability']:.3f}, and "
+        f"{tracing['corrupted_probability']:.3f} with noise on {tracing['span']} tokens; the attention's entropy at the last token "
+        f"changes by {tracing['total_entropy_change']:.3f} nats a head. The maps show how much of either comes back when one value is "
+        "restored.</p>",
+        _image(directory / "tracing_probability.png", "Indirect effect on the next token"),
+        _image(directory / "tracing_entropy.png", "Indirect effect on the entropy"),
+    ]
+
+
+def _removal(removal: dict[str, Any]) -> list[str]:
+    sets = [("recommended", removal["recommended"]), ("the deepest, AERO's rule", removal["deepest"])]
+    trained = removal["trained_steps"]
+    return [
+        f"<h2>Removing {removal['remove']}</h2>",
+        _table(
+            ["", "layers", "perplexity, training text", "held out", *([f"held out, {trained} steps later"] if trained else [])],
+            [
                 [
-                    [row["layer"], f"{row['loss']:.4f}", f"{row['increase']:+.4f}", f"{carried[str(row['layer'])]:+.4f}" if carried else ""]
-                    for row in ffn["ablation"]
-                ],
-            ),
-            _image(directory / "ffn.png", "Loss added by removing one FFN"),
-        ]
-    else:
-        parts.append("<p>This model has no FFN.</p>")
-    if tracing:
-        parts += [
-            "<h2>Causal tracing</h2>",
-            f"<p>{tracing['prompts']} prompts. The next token's probability is "
-            f"{tracing['clean_probability']:.3f}, and "
-            f"{tracing['corrupted_probability']:.3f} with noise on {tracing['span']} tokens; the attention's entropy at the last token "
-            f"changes by {tracing['total_entropy_change']:.3f} nats a head. The maps show how much of either comes back when one value is "
-            "restored.</p>",
-            _image(directory / "tracing_probability.png", "Indirect effect on the next token"),
-            _image(directory / "tracing_entropy.png", "Indirect effect on the entropy"),
-        ]
-    if removal:
-        sets = [("recommended", removal["recommended"]), ("the deepest, AERO's rule", removal["deepest"])]
-        trained = removal["trained_steps"]
-        parts += [
-            f"<h2>Removing {removal['remove']}</h2>",
-            _table(
-                ["", "layers", "perplexity, training text", "held out", *([f"held out, {trained} steps later"] if trained else [])],
-                [
-                    [
-                        name,
-                        ", ".join(map(str, rule["layers"])),
-                        f"{math.exp(rule['loss']):.2f}",
-                        f"{math.exp(rule['held_out_loss']):.2f}",
-                        *([f"{math.exp(rule['trained_held_out_loss']):.2f}"] if trained else []),
-                    ]
-                    for name, rule in sets
-                ],
-            ),
-            f'<p class="note">Chosen on training text alone. With all FFNs: held out {math.exp(removal["held_out_loss"]):.2f}.</p>',
-        ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(model["variant"])}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+                    name,
+                    ", ".join(map(str, rule["layers"])),
+                    f"{math.exp(rule['loss']):.2f}",
+                    f"{math.exp(rule['held_out_loss']):.2f}",
+                    *([f"{math.exp(rule['trained_held_out_loss']):.2f}"] if trained else []),
+                ]
+                for name, rule in sets
+            ],
+        ),
+        f'<p class="note">Chosen on training text alone. With all FFNs: held out {math.exp(removal["held_out_loss"]):.2f}.</p>',
+    ]
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

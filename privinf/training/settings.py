@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from privinf.setting import Setting
 from protocols.errors import ConfigError
 
 
@@ -26,22 +26,32 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(default=1, ge=0)
-    batch: int = Field(default=16, ge=1)
+    seed: Annotated[int, Setting("Names the random numbers.", "N", least=0)] = 1
+    batch: Annotated[int, Setting("Pieces of text in one step.", "N", least=1)] = 16
     length: int = Field(default=256, ge=1)
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(default=3e-3, gt=0)
-    warmup_steps: int = Field(default=200, ge=0)
-    decay_fraction: float = Field(default=0.4, ge=0, le=1)
+    optimizer: Annotated[Literal["adamw", "muon"], Setting("Of the layers' matrices; muon wants a processor that multiplies bfloat16.")] = (
+        "adamw"
+    )
+    learning_rate: Annotated[float, Setting("The level between warmup and decay.", "X")] = Field(default=3e-3, gt=0)
+    warmup_steps: Annotated[int, Setting("Steps of rising rate.", "N", least=0, name="warmup")] = 200
+    decay_fraction: Annotated[float, Setting("Part of the run in which the rate falls to zero.", "X", least=0, most=1, name="decay")] = 0.4
     weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, gt=0)
+    clip: Annotated[float, Setting("The largest norm of a step's gradients.", "X")] = Field(default=1.0, gt=0)
     bf16: bool = False
-    initial: Literal["ours", "gpt2"] = "ours"  # the recipe of the first weights
-    temperature: float = Field(default=1.0, gt=0)  # first value of a learnable one; AERO: 1e-2, for its much smaller first scores
-    ffn_norm: Literal["none", "weight", "spectral"] = "none"
-    entropy_lambda: float = Field(default=0.0, ge=0)
-    entropy_gamma: float = Field(default=0.2, ge=0, le=1)
-    entropy_theta: float = Field(default=0.5, ge=0, le=1)  # first value of the learnable thresholds, in parts of log T
+    initial: Annotated[Literal["ours", "gpt2"], Setting("Recipe of the first weights.")] = "ours"
+    temperature: Annotated[float, Setting("First value of the learnable temperatures (AERO: 1e-2).", "X")] = Field(
+        default=1.0, gt=0
+    )  # theirs is for much smaller first scores
+    ffn_norm: Annotated[Literal["none", "weight", "spectral"], Setting("Normalise the FFN matrices while training; folded at export.")] = (
+        "none"
+    )
+    entropy_lambda: Annotated[float, Setting("Weight of the entropy regularisation (AERO: 1e-5); 0 leaves it out.", "X")] = Field(
+        default=0.0, ge=0
+    )
+    entropy_gamma: Annotated[float, Setting("Its tolerance, as a part of the largest entropy.", "X")] = Field(default=0.2, ge=0, le=1)
+    entropy_theta: Annotated[float, Setting("First value of its learnable thresholds, as a part of the largest entropy.", "X")] = Field(
+        default=0.5, ge=0, le=1
+    )
     limits: Limits = Limits()
 
     @classmethod
@@ -63,4 +73,6 @@ def rate_at(settings: Settings, step: int, fraction: float) -> float:
 
 def bf16_is_fast() -> bool:
     """Whether this processor multiplies bfloat16 itself. Where it does not, such a product takes 60 times as long as a float32 one."""
+    import torch
+
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

@@ -39,7 +39,7 @@ def line_of(caplog: pytest.LogCaptureFixture, role: str, count: int = 1) -> str:
 def test_a_session_that_went_well(parties: Trio, caplog: pytest.LogCaptureFixture) -> None:
     client, secret = parties.client(), "zq!Xy"
     reply = "".join(token.text or "" for token in client.generate(secret, max_new_tokens=3, ignore_eos=True))
-    who = client.credentials.fingerprint[:12]
+    who = client.peers.credentials.fingerprint[:12]
     line = line_of(caplog, "server")
     assert re.fullmatch(rf"client \({who}\) at 127\.0\.0\.1:\d+: 5 prompt tokens, 3 new tokens, {BYTES}, {SECONDS}, done", line)
     assert client.result is not None

@@ -319,7 +319,7 @@ def test_kept_conversations_are_few_and_end(parties: Trio) -> None:
             client.completions.create(model="privinf", prompt=prompt, max_tokens=1, extra_body=MORE)
         assert door.engine.kept == 2
         wait_for(lambda: door.engine.kept == 0)
-        wait_for(lambda: not door.engine.client._sessions)
+        wait_for(lambda: not door.engine.client.sessions)
         done = client.completions.create(model="privinf", prompt="abc", max_tokens=1, extra_body=MORE)
         assert done.usage is not None and done.usage.completion_tokens == 1
 
@@ -329,7 +329,7 @@ def test_a_kept_conversation_that_died_is_replaced(parties: Trio) -> None:
         client = door.openai(max_retries=0)
         client.completions.create(model="privinf", prompt="abc", max_tokens=2, extra_body=MORE)
         (held,) = door.engine._kept
-        for connection in held.conversation.session._dialled:
+        for connection in held.conversation.session.lines.dialled:
             connection.close()
         prompt = f"{held.text}d"
         done = client.completions.create(model="privinf", prompt=prompt, max_tokens=2, extra_body=MORE)
@@ -410,7 +410,7 @@ def test_a_full_server_says_when_to_come_again(parties: Trio, monkeypatch: pytes
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, stream: bool) -> None:
     with trio(cache=tmp_path) as parties, gateway(parties, kept=0) as door:
-        wait_for(lambda: door.engine.client._sessions)
+        wait_for(lambda: door.engine.client.sessions)
         body = {"model": "privinf", "prompt": "x", "max_tokens": 30, "stream": stream, **MORE}
         patience = httpx.Timeout(60, read=60 if stream else 0.3)
         with (
@@ -422,7 +422,7 @@ def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, str
                 if line.startswith("data"):
                     raise httpx.ReadError("enough")
         wait_for(lambda: door.engine.active == 0)
-        wait_for(lambda: not door.engine.client._sessions and not door.engine._live)
+        wait_for(lambda: not door.engine.client.sessions and not door.engine._live)
         wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
         assert door.engine.counts["cancelled"] == 1 and door.engine.counts["failed"] == 0
         done = door.openai().completions.create(model="privinf", prompt="x", max_tokens=1, extra_body=MORE)

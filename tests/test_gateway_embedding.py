@@ -97,7 +97,7 @@ def test_cancelling_ends_the_session_at_all_parties(parties: Trio, how: str, cap
 
     with caplog.at_level(logging.DEBUG, "privinf"):
         asyncio.run(main())
-        wait_for(lambda: not client._sessions and idle(parties))
+        wait_for(lambda: not client.sessions and idle(parties))
     assert 1 <= seen < 20
     assert not [record for record in caplog.records if record.name.startswith("privinf") and "secret-zq" in record.getMessage()]
     assert len(list(client.generate("again", max_new_tokens=1))) == 1
@@ -122,7 +122,7 @@ def test_cancelling_needs_no_thread_of_the_loops(parties: Trio, monkeypatch: pyt
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert not client._sessions
+        assert not client.sessions
 
     try:
         asyncio.run(main())

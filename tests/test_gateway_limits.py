@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_prepared_queries_are_used_for_first_turns_that_fit(tmp_path: Path) -> N
             before = dealt(door)
             done = complete(door, "def main!", 3)
             assert done.choices[0].text == expected and door.engine.counts["prepared"] == 1 and dealt(door) == before
-            assert door.engine.kept == 0 and not door.engine.client._sessions  # it ends with what was prepared
+            assert door.engine.kept == 0 and not door.engine.client.sessions  # it ends with what was prepared
             again = complete(door, "def main!", 3)  # none is left
             assert again.choices[0].text == expected and door.engine.counts["prepared"] == 1 and dealt(door) > before
             turn = complete(door, f"def main!{expected}z", 1)
@@ -131,15 +132,13 @@ def test_a_reply_whose_connection_breaks_goes_on(tmp_path: Path, monkeypatch: py
             expected = other.completions.create(prompt=prompt, **how).choices[0].text  # type: ignore[call-overload]
         inner, cuts = door.engine._pass, [2, 5]
 
-        def cut(held: Any, query: Any, fresh: Any, keep: Any, reply: Any, emit: Any, begun: Any) -> None:
-            def cutting(item: Any) -> None:
-                emit(item)
-                if cuts and reply.tokens == cuts[0]:
+        def cut(attempts: Any, query: Any, answer: Any, *rest: Any) -> Iterator[Any]:
+            for token in inner(attempts, query, answer, *rest):
+                yield token
+                if cuts and answer.tokens == cuts[0]:
                     cuts.pop(0)
-                    for connection in held.conversation.session._dialled:
+                    for connection in answer.held.conversation.session.lines.dialled:
                         connection.close()
-
-            inner(held, query, fresh, keep, reply, cutting, begun)
 
         monkeypatch.setattr(door.engine, "_pass", cut)
         with pytest.raises(openai.InternalServerError, match="closed"):

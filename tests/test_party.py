@@ -314,7 +314,7 @@ def test_a_generator_that_is_dropped_frees_the_server(parties: Trio) -> None:
     first = next(tokens)
     tokens.close()  # type: ignore[attr-defined]
     t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended and not parties.dealer._handed)
-    assert not parties.dealer._sessions and not client._sessions
+    assert not parties.dealer._sessions and not client.sessions
     assert next(client.generate(ids=[1, 2])).id == first.id
     client.close()
 

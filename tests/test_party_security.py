@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 import privinf
+from privinf.client.reply import Reply, Wanted
 from privinf.client.text import Prompt
 from privinf.session import messages
 from privinf.transport.connection import Connection
@@ -207,10 +208,13 @@ def test_reprs_hide_secrets(parties: Trio) -> None:
     ids = t.tokenizer().encode("secret prompt").ids
     seed = parties.server.lowered.mask_seed
     assert tokens and seed is not None
-    for thing in (made, made.prompt, made.store, made.runtime.party, client, parties.server, parties.dealer, parties.server.lowered):
+    prompt = Prompt.read(made.lowered, "secret prompt", None)
+    reply = Reply(len(ids), prompt.tokenizer, Wanted())
+    reply.tokens += ids
+    for thing in (made, prompt, reply, made.store, made.runtime.party, client, parties.server, parties.dealer, parties.server.lowered):
         text = repr(thing)
         assert "secret prompt" not in text and repr(ids)[1:-1] not in text and repr(seed)[2:-1] not in text and seed.hex() not in text
-    assert "hidden" in repr(made) and "hidden" in repr(made.store) and isinstance(made.prompt, Prompt)
+    assert "hidden" in repr(made) and "hidden" in repr(made.store)
 
 
 # ---- the sources

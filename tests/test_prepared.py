@@ -338,7 +338,7 @@ def test_a_client_that_asks_for_what_it_may_not(parties: Trio) -> None:
     terms, refusals = Terms(3, 2), []
     for messages in ([Pass(4)], [Pass(3), Pass(2)], [Pass(3), Pass(1), Pass(1)], [Pass(3), Spend(terms, 0, ())]):
         session = client.connect()
-        session._spend(terms)
+        session.spend(terms)
         if session.prepared is None:
             break
         session.connection.timeout = 10

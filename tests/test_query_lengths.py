@@ -150,7 +150,6 @@ def test_the_price_of_a_token_with_a_cache_is_as_explained(parties: Trio) -> Non
         session, cached = conversation.session, 0
 
         def counted() -> tuple[int, int, int, int]:
-            assert session.link is not None
             online, offline, dealer = (
                 session.connection.meter.total("online"),
                 session.connection.meter.total("offline"),
@@ -274,7 +273,7 @@ def test_a_padded_conversation(parties: Trio) -> None:
         assert conversation.room == t.POSITIONS - 7
         second = [token.id for token in conversation.generate([5, 6], max_new_tokens=1, ignore_eos=True)]
         assert t.is_greedy([*sequence, t.END, t.END, t.END, 5, 6], second)
-        assert not conversation.usable and conversation.session.shown == (6, 2)
+        assert not conversation.usable and conversation.reply is not None and conversation.reply.shown == (6, 2)
     t.wait_for(lambda: not parties.server._attended)
 
 
@@ -376,7 +375,7 @@ def test_an_idle_session_is_dropped_and_its_client_is_told(tmp_path: Path) -> No
         assert found.value.exit_code == 4 and "\n" not in str(found.value) and not conversation.usable
         assert conversation.session.store.next_name == spent
         tokens = ask(waiting, [1, 2, 3], 2)
-        assert t.is_greedy([1, 2, 3], tokens) and waiting._sessions == set() and first.tokens == []
+        assert t.is_greedy([1, 2, 3], tokens) and waiting.sessions == 0 and first.runtime.offset == 0
         with Conversation(parties.client()) as another:
             assert len(list(another.generate([1, 2, 3, 4], max_new_tokens=1))) == 1
 

@@ -168,7 +168,7 @@ def test_a_caller_that_turns_away_ends_the_attempts(tmp_path: Path) -> None:
         assert thread.is_alive()
         client.close()
         thread.join(PATIENCE)
-        assert errors and not thread.is_alive() and not client._sessions
+        assert errors and not thread.is_alive() and not client.sessions
 
 
 def test_wrong_numbers(parties: Trio) -> None:

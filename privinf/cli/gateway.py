@@ -132,7 +132,7 @@ def _client(peers: Peers, options: Options, stack: contextlib.ExitStack) -> tupl
 
     def reload(number: int, frame: object) -> None:
         try:  # what dials reads them from the disk anyway; so their faults are told now
-            client.credentials = load_credentials(keys, "client")
+            client.peers.credentials = load_credentials(keys, "client")
             _say("gateway has read its keys anew")
         except ConfigError as error:
             logging.getLogger("privinf.gateway").error("the keys cannot be used: %s", error)

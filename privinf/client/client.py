@@ -12,56 +12,22 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from privinf.client.result import result_of
+from privinf.client.joining import join
+from privinf.client.lines import Lines, Peers, Progress
+from privinf.client.reply import Attempts, Output, Reply, Wanted, traffic
 from privinf.client.sampling import GREEDY, Sampling
-from privinf.client.session import ClientSession, Progress
+from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token, check_length
 from privinf.client.tokenizer import Own
 from privinf.session.blame import sane
 from privinf.session.options import MAX_NEW_TOKENS, Options
+from privinf.session.report import model_of
 from privinf.session.waiting import once_for_each_reason
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, parse_address
-from protocols.errors import ConfigError, ProtocolDesync, TransportError
-from protocols.party import Party
+from protocols.errors import ConfigError, ProtocolDesync
 
 log = logging.getLogger("privinf.client")
-PAUSE_S = 0.1
-"""Before the first attempt after a break; then longer."""
-
-
-class _Query:
-    """One query, the sessions that it takes, and whether it may take another."""
-
-    def __init__(self, retry: int, timeout_s: float) -> None:
-        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
-            raise ConfigError("a reply is begun anew a whole number of times", remedy="give a retry of 0 or more")
-        self.made: list[ClientSession] = []
-        self.over = threading.Event()  # its caller has turned away
-        self._left, self._timeout_s, self._pause_s = retry, timeout_s, PAUSE_S
-        self._tokens = -1  # at the last break
-        self._broke: float | None = None  # when, time.monotonic()
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds within which a broken connection must be replaced; None if none is broken."""
-        return None if self._broke is None else max(PAUSE_S, self._broke + self._timeout_s - time.monotonic())
-
-    def again(self, tokens: int) -> bool:
-        """A connection broke after so many tokens: whether another one is to be tried, after a pause."""
-        now = time.monotonic()
-        if tokens > self._tokens:  # the last one got on
-            self._tokens, self._broke, self._pause_s = tokens, now, PAUSE_S
-        if self._left == 0 or self._broke is None or now > self._broke + self._timeout_s:
-            return False
-        self._left -= 1
-        self._pause_s = min(2 * self._pause_s, 1.0)
-        return not self.over.wait(self._pause_s)
-
-    def check(self) -> None:
-        """TransportError if the caller has turned away while a session was made."""
-        if self.over.is_set():
-            raise TransportError("this query was ended by its caller", party="client")
 
 
 class Client:
@@ -83,78 +49,86 @@ class Client:
         progress: Progress | None = None,
         waiting: Waiting | None = None,
     ) -> None:
-        self.options = options or Options()
-        self.server, self.dealer = server, dealer
+        options = options or Options()
         for address in (server, dealer):
             parse_address(address)  # a malformed one is noticed now
-        self.credentials = load_credentials(keys, "client")
-        pinned = self.options.expect_tokenizer
-        self.tokenizer = None if self.options.tokenizer is None else Own.read(self.options.tokenizer, pinned)
-        self._progress = progress or (lambda phase, share: None)
-        self.waiting = waiting or once_for_each_reason(log.warning)
+        credentials = load_credentials(keys, "client")
+        tokenizer = None if options.tokenizer is None else Own.read(options.tokenizer, options.expect_tokenizer)
+        progress, waiting = progress or (lambda phase, share: None), waiting or once_for_each_reason(log.warning)
+        self.peers = Peers(server, dealer, credentials, options, tokenizer, progress, waiting)
         self._guard = threading.Lock()
         self._waiting: ClientSession | None = None  # made by `connect`, for the next query
-        self._sessions: set[ClientSession] = set()
-        self._queries: set[_Query] = set()
-        self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
+        self._lines: set[Lines] = set()
+        self._queries: set[Attempts] = set()
         self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
+
+    @property
+    def options(self) -> Options:
+        """Of all its sessions."""
+        return self.peers.options
+
+    @property
+    def sessions(self) -> int:
+        """How many there are, also those that are still being made."""
+        return len(self._lines)
 
     def connect(self) -> ClientSession:
         """The session that the next query will use, made if there is none."""
         with self._guard:
             waiting = self._waiting
         if waiting is None:
-            waiting = self._open([])
+            waiting = self.open([])
             with self._guard:
                 self._waiting = waiting
         return waiting
 
-    def _open(self, made: list[ClientSession], connect_s: float | None = None) -> ClientSession:
-        """A new session; who waits for it in another thread can end it through `made`."""
-        session = ClientSession(self, self._progress)
-        made.append(session)
+    def open(self, made: list[Lines], connect_s: float | None = None) -> ClientSession:
+        """A new session, to be ended by `drop`; who waits for it in another thread can end it through `made`."""
+        lines = Lines(self.peers)
+        made.append(lines)
         with self._guard:
-            self._sessions.add(session)
+            self._lines.add(lines)
         try:
-            session.open(connect_s)
+            return ClientSession(lines, join(lines, connect_s))
         except BaseException as error:
-            self._drop(session, error)
+            self.drop(lines, error)
             raise
-        return session
 
-    def _drop(self, session: ClientSession, error: BaseException | None = None) -> None:
-        session.close(error)
+    def drop(self, lines: Lines, error: BaseException | None = None) -> None:
+        """Closes a session's connections, from any thread, and tells peers that still listen why."""
+        lines.close(error)
         with self._guard:
-            self._sessions.discard(session)
-            if self._waiting is session:
+            self._lines.discard(lines)
+            if self._waiting is not None and self._waiting.lines is lines:
                 self._waiting = None
 
     @contextlib.contextmanager
-    def _session(self, made: list[ClientSession], *, query: bool = True, connect_s: float | None = None) -> Iterator[ClientSession]:
-        """A session for one query; its result is kept, and both peers are told how it ended."""
+    def _session(self, made: list[Lines], connect_s: float | None = None) -> Iterator[ClientSession]:
+        """A session for one query; both peers are told how it ended."""
         with self._guard:
             session, self._waiting = self._waiting, None
         if session is not None and session.connection.lost():  # it has lain unused for longer than the server allows, say
-            self._drop(session)
+            self.drop(session.lines)
             session = None
         if session is not None:
-            made.append(session)
+            made.append(session.lines)
         else:
-            session = self._open(made, connect_s)
+            session = self.open(made, connect_s)
         try:
             yield session
-            if query:
-                with self._sane():
-                    self.result, self.logits = result_of(session), session.logits
             session.end()
         except BaseException as error:
-            self._drop(session, error)
+            self.drop(session.lines, error)
             raise
-        self._drop(session)
+        self.drop(session.lines)
+
+    def _keep(self, reply: Reply) -> None:
+        with self._sane():
+            self.result, self.logits = reply.result(), reply.logits
 
     def _sane(self) -> contextlib.AbstractContextManager[None]:
-        return sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=f"server {self.server}")
+        return sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=self.peers.named)
 
     def prepare(
         self, seq: int | Sequence[int], *, max_new_tokens: int = MAX_NEW_TOKENS, logits: bool = False, count: int = 1
@@ -171,10 +145,10 @@ class Client:
         if min(count, len(wanted)) < 1:
             raise ConfigError("nothing to prepare", remedy="give at least one prompt length, and a count of 1")
         began = time.perf_counter()
-        with self._session([], query=False) as session, self._sane():
+        with self._session([]) as session, self._sane():
             made = [session.prepare(length, max_new_tokens, logits) for length in wanted for _ in range(count)]
-            found = result_of(session)
-        return {"prepared": made, "seconds": time.perf_counter() - began, **{name: found[name] for name in ("traffic", "model")}}
+            found = {"traffic": traffic(session), "model": model_of(session.lowered)}
+        return {"prepared": made, "seconds": time.perf_counter() - began, **found}
 
     def generate(
         self,
@@ -197,38 +171,23 @@ class Client:
         Where a connection breaks, `retry` times at most a fresh session goes on with the reply, if it can be had within the timeout after
         the break. Its prompt is the old one and the tokens so far, so that the server learns how far the reply had come.
         """
-        return self._generate(_Query(retry, self.options.timeout), prompt, ids, max_new_tokens, ignore_eos, logits, sampling)
+        wanted = Wanted(max_new_tokens, ignore_eos, logits, sampling)
+        return self._generate(Attempts(retry, self.options.timeout), prompt, ids, wanted)
 
-    def _generate(
-        self,
-        query: _Query,
-        prompt: str | None,
-        ids: Sequence[int] | None,
-        max_new_tokens: int,
-        ignore_eos: bool,
-        logits: bool,
-        sampling: Sampling,
-    ) -> Iterator[Token]:
-        check_length(max_new_tokens)
+    def _generate(self, query: Attempts, prompt: str | None, ids: Sequence[int] | None, wanted: Wanted) -> Iterator[Token]:
+        def attempt(connect_s: float | None) -> Iterator[Token]:
+            with self._session(query.made, connect_s) as session:
+                query.check()
+                start, first = Prompt.read(session.lowered, prompt, ids), query.reply is None
+                reply = query.reply = query.reply or Reply(len(start.ids), start.tokenizer, wanted)
+                yield from reply.generate(session, start.ids, prepared=first)
+                self._keep(reply)
+
         with self._guard:
             self._queries.add(query)
-        begun: ClientSession | None = None
         try:
-            while True:
-                try:
-                    with self._session(query.made, connect_s=query.left_s) as session:
-                        query.check()
-                        start, first = Prompt.read(session.lowered, prompt, ids), begun is None
-                        yield from session.generate(start, max_new_tokens, ignore_eos, logits, sampling, prepared=first, begun=begun)
-                    return
-                except TransportError:
-                    last = query.made[-1]
-                    begun = begun if last.prompt is None else last
-                    if not query.again(0 if begun is None else len(begun.tokens)):
-                        raise
-                    if last.whole:
-                        self.result, self.logits = result_of(last), last.logits
-                        return
+            if not (yield from query.carry_on(attempt)) and query.reply is not None:
+                self._keep(query.reply)
         finally:
             with self._guard:
                 self._queries.discard(query)
@@ -247,30 +206,33 @@ class Client:
         """`generate` for services: the protocol runs in a worker thread. Cancelling or closing it ends the session."""
         import asyncio
 
-        query = _Query(retry, self.options.timeout)
-        tokens, done = self._generate(query, prompt, ids, max_new_tokens, ignore_eos, logits, sampling), object()
+        query, done = Attempts(retry, self.options.timeout), object()
+        tokens = self._generate(query, prompt, ids, Wanted(max_new_tokens, ignore_eos, logits, sampling))
         try:
             while (token := await asyncio.to_thread(next, tokens, done)) is not done:
                 assert isinstance(token, Token)
                 yield token
         finally:
             query.over.set()
-            for session in query.made:  # a worker thread that still waits for a peer wakes
-                await _aside(partial(self._drop, session))
+            for lines in query.made:  # a worker thread that still waits for a peer wakes
+                await _aside(partial(self.drop, lines))
 
     def run(self, *inputs: Tensor) -> Tensor:
         """A private pass: a lowered module's output, or for a language model ids (1, T) to rounded logits (1, V)."""
         with self._session([]) as session:
-            return session.run(inputs)
+            output = Output()
+            found = output.run(session, inputs)
+            self._keep(output)
+        return found
 
     def close(self) -> None:
         """Ends every session, also one that another thread waits in; may be called again."""
         with self._guard:
-            sessions = list(self._sessions)
+            sessions = list(self._lines)
             for query in self._queries:
                 query.over.set()
-        for session in sessions:
-            self._drop(session)
+        for lines in sessions:
+            self.drop(lines)
 
     def __enter__(self) -> Self:
         return self

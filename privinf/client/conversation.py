@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from privinf.client.client import Client
+from privinf.client.lines import Lines
+from privinf.client.reply import Reply, Wanted
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.session import ClientSession
-from privinf.client.text import Prompt, Token, check_length
+from privinf.client.text import Prompt, Token
 from privinf.lowering.lowered import Lowered
 from privinf.session.options import MAX_NEW_TOKENS
 from protocols.errors import ConfigError, TransportError
@@ -29,11 +31,14 @@ class Conversation:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._made: list[ClientSession] = []
+        self._made: list[Lines] = []
+        self._session: ClientSession | None = None
         self._guard = threading.Lock()
-        self._open = self._over = False
+        self._over = False
         self._cached: list[int] = []  # ids that passes have taken in, without what padded the prompts
         self._last: int | None = None  # the last new token, which no pass has taken in yet
+        self.reply: Reply | None = None
+        """The last one, once it has begun."""
         self.used = time.monotonic()
         """When it was opened or last used, by time.monotonic()."""
 
@@ -42,9 +47,7 @@ class Conversation:
 
     def open(self, connect_s: float | None = None) -> Self:
         """Connects, within so many seconds (default: as the options say); PrivinfError."""
-        self._client._open(self._made, connect_s)
-        with self._guard:
-            self._open = True
+        self._session = self._client.open(self._made, connect_s)
         if self._over:
             self.close()
             raise TransportError("this conversation was closed", party="client")
@@ -53,7 +56,9 @@ class Conversation:
     @property
     def session(self) -> ClientSession:
         """The session that it is, once it is open."""
-        return self._made[-1]
+        if self._session is None:
+            raise TransportError("this conversation is not open", party="client")
+        return self._session
 
     @property
     def lowered(self) -> Lowered:
@@ -63,7 +68,7 @@ class Conversation:
     @property
     def usable(self) -> bool:
         """Whether it can be used further."""
-        return self._open and not self._over
+        return self._session is not None and not self._over
 
     @property
     def ids(self) -> list[int]:
@@ -85,16 +90,16 @@ class Conversation:
         sampling: Sampling = GREEDY,
         keep_last: bool = True,
         prepared: bool = False,
-        begun: ClientSession | None = None,
+        begun: Reply | None = None,
     ) -> Iterator[Token]:
         """New tokens after the sequence so far and these ids, as `Client.generate`; only what is new goes through a pass.
 
         The last token of the reply before this one is part of the sequence unless `keep_last` is false: an end token, say, which
         the next prompt does not hold. With `prepared` a conversation's first query uses one that was prepared, if one fits; then the
-        conversation is over after it, for what was prepared ends there. With `begun` the reply goes on that broke in that session; then
+        conversation is over after it, for what was prepared ends there. With `begun` the reply goes on that broke in another session; then
         these ids are all that came before the reply.
         """
-        check_length(max_new_tokens)
+        wanted, self.reply = Wanted(max_new_tokens, ignore_eos, logits, sampling), begun
         if not self.usable:
             raise TransportError("this conversation is over", party="client", remedy="begin another one")
         last = [] if self._last is None or not keep_last else [self._last]
@@ -105,13 +110,13 @@ class Conversation:
             raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
         try:
             first = prepared and not session.runtime.offset
-            how = prompt, max_new_tokens, ignore_eos, logits, sampling
-            yield from session.generate(*how, prepared=first, after=len(last), begun=begun)
-            *before, self._last = session.tokens
+            reply = self.reply = begun or Reply(len(fresh), prompt.tokenizer, wanted)
+            yield from reply.generate(session, prompt.ids, prepared=first, after=len(last))
+            *before, self._last = reply.tokens
             self._cached += [*fresh, *before]
             self.used = time.monotonic()
             # passes that padded the reply are in the cache, and in no sequence of ours; and of a prepared query nothing is left
-            if session.shown[1] > len(session.tokens) or session.prepared is not None:
+            if reply.timing.padding_s or session.prepared is not None:
                 self.end()
         except BaseException as error:  # also GeneratorExit: the caller has turned away
             self.close(error)
@@ -130,8 +135,8 @@ class Conversation:
         with self._guard:
             self._over = True
             made = list(self._made)
-        for session in made:
-            self._client._drop(session, error)
+        for lines in made:
+            self._client.drop(lines, error)
 
     def __enter__(self) -> Self:
         return self.open()

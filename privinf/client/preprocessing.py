@@ -14,117 +14,137 @@ C holds its lane's lock during an exchange, so that processes which share a cach
 from __future__ import annotations
 
 import logging
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from privinf.client.joining import Joined
+from privinf.client.lines import Peers
+from privinf.graph.private import Runtime
+from privinf.session.marks import Lane
 from privinf.session.messages import (
     MAX_HELD,
     Chosen,
     Go,
     Kept,
+    Pass,
     Prepare,
     Reserved,
+    Run,
     SessionSeed,
     Spend,
     Taken,
     Terms,
 )
-from privinf.session.pool import PoolLane
+from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Header, Prepared, Recorder
 from protocols.correlations import Role
 from protocols.errors import ConfigError, ProtocolDesync
 from protocols.party import Party
-
-if TYPE_CHECKING:
-    from privinf.client.session import ClientSession
+from protocols.sources.dealer import Store
 
 log = logging.getLogger("privinf")
+Walk = Callable[[Pass | Run, Runtime, Store, list[Tensor], Callable[[float], None]], None]
+"""What a session does offline for a pass: the request, its runtime, where correlations go, inputs on shapes, who is told the share done."""
 
 
 def _request(kind: type[Prepare] | type[Spend], shelf: PoolLane, held: dict[int, bytes]) -> Prepare | Spend:
     return kind(shelf.lane.terms, shelf.spent, tuple(held.items()))
 
 
-def prepare_at_client(session: ClientSession, terms: Terms) -> dict[str, Any]:
-    """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
-    connection, link = session.connection, session.link
-    assert link is not None
-    lane = session.lane(terms)
-    connection.meter.phase = "offline"
-    with session.shelf(lane) as shelf:
-        held = shelf.held()
-        if len(held) >= MAX_HELD:
-            raise ConfigError(f"{MAX_HELD} queries are prepared for these lengths already", remedy="use them first, or `privinf cache rm`")
-        connection.send_control(_request(Prepare, shelf, held))
-        reserved = connection.receive_control(Reserved)
-        if reserved.index <= max(shelf.spent, *held, 0):
-            raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=f"server {session.client.server}")
-    seed = link.receive_control(SessionSeed).seed
-    header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, seed)
-    with session.stock.writer(lane, header) as writer:
-        store = Recorder(writer, session.options.device)
-        sketch = session.fresh_runtime()
-        passes = terms.passes
+class Preprocessing:
+    """The prepared queries of one session."""
+
+    def __init__(self, peers: Peers, found: Joined) -> None:
+        self._peers, self._found = peers, found
+        self._pool = Pool(peers.options.cache, Role.CLIENT)
+        self._parties = found.lowered.id, peers.credentials.fingerprint, found.connection.peer_fingerprint
+
+    def _open(self, lane: Lane) -> AbstractContextManager[PoolLane]:
+        """A lane of this session's, see `Pool.open`."""
+        return self._pool.open(lane, self._peers.options.timeout, self._found.connection.peer_until)
+
+    def prepare(self, terms: Terms, walk: Walk) -> dict[str, Any]:
+        """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
+        connection, device = self._found.connection, self._peers.options.device
+        lane = Lane(*self._parties, terms)
+        connection.meter.phase = "offline"
+        with self._open(lane) as shelf:
+            held = shelf.held()
+            if len(held) >= MAX_HELD:
+                what = f"{MAX_HELD} queries are prepared for these lengths already"
+                raise ConfigError(what, remedy="use them first, or `privinf cache rm`")
+            connection.send_control(_request(Prepare, shelf, held))
+            reserved = connection.receive_control(Reserved)
+            if reserved.index <= max(shelf.spent, *held, 0):
+                raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=self._peers.named)
+        seed = self._found.link.receive_control(SessionSeed).seed
+        header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, seed)
+        with self._pool.writer(lane, header) as writer:
+            self._record(terms, Recorder(writer, device), walk)
+            writer.seal()
+            with self._open(lane) as shelf:
+                shelf.add(writer)
+                try:
+                    connection.send_control(Kept())
+                    connection.receive_control(Kept)
+                except BaseException:
+                    shelf.discard(reserved.index)  # the server has none
+                    raise
+        lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
+        return {**lengths, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
+
+    def _record(self, terms: Terms, store: Recorder, walk: Walk) -> None:
+        """Computes and records this party's part of every pass, from an empty context on."""
+        weights, passes = self._found.runtime.party.weights, terms.passes
+        sketch = Runtime.of(self._found.lowered.graph, Party(Role.CLIENT), self._peers.options.device)
         for done, request in enumerate(passes):
-            sketch = sketch.sketch(Party(Role.CLIENT, None, session.runtime.party.weights))
-            inputs = [torch.empty((1, request.count), dtype=torch.int64, device="meta")]
-            session.walk_offline(request, sketch, store, inputs, partial(_progress, session, done, len(passes)))
+
+            def told(share: float, done: int = done) -> None:
+                self._peers.progress("prepare", (done + share) / len(passes))
+
+            sketch = sketch.sketch(Party(Role.CLIENT, None, weights))
+            walk(request, sketch, store, [torch.empty((1, request.count), dtype=torch.int64, device="meta")], told)
             store.end_pass()
-        writer.seal()
-        with session.shelf(lane) as shelf:
-            shelf.add(writer)
+
+    def spend(self, terms: Terms) -> Prepared | None:
+        """A prepared query that fits, spent at all three parties; None where there is none, and then the dealer deals as ever."""
+        for lane in self._pool.lanes(*self._parties, terms):
+            self._found.connection.meter.phase = "offline"
             try:
-                connection.send_control(Kept())
-                connection.receive_control(Kept)
-            except BaseException:
-                shelf.discard(reserved.index)  # the server has none
-                raise
-    lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
-    return {**lengths, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
+                with self._open(lane) as shelf:
+                    found = self._spend(shelf)
+            except ConfigError as error:
+                log.warning("going on without prepared queries: %s", error)
+                return None
+            if found is not None:
+                return found
+        return None
 
-
-def _progress(session: ClientSession, done: int, passes: int, share: float) -> None:
-    session.progress("prepare", (done + share) / passes)
-
-
-def spend_at_client(session: ClientSession, terms: Terms) -> Prepared | None:
-    """A prepared query that fits, spent at all three parties; None where there is none, and then the dealer deals as ever."""
-    for lane in session.lanes(terms):
-        session.connection.meter.phase = "offline"
-        try:
-            with session.shelf(lane) as shelf:
-                found = _spend(session, shelf)
-        except ConfigError as error:
-            log.warning("going on without prepared queries: %s", error)
-            return None
-        if found is not None:
-            return found
-    return None
-
-
-def _spend(session: ClientSession, shelf: PoolLane) -> Prepared | None:
-    connection = session.connection
-    while held := shelf.held():
-        request = _request(Spend, shelf, held)
-        connection.send_control(request)
-        chosen = connection.receive_control(Chosen)
-        shelf.clear(chosen.spent)
-        if not chosen.index:
-            return None
-        if chosen.index not in held or chosen.index <= max(chosen.spent, request.spent):
-            raise ProtocolDesync("the server chose an index that is spent", party="client", peer=f"server {session.client.server}")
-        prepared, taken, refused = shelf.load(chosen.index), 0, ""
-        try:
-            if prepared is not None and shelf.spend(chosen.index):
-                taken = chosen.index
-        except ConfigError as error:
-            refused = str(error)
-        connection.send_control(Taken(taken))
-        if taken:
-            return prepared if connection.receive_control(Go).ok else None
-        if refused:
-            log.warning("going on without prepared queries: %s", refused)
-            return None
-    return None
+    def _spend(self, shelf: PoolLane) -> Prepared | None:
+        connection = self._found.connection
+        while held := shelf.held():
+            request = _request(Spend, shelf, held)
+            connection.send_control(request)
+            chosen = connection.receive_control(Chosen)
+            shelf.clear(chosen.spent)
+            if not chosen.index:
+                return None
+            if chosen.index not in held or chosen.index <= max(chosen.spent, request.spent):
+                raise ProtocolDesync("the server chose an index that is spent", party="client", peer=self._peers.named)
+            prepared, taken, refused = shelf.load(chosen.index), 0, ""
+            try:
+                if prepared is not None and shelf.spend(chosen.index):
+                    taken = chosen.index
+            except ConfigError as error:
+                refused = str(error)
+            connection.send_control(Taken(taken))
+            if taken:
+                return prepared if connection.receive_control(Go).ok else None
+            if refused:
+                log.warning("going on without prepared queries: %s", refused)
+                return None
+        return None

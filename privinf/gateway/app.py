@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from privinf.client.text import Token
 from privinf.gateway.door import METRICS, Door, Place
-from privinf.gateway.engine import Engine, Query, Reply
+from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.limits import Bounds
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
@@ -144,7 +144,7 @@ def create_app(
         writer: Writer,
         shown: Callable[..., str] = lambda text, first: text,
     ) -> Response:
-        reply = Reply()
+        reply = Answer()
         pieces = _pieces(engine.stream(query, reply), shown)
         try:
             if not body.stream:
@@ -179,7 +179,7 @@ async def _all(pieces: AsyncIterator[str]) -> list[str]:
 
 
 async def _events(
-    first: str | None, pieces: AsyncIterator[str], reply: Reply, writer: Writer, usage: bool
+    first: str | None, pieces: AsyncIterator[str], reply: Answer, writer: Writer, usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     """The events of a stream; an error in the middle is an event too."""
     async with contextlib.aclosing(pieces) as rest:  # type: ignore[type-var]

@@ -8,15 +8,15 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.client.reply import Attempts
 from privinf.client.sampling import GREEDY, Sampling
-from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token
 from privinf.client.tokenizer import load_tokenizer
 from privinf.gateway.chat import Chat
@@ -44,7 +44,7 @@ class Query:
 
 
 @dataclass(eq=False, repr=False)
-class Reply:
+class Answer:
     """A reply as it comes; the counts are complete when it has ended."""
 
     prompt_tokens: int = 0
@@ -93,7 +93,7 @@ class Engine:
         self.tokenizer = load_tokenizer(self.lowered.tokenizer)
         self.chat = Chat(self.lowered, self.tokenizer, self._template, most=self.limits.active + self.limits.waiting)
         self._ending.callback(self.chat.close)
-        self.logits = held.conversation.session.welcome.logits
+        self.logits = held.conversation.session.gives_logits
         with self._guard:
             self._kept.append(held)
 
@@ -146,14 +146,14 @@ class Engine:
         except ConfigError:  # the text is then no text
             return None
 
-    async def stream(self, query: Query, reply: Reply) -> AsyncIterator[Token]:
+    async def stream(self, query: Query, answer: Answer) -> AsyncIterator[Token]:
         """New tokens as they come. Closing the iterator, or cancelling who waits in it, ends the reply and the session behind it."""
         if self.active + self.waiting >= self.limits.active + self.limits.waiting:
             raise self._full()
         self.waiting += 1  # before anything is awaited, so that no crowd slips through
         try:
             ids, text = await asyncio.to_thread(self.read, query)
-            reply.prompt_tokens = len(ids)
+            answer.prompt_tokens = len(ids)
             await self._slots.acquire()
         finally:
             self.waiting -= 1
@@ -170,7 +170,7 @@ class Engine:
             self.active -= 1
             self._slots.release()
 
-        loop.run_in_executor(self._pool, self._work, query, ids, text, reply, emit).add_done_callback(left)
+        loop.run_in_executor(self._pool, self._work, query, ids, text, answer, emit).add_done_callback(left)
         done = False
         self._queues.add(queue)
         try:
@@ -182,8 +182,8 @@ class Engine:
         finally:
             self._queues.discard(queue)
             if not done:  # nothing is awaited here, for the waiter may be cancelled again and again
-                reply.cancelled.set()
-                threading.Thread(target=reply.cancel, name="privinf-cancel", daemon=True).start()
+                answer.cancelled.set()
+                threading.Thread(target=answer.cancel, name="privinf-cancel", daemon=True).start()
 
     def _full(self) -> Full:
         """Whoever is inside and could be, where there is room, counts as a reply that is made: its prompt may still be being read."""
@@ -195,112 +195,106 @@ class Engine:
             f"{made} {'reply is' if made == 1 else 'replies are'} being made and {waits}, and there is room for no more", retry_after
         )
 
-    def _work(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
+    def _work(self, query: Query, ids: list[int], text: str | None, answer: Answer, emit: Callable[[Any], None]) -> None:
         """In a thread: the whole reply."""
         began, end = time.monotonic(), "failed"
         try:
-            self._answer(query, ids, text, reply, emit)
+            self._answer(query, ids, text, answer, emit)
             end = "replies"
         except Exception as error:
-            end = "cancelled" if reply.cancelled.is_set() else "failed"  # before the caller hears of it, who then leaves
+            end = "cancelled" if answer.cancelled.is_set() else "failed"  # before the caller hears of it, who then leaves
             emit(error)
             if not isinstance(error, PrivinfError):
                 log.exception("internal error in a reply: %s", type(error).__name__)
-            if reply.held is not None:
-                self._retire(reply.held)
+            if answer.held is not None:
+                self._retire(answer.held)
         finally:
             with self._guard:
                 self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
                 self.counts[end] += 1
                 for name in ("prompt_tokens", "cached_tokens", "tokens"):
-                    self.counts[name] += getattr(reply, name)
+                    self.counts[name] += getattr(answer, name)
             emit(None)
 
-    def _answer(self, query: Query, ids: list[int], text: str | None, reply: Reply, emit: Callable[[Any], None]) -> None:
-        found = self._follow(ids, text)
-        held, (reply.cached_tokens, fresh, keep) = found if found else (self._begin(reply), (0, ids, True))
-        begun, left = None, self.limits.retry
-        while True:
-            reply.held = held
-            if reply.cancelled.is_set():
-                raise TransportError("the caller has gone", party="client")
-            try:
-                self._pass(held, query, fresh, keep, reply, emit, begun)
-                break
-            except (TransportError, RefusedError) as error:
-                session = held.conversation.session
-                if reply.cancelled.is_set():
-                    raise
-                if session.whole and reply.tokens:  # what broke only padded the reply
-                    reply.finish_reason = session.finish_reason
-                    break
-                if found is not None and not reply.tokens and again_after(error, 0) is None:
-                    # a kept session may have died meanwhile, with the server say, or reached its limits
-                    found, reply.cached_tokens, connect_s = None, 0, None
-                elif left and isinstance(error, TransportError):
-                    left, begun, connect_s = left - 1, begun if session.prompt is None else session, self.client.options.timeout
-                else:
-                    raise
-                self._retire(held)
-                held, fresh, keep = self._begin(reply, connect_s), ids, True
-        streamer = held.conversation.session.streamer
-        held.text = None if text is None or streamer is None or streamer.text is None else text + streamer.text
+    def _answer(self, query: Query, ids: list[int], text: str | None, answer: Answer, emit: Callable[[Any], None]) -> None:
+        attempts, found = Attempts(self.limits.retry, self.client.options.timeout, answer.cancelled), self._follow(ids, text)
+
+        def attempt(connect_s: float | None) -> Iterator[Token]:
+            nonlocal found
+            kept, found = found, None
+            if kept is not None:
+                answer.held, (answer.cached_tokens, fresh, keep) = kept
+                try:
+                    yield from self._pass(attempts, query, answer, fresh, keep)
+                    return
+                except (TransportError, RefusedError) as error:
+                    if answer.tokens or answer.cancelled.is_set() or again_after(error, 0) is not None:
+                        raise
+                # a kept session may have died meanwhile, with the server say, or reached its limits
+                self._retire(answer.held)
+                attempts.reply, answer.cached_tokens = None, 0
+            elif answer.held is not None:
+                self._retire(answer.held)
+            answer.held = self._begin(answer, connect_s)
+            yield from self._pass(attempts, query, answer, ids, True)
+
+        for token in attempts.carry_on(attempt):
+            answer.tokens += 1
+            emit(token)
+        held, reply = answer.held, attempts.reply
+        assert held is not None and reply is not None
+        answer.finish_reason = reply.finish_reason
+        held.ended = reply.finish_reason == "stop" and not reply.streamer.stopped
+        held.text = None if text is None or reply.streamer.text is None else text + reply.streamer.text
+        with self._guard:
+            self.counts["prepared"] += reply.sessions[-1].prepared is not None
+            self.seconds["offline"] += reply.timing.offline_s
+            self.seconds["online"] += sum(reply.timing.tokens_s)
         self._keep(held)
 
-    def _pass(
-        self,
-        held: Held,
-        query: Query,
-        fresh: list[int],
-        keep: bool,
-        reply: Reply,
-        emit: Callable[[Any], None],
-        begun: ClientSession | None,
-    ) -> None:
-        session = held.conversation.session
-        count = min(query.max_new_tokens, self.limits.new_tokens)
-        known = [session.timing] if begun is None else [session.timing, begun.timing]
-        before = sum(timing.offline_s for timing in known), sum(len(timing.tokens_s) for timing in known)
-        tokens = held.conversation.generate(
-            fresh,
-            max_new_tokens=count,
-            ignore_eos=query.ignore_eos,
-            sampling=query.sampling,
-            keep_last=keep,
-            prepared=self.limits.prepared,
-            begun=begun,
-        )
-        for token in tokens:
-            reply.tokens += 1
-            emit(token)
-        reply.finish_reason = session.finish_reason
-        held.ended = session.finish_reason == "stop" and session.streamer is not None and not session.streamer.stopped
-        with self._guard:
-            self.counts["prepared"] += session.prepared is not None
-            self.seconds["offline"] += session.timing.offline_s - before[0]
-            self.seconds["online"] += sum(session.timing.tokens_s[before[1] :])
+    def _pass(self, attempts: Attempts, query: Query, answer: Answer, fresh: list[int], keep: bool) -> Iterator[Token]:
+        """New tokens of a reply, in the conversation that it has now."""
+        assert answer.held is not None
+        attempts.check()
+        conversation = answer.held.conversation
+        try:
+            yield from conversation.generate(
+                fresh,
+                max_new_tokens=min(query.max_new_tokens, self.limits.new_tokens),
+                ignore_eos=query.ignore_eos,
+                sampling=query.sampling,
+                keep_last=keep,
+                prepared=self.limits.prepared,
+                begun=attempts.reply,
+            )
+        except (TransportError, RefusedError):
+            whole = conversation.reply is not None and conversation.reply.whole  # then what broke only padded it
+            if not whole or answer.cancelled.is_set():
+                raise
+        finally:
+            attempts.reply = conversation.reply
 
     # ---- conversations
 
-    def _begin(self, reply: Reply, connect_s: float | None = None) -> Held:
+    def _begin(self, answer: Answer, connect_s: float | None = None) -> Held:
         """A new conversation for a reply; to reach the server it has `connect_s` seconds, by default as the client's options say.
 
         What is wrong here, a certificate that has expired say, is no fault of the caller's.
         """
         try:
-            return self._open(reply, connect_s)
+            return self._open(answer, connect_s)
         except ConfigError as error:
             log.error("no session can be opened: %s", error)
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
-    def _open(self, reply: Reply | None = None, connect_s: float | None = None) -> Held:
+    def _open(self, answer: Answer | None = None, connect_s: float | None = None) -> Held:
         """A new conversation; where the server is full, room is made by what we keep ourselves."""
         while True:
             if self._closing:
                 raise Stopping
             held = Held(Conversation(self.client))
-            if reply is not None:
-                reply.held = held  # from now on it can be cancelled
+            if answer is not None:
+                answer.held = held  # from now on it can be cancelled
             try:
                 held.conversation.open(connect_s)
                 break
@@ -314,7 +308,7 @@ class Engine:
                     raise Full(error.message, again) from error
                 self._retire(oldest)
         with self._guard:
-            self.seconds["setup"] += held.conversation.session.timing.setup_s
+            self.seconds["setup"] += held.conversation.session.setup_s
             self._live.add(held)
         return held
 

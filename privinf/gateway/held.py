@@ -39,7 +39,7 @@ class Held:
         """What moved so far, by peer and phase."""
         session = self.conversation.session
         ends = (("server", session.connection), ("dealer", session.link))
-        return {(peer, phase): end.meter.total(phase) for peer, end in ends if end is not None for phase in PHASES}
+        return {(peer, phase): end.meter.total(phase) for peer, end in ends for phase in PHASES}
 
     @property
     def spent(self) -> int:

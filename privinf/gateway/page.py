@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from sse_starlette.sse import EventSourceResponse
 
 from privinf.client.sampling import Sampling
-from privinf.gateway.engine import Engine, Query, Reply
+from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.wire import Temperature, as_api_error, usage
 from privinf.session.report import TRUST, TRUST_TEXT, counters, model_of
 from privinf.transport.meter import PHASES, Cell
@@ -69,7 +69,7 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
     async def about() -> dict[str, Any]:
         model = {**model_of(engine.lowered), "n_positions": engine.lowered.info.n_positions}
         trust = {"name": TRUST, "text": TRUST_TEXT}
-        parties = {"server": engine.client.server, "dealer": engine.client.dealer}
+        parties = {"server": engine.client.peers.server, "dealer": engine.client.peers.dealer}
         return {"model": model, "trust": trust, "logits": engine.logits, "demo": watch is not None, "parties": parties}
 
     @app.post("/page/reply", response_model=None)
@@ -83,7 +83,7 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 
 async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIterator[dict[str, Any]]:
     """`begin` (how many tokens there will be at most), `token`, `seen`, `counters`, and at the end `done` or `error`."""
-    reply, seen = Reply(), watch.since(-1)[0] if watch else 0
+    reply, seen = Answer(), watch.since(-1)[0] if watch else 0
     base = {key: _copy(cell) for key, cell in engine.cells().items()}
     theirs = watch.seen_traffic if watch else {}
     told: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from privinf.client.sampling import MAX_TEMPERATURE, Sampling
-from privinf.gateway.engine import Reply
+from privinf.gateway.engine import Answer
 from privinf.gateway.renderer import TemplateFault
 from privinf.gateway.waits import Full, Stopping
 from privinf.session.blame import again_after
@@ -197,7 +197,7 @@ class Writer:
             "model": model,
         }
 
-    def whole(self, text: str, reply: Reply) -> dict[str, Any]:
+    def whole(self, text: str, reply: Answer) -> dict[str, Any]:
         """The reply in one piece."""
         said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": reply.finish_reason}
@@ -210,7 +210,7 @@ class Writer:
         said: dict[str, Any] = {"delta": delta} if self.chat else {"text": text or ""}
         return self._event([{"index": 0, **said, "logprobs": None, "finish_reason": finish}])
 
-    def last(self, reply: Reply) -> str:
+    def last(self, reply: Answer) -> str:
         """The event with the usage, where it was asked for."""
         return self._event([], usage=usage(reply))
 
@@ -219,7 +219,7 @@ class Writer:
         return json.dumps({**self._base, "object": kind, "choices": choices, **more}, ensure_ascii=False)
 
 
-def usage(reply: Reply) -> dict[str, Any]:
+def usage(reply: Answer) -> dict[str, Any]:
     """Tokens of prompt and reply; `cached_tokens` are those that a kept conversation had already."""
     counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": reply.prompt_tokens + reply.tokens}
     return {**counts, "prompt_tokens_details": {"cached_tokens": reply.cached_tokens}}

@@ -243,9 +243,9 @@ class _Queries:
         if config.get("dump"):
             from privinf.local.probe import dumping
 
-            made.probe = dumping(Path(config["dump"]), "client")
+            made.peers.probe = dumping(Path(config["dump"]), "client")
         elif self._clock:
-            made.probe = self._clock.begin
+            made.peers.probe = self._clock.begin
         return made
 
     def _answer(self, number: int, query: dict[str, Any]) -> None:
@@ -269,8 +269,7 @@ class _Queries:
         finally:
             client.close()
             for peer, connection in (("server", session.connection), ("dealer", session.link)) if session else ():
-                if connection is not None:
-                    self._links.append(snapshot(peer, connection))
+                self._links.append(snapshot(peer, connection))
 
 
 def main(role: str) -> int:

@@ -1,0 +1,75 @@
+"""Whom a client speaks to, and the connections of one of its sessions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from privinf.client.tokenizer import Own
+from privinf.session.blame import farewell
+from privinf.session.options import Options
+from privinf.transport.connection import Connection
+from privinf.transport.keys import Credentials
+from privinf.transport.listener import Waiting, dial
+from protocols.party import Party
+
+Progress = Callable[[str, float], None]  # (phase, share done)
+
+
+@dataclass
+class Peers:
+    """A client's peers, as whom it speaks to them, and what it tells meanwhile; shared by its sessions."""
+
+    server: str
+    dealer: str
+    credentials: Credentials
+    options: Options
+    tokenizer: Own | None
+    progress: Progress
+    waiting: Waiting
+    probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
+
+    @property
+    def named(self) -> str:
+        """The server, as errors name it."""
+        return f"server {self.server}"
+
+
+class Lines:
+    """The connections of one session, from before the first is made; and what is freed with them. Ended from any thread."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+        self.dialled: list[Connection] = []
+        """To the server, and once that was reached to the dealer."""
+        self.masked: dict[str, Tensor] = {}
+        """The masked weights, by name."""
+        self._closed = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed at this end."""
+        return self._closed.is_set()
+
+    def dial(self, role: str, connect_s: float) -> Connection:
+        """Connects to the peer of this role, within so many seconds; PrivinfError."""
+        peers, server = self.peers, role == "server"
+        address, emulated = (peers.server, peers.options.emulated) if server else (peers.dealer, None)
+        connection = dial(address, peers.credentials, role, peers.options.timeout, emulated, connect_s=connect_s, waiting=peers.waiting)
+        self.dialled.append(connection)
+        if self.closed:  # meanwhile, by another thread
+            connection.close()
+        return connection
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes both; a peer that still listens is told why."""
+        self._closed.set()
+        for connection in self.dialled:
+            farewell(connection, error)
+        for connection in self.dialled:
+            connection.close()
+        self.masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory

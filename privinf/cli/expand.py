@@ -20,10 +20,9 @@ Verb = TypeVar("Verb", bound=Callable[..., None])
 
 def expand(*, without: Collection[str] = ()) -> Callable[[Verb], Verb]:
     """For a verb with parameters that are dataclasses: each of their fields that has a `Setting`, but those in `without`, is an option.
-    A model of pydantic's is one too, and is made by its `checked`.
 
-    A parameter that is an option itself has a `Setting` too, or what Typer wants. Where one that is a dataclass has a default, that
-    object's values are this verb's defaults.
+    A model of pydantic's is one too, and is made by its `checked`. A parameter that is an option itself has a
+    `Setting` too, or what Typer wants. Where one that is a dataclass has a default, that object's values are this verb's defaults.
     """
 
     def decorate(verb: Verb) -> Verb:

@@ -1,4 +1,4 @@
-"""The stock: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which outlive it.
+"""The pool: prepared queries that a party keeps on disk until they are used, and the marks of what is spent, which outlive it.
 
     CACHE/prepared/LANE/INDEX.bin    a prepared query, at the server and the client (`prepared`)
     CACHE/spent/LANE.json            its marks, see `marks`
@@ -28,7 +28,7 @@ MAX_LANES = 1024  # of one client, at one party
 
 
 class Pool:
-    """One party's stock in its cache directory. Several processes may share it."""
+    """One party's pool in its cache directory. Several processes may share it."""
 
     def __init__(self, cache: Path, role: str) -> None:
         self.cache, self.role = cache, role

@@ -6,18 +6,28 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from privinf.cli.expand import expand
+from privinf.setting import Setting
 from protocols.errors import ConfigError, PrivinfError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
-Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write tables; without any file they go to stdout.")]
+
+@dataclass(frozen=True)
+class Files:
+    """Where a scenario's result goes."""
+
+    json: Annotated[Path | None, Setting("Write the result as JSON.", "FILE")] = None
+    csv: Annotated[Path | None, Setting("Write the rows as CSV.", "FILE")] = None
+    markdown: Annotated[Path | None, Setting("Write tables; without any file they go to stdout.", "FILE")] = None
+
+
 Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of the prompt.")]
 Model = Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Timed passes of each backend, after one warm-up.")]
@@ -53,14 +63,16 @@ def _chosen(names: str) -> list[str]:
     return found
 
 
-def _perform(scenario: str, files: tuple[Path | None, Path | None, Path | None], measure: Callable[[Any, Path], None]) -> None:
+def _perform(scenario: str, files: Files, measure: Callable[[Any, Path], None]) -> None:
     from benchmarks.perform import perform
 
-    perform(scenario, files, measure)
+    perform(scenario, (files.json, files.csv, files.markdown), measure)
 
 
 @app.command()
+@expand()
 def shipped(
+    *,
     model: Model = None,
     seq: Seq = 128,
     samples: Samples = 3,
@@ -68,9 +80,7 @@ def shipped(
     backends: Backends = "privinf,crypten,plain",
     link: LinkName = None,
     device: Device = "cpu",
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """A model at one length: ours, stock CrypTen and float, interleaved. `python -m benchmarks shipped models/pylib`"""
     from benchmarks.scenarios.shipped import shipped as scenario
@@ -78,7 +88,7 @@ def shipped(
     names = _chosen(backends)
     _perform(
         "shipped",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(
             run, work, model=model, seq=seq, samples=samples, errors=errors, backends=names, link=link, device=device
         ),
@@ -86,7 +96,9 @@ def shipped(
 
 
 @app.command()
+@expand()
 def ladder(
+    *,
     quick: Annotated[bool, typer.Option("--quick", help="Two layers of width 64, instead of GPT-2 size.")] = False,
     seq: Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of the prompt: 128, or 32 with --quick.")] = None,
     samples: Samples = 1,
@@ -95,9 +107,7 @@ def ladder(
     beside: Annotated[str, typer.Option("--beside", metavar="A,B", help="Networks that stock CrypTen runs too, samples in turn.")] = "",
     link: LinkName = None,
     device: Device = "cpu",
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
@@ -107,18 +117,18 @@ def ladder(
     def steps(run: Any, work: Path) -> None:
         scenario(run, work, quick=quick, seq=length, samples=samples, backends=used, link=link, device=device, networks=names, beside=also)
 
-    _perform("ladder", (json, csv, markdown), steps)
+    _perform("ladder", files, steps)
 
 
 @app.command()
+@expand()
 def scale(
+    *,
     quick: Annotated[bool, typer.Option("--quick", help="Two layers of width 64, instead of four of 256.")] = False,
     samples: Samples = 3,
     backends: Backends = "privinf",
     device: Device = "cpu",
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """Growth with length (16 to 512), layers and width, beside the prediction. `python -m benchmarks scale --json scale.json`"""
     from benchmarks.scenarios.scale import scale as scenario
@@ -126,22 +136,22 @@ def scale(
     names = _chosen(backends)
     _perform(
         "scale",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(run, work, quick=quick, samples=samples, backends=names, device=device),
     )
 
 
 @app.command()
+@expand()
 def links(
+    *,
     model: Model = None,
     seq: Seq = 128,
     samples: Samples = 3,
     names: Annotated[str, typer.Option("--links", metavar="A,B", help="As --link takes them, and loopback.")] = "loopback,lan,wan,4g",
     kernel: Annotated[bool, typer.Option("--kernel", help="Also shaped by the kernel, in a network namespace (root, iproute2).")] = False,
     device: Device = "cpu",
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """One pass over several links. `python -m benchmarks links models/pylib --links loopback,lan,wan --json links.json`"""
     from benchmarks.links import link_of
@@ -152,13 +162,15 @@ def links(
         link_of(name)
     _perform(
         "links",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(run, work, model=model, seq=seq, samples=samples, names=chosen, kernel=kernel, device=device),
     )
 
 
 @app.command()
+@expand()
 def generate(
+    *,
     model: Model = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few tokens, clients and sessions, a faster link.")] = False,
     parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, clients, memory, wan; default: all.")] = "",
@@ -166,9 +178,7 @@ def generate(
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of everything that is timed.")] = None,
     link: LinkName = None,
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """A token against the cached length, clients at once, memory, a slow link. `python -m benchmarks generate models/pylib --json FILE`"""
     from dataclasses import replace
@@ -185,93 +195,94 @@ def generate(
     size = replace(size, samples=samples or size.samples, tokens=tokens or size.tokens)
     _perform(
         "generate",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(run, work, model=model, lengths=[int(word) for word in words], size=size, link=link, parts=chosen),
     )
 
 
 @app.command()
+@expand()
 def soak(
+    *,
     model: Model = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.5, help="How long visitors come.")] = 30.0,
     at_a_time: Annotated[int, typer.Option("--visitors", min=1, max=40, help="Visitors at a time.")] = 6,
     seed: Annotated[int, typer.Option("--seed", help="Names the choice of visitors.")] = 1,
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """Clients that generate, leave, die and send garbage; nothing may be left. `python -m benchmarks soak models/pylib --minutes 30`"""
     from benchmarks.scenarios.soak import soak as scenario
 
     _perform(
         "soak",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(run, work, model=model, minutes=minutes, at_a_time=at_a_time, seed=seed),
     )
 
 
 @app.command()
+@expand()
 def pareto(
+    *,
     models: Annotated[list[Path] | None, typer.Argument(metavar="MODEL...", help="Default: all in models/ and runs/.")] = None,
     seq: Seq = 128,
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """Perplexity of trained checkpoints beside their online bytes. `python -m benchmarks pareto --json pareto.json`"""
     from benchmarks.scenarios.pareto import pareto as scenario
     from benchmarks.scenarios.pareto import trained
 
     found = models or trained(Path(__file__).parents[1])
-    _perform("pareto", (json, csv, markdown), lambda run, work: scenario(run, work, models=found, seq=seq))
+    _perform("pareto", files, lambda run, work: scenario(run, work, models=found, seq=seq))
 
 
 @app.command()
+@expand()
 def budget(
+    *,
     seq: Seq = 128,
     samples: Samples = 2,
     positions: Annotated[int, typer.Option("--positions", min=2, help="The context that the rings are planned for.")] = 1024,
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """The byte budget at GPT-2 size, random weights. `python -m benchmarks budget --json budget.json`"""
     from benchmarks.scenarios.budget import budget as scenario
 
-    _perform("budget", (json, csv, markdown), lambda run, work: scenario(run, work, seq=seq, samples=samples, positions=positions))
+    _perform("budget", files, lambda run, work: scenario(run, work, seq=seq, samples=samples, positions=positions))
 
 
 @app.command()
-def micro(samples: Samples = 5, json: Json = None, csv: Csv = None, markdown: Markdown = None) -> None:
+@expand()
+def micro(*, samples: Samples = 5, files: Files) -> None:
     """Every protocol by itself: bytes an element, rounds, throughput, error. `python -m benchmarks micro`"""
     from benchmarks.scenarios.micro import micro as scenario
 
-    _perform("micro", (json, csv, markdown), lambda run, work: scenario(run, samples=samples))
+    _perform("micro", files, lambda run, work: scenario(run, samples=samples))
 
 
 @app.command()
+@expand()
 def passes(
+    *,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="With a tokenizer.")] = Path("models/pylib"),
     count: Annotated[int, typer.Option("--count", min=1, help="Private passes.")] = 1000,
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """Every logit of many passes on held-out text, against float. `python -m benchmarks passes --json passes.json`"""
     from benchmarks.scenarios.passes import passes as scenario
 
-    _perform("passes", (json, csv, markdown), lambda run, work: scenario(run, work, model=model, count=count))
+    _perform("passes", files, lambda run, work: scenario(run, work, model=model, count=count))
 
 
 @app.command()
+@expand()
 def errors(
+    *,
     networks: Annotated[int, typer.Option("--networks", min=1, help="Random networks, the ladder's variants in turn.")] = 500,
     count: Annotated[int, typer.Option("--count", min=1, help="Passes of each.")] = 20,
     first: Annotated[int, typer.Option("--first", min=0, help="The first network's seed.")] = 0,
     variants: Annotated[str, typer.Option("--variants", metavar="A,B", help="Names of the ladder; default: all.")] = "",
-    json: Json = None,
-    csv: Csv = None,
-    markdown: Markdown = None,
+    files: Files,
 ) -> None:
     """Every logit of thousands of passes of small random networks, in one process. `python -m benchmarks errors --json errors.json`"""
     from benchmarks.scenarios.errors import errors as scenario
@@ -280,7 +291,7 @@ def errors(
     chosen = _words(variants) or LADDER
     _perform(
         "errors",
-        (json, csv, markdown),
+        files,
         lambda run, work: scenario(run, work, networks=networks, count=count, first=first, variants=chosen),
     )
 

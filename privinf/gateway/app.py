@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -50,9 +50,19 @@ def create_app(
         evicting.cancel()
 
     app = FastAPI(title="privinf", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    answers = requests or Requests()
-    registry = registry_of(lambda: families(engine, answers))
+    answers, models = requests or Requests(), _Models(engine, name)
     app.add_middleware(Door, key=api_key, requests=answers, bounds=bounds or Bounds(), place=place or Place())
+    _add_errors(app)
+    _add_operation(app, engine, answers)
+    _add_models(app, models)
+    _add_completions(app, engine, models)
+    _add_chat(app, engine, models)
+    add_page(app, engine, watch)
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Whatever fails before a reply begins is answered in OpenAI's form."""
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -81,6 +91,11 @@ def create_app(
     async def failed(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
+
+def _add_operation(app: FastAPI, engine: Engine, answers: Requests) -> None:
+    """What operators ask: is it there, and how does it do."""
+    registry = registry_of(lambda: families(engine, answers))
+
     @app.get("/healthz")
     async def healthz() -> Response:
         status, code = ("stopping", 503) if answers.draining else ("ok", 200)
@@ -90,78 +105,96 @@ def create_app(
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    def described(model: str) -> dict[str, Any]:
-        info = engine.lowered.info
-        about = {"context_length": info.n_positions, "variant": info.variant, "logits": engine.logits, "fingerprint": engine.lowered.id}
-        return {"id": model, "object": "model", "created": started, "owned_by": "privinf", "privinf": about}
 
-    started, models = int(time.time()), (name, engine.lowered.id)
+class _Models:
+    """The one model, by its name and by its id."""
 
-    def check_model(model: str) -> None:
-        if model not in models:
-            message = f"there is no model {model[:100]!r} here; there is {name!r}"
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine, self.names, self._started = engine, (name, engine.lowered.id), int(time.time())
+
+    def described(self, model: str) -> dict[str, Any]:
+        lowered = self._engine.lowered
+        about = {
+            "context_length": lowered.info.n_positions,
+            "variant": lowered.info.variant,
+            "logits": self._engine.logits,
+            "fingerprint": lowered.id,
+        }
+        return {"id": model, "object": "model", "created": self._started, "owned_by": "privinf", "privinf": about}
+
+    def check(self, model: str) -> None:
+        """ApiError for another one."""
+        if model not in self.names:
+            message = f"there is no model {model[:100]!r} here; there is {self.names[0]!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
+
+def _add_models(app: FastAPI, models: _Models) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(model) for model in models]}
+        return {"object": "list", "data": [models.described(model) for model in models.names]}
 
     @app.get("/v1/models/{model}")
     async def one_model(model: str) -> dict[str, Any]:
-        check_model(model)
-        return described(model)
+        models.check(model)
+        return models.described(model)
 
+
+def _add_completions(app: FastAPI, engine: Engine, models: _Models) -> None:
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request, body: CompletionRequest) -> Response:
-        check_model(body.model)
+        models.check(body.model)
         body.check()
-        try:
+        with _as_api_errors():
             query = Query(body.single, body.max_tokens or COMPLETION_TOKENS, body.sampling(), body.ignore_eos)
-        except Exception as error:
-            raise as_api_error(error) from error
-        return await answer(request, body, query, Writer(body.model, chat=False))
+        return await _answer(engine, request, body, query, Writer(body.model, chat=False))
 
+
+def _add_chat(app: FastAPI, engine: Engine, models: _Models) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request, body: ChatRequest) -> Response:
-        check_model(body.model)
+        models.check(body.model)
         body.check()
         maker = engine.chat
-        try:
+        with _as_api_errors():
             sampling = body.sampling(maker.stop)
             prompt = await while_there(request, maker.prompt([message.plain() for message in body.messages]))
-        except CallerGone:
-            raise
-        except Exception as error:
-            raise as_api_error(error) from error
         count = body.max_completion_tokens or body.max_tokens or engine.limits.new_tokens
         query = Query(prompt, count, sampling, body.ignore_eos, special_tokens=maker.plain)
-        return await answer(request, body, query, Writer(body.model, chat=True), maker.shown)
+        return await _answer(engine, request, body, query, Writer(body.model, chat=True), maker.shown)
 
-    async def answer(
-        request: Request,
-        body: CompletionRequest | ChatRequest,
-        query: Query,
-        writer: Writer,
-        shown: Callable[..., str] = lambda text, first: text,
-    ) -> Response:
-        reply = Answer()
-        pieces = _pieces(engine.stream(query, reply), shown)
-        try:
-            if not body.stream:
-                text = "".join(await while_there(request, _all(pieces)))
-                return JSONResponse(writer.whole(text, reply))
-            # the status is decided by the first token: until it has come, a refusal still is one
-            first = await while_there(request, anext(pieces, None))
-        except CallerGone:
-            raise
-        except Exception as error:
-            raise as_api_error(error) from error
-        options = body.stream_options
-        usage = bool(options and options.include_usage)
-        return EventSourceResponse(_events(first, pieces, reply, writer, usage), ping=PING_S, sep="\n")
 
-    add_page(app, engine, watch)
-    return app
+async def _answer(
+    engine: Engine,
+    request: Request,
+    body: CompletionRequest | ChatRequest,
+    query: Query,
+    writer: Writer,
+    shown: Callable[..., str] = lambda text, first: text,
+) -> Response:
+    """The reply, whole or as a stream."""
+    reply = Answer()
+    pieces = _pieces(engine.stream(query, reply), shown)
+    with _as_api_errors():
+        if not body.stream:
+            text = "".join(await while_there(request, _all(pieces)))
+            return JSONResponse(writer.whole(text, reply))
+        # the status is decided by the first token: until it has come, a refusal still is one
+        first = await while_there(request, anext(pieces, None))
+    options = body.stream_options
+    usage = bool(options and options.include_usage)
+    return EventSourceResponse(_events(first, pieces, reply, writer, usage), ping=PING_S, sep="\n")
+
+
+@contextlib.contextmanager
+def _as_api_errors() -> Iterator[None]:
+    """What goes wrong within is told to the caller, if there is one left."""
+    try:
+        yield
+    except CallerGone:
+        raise
+    except Exception as error:
+        raise as_api_error(error) from error
 
 
 async def _pieces(tokens: AsyncIterator[Token], shown: Callable[..., str]) -> AsyncIterator[str]:

@@ -24,8 +24,8 @@ LADDER = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM+ScFFN", "SM+ScFuFFN
 IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
 
 LOGIT_ERROR = 0.02
-"""No revealed logit of a random network with logits up to 30 is farther from float than this: its rounding to units of 2^-8 takes
-0.0039 of it. `python -m benchmarks errors` measures thousands of such passes."""
+"""How far a revealed logit of the tests' networks may be from float. Its rounding to units of 2^-8 takes 0.0039 of it, and the rest is
+0.005 at most in thousands of passes of them. Networks that enlarge what enters them have more: `python -m benchmarks errors`."""
 
 
 def make(directory: Path, variant: str, outlier: float = 0.0, **sizes: int) -> tuple[Lowered, AeroModel]:

@@ -29,7 +29,7 @@ from protocols.truncation import rescale
 QK_FRAC = 26  # of q and k together
 V_FRAC = 13
 SUM_FRAC = 13
-QKV_FRACS = (13, 14)  # input and weight of the map to q, k, v
+QKV_FRACS = (13, 15)  # input and weight of the map to q, k, v
 TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full anyway
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.deployment import KEY
-from privinf.client import session as session_module
+from privinf.client import dealer_source
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.session.messages import Join, Needs, Pass, SessionSeed, Welcome, greet
@@ -347,5 +347,5 @@ def _remember(once: list[bytes]) -> None:
             armed[0] = False
         return frames_of(self, kind, body, flags)
 
-    vars(session_module)["Store"] = Watched
+    vars(dealer_source)["Store"] = Watched
     Endpoint._frames_of = watched  # type: ignore[method-assign]

@@ -29,6 +29,7 @@ Related = tuple[Sequence[Tensor], Tensor | None]
 """The values to share, and what later kinds may refer to by this correlation's name."""
 
 MAX_MODULUS = 1 << 62
+MAX_KINDS = 1 << 16  # of one pass
 MAX_ELEMENTS = 1 << 31  # of one part; a peer's claim above it is refused before anything is allocated
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=MAX_ELEMENTS)]

@@ -59,7 +59,7 @@ def test_requests_that_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixt
         error = outcome(lambda: session.connection.receive_control(Hello))
         assert words in str(error) and error.exit_code == 4
         assert words in said(caplog, "server") and words in said(caplog, "dealer")
-        assert words in str(outcome(lambda: session.link and session.link.receive_control(Hello)))
+        assert words in str(outcome(lambda: session.source.link.receive_control(Hello)))
         session.close()
         assert is_well(parties)
 

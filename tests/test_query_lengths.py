@@ -153,7 +153,7 @@ def test_the_price_of_a_token_with_a_cache_is_as_explained(parties: Trio) -> Non
             online, offline, dealer = (
                 session.connection.meter.total("online"),
                 session.connection.meter.total("offline"),
-                session.link.meter.total(),
+                session.source.link.meter.total(),
             )
             sums = (cell.payload_sent + cell.payload_received for cell in (online, offline, dealer))
             moved = tuple(sums)

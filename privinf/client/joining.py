@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from privinf.client.dealer_source import DealerSource
 from privinf.client.lines import Lines
 from privinf.client.setup import ClientStore, parts_of, receive_bundle, receive_part
 from privinf.client.tokenizer import settle
 from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.session.blame import sane
-from privinf.session.messages import MAX_KINDS, Join, Needs, Session, SessionSeed, Welcome, greet
+from privinf.session.messages import MAX_KINDS, Needs, Session, Welcome, greet
+from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from protocols.correlations import Role
 from protocols.errors import HandshakeError
 from protocols.linear import Weight
 from protocols.party import Party
 from protocols.ring import unpack
-from protocols.sources.dealer import Store
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,11 +27,10 @@ class Joined:
     """What a session begins with; `setup_s` are the seconds that it took."""
 
     connection: Connection
-    link: Connection
+    source: ClientSource
     lowered: Lowered
     gives_logits: bool
     runtime: Runtime
-    store: Store
     setup_s: float
 
 
@@ -48,12 +48,8 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
         token = connection.receive_control(Session).token
     connection.establish()
     link = lines.dial("dealer", options.connect_s)
-    link.meter.phase = "offline"
-    greet(link)
-    link.send_control(Join(token))
-    store = Store(Role.CLIENT, link.receive_control(SessionSeed).seed, options.device)
-    link.establish()
-    return Joined(connection, link, lowered, welcome.logits, runtime, store, time.perf_counter() - began)
+    source = DealerSource(link, token, options.device, peers.named)
+    return Joined(connection, source, lowered, welcome.logits, runtime, time.perf_counter() - began)
 
 
 def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:

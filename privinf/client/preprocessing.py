@@ -34,7 +34,6 @@ from privinf.session.messages import (
     Prepare,
     Reserved,
     Run,
-    SessionSeed,
     Spend,
     Taken,
     Terms,
@@ -44,10 +43,10 @@ from privinf.session.prepared import Header, Prepared, Recorder
 from protocols.correlations import Role
 from protocols.errors import ConfigError, ProtocolDesync
 from protocols.party import Party
-from protocols.sources.dealer import Store
+from protocols.sources.base import PartySource
 
 log = logging.getLogger("privinf")
-Walk = Callable[[Pass | Run, Runtime, Store, list[Tensor], Callable[[float], None]], None]
+Walk = Callable[[Pass | Run, Runtime, PartySource, list[Tensor], Callable[[float], None]], None]
 """What a session does offline for a pass: the request, its runtime, where correlations go, inputs on shapes, who is told the share done."""
 
 
@@ -81,7 +80,7 @@ class Preprocessing:
             reserved = connection.receive_control(Reserved)
             if reserved.index <= max(shelf.spent, *held, 0):
                 raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=self._peers.named)
-        seed = self._found.link.receive_control(SessionSeed).seed
+        seed = self._found.source.reseed()
         header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, seed)
         with self._pool.writer(lane, header) as writer:
             self._record(terms, Recorder(writer, device), walk)

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from privinf.client.joining import Joined
 from privinf.client.lines import Lines
-from privinf.client.payload import OneWay, Payload
+from privinf.client.payload import OneWay
 from privinf.client.preprocessing import Preprocessing
 from privinf.graph.private import Runtime
 from privinf.lowering.program import module_output, next_token
 from privinf.lowering.steps import padded
 from privinf.session.blame import sane
 from privinf.session.devices import walking
-from privinf.session.messages import Dealt, End, Pass, Run, Terms
+from privinf.session.messages import End, Pass, Run, Terms
 from privinf.session.options import Options
 from privinf.session.prepared import Prepared
 from protocols.correlations import Role
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party
-from protocols.sources.dealer import Store
+from protocols.sources.base import PartySource
 
 
 @dataclass
@@ -46,9 +46,9 @@ class ClientSession:
 
     def __init__(self, lines: Lines, found: Joined) -> None:
         self.lines, self.peers, self.setup_s = lines, lines.peers, found.setup_s
-        self.connection, self.link = found.connection, found.link
+        self.connection, self.source = found.connection, found.source
         self.lowered, self.gives_logits = found.lowered, found.gives_logits
-        self.runtime, self.store = found.runtime, found.store
+        self.runtime, self.store = found.runtime, found.source.party
         self.preprocessing = Preprocessing(lines.peers, found)
         self.prepared: Prepared | None = None
         """The prepared query that this session uses."""
@@ -167,6 +167,7 @@ class ClientSession:
             meter.phase = "online"
             party.engine = Online(Role.CLIENT, self.connection, self.store)
             result = self._walk(self.runtime, request, inputs, probe(party) if probe else None)
+            self.store.end_pass()
             with party.label("", ""):  # what follows belongs to no operator
                 pass
         timing.offline_s += middle - began
@@ -178,21 +179,16 @@ class ClientSession:
         return result
 
     def _walk_offline(
-        self, request: Pass | Run, sketch: Runtime, store: Store, inputs: list[Tensor], progress: Callable[[float], None]
+        self, request: Pass | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
     ) -> None:
-        """What does not depend on the query: takes what the dealer deals for a pass, and sends what can be sent ahead."""
-        dealt = self.link.receive_control(Dealt)
-        self.connection.meter.phase = "offline"
-        feed = Payload(self.link, dealt.size, progress)
-        store.begin_pass(fetch=feed.take)
-        sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
-        sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
-        self._walk(sketch, request, inputs)
-        self.connection.meter.label = ("", "")
-        self.connection.flush()
-        if store.asked.digest() != dealt.digest or feed.left:
-            remedy = "install the same release on all machines"
-            raise ProtocolDesync("client and server ask for different correlations", party="client", peer=self.peers.named, remedy=remedy)
+        """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead."""
+        with self.source.making(store, progress):
+            self.connection.meter.phase = "offline"
+            sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
+            sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
+            self._walk(sketch, request, inputs)
+            self.connection.meter.label = ("", "")
+            self.connection.flush()
 
     @contextlib.contextmanager
     def _unless_closed(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ class Held:
     def cells(self) -> dict[tuple[str, str], Cell]:
         """What moved so far, by peer and phase."""
         session = self.conversation.session
-        ends = (("server", session.connection), ("dealer", session.link))
+        ends = (("server", session.connection), ("dealer", session.source.link))
         return {(peer, phase): end.meter.total(phase) for peer, end in ends for phase in PHASES}
 
     @property

@@ -268,7 +268,7 @@ class _Queries:
             emit("result", query=number, result=client.result, logits=[encode_tensor(x) for x in client.logits])
         finally:
             client.close()
-            for peer, connection in (("server", session.connection), ("dealer", session.link)) if session else ():
+            for peer, connection in (("server", session.connection), ("dealer", session.source.link)) if session else ():
                 self._links.append(snapshot(peer, connection))
 
 

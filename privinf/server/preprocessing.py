@@ -12,12 +12,9 @@ from privinf.session.messages import (
     Chosen,
     Go,
     Kept,
-    Mark,
     Marked,
     Prepare,
-    Reseed,
     Reserved,
-    SessionSeed,
     Spend,
     Taken,
     Terms,
@@ -39,8 +36,7 @@ def _lane(session: ServerSession, terms: Terms) -> Lane:
 
 
 def _marked(session: ServerSession, terms: Terms, spent: int, index: int = 0) -> Marked:
-    session.link.send_control(Mark(session.server.lowered.id, terms, spent, index))
-    return session.link.receive_control(Marked)
+    return session.source.mark(session.server.lowered.id, terms, spent, index)
 
 
 def prepare_at_server(session: ServerSession, request: Prepare) -> None:
@@ -64,14 +60,13 @@ def _prepare(session: ServerSession, request: Prepare) -> None:
     with session.shelf(lane) as shelf:
         _make_room(session, shelf, request)
         index = shelf.reserve(max(marked.spent, *(index for index, _ in request.held), 0))
-    session.link.send_control(Reseed())
-    serial, seed = secrets.token_bytes(16), session.link.receive_control(SessionSeed).seed
+    serial, seed = secrets.token_bytes(16), session.source.reseed()
     connection.send_control(Reserved(index, serial))
     header = Header(Role.SERVER, lane.name(Role.SERVER), index, serial, seed)
     with stock.writer(lane, header) as writer:
         sketch, first = session.fresh_runtime(), 1
         for each in terms.passes:
-            sketch, trace = session.ask_dealer(each, sketch, first)
+            sketch, trace = session.ask(each, sketch, first)
             first += len(trace.kinds)
             sizes = []
             for data in session.receive_early(trace):

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import module_output, next_token
 from privinf.lowering.setup import Item, masked
 from privinf.server.budget import Allowance, Budget, SetUps
+from privinf.server.dealer_source import DealerSource, reach_dealer
 from privinf.server.models import open_model
 from privinf.server.preprocessing import prepare_at_server, spend_at_server
 from privinf.session.access import Tally, name_of, one_line
@@ -27,19 +27,13 @@ from privinf.session.devices import walking
 from privinf.session.marks import Lane
 from privinf.session.messages import (
     MAX_KINDS,
-    Deal,
     End,
     Needs,
     Pass,
-    Prefetch,
-    Prefetched,
     Prepare,
-    Register,
     Run,
     Session,
-    SessionSeed,
     Spend,
-    WeightRecord,
     Welcome,
     greet,
 )
@@ -47,15 +41,14 @@ from privinf.session.options import Options
 from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
+from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
-from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
-from privinf.transport.frames import CONTROL_LIMIT, FrameKind
-from privinf.transport.listener import dial, parse_address
-from protocols.correlations import Role, on_wire, size_of
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, ProtocolDesync, RefusedError
+from privinf.transport.frames import FrameKind
+from privinf.transport.listener import parse_address
+from protocols.correlations import Role, size_of
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, RefusedError
 from protocols.party import Online, Party, Trace
-from protocols.sources.dealer import Store
 
 log = logging.getLogger("privinf.server")
 
@@ -124,7 +117,7 @@ class Server(Service):
             self._may_send(connection, len(self._bundle))
             connection.send(self._bundle, FrameKind.CONTROL)
         self._set_up(connection, connection.receive_control(Needs, MAX_KINDS).names)
-        link = self._reach_dealer()
+        link = reach_dealer(self, self.dealer)
         try:
             self._serve(connection, link)
         except Exception as error:
@@ -136,36 +129,16 @@ class Server(Service):
 
     def _serve(self, connection: Connection, link: Connection) -> None:
         """A session, announced to the dealer and then to the client."""
-        token = secrets.token_bytes(16)
-        records = tuple(WeightRecord(w.name, w.shape, w.bits, w.frac) for w in self._weights.values())
-        assert self.lowered.mask_seed is not None
-        link.send_control(Register(token, connection.peer_fingerprint, self.lowered.mask_seed, records), 4 * 2**20)
-        store = Store(Role.SERVER, link.receive_control(SessionSeed).seed, self.options.device)
-        link.establish()
+        token, seed, weights = secrets.token_bytes(16), self.lowered.mask_seed, self._weights.values()
+        assert seed is not None
+        source = DealerSource(link, token, connection.peer_fingerprint, seed, weights, self.options.device)
         connection.send_control(Session(token))
         connection.establish()
         connection.timeout = self.options.idle
         with one_line(self.say_of_a_session, name_of(connection), lambda: connection) as tally:
-            ServerSession(self, connection, link, store, tally).serve()
+            ServerSession(self, connection, source, tally).serve()
         self.leave(connection)
-        link.send_control(End())
-
-    def _reach_dealer(self) -> Connection:
-        try:
-            limits, told = self.options, once_for_each_reason(log.info)
-            link = dial(self.dealer, self.credentials, "dealer", limits.timeout, connect_s=limits.connect_s, waiting=told)
-            try:
-                self.adopt(link)
-                link.meter.phase = "offline"
-                greet(link)
-            except BaseException:
-                self.retire(link)
-                raise
-            return link
-        except PrivinfError as error:
-            where = f"the server cannot reach its dealer at {self.dealer}"
-            kind = next((kind for kind in (PeerUnreachableError, RefusedError) if isinstance(error, kind)), HandshakeError)
-            raise kind(f"{where}: {error.message}", party="server", peer=f"dealer {self.dealer}", remedy=error.remedy) from None
+        source.end()
 
     def _set_up(self, connection: Connection, names: tuple[str, ...]) -> None:
         """Sends the masked weights that the client has not kept, one message each."""
@@ -209,16 +182,17 @@ class Server(Service):
 class ServerSession:
     """One client's passes: the cache of keys and values, and the correlations."""
 
-    def __init__(self, server: Server, connection: Connection, link: Connection, store: Store, tally: Tally) -> None:
-        self.server, self.connection, self.link, self.store, self.tally = server, connection, link, store, tally
+    def __init__(self, server: Server, connection: Connection, source: ServerSource, tally: Tally) -> None:
+        self.server, self.connection, self.source, self.tally = server, connection, source, tally
+        self.store = source.party  # or that of a prepared query
         self._prepared: Prepared | None = None
         self._due: deque[Pass] = deque()  # the passes of a prepared query
         self._prepares = False
-        self._prefetched: tuple[Pass, Runtime, Trace] | None = None  # the pass that D deals ahead, and the state after it
+        self._prefetched: tuple[Pass, Runtime, Trace] | None = None  # the pass that is made ahead, and the state after it
         self._allowance = Allowance(server, connection, server.budget)
         party = Party(Role.SERVER, None, server.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
-        self.runtime = Runtime.of(server.lowered.graph, party, store.device)
+        self.runtime = Runtime.of(server.lowered.graph, party, self.store.device)
 
     def serve(self) -> None:
         """Answers the client's requests until it ends the session; raises what breaks it."""
@@ -298,11 +272,11 @@ class ServerSession:
         """An empty context, for a query that is prepared."""
         return Runtime.of(self.server.lowered.graph, Party(Role.SERVER), self.store.device)
 
-    def ask_dealer(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+    def ask(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
         sketch, trace = self._sketched(request, runtime, first)
         self._allowance.afford(trace)
-        self.link.send_control(Deal(on_wire(trace.kinds)), MAX_KINDS)
+        self.source.ask(trace.kinds)
         return sketch, trace
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
@@ -313,25 +287,21 @@ class ServerSession:
             self._walk(sketch, request)
         return sketch, trace
 
-    def _deal(self, request: Pass | Run) -> deque[memoryview]:
-        """Has this pass dealt, and after a token the next one prefetched: D deals it while this one is computed. What C sends ahead."""
+    def _preprocess(self, request: Pass | Run) -> deque[memoryview]:
+        """Has this pass made, and after a token the next one while this one is computed. What C sends ahead."""
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None and prefetched[0] == request:
             sketch, trace = prefetched[1:]
             self._allowance.afford(trace)
-            self.link.send_control(Prefetched())
+            self.source.ask_prefetched()
         else:
-            sketch, trace = self.ask_dealer(request, self.runtime, self.store.next_name)
+            sketch, trace = self.ask(request, self.runtime, self.store.next_name)
         self.store.begin_pass(trace.kinds)
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.server.lowered.info.n_positions:
             self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
-        prefetch = None if self._prefetched is None else msgspec.msgpack.encode(Prefetch(on_wire(self._prefetched[2].kinds)))
-        # the sooner D has it the better; but one that does not fit the sockets' buffers waits until C and D are not waiting for each other
-        if prefetch is not None and len(prefetch) <= CONTROL_LIMIT:
-            self.link.send(prefetch, FrameKind.CONTROL)
+            self.source.prefetch(self._prefetched[2].kinds)
         early = deque(self.receive_early(trace))
-        if prefetch is not None and len(prefetch) > CONTROL_LIMIT:
-            self.link.send(prefetch, FrameKind.CONTROL)
+        self.source.flush()
         return early
 
     def receive_early(self, trace: Trace) -> Iterator[memoryview]:
@@ -357,11 +327,12 @@ class ServerSession:
                 raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
             early = self._prepared.next_pass(self.store)
         else:
-            early = self._deal(request)
+            early = self._preprocess(request)
         self.connection.meter.phase = "online"
         party = self.runtime.party
         party.engine = Online(Role.SERVER, InTurn(self.connection, self.server.turns), self.store, early)
         with self.server.turns.turn(self.connection.peer_fingerprint):
             self._walk(self.runtime, request, self.server.probe(party) if self.server.probe else None)
+        self.store.end_pass()
         with party.label("", ""):  # what follows belongs to no operator
             pass

@@ -18,8 +18,8 @@ import msgspec
 from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
 from privinf.version import PROTOCOL, VERSION
+from protocols import correlations
 from protocols.errors import HandshakeError
-from protocols.sources import dealer
 
 MAX_BUNDLE = 64 * 2**20
 MAX_KINDS = 4 * 2**20  # bytes of one pass's list
@@ -32,7 +32,7 @@ Digest = Annotated[str, msgspec.Meta(max_length=64)]
 Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of a certificate; it becomes part of files' names
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Kinds = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=dealer.MAX_KINDS)]  # `correlations.on_wire`
+Kinds = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=correlations.MAX_KINDS)]  # `correlations.on_wire`
 Held = Annotated[tuple[tuple[Index, SessionToken], ...], msgspec.Meta(max_length=MAX_HELD)]
 
 

@@ -25,6 +25,7 @@ from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Kind, Role, from_wire, on_wire, pack_parts
 from protocols.errors import CorrelationError
+from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
 
 MAGIC = b"privinf prepared query 1\n"
@@ -137,8 +138,9 @@ class Prepared:
         """A store that expands from this query's seed."""
         return Store(Role(self.header.role), self.header.seed, device)
 
-    def next_pass(self, store: Store) -> deque[memoryview]:
-        """Puts the next pass's correlations into the store; at the server, the client's early messages."""
+    def next_pass(self, store: PartySource) -> deque[memoryview]:
+        """Puts the next pass's correlations into the store that was made of it; at the server, the client's early messages."""
+        assert isinstance(store, Store)
         if not self._passes:
             raise CorrelationError("all passes of the prepared query are used", party=self.header.role)
         record, data = self._passes.popleft()

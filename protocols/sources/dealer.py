@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from protocols.correlations import Correlation, Fit, Kind, KindHash, Mask, Part, Role, blanks, pack_parts, size_of, unpack_parts
+from protocols.correlations import MAX_KINDS, Correlation, Fit, Kind, KindHash, Mask, Part, Role, blanks, pack_parts, size_of, unpack_parts
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
 from protocols.sources.base import PartySource
 
-MAX_KINDS = 1 << 16  # of one pass
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
 MEMORY = 8 * 2**30

@@ -1,0 +1,71 @@
+"""The ends of a session with a source of correlations, whichever it is: what server and client ask of theirs.
+
+Each party's end has the party's own `PartySource` (`protocols.sources`), from which it takes. For a pass S, which knows the
+shapes, says what is needed (`ask`), both ends begin the pass, and both take. Where the source can make a pass while another
+is computed, S says what is likely to come (`prefetch`). A query that is prepared has correlations of its own (`reseed`), and what
+is spent of such queries is marked wherever a party could be put back to an earlier state (`mark`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from privinf.session.messages import Marked, Terms
+from privinf.transport.connection import Connection
+from protocols.correlations import Kind
+from protocols.sources.base import PartySource
+
+
+class ServerSource(ABC):
+    """S's end."""
+
+    party: PartySource
+    link: Connection  # to a third party; it is told of a failure
+
+    @abstractmethod
+    def ask(self, kinds: Sequence[Kind]) -> None:
+        """Has a pass made, from the name on that is next."""
+
+    @abstractmethod
+    def prefetch(self, kinds: Sequence[Kind]) -> None:
+        """Says what the pass after this one will most likely need; nobody depends on it."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """C has sent what it sends ahead of the pass: what was held back for that leaves now."""
+
+    @abstractmethod
+    def ask_prefetched(self) -> None:
+        """Has the pass made that was foretold last."""
+
+    @abstractmethod
+    def reseed(self) -> bytes:
+        """What follows is a prepared query's: S's seed of it."""
+
+    @abstractmethod
+    def mark(self, model: str, terms: Terms, spent: int, index: int = 0) -> Marked:
+        """Takes note of the highest index that is spent, and spends one more if it is given; what is spent in sum."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """No pass follows."""
+
+
+class ClientSource(ABC):
+    """C's end."""
+
+    party: PartySource
+    link: Connection  # to a third party
+
+    @abstractmethod
+    def making(self, party: PartySource, progress: Callable[[float], None]) -> AbstractContextManager[None]:
+        """Around the walk before a pass: what it takes arrives in this, which is `self.party` or a prepared query's.
+
+        `progress` is told the share done. ProtocolDesync if the two parties asked for different correlations.
+        """
+
+    @abstractmethod
+    def reseed(self) -> bytes:
+        """What follows is a prepared query's: C's seed of it."""

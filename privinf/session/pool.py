@@ -82,11 +82,11 @@ class Pool:
 class PoolLane:
     """One lane, while its lock is held."""
 
-    def __init__(self, stock: Pool, lane: Lane, until: float) -> None:
-        self._role, self.lane, self._until = stock.role, lane, until
-        name = lane.name(stock.role)
-        self._directory = stock.cache / "prepared" / name
-        self._file = stock.cache / "spent" / f"{name}.json"
+    def __init__(self, pool: Pool, lane: Lane, until: float) -> None:
+        self._role, self.lane, self._until = pool.role, lane, until
+        name = lane.name(pool.role)
+        self._directory = pool.cache / "prepared" / name
+        self._file = pool.cache / "spent" / f"{name}.json"
 
     # ---- marks
 

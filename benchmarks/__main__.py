@@ -6,56 +6,23 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.options import Backends, Device, Files, LinkName, Model, Samples, Seq, listed
+from benchmarks.pages import compare, everything, report, schema
 from privinf.cli.expand import expand
-from privinf.setting import Setting
 from protocols.errors import ConfigError, PrivinfError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where a scenario's result goes."""
-
-    json: Annotated[Path | None, Setting("Write the result as JSON.", "FILE")] = None
-    csv: Annotated[Path | None, Setting("Write the rows as CSV.", "FILE")] = None
-    markdown: Annotated[Path | None, Setting("Write tables; without any file they go to stdout.", "FILE")] = None
-
-
-Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of the prompt.")]
-Model = Annotated[Path | None, typer.Argument(metavar="MODEL", help="Left out: the shipped model's shape, random weights.")]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Timed passes of each backend, after one warm-up.")]
-Backends = Annotated[str, typer.Option("--backends", metavar="A,B", help="Among privinf, crypten, plain, spu-semi2k, spu-cheetah.")]
-
-
-def _device(text: str) -> str:
-    """Checked before anything starts."""
-    from benchmarks.backends.privinf_backend import devices_of
-    from benchmarks.machine import require_devices
-
-    require_devices(devices_of(text).values())
-    return text
-
-
-DEVICE = typer.Option("--device", metavar="D", callback=_device, help="cpu, cuda, or by party: client=cpu,server=cuda (privinf alone).")
-Device = Annotated[str, DEVICE]
-LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|4g|RTTms:MBITS", help="Emulate a link (privinf alone).")]
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _chosen(names: str) -> list[str]:
     from benchmarks.backends import backend
 
-    found = _words(names)
+    found = listed(names)
     for name in found:
         backend(name)
     if not found:
@@ -112,7 +79,7 @@ def ladder(
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
 
-    length, names, also, used = seq or (32 if quick else 128), _words(networks), _words(beside), _chosen(backends)
+    length, names, also, used = seq or (32 if quick else 128), listed(networks), listed(beside), _chosen(backends)
 
     def steps(run: Any, work: Path) -> None:
         scenario(run, work, quick=quick, seq=length, samples=samples, backends=used, link=link, device=device, networks=names, beside=also)
@@ -157,7 +124,7 @@ def links(
     from benchmarks.links import link_of
     from benchmarks.scenarios.links import links as scenario
 
-    chosen = _words(names)
+    chosen = listed(names)
     for name in chosen:
         link_of(name)
     _perform(
@@ -186,7 +153,7 @@ def generate(
     from benchmarks.scenarios.generate import FULL, PARTS, QUICK
     from benchmarks.scenarios.generate import generate as scenario
 
-    words, chosen = _words(lengths), _words(parts) or PARTS
+    words, chosen = listed(lengths), listed(parts) or PARTS
     if not words or not all(word.isdigit() and int(word) for word in words):
         raise ConfigError(f"--lengths {lengths!r} is no list of whole numbers")
     if unknown := sorted(set(chosen) - set(PARTS)):
@@ -288,7 +255,7 @@ def errors(
     from benchmarks.scenarios.errors import errors as scenario
     from tests.ladder import LADDER
 
-    chosen = _words(variants) or LADDER
+    chosen = listed(variants) or LADDER
     _perform(
         "errors",
         files,
@@ -296,101 +263,8 @@ def errors(
     )
 
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.md", help="Markdown; pictures go to a directory beside it.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE.html", help="One page that needs nothing else.")]
-Readme = Annotated[Path | None, typer.Option("--readme", metavar="FILE", help="Its block between the markers of this harness is replaced.")]
-
-
-Kept = Annotated[Path | None, typer.Option("--kept", metavar="FILE.json", help="What the page needs of the results, for `report`.")]
-
-
-@app.command()
-def report(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of one commit, as --json or --kept wrote them.")],
-    out: Out = None,
-    html: Html = None,
-    readme: Readme = None,
-    kept: Kept = None,
-    docs: Annotated[bool, typer.Option("--docs", help="docs/figures.md, README's block, and docs/figures/results.json.")] = False,
-) -> None:
-    """One page from results, measuring nothing. `python -m benchmarks report docs/figures/results.json --docs`"""
-    from benchmarks.keep import read
-    from benchmarks.report import as_markdown, sections, write, write_docs
-    from benchmarks.stages import ROOT
-
-    results = read(files)
-    write(results, out=out, html=html, readme=readme, kept=kept)
-    if docs:
-        write_docs(results, ROOT)
-    if not (out or html or readme or kept or docs):
-        sys.stdout.write(as_markdown(sections(results)))
-
-
-@app.command()
-def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json")],
-    after: Annotated[Path, typer.Argument(metavar="B.json")],
-) -> None:
-    """What changed beyond noise; exit code 1 if bytes or rounds grew. `python -m benchmarks compare before.json after.json`"""
-    from benchmarks.compare import compare as differences
-    from benchmarks.schema import read
-
-    text, regressed = differences(read(before), read(after))
-    sys.stdout.write(text)
-    if regressed:
-        raise typer.Exit(1)
-
-
-@app.command(name="all")
-def everything(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, tables, pictures, report.html.")] = Path("runs/bench"),
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of half an hour.")] = False,
-    only: Annotated[
-        str, typer.Option("--only", metavar="A,B", help="Stages to run now; --list names them. The report is of all results in DIR.")
-    ] = "",
-    show: Annotated[bool, typer.Option("--list", help="Name the stages with their commands and minutes, and run nothing.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a complete result of this commit in DIR.")] = False,
-    model: Annotated[Path, typer.Option("--model", metavar="MODEL")] = Path("models/pylib"),
-    device: Device = "cpu",
-    docs: Annotated[
-        bool, typer.Option("--docs", help="Also write docs/figures.md, its results, and README's block, once nothing is lacking.")
-    ] = False,
-) -> None:
-    """Every scenario, then the report. `python -m benchmarks all --quick --out runs/bench` (what `make bench` does)"""
-    from benchmarks.report import write, write_docs
-    from benchmarks.stages import ROOT, stages
-    from benchmarks.stages import everything as run_all
-
-    if docs and quick:
-        raise ConfigError("figures of small sizes are none for the documentation", remedy="leave --quick or --docs out")
-    chosen, wanted = stages(quick, model, device), _words(only)
-    if unknown := sorted(set(wanted) - {stage.name for stage in chosen}):
-        raise ConfigError(f"there is no stage {unknown[0]!r}", remedy=f"choose among {', '.join(stage.name for stage in chosen)}")
-    if show:
-        for stage in chosen:
-            by_name = "  (by name only)" if stage.long else ""
-            print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}{by_name}")
-        return
-    results, lacking = run_all(chosen, out, fresh=fresh, named=wanted)
-    write(results, out=out / "figures.md", html=out / "report.html", kept=out / "figures" / "results.json")
-    print(f"{out / 'report.html'}")
-    if docs and lacking:
-        raise PrivinfError(
-            f"the documentation stays as it is: {', '.join(lacking)} left no complete result",
-            remedy="the same command runs what is lacking",
-        )
-    if docs:
-        write_docs(results, ROOT)
-
-
-@app.command()
-def schema() -> None:
-    """The JSON Schema of a result."""
-    import msgspec
-
-    from benchmarks.schema import Result
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Result)), indent=1).decode() + "\n")
+for made in (report, compare, everything, schema):
+    app.command(name="all" if made is everything else made.__name__)(made)
 
 
 def main(arguments: list[str] | None = None) -> int:

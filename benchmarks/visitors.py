@@ -339,13 +339,13 @@ def _remember(once: list[bytes]) -> None:
             once.append(hashlib.blake2b(seed, digest_size=8).digest())
             super().__init__(role, seed, *more)
 
-    def watched(self: Endpoint, kind: FrameKind, body: Any, flags: int = 0) -> Any:
+    def watched(self: Endpoint, kind: FrameKind, body: Any) -> Any:
         if kind is FrameKind.CONTROL:
             armed[0] = True
         elif armed[0] and self.peer_role == "server" and self.meter.phase == "online" and len(sent := flat(body)) >= SHORTEST:
             once.append(hashlib.blake2b(sent, digest_size=8).digest())
             armed[0] = False
-        return frames_of(self, kind, body, flags)
+        return frames_of(self, kind, body)
 
     vars(dealer_source)["Store"] = Watched
     Endpoint._frames_of = watched  # type: ignore[method-assign]

@@ -16,7 +16,6 @@ from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.lowering.explain import explain
 from privinf.server.budget import Budget, SetUps
-from privinf.session.blame import again_after
 from privinf.session.messages import Needs, Welcome
 from privinf.session.options import Options
 from privinf.session.turns import Turns
@@ -40,7 +39,7 @@ def test_sessions_of_one_client_are_bounded_and_leave_room_for_another(tmp_path:
         with Conversation(parties.client()):
             with pytest.raises(RefusedError, match="serves 1 sessions of this client already; come again later") as found:
                 ids_of(parties.client(), 1)
-            assert found.value.exit_code == 3 and again_after(found.value, 7) == 7
+            assert found.value.exit_code == 3 and found.value.again(7) == 7
             with (
                 Conversation(parties.client(keys=t.second_client())),
                 pytest.raises(RefusedError, match="serves 2 peers already; come again later"),
@@ -93,7 +92,7 @@ def test_tokens_of_a_session(tmp_path: Path) -> None:
         passes = parties.dealer.counts["passes"]
         with pytest.raises(RefusedError, match="at most 6 tokens of prompt and reply, and this makes 7") as found:
             ids_of(parties.client(), 1, tuple(range(1, 8)))
-        assert found.value.exit_code == 3 and again_after(found.value, 7) is None
+        assert found.value.exit_code == 3 and found.value.again(7) is None
         assert parties.dealer.counts["passes"] == passes  # before anything was dealt for it
         assert len(ids_of(parties.client(), 4)) == 4  # 3 + 3 positions: the last token goes through no pass
         with pytest.raises(RefusedError, match="this makes 7"):
@@ -217,7 +216,7 @@ def test_a_budget_is_spent_before_it_is_used_and_lasts(tmp_path: Path) -> None:
     for ask in (budget.check, budget.spend, process().check):
         with pytest.raises(RefusedError, match="the budget of 3 outputs in 2 hours is used up; come again later, in 3600 s") as found:
             ask("alice")
-        assert again_after(found.value, 7) == 3600
+        assert found.value.again(7) == 3600
     process().spend("bob")  # who has one of his own
     clock.now -= 1800  # a clock that is set back gives nothing
     with pytest.raises(RefusedError, match="in 5400 s"):

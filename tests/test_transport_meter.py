@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from privinf.transport import Connection, Endpoint, Link, Meter, memory_pair
-from privinf.transport.frames import DESYNC, HEADER
+from privinf.transport.failure import Failure
+from privinf.transport.frames import HEADER
 from privinf.transport.shaper import LINKS, parse_link
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
+from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync
 from tests.tls_pair import MB, connected, outcome, together
 from tests.tls_pair import keys_dir as keys_dir
 from tests.tls_pair import pool as pool
@@ -191,11 +192,14 @@ def test_memory_pair_behaves_like_a_connection(pool: ThreadPoolExecutor) -> None
     assert "does not answer within 0.3 s" in str(outcome(lambda: client.receive(1)))
     client.send(b"four")
     assert isinstance(outcome(lambda: server.receive(5)), ProtocolDesync)
-    server.send_error("broken", DESYNC)
+    server.send_error(Failure(Code.DESYNC, "broken"))
     assert isinstance(outcome(lambda: client.receive(5)), ProtocolDesync)
 
     client, server = memory_pair(("client", "server"), timeout=5, established=False)
-    assert isinstance(together(pool, lambda: client.send_error("full"), lambda: outcome(lambda: server.receive(1)))[1], HandshakeError)
+    assert isinstance(
+        together(pool, lambda: client.send_error(Failure(Code.OTHER, "full")), lambda: outcome(lambda: server.receive(1)))[1],
+        HandshakeError,
+    )
     waiting = pool.submit(outcome, lambda: server.receive(1))
     client.close()
     assert "ended the session" in str(waiting.result(PATIENCE))

@@ -11,13 +11,6 @@ from privinf.cli.expand import expand
 from privinf.cli.options import check_times
 from privinf.session.options import Runtime
 from privinf.setting import Setting
-from protocols.errors import PrivinfError
-
-
-class _Finding(PrivinfError):
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @expand(without=("link",))
@@ -57,6 +50,6 @@ def doctor(
     failed = [check for check in found if not check.ok]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise _Finding(f"{failed[0].name}: {failed[0].detail}{more}", failed[0].exit_code)
+        raise failed[0].kind(f"{failed[0].name}: {failed[0].detail}{more}")
     if as_json:
         common.write_json({"ok": True, "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in found]})

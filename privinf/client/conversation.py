@@ -20,7 +20,7 @@ from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token
 from privinf.lowering.lowered import Lowered
 from privinf.session.options import MAX_NEW_TOKENS
-from protocols.errors import ConfigError, TransportError
+from protocols.errors import Code, ConfigError, TransportError
 
 
 class Conversation:
@@ -107,7 +107,7 @@ class Conversation:
         prompt = Prompt.read(session.lowered, None, fresh)
         if len(fresh) > self.room:
             what = f"the conversation has {session.runtime.offset + len(fresh)} tokens, and the model's context "
-            raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one")
+            raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one", code=Code.TOO_LONG)
         try:
             first = prepared and not session.runtime.offset
             reply = self.reply = begun or Reply(len(fresh), prompt.tokenizer, wanted)

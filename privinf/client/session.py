@@ -25,7 +25,7 @@ from privinf.session.messages import End, Pass, Run, Terms
 from privinf.session.options import Options
 from privinf.session.prepared import Prepared
 from protocols.correlations import Role
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
+from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party
 from protocols.sources.base import PartySource
 
@@ -65,7 +65,9 @@ class ClientSession:
         """HandshakeError unless the server gives them."""
         if not self.gives_logits:
             remedy = "start it with --allow-logits"
-            raise HandshakeError("this server does not give logits", party="client", peer=self.peers.named, remedy=remedy)
+            raise HandshakeError(
+                "this server does not give logits", party="client", peer=self.peers.named, remedy=remedy, code=Code.NO_LOGITS
+            )
 
     # ---- lengths
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from privinf.client.sampling import Stops
 from privinf.client.tokenizer import Tokenizer, load_tokenizer
 from privinf.session.options import LONGEST
-from protocols.errors import ConfigError
+from protocols.errors import Code, ConfigError
 
 if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
@@ -66,7 +66,8 @@ class Prompt:
         if not ids:
             raise ConfigError("the prompt is empty", remedy="give at least one token")
         if len(ids) > info.n_positions:
-            raise ConfigError(f"the prompt has {len(ids)} tokens, and the model's context {info.n_positions}", remedy="shorten the prompt")
+            what = f"the prompt has {len(ids)} tokens, and the model's context {info.n_positions}"
+            raise ConfigError(what, remedy="shorten the prompt", code=Code.TOO_LONG)
         if any(not 0 <= number < info.vocab for number in ids):
             raise ConfigError(f"a prompt id is outside of the vocabulary of {info.vocab}")
         return Prompt(tuple(ids), tokenizer)

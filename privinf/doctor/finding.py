@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privinf.transport.keys import ROLES, show_keys
-from protocols.errors import PrivinfError
+from protocols.errors import ConfigError, PrivinfError
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `exit_code` is what a failure ends `privinf doctor` with."""
+    """One finding. `kind` is the error with which a failure ends `privinf doctor`."""
 
     name: str
     ok: bool
     detail: str
-    exit_code: int = 2
+    kind: type[PrivinfError] = ConfigError
 
 
 def tried(name: str, detail: Callable[[], str]) -> Check:
@@ -25,7 +25,7 @@ def tried(name: str, detail: Callable[[], str]) -> Check:
     try:
         return Check(name, True, detail())
     except PrivinfError as error:
-        return Check(name, False, str(error), error.exit_code)
+        return Check(name, False, str(error), type(error))
     except Exception as error:  # whatever an import or a system call comes up with is a finding here
         return Check(name, False, f"{type(error).__name__}: {error}")
 

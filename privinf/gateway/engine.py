@@ -23,7 +23,6 @@ from privinf.gateway.chat import Chat
 from privinf.gateway.held import Held
 from privinf.gateway.limits import Limits
 from privinf.gateway.waits import Full, Stopping
-from privinf.session.blame import again_after
 from privinf.session.memory import give_back
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
@@ -228,7 +227,7 @@ class Engine:
                     yield from self._pass(attempts, query, answer, fresh, keep)
                     return
                 except (TransportError, RefusedError) as error:
-                    if answer.tokens or answer.cancelled.is_set() or again_after(error, 0) is not None:
+                    if answer.tokens or answer.cancelled.is_set() or error.retry_after is not None:
                         raise
                 # a kept session may have died meanwhile, with the server say, or reached its limits
                 self._retire(answer.held)
@@ -299,7 +298,7 @@ class Engine:
                 held.conversation.open(connect_s)
                 break
             except HandshakeError as error:
-                again = again_after(error, max(1, round(self._mean_s)))
+                again = error.again(max(1, round(self._mean_s)))
                 if again is None:
                     raise
                 with self._guard:

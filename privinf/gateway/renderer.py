@@ -15,7 +15,7 @@ from typing import Any
 
 from privinf.gateway.template import FAULTS, MAX_CHARS, read_frame, write_frame
 from privinf.gateway.waits import Full
-from protocols.errors import ConfigError, PrivinfError
+from protocols.errors import Code, ConfigError, PrivinfError
 
 START_S = 60.0
 """How long an interpreter may take to start on a busy machine; before it has, nothing of the template's runs."""
@@ -26,6 +26,8 @@ log = logging.getLogger("privinf.gateway")
 
 class TemplateFault(PrivinfError):
     """A chat template that did not end, or grew too large: no fault of the chat's."""
+
+    code = Code.TEMPLATE
 
 
 class Renderer:

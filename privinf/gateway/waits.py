@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from protocols.errors import PrivinfError
+from protocols.errors import Code, PrivinfError, RefusedError
 
 T = TypeVar("T")
 
@@ -17,18 +17,19 @@ class CallerGone(Exception):
     """The caller has closed its connection: there is nobody to answer."""
 
 
-class Full(PrivinfError):
+class Full(RefusedError):
     """No room now; `retry_after` is in seconds."""
 
-    exit_code = 3
+    code = Code.FULL
 
     def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message, remedy=f"try again in {retry_after} s")
-        self.retry_after = retry_after
+        super().__init__(message, remedy=f"try again in {retry_after} s", retry_after=retry_after)
 
 
 class Stopping(PrivinfError):
     """This gateway is being stopped."""
+
+    code = Code.GATEWAY_STOPPING
 
     def __init__(self) -> None:
         super().__init__("this gateway is being stopped")

@@ -7,24 +7,21 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from privinf.client.sampling import MAX_TEMPERATURE, Sampling
 from privinf.gateway.engine import Answer
-from privinf.gateway.renderer import TemplateFault
-from privinf.gateway.waits import Full, Stopping
-from privinf.session.blame import again_after
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
+from protocols.errors import KINDS, Code, PrivinfError, kind_of
 
 RETRY_S = 5
 """After which a caller may ask again where a peer could not be reached."""
 COMPLETION_TOKENS = 16
 """The longest completion where the caller names no length; a chat's reply then is as long as the gateway allows."""
 
-KINDS = {
+CHOICES = {
     "prompt": "give one text, or one list of token ids",
     "content": "give a text, or a list of parts of the type text",
     "stop": "give a text, or a list of texts",
@@ -60,28 +57,66 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+class Verdict(NamedTuple):
+    """How a caller is told of a failure: the HTTP status, OpenAI's code, and whether to ask again, after RETRY_S if nobody knows when."""
+
+    status: int
+    code: str | None
+    again: bool = False
+    param: str | None = None
+    close: bool = False
+
+
+_BAD, _BUSY, _GONE = Verdict(400, None), Verdict(429, "rate_limit_exceeded", again=True), Verdict(503, "peer_unreachable", again=True)
+_REFUSED, _FAILED = Verdict(502, "peer_refused"), Verdict(502, "peer_failed")
+VERDICTS = {
+    Code.OTHER: _FAILED,
+    Code.CONFIG: _BAD,
+    Code.TOO_LONG: Verdict(400, "context_length_exceeded"),
+    Code.HANDSHAKE: _FAILED,
+    Code.NO_LOGITS: Verdict(400, None, param="temperature"),
+    Code.NOT_LISTED: _FAILED,
+    Code.SILENT: _FAILED,
+    Code.REFUSED: _REFUSED,
+    Code.FULL: _BUSY,
+    Code.CLIENT_FULL: _BUSY,
+    Code.SERVER_FULL: _BUSY,
+    Code.CROWDED: _REFUSED,
+    Code.REVOKED: _REFUSED,
+    Code.REQUESTS: _REFUSED,
+    Code.TOKENS: _REFUSED,
+    Code.BYTES: _REFUSED,
+    Code.BUDGET: _BUSY,
+    Code.SET_UPS: _BUSY,
+    Code.DISK: _REFUSED,
+    Code.TRANSPORT: _FAILED,
+    Code.OPENING: _FAILED,
+    Code.INTERNAL: _FAILED,
+    Code.IDLE: _FAILED,
+    Code.ABSENT: _GONE,
+    Code.STOPPING: _GONE,
+    Code.DESYNC: _FAILED,
+    Code.RANGE: _FAILED,
+    Code.CORRELATION: _FAILED,
+    Code.UNSUPPORTED: _FAILED,
+    Code.TEMPLATE: Verdict(500, "chat_template_failed"),
+    Code.GATEWAY_STOPPING: Verdict(503, "stopping", again=True, close=True),
+    Code.DEFECT: _FAILED,
+}
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """An error of the protocol as a caller is told of it."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, Full):
-        return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=error.retry_after)
-    if isinstance(error, Stopping):
-        return ApiError(503, str(error), code="stopping", retry_after=RETRY_S, close=True)
-    if isinstance(error, TemplateFault):
-        return ApiError(500, str(error), code="chat_template_failed")
-    if isinstance(error, ConfigError):
-        too_long = "context" in error.message
-        return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
-    if isinstance(error, HandshakeError) and "does not give logits" in error.message:
-        return ApiError(400, f"{error.message}, so the temperature must be 0", param="temperature")
-    if (again := again_after(error, RETRY_S)) is not None:
-        return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=max(1, again))
-    if isinstance(error, PeerUnreachableError):
-        return ApiError(503, str(error), code="peer_unreachable", retry_after=RETRY_S)
-    if isinstance(error, PrivinfError):
-        return ApiError(502, str(error), code="peer_refused" if isinstance(error, RefusedError) else "peer_failed")
-    return ApiError(500, "internal error in the gateway", code="internal_error")
+    if not isinstance(error, PrivinfError):
+        return ApiError(500, "internal error in the gateway", code="internal_error")
+    # a peer may say any code: where that makes another class of error than it does here, it is the class that counts
+    code = error.code if kind_of(error.code, error.heard) is KINDS[error.code] else type(error).code
+    verdict = VERDICTS[code]
+    message = f"{error.message}, so the temperature must be 0" if code is Code.NO_LOGITS else str(error)
+    again = max(1, error.again(RETRY_S) or RETRY_S) if verdict.again else 0
+    return ApiError(verdict.status, message, param=verdict.param, code=verdict.code, retry_after=again, close=verdict.close)
 
 
 def malformed_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -95,7 +130,7 @@ def malformed_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     # what follows a union's field is the name of one of its kinds, and what each of them is not says little
     param = ".".join(itertools.takewhile(lambda part: part.isidentifier() or part.isdigit(), place))
     sizes = [error["msg"] for error in errors if str(error["type"]).endswith(("too_long", "too_short"))]
-    why = sizes[0] if sizes else KINDS.get(param.rpartition(".")[2], first["msg"])
+    why = sizes[0] if sizes else CHOICES.get(param.rpartition(".")[2], first["msg"])
     return ApiError(400, f"{param}: {why}", param=param)
 
 

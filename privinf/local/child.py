@@ -27,7 +27,8 @@ from privinf.client.sampling import Sampling
 from privinf.session.memory import few_arenas
 from privinf.session.options import Options
 from privinf.session.outlet import Outlet
-from protocols.errors import PrivinfError
+from privinf.transport.failure import Failure
+from protocols.errors import Code, PrivinfError
 
 if TYPE_CHECKING:
     from privinf.client.client import Client
@@ -218,13 +219,13 @@ class _Queries:
                 if number not in self._dropped:
                     self._answer(number, query)
             except PrivinfError as error:
-                self._parent.emit("error", query=number, kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+                self._parent.emit("error", query=number, failure=Failure.of(error).plain())
             except (BrokenPipeError, KeyboardInterrupt):
                 raise
             except Exception as error:
                 logging.getLogger("privinf").debug("a query failed", exc_info=True)
-                message = f"a defect in privinf: {type(error).__name__}: {error}; run again with --debug for the traceback"
-                self._parent.emit("error", query=number, kind="PrivinfError", message=message, exit_code=1)
+                what, remedy = f"a defect in privinf: {type(error).__name__}: {error}", "run again with --debug for the traceback"
+                self._parent.emit("error", query=number, failure=Failure(Code.DEFECT, what, remedy=remedy).plain())
             finally:
                 self._running = None
         _finish(self._parent, self._traffic, self._links, self._clock)
@@ -288,7 +289,7 @@ def main(role: str) -> int:
         else:
             _serve(role, parent, config)
     except PrivinfError as error:
-        parent.emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        parent.emit("error", failure=Failure.of(error).plain())
         return error.exit_code
     except BrokenPipeError:
         if scratch := config.get("scratch"):  # the parent was killed, and nobody else removes the keys that it made

@@ -23,8 +23,8 @@ from typing import IO, Any, Self
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.text import Token, whole_numbers
 from privinf.session.options import MAX_NEW_TOKENS, Options
+from privinf.transport.failure import Failure
 from privinf.transport.keys import init_keys
-from protocols import errors
 from protocols.errors import ConfigError, PrivinfError, TransportError
 
 END_S = 10.0
@@ -129,9 +129,7 @@ class PartyProcess:
                 self._queues[query].put(None)
                 raise self.death()
             if event["event"] == "error":
-                error = getattr(errors, event["kind"], PrivinfError)(event["message"])
-                error.exit_code = event["exit_code"]
-                raise error
+                raise Failure.from_plain(event["failure"]).error()
             return event
 
     def await_event(self, name: str) -> dict[str, Any]:

@@ -22,14 +22,14 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, refusals, write_private
-from privinf.session.blame import AGAIN
 from privinf.session.messages import Pass, Prepare, Run, Spend
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
-from protocols.errors import ConfigError, RefusedError
+from protocols.errors import Code, ConfigError, RefusedError
 from protocols.party import Trace
 
 log = logging.getLogger("privinf.server")
+LESS = "ask for less, or begin another session"
 MAX_REQUESTS = 1 << 16  # of one session: passes, and queries that are prepared or asked for
 
 
@@ -78,7 +78,7 @@ class Budget:
         if ledger.spent >= self.outputs:
             left = max(1, math.ceil(ledger.since + window - now))
             what = f"the budget of {self.outputs} outputs in {self.hours:g} hours is used up"
-            raise RefusedError(f"{what}; {AGAIN}, in {left} s", party="server")
+            raise RefusedError.for_now(what, Code.BUDGET, after=left, party="server")
         return ledger
 
     def _read(self, path: Path, client: str) -> Ledger | None:
@@ -111,7 +111,8 @@ class SetUps:
             if 0 < self._most < before + size:
                 left = max(1, math.ceil(since + self._window - now))
                 what = f"this certificate has been sent {self._what} in {self._window / 3600:g} hours"
-                raise RefusedError(f"{what}; {AGAIN}, in {left} s", party="server", remedy="keep the client's --cache between sessions")
+                remedy = "keep the client's --cache between sessions"
+                raise RefusedError.for_now(what, Code.SET_UPS, after=left, party="server", remedy=remedy)
             self._sent[client] = since, before + size
 
 
@@ -127,7 +128,7 @@ class Allowance:
         self._requests += 1
         if self._requests > MAX_REQUESTS:
             what = f"a session here answers at most {MAX_REQUESTS} requests"
-            raise self._refusal("requests", RefusedError(what, party="server", remedy="begin another session"))
+            raise self._refusal(RefusedError(what, party="server", remedy="begin another session", code=Code.REQUESTS))
         if not isinstance(request, Prepare):  # which reveals nothing
             self._ask(lambda budget: budget.check(self._connection.peer_subject))
         if isinstance(request, Run):
@@ -136,7 +137,7 @@ class Allowance:
         limit, total = self._service.options.session_tokens, self._tokens + asked
         if 0 < limit < total:
             what = f"a session here takes at most {limit} tokens of prompt and reply, and this makes {total}"
-            raise self._refusal("tokens", RefusedError(what, party="server", remedy="ask for less, or begin another session"))
+            raise self._refusal(RefusedError(what, party="server", remedy=LESS, code=Code.TOKENS))
         if not isinstance(request, Spend):  # whose passes are asked for one by one
             self._tokens = total
 
@@ -147,7 +148,7 @@ class Allowance:
         total += sum(cost.online_bytes + cost.peer_offline_bytes for cost in trace.costs.values())
         if 0 < limit < total:
             what = f"a session here moves at most {limit} bytes, and this makes {total}"
-            raise self._refusal("bytes", RefusedError(what, party="server", remedy="ask for less, or begin another session"))
+            raise self._refusal(RefusedError(what, party="server", remedy=LESS, code=Code.BYTES))
 
     def spend(self) -> None:
         """One output, of the client's budget."""
@@ -159,12 +160,13 @@ class Allowance:
         try:
             question(self._budget)
         except RefusedError as error:
-            raise self._refusal("budget", error) from None
+            raise self._refusal(error) from None
         except ConfigError as error:  # the client is told that, and not where on our disk
             log.error("no output for client %s: %s", self._connection.peer_name, error)
-            refusal = RefusedError("the server cannot keep its budgets", party="server", remedy="look at the server's output")
-            raise self._refusal("disk", refusal) from None
+            remedy = "look at the server's output"
+            refusal = RefusedError("the server cannot keep its budgets", party="server", remedy=remedy, code=Code.DISK)
+            raise self._refusal(refusal) from None
 
-    def _refusal(self, reason: str, error: RefusedError) -> RefusedError:
-        self._service.refusal(reason, error)
+    def _refusal(self, error: RefusedError) -> RefusedError:
+        self._service.refusal(error)
         return error

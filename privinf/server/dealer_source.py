@@ -29,7 +29,7 @@ from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial
 from protocols.correlations import Kind, Role, on_wire
-from protocols.errors import HandshakeError, PeerUnreachableError, PrivinfError, RefusedError
+from protocols.errors import KINDS, Code, PeerUnreachableError, PrivinfError, RefusedError
 from protocols.linear import Weight
 from protocols.sources.dealer import Store
 
@@ -51,8 +51,11 @@ def reach_dealer(service: Service, address: str) -> Connection:
         return link
     except PrivinfError as error:
         where = f"the server cannot reach its dealer at {address}"
-        kind = next((kind for kind in (PeerUnreachableError, RefusedError) if isinstance(error, kind)), HandshakeError)
-        raise kind(f"{where}: {error.message}", party="server", peer=f"dealer {address}", remedy=error.remedy) from None
+        code = error.code if isinstance(error, PeerUnreachableError | RefusedError) else Code.HANDSHAKE
+        again, what = error.retry_after, f"{where}: {error.message}"
+        wrapped = KINDS[code](what, party="server", peer=f"dealer {address}", remedy=error.remedy, code=code, retry_after=again)
+        wrapped.reason, wrapped.fault = what, error.fault
+        raise wrapped from None
 
 
 class DealerSource(ServerSource):

@@ -47,7 +47,7 @@ from privinf.transport.connection import Connection
 from privinf.transport.frames import FrameKind
 from privinf.transport.listener import parse_address
 from protocols.correlations import Role, size_of
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, RefusedError
+from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync, RefusedError
 from protocols.party import Online, Party, Trace
 
 log = logging.getLogger("privinf.server")
@@ -162,7 +162,7 @@ class Server(Service):
         try:
             self._set_ups.spend(connection.peer_fingerprint, size)
         except RefusedError as error:
-            raise self.refusal("set-ups", error) from None
+            raise self.refusal(error) from None
 
     def _masked(self, name: str) -> memoryview:
         """A masked weight, which is what the model's id stands for."""
@@ -243,7 +243,9 @@ class ServerSession:
         else:
             logits, end = request.terms.logits, self.runtime.offset + request.terms.seq + request.terms.tokens - 1
         if logits and not self.server.allow_logits:
-            raise HandshakeError("this server does not give logits", party="server", remedy="start it with --allow-logits")
+            raise HandshakeError(
+                "this server does not give logits", party="server", remedy="start it with --allow-logits", code=Code.NO_LOGITS
+            )
         if end > info.n_positions:
             raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
 

@@ -17,9 +17,10 @@ import msgspec
 
 from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
+from privinf.transport.failure import Failure
 from privinf.version import PROTOCOL, VERSION
 from protocols import correlations
-from protocols.errors import HandshakeError
+from protocols.errors import Code, HandshakeError
 
 MAX_BUNDLE = 64 * 2**20
 MAX_KINDS = 4 * 2**20  # bytes of one pass's list
@@ -238,5 +239,5 @@ def greet(connection: Endpoint) -> None:
     theirs = connection.receive_control(Hello)
     if theirs.protocol != PROTOCOL:
         message = f"protocol versions differ: {theirs.protocol} (privinf {theirs.version}) there, {PROTOCOL} (privinf {VERSION}) here"
-        connection.send_error(message)
+        connection.send_error(Failure(Code.HANDSHAKE, message))
         raise HandshakeError(message, party=connection.party, peer=connection.peer_name, remedy="install the same release on all machines")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from privinf.session.blame import AGAIN, as_told, farewell
+from privinf.session.blame import as_told, farewell
 from privinf.session.memory import give_back
 from privinf.session.options import Options
 from privinf.session.report import snapshot, traffic_of
@@ -26,7 +26,7 @@ from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import ROLES, load_credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError, TransportError
+from protocols.errors import Code, ConfigError, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError, TransportError
 
 HELLO_S = 15.0
 """The longest wait for a peer's first message, once it has shown its certificate."""
@@ -117,7 +117,7 @@ class Service:
             raise stopped
 
     def _stopped(self) -> PrivinfError:
-        return PeerUnreachableError(f"this {self.role} is being stopped", party=self.role)
+        return PeerUnreachableError(f"this {self.role} is being stopped", party=self.role, code=Code.STOPPING)
 
     @contextlib.contextmanager
     def resting(self, connection: Connection) -> Iterator[None]:
@@ -128,8 +128,9 @@ class Service:
         except TransportError as error:
             if time.monotonic() - began < self.options.idle:
                 raise
-            idle = TransportError(f"the session was unused for {self.options.idle:g} s", party=self.role, remedy="begin another one")
-            raise self.refusal("idle", idle) from error
+            what = f"the session was unused for {self.options.idle:g} s"
+            idle = TransportError(what, party=self.role, remedy="begin another one", code=Code.IDLE)
+            raise self.refusal(idle) from error
         finally:
             del self._resting[connection]
 
@@ -178,10 +179,10 @@ class Service:
         """Whether nobody new is served."""
         return self._draining or self._closing
 
-    def refusal(self, reason: str, error: PrivinfError) -> PrivinfError:
-        """The error, counted among the refusals."""
+    def refusal(self, error: PrivinfError, reason: str = "") -> PrivinfError:
+        """The error, counted among the refusals, by its code unless there is another reason."""
         with self._guard:
-            self.refusals[reason] += 1
+            self.refusals[reason or error.code] += 1
         return error
 
     def say_of_a_session(self, line: str) -> None:
@@ -220,8 +221,8 @@ class Service:
             shut_out = [connection for connection in self._connections if not self._knows(connection)]
         for connection in shut_out:
             self._log.warning("client %s is listed no longer; its session ends", connection.peer_name)
-            refusal = RefusedError("this certificate is served no longer", party=self.role)
-            connection.interrupt(self.refusal("revoked", refusal))  # the thread of the session tells the client
+            refusal = RefusedError("this certificate is served no longer", party=self.role, code=Code.REVOKED)
+            connection.interrupt(self.refusal(refusal))  # the thread of the session tells the client
 
     def _knows(self, connection: Connection) -> bool:
         return connection.peer_role != "client" or self._clients is None or connection.peer_fingerprint in self._clients
@@ -252,7 +253,7 @@ class Service:
 
     def _turned_away(self, found: TurnedAway) -> None:
         """Somebody came and did not become a peer: of strangers one line a minute for each way in which they fail."""
-        self.refusal("silent" if found.fingerprint else "no handshake", found.error)
+        self.refusal(found.error, "silent" if found.fingerprint else "no handshake")
         if found.fingerprint:
             self._report(found.fingerprint, found.error)
         else:
@@ -276,12 +277,11 @@ class Service:
             except RuntimeError:  # no more threads; others will end
                 with self._guard:
                     del self._attended[thread]
-                refused = "full", RefusedError(f"the {self.role} can start no more threads; {AGAIN}")
-        reason, refusal = refused
-        refusal.party, refusal.peer = self.role, connection.peer_name
-        self._report(connection.peer_fingerprint, self.refusal(reason, refusal))
+                refused = RefusedError.for_now(f"the {self.role} can start no more threads", Code.FULL)
+        refused.party, refused.peer = self.role, connection.peer_name
+        self._report(connection.peer_fingerprint, self.refusal(refused))
         connection.timeout = 0.0  # nobody is waited for at the door
-        farewell(connection, refusal)
+        farewell(connection, refused)
         self._listener.door.turn_away(connection)
 
     def _attend(self, connection: Connection) -> None:
@@ -304,19 +304,20 @@ class Service:
                 self.retire(connection)
             give_back()
 
-    def _why_not(self, connection: Connection) -> tuple[str, PrivinfError] | None:
-        """Why a peer is not served, in a word and as an error."""
+    def _why_not(self, connection: Connection) -> PrivinfError | None:
+        """Why a peer is not served."""
         role, options = connection.peer_role, self.options
         if self._draining and role not in self.late:
-            return "stopping", self._stopped()
+            return self._stopped()
         if not self._knows(connection):
-            return "not listed", HandshakeError("this certificate is not among those that are served")
+            return HandshakeError("this certificate is not among those that are served", code=Code.NOT_LISTED)
         alike = [other for other in self._attended.values() if other.peer_role == role and other not in self._left]
         if len(alike) >= options.sessions:
-            return "full", RefusedError(f"the {self.role} serves {options.sessions} peers already; {AGAIN}")
+            return RefusedError.for_now(f"the {self.role} serves {options.sessions} peers already", Code.FULL)
         own = sum(other.peer_fingerprint == connection.peer_fingerprint for other in alike)
         if 0 < options.sessions_each(role) <= own:
-            return f"{role} full", RefusedError(f"the {self.role} serves {own} sessions of this {role} already; {AGAIN}")
+            code = Code.CLIENT_FULL if role == "client" else Code.SERVER_FULL
+            return RefusedError.for_now(f"the {self.role} serves {own} sessions of this {role} already", code)
         return None
 
     def settle(self, seconds: float, rest_s: float | None = None) -> None:

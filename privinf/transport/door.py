@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from privinf.transport.connection import Connection
 from privinf.transport.crowd import Crowd
-from privinf.transport.frames import REFUSED
+from privinf.transport.failure import Failure
 from privinf.transport.tls import TlsStream, late, unacknowledged
-from protocols.errors import HandshakeError, PrivinfError, RefusedError, TransportError
+from protocols.errors import Code, HandshakeError, PrivinfError, RefusedError, TransportError
 
 _ROOM = 1024
 """Guests in one room, where the process may have enough open files."""
@@ -210,7 +210,9 @@ class Door:
             self._drop(guest)
         elif guest.connection is not None:
             why = f"the peer sent no message within {room.seconds:g} s"
-            self._turn_away(guest, HandshakeError(why, party=self._party, peer=_of(guest.connection), remedy="look at the peer"))
+            self._turn_away(
+                guest, HandshakeError(why, party=self._party, peer=_of(guest.connection), remedy="look at the peer", code=Code.SILENT)
+            )
         else:
             self._turn_away(guest, late(self._party, guest.name))
 
@@ -219,7 +221,8 @@ class Door:
             self._drop(guest)
         elif guest.connection is not None:
             why = "the peer sent no message before its place was needed for others"
-            self._turn_away(guest, RefusedError(why, party=self._party, peer=_of(guest.connection), remedy="look at who holds its key"))
+            remedy = "look at who holds its key"
+            self._turn_away(guest, RefusedError(why, party=self._party, peer=_of(guest.connection), remedy=remedy, code=Code.CROWDED))
         else:
             why = f"{room.most} others are no further, and its place was needed"
             self._turn_away(guest, late(self._party, guest.name, why))
@@ -231,7 +234,7 @@ class Door:
             self._drop(guest)  # it has said nothing, and is told nothing
             return
         if connection is not None:
-            last_words(connection, error.message, REFUSED if isinstance(error, RefusedError) else 0)
+            last_words(connection, Failure(error.code, error.message))
             connection.leave()
         self._part(guest)
 
@@ -266,11 +269,11 @@ class Door:
             guest.room = None
 
 
-def last_words(connection: Connection, message: str, flag: int = 0) -> None:
+def last_words(connection: Connection, failure: Failure) -> None:
     """Tells a peer why it is not served, as far as our kernel takes it at once."""
     connection.timeout = 0.0
     with contextlib.suppress(PrivinfError):
-        connection.send_error(message, flag)
+        connection.send_error(failure)
 
 
 def _of(connection: Connection) -> str:

@@ -14,15 +14,13 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import msgspec
 
+from privinf.transport.failure import Failure, one_line
 from privinf.transport.frames import (
-    ABSENT,
     CONTROL_LIMIT,
-    DESYNC,
     FRAME_COST,
     HANDSHAKE_MAX_FRAME,
     MAX_FRAME,
     MORE,
-    REFUSED,
     Buffer,
     Frame,
     FrameKind,
@@ -34,11 +32,9 @@ from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link, Shaper
 from protocols.errors import (
     ConfigError,
-    HandshakeError,
-    PeerUnreachableError,
+    OpeningError,
     PrivinfError,
     ProtocolDesync,
-    RefusedError,
     TransportError,
 )
 
@@ -47,12 +43,6 @@ OnMessage = Callable[[FrameKind, memoryview], None]
 POSTED = 64 * 2**10  # bytes that wait for each other at most
 SILENCE_S = 10.0
 """Longest time without any sign of life from the peer, seconds, unless the timeout is shorter."""
-_ERROR_CHARS = 500
-
-
-def one_line(text: str, limit: int = _ERROR_CHARS) -> str:
-    """Text of a stranger, fit for a terminal and a log: printable, one line, at most `limit` characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:limit]
 
 
 class Want(NamedTuple):
@@ -189,10 +179,10 @@ class Endpoint(ABC):
                 "check that both ends run the same version of privinf",
             ) from None
 
-    def send_error(self, message: str, flag: int = 0) -> None:
-        """Tells the peer in one line why we give up; its next wait raises it. `flag`: DESYNC, REFUSED or ABSENT. Never put a secret in."""
+    def send_error(self, failure: Failure) -> None:
+        """Tells the peer in one line why we give up; its next wait raises it. Never put a secret in."""
         self._interrupted()  # whoever gives up need not be told to
-        self._transfer(self._frames_of(FrameKind.ERROR, one_line(message).encode(), flag), None)
+        self._transfer(self._frames_of(FrameKind.ERROR, failure.for_peer()), None)
 
     def interrupt(self, error: PrivinfError) -> None:
         """Makes the present wait of whoever uses this end, or else the next transfer, raise this error, once; from any thread.
@@ -229,17 +219,20 @@ class Endpoint(ABC):
 
     def failure(self, kind: type[PrivinfError], message: str, remedy: str = "") -> PrivinfError:
         """An error of this kind that says where and with whom, to be raised; before a session a TransportError exits with 3."""
-        layer = ".".join(part for part in self.meter.label if part)
-        peer = f"{self.peer_role} {self.peer_name}".strip()
-        error = kind(message, layer=layer, party=self.party, peer=peer, remedy=remedy)
         if kind is TransportError and not self._established:
-            error.exit_code = 3
-        return error
+            kind = OpeningError
+        party, peer, layer = self._place
+        return kind(message, layer=layer, party=party, peer=peer, remedy=remedy)
 
-    def _frames_of(self, kind: FrameKind, body: Buffer, flags: int = 0) -> list[tuple[bytes, memoryview]]:
+    @property
+    def _place(self) -> tuple[str, str, str]:
+        """This party, its peer, and what runs between them."""
+        return self.party, f"{self.peer_role} {self.peer_name}".strip(), ".".join(part for part in self.meter.label if part)
+
+    def _frames_of(self, kind: FrameKind, body: Buffer) -> list[tuple[bytes, memoryview]]:
         view = flat(body)
         size, meter = len(view), self.meter
-        flags |= meter.phase_index
+        flags = meter.phase_index
         depth = meter.depth() + 1 if kind is FrameKind.DATA else 0
         stamp = time.time_ns() if self._shaper else 0  # our clock is the peer's business only where a link is emulated
         starts = range(0, size, self.max_frame) if size > self.max_frame else (0,)
@@ -347,17 +340,7 @@ class Endpoint(ABC):
 
     def _reported(self, frame: Frame) -> PrivinfError:
         """The error that the peer sent us."""
-        text = one_line(bytes(frame.body).decode("utf-8", "replace")) or "no reason given"
-        flags = frame.header.flags
-        kind: type[PrivinfError] = TransportError if self._established else HandshakeError
-        if flags & REFUSED:
-            kind = RefusedError
-        elif flags & ABSENT and not self._established:
-            kind = PeerUnreachableError
-        elif flags & DESYNC and self._established:
-            kind = ProtocolDesync
-        refused = flags & REFUSED or not self._established
-        return self.failure(kind, f"the peer {'refused' if refused else 'gave up'}: {text}")
+        return Failure.from_peer(frame.body).heard_by(*self._place, established=self._established).error()
 
     def _raise_reported(self) -> None:
         """Raises an ERROR frame that waits in the inbox, if there is one: the reason of a failure that we see only from outside."""

@@ -4,10 +4,9 @@ A frame is an 18-byte header in network order and a body:
 
     length u32 | kind u8 | flags u8 | depth u32 | stamp u64 | body (length bytes)
 
-`flags` holds the phase (bits 0 and 1), MORE (bit 7: the message goes on in the next frame), and in an ERROR frame perhaps one of DESYNC,
-REFUSED and ABSENT (bits 6, 5 and 4: the parties are out of step, the peer is well and refuses, a party is not there). `depth` is the
-position in the chain of dependent messages (see `meter`); `stamp` is the sender's clock in nanoseconds since the epoch, which only
-the emulated link reads. Nothing here touches a socket, so that the codec can be tested by itself.
+`flags` holds the phase (bits 0 and 1) and MORE (bit 7: the message goes on in the next frame); the body of an ERROR frame is a
+`failure.Failure`. `depth` is the position in the chain of dependent messages (see `meter`); `stamp` is the sender's clock in nanoseconds
+since the epoch, which only the emulated link reads. Nothing here touches a socket, so that the codec can be tested by itself.
 """
 
 from __future__ import annotations
@@ -34,9 +33,6 @@ FRAME_COST = 2**10
 MAX_DEPTH = 2**31
 PHASES = ("setup", "offline", "online")
 MORE = 0x80
-DESYNC = 0x40
-REFUSED = 0x20
-ABSENT = 0x10
 _PHASE_MASK = 0x03
 
 Buffer = bytes | bytearray | memoryview
@@ -58,7 +54,7 @@ _MAY_HAVE = {  # the flag bits, apart from the phase, that each kind may carry
     FrameKind.DATA: MORE,
     FrameKind.CONTROL: MORE,
     FrameKind.HEARTBEAT: 0,
-    FrameKind.ERROR: DESYNC | REFUSED | ABSENT,
+    FrameKind.ERROR: 0,
     FrameKind.GOODBYE: 0,
 }
 

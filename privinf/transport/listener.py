@@ -19,11 +19,12 @@ from typing import Any
 
 from privinf.transport.connection import HEARTBEAT_S, Connection
 from privinf.transport.door import Door, TurnedAway, last_words
+from privinf.transport.failure import Failure
 from privinf.transport.keys import Credentials
 from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link
 from privinf.transport.tls import HANDSHAKE_S, TlsStream, make_context, tune
-from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
+from protocols.errors import Code, ConfigError, HandshakeError, PeerUnreachableError, PrivinfError
 
 TIMEOUT_S = 60.0
 _BACKLOG = 4096  # as far as the system allows: what comes while the thread at the door does not run
@@ -239,7 +240,8 @@ def _introduced(stream: TlsStream, party: str, peer: str, options: _Options) -> 
 def _unexpected(connection: Connection, allowed: Collection[str]) -> HandshakeError:
     """The error of a peer of another role, which is told of it: in TLS 1.3 it cannot see otherwise what became of its certificate."""
     expected = " or ".join(sorted(allowed))
-    last_words(connection, f"your certificate is for the role {connection.peer_role}, and a {connection.party} here expects {expected}")
+    told = f"your certificate is for the role {connection.peer_role}, and a {connection.party} here expects {expected}"
+    last_words(connection, Failure(Code.HANDSHAKE, told))
     return HandshakeError(
         f"the peer's certificate is for the role {connection.peer_role}, not {expected}",
         party=connection.party,

@@ -32,6 +32,6 @@ def failed(client: Process, codes: tuple[int, ...]) -> str:
     """The one line of a client that ends with one of these codes, but for those on what it waited for."""
     code = client.wait()
     assert code in codes, (code, client.err)
-    lines = [line for line in client.lines if "trying again" not in line]
+    lines = client.said
     assert len(lines) == 1 and LINE.fullmatch(lines[0]), client.err
     return lines[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import re
 import shutil
 import signal
@@ -59,7 +58,7 @@ def gateway(services: Services) -> Iterator[tuple[Process, str]]:
     common = ("--server", services.server_address, "--dealer", services.dealer_address, "--keys", t.keys(), "--api-key", KEY)
     with Process("gateway", *common, "--cache", t.scratch() / "cache", "--http", "127.0.0.1:0", "--json") as process:
         process.until("page: ")
-        yield process, json.loads(process.out)["address"]
+        yield process, process.document()["address"]
 
 
 @contextlib.contextmanager

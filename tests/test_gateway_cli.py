@@ -41,8 +41,8 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             t.scratch() / "cache",
         )
         with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--json", "--timeout", "20", "--drain", "60") as process:
+            about = process.document()
             process.until("page: ")
-            about = json.loads(process.out)
             key, address = about["api_key"], about["address"]
             assert process.err.count(f"API key, shown once: {key}\n") == 1 and f"gateway listens on {address}" in process.err
             assert call(address, "/v1/models", key)["data"][1]["id"] == about["model"]
@@ -62,9 +62,9 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
         more = ("--metrics", "127.0.0.1:0", "--host", "Gw.example", "--json", "--drain", "1000")
         with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1", *more) as process:
+            about = process.document()
             process.until("page: ")
             assert "given-key-1" not in process.err + process.out
-            about = json.loads(process.out)
             the_metrics_are_open_on_their_own_port_alone(about["address"], about["metrics"])
             with opened(about["address"], "/v1/completions", "given-key-1", {**stream, "max_tokens": 30}) as answer:
                 assert answer.readline().startswith(b"data: {")

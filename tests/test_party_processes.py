@@ -42,7 +42,7 @@ def test_the_three_verbs(tmp_path: Path) -> None:
         assert set(result) >= FIELDS and result["text"] + "\n" == plain.out and t.is_greedy([68, 69, 70], result["tokens"])
         assert result["traffic"]["setup"]["payload"] == 0
         refused = made.generate("--prompt", "def", "--expect", "f00", "--cache", tmp_path, "--json")
-        assert refused.wait() == 3 and refused.out == "" and len(refused.lines) == 1
+        assert refused.wait() == 3 and refused.out == "" and len(refused.said) == 1
         assert len(made.server.until_lines(2)) == 2 and "not the expected 'f00'" in made.server.lines[1]
         for process in (made.server, made.dealer):
             process.send(15)

@@ -154,7 +154,7 @@ def test_killed_at_the_mark(bench: Bench, role: str, hook: KilledAtMark, next_in
     if role == "client":
         assert client.wait() == -signal.SIGKILL
     else:
-        assert client.wait() in (3, 4) and len(client.lines) == 1
+        assert client.wait() in (3, 4) and len(client.said) == 1
         assert getattr(bench.services, role).wait() == -signal.SIGKILL
         bench.start(role)
     assert bench.used("client") == bench.used("server") == []
@@ -185,7 +185,7 @@ def test_two_processes_share_one_store(bench: Bench) -> None:
 @pytest.mark.parametrize(("role", "hook"), [("client", SmallFiles(3000)), ("server", SmallFiles(3000))])
 def test_a_disk_that_fills_while_a_query_is_prepared(bench: Bench, role: str, hook: Hook) -> None:
     client = bench.prepare(1, hook if role == "client" else None, tokens=2)
-    assert client.wait() in ((2,) if role == "client" else (3, 4)) and len(client.lines) == 1
+    assert client.wait() in ((2,) if role == "client" else (3, 4)) and len(client.said) == 1
     said(client if role == "client" else bench.services.server, "File too large")
     t.wait_for(lambda: not [path for path in (bench.cache / "prepared").rglob("*") if path.is_file()])
     assert not bench.answered(bench.ask())
@@ -201,7 +201,7 @@ def test_killed_while_a_query_is_prepared(bench: Bench, role: str, hook: Hook) -
     if role == "client":
         assert client.wait() == -signal.SIGKILL
     else:
-        assert client.wait() in (3, 4) and len(client.lines) == 1
+        assert client.wait() in (3, 4) and len(client.said) == 1
         bench.start(role)
     assert not list((bench.cache / "prepared").rglob("*.bin"))
     assert bench.prepare(1, tokens=2).wait() == 0

@@ -198,14 +198,14 @@ def test_digests_are_shown_and_pinned_at_the_command_line(tmp_path: Path, own: P
             assert json.loads(client.out)["model"]["tokenizer"] == digest
         with services.generate(*pinned, "--expect-tokenizer", "0" * 64) as client:
             assert (
-                client.wait() == 3 and client.out == "" and len(client.lines) == 1 and f"has the tokenizer {digest}, not the" in client.err
+                client.wait() == 3 and client.out == "" and len(client.said) == 1 and f"has the tokenizer {digest}, not the" in client.err
             )
         remote = ("--server", services.server_address, "--dealer", services.dealer_address, "--keys", t.keys(), "--cache", tmp_path)
         with t.Process("gateway", *remote, "--http", "127.0.0.1:0", "--expect-tokenizer", "0" * 64) as process:
-            assert process.wait() == 3 and len(process.lines) == 1 and "not the expected" in process.err
+            assert process.wait() == 3 and len(process.said) == 1 and "not the expected" in process.err
         with t.Process("gateway", *remote, "--http", "127.0.0.1:0", "--tokenizer", own, "--json") as process:
             process.until("page: ")
-            assert json.loads(process.out)["tokenizer"] == digest and f"tokenizer: sha256 {digest}" in process.lines
+            assert process.document()["tokenizer"] == digest and f"tokenizer: sha256 {digest}" in process.lines
         with t.Process("convert", t.checkpoint(), "-o", tmp_path / "model") as process:
             assert process.wait() == 0 and process.lines[-1] == f"tokenizer: sha256 {digest}"
     with privinf.local_session(t.lowered(), cache=tmp_path, tokenizer=own, expect_tokenizer=digest) as session:

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
@@ -292,6 +293,15 @@ class Process:
     def lines(self) -> list[str]:
         """Of stderr."""
         return self.err.splitlines()
+
+    @property
+    def said(self) -> list[str]:
+        """Of them those of a failure: not those that tell how far it is, or what it waits for, which come with time."""
+        return [line for line in self.lines if " %, " not in line and "trying again" not in line]
+
+    def document(self) -> Any:
+        """What it has written with --json, once all of it is there, though it goes on."""
+        return json.loads(wait_for(lambda: self.out if self.out.endswith("\n") else "", about=lambda: f"{self.words[0]} says {self.err!r}"))
 
     def until(self, text: str, seconds: float = PATIENCE) -> str:
         """Waits until stderr holds a text; all of stderr."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,8 +55,8 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
             print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
             if as_json:
                 common.write_json({**about, "address": service.address})
-            while True:
-                signal.pause()
+            while True:  # not `signal.pause`, which does not see a signal that came just before it
+                time.sleep(0.5)
         except Stopped:
             _drain(service, about["role"])
             print(f"{about['role']} stops", file=sys.stderr, flush=True)

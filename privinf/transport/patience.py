@@ -14,6 +14,10 @@ SLOWEST = 32 * 2**10
 """Bytes a second: as long as bytes move, a wait may last the timeout and as long as this rate would take, but no longer."""
 
 
+MISSED = 2.5
+"""Heartbeats that did not come: whoever is given up then is not said to live."""
+
+
 class Waiter(Protocol):
     """Who waits: its limits in seconds, of which `timeout` may change during a wait, and how it words a failure."""
 
@@ -64,14 +68,15 @@ class Patience:
             self._moved_last, self._progress = moved, max(now, self._progress)
             if held:
                 return
-        if not readable and now > self._silent_at():
-            silent = now - max(self._stream.last_received, self._start)
+        silent = now - max(self._stream.last_received, self._start)
+        late = now > self._give_up()
+        if not readable and (now > self._silent_at() or (late and not sending and silent > MISSED * waiter.heartbeat_s)):
             raise waiter.failure(
                 TransportError,
                 f"no sign of life from the peer for {silent:.1f} s",
                 "it hangs, was stopped, or the network is cut; look at the peer",
             )
-        if now > self._give_up():
+        if late:
             what = "does not take what we send" if sending else "lives but does not answer"
             raise waiter.failure(
                 TransportError,

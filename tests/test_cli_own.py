@@ -14,7 +14,8 @@ import pytest
 from privinf.cli import common
 from privinf.cli.app import main
 from privinf.cli.expand import expand
-from privinf.cli.options import make_options
+from privinf.cli.gateway import Callers
+from privinf.cli.options import PromptText, make_options
 from privinf.cli.verbs import VERBS
 from privinf.session.options import Admission, Options, Runtime
 from privinf.setting import Setting, settings_of
@@ -111,3 +112,8 @@ def test_help_and_configuration_know_it(capsys: pytest.CaptureFixture[str], tmp_
 def test_all_of_options_can_be_set() -> None:
     """Each field says what it is, so that a verb may have it."""
     assert set(settings_of(Options)) == {*vars(Options())}
+
+
+def test_secrets_among_options_are_not_shown() -> None:
+    secret = "sk-tell-nobody"
+    assert secret not in repr(Callers(api_key=secret)) + repr(PromptText(prompt=secret)) + repr(PromptText(prompt_ids=secret))

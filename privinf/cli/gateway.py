@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +59,9 @@ class Callers:
     http: Annotated[str, Setting("Where to answer; port 0 takes any free one.", "HOST:PORT")] = "127.0.0.1:8080"
     host: Annotated[list[str] | None, Setting("A name by which callers reach it; may be given several times.", "NAME")] = None
     metrics: Metrics = None
-    api_key: Annotated[str | None, Setting(f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one.", "KEY")] = None
+    api_key: Annotated[str | None, Setting(f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one.", "KEY")] = field(
+        default=None, repr=False
+    )
     name: Annotated[str, Setting("The model's name for callers, beside its id.", "NAME")] = "privinf"
     chat_template: Annotated[Path | None, Setting("A Jinja template for chats; an empty file: the plain form.", "FILE")] = None
 

@@ -44,7 +44,7 @@ def test_a_session_that_went_well(parties: Trio, caplog: pytest.LogCaptureFixtur
     assert re.fullmatch(rf"client \({who}\) at 127\.0\.0\.1:\d+: 5 prompt tokens, 3 new tokens, {BYTES}, {SECONDS}, done", line)
     assert client.result is not None
     line = line_of(caplog, "dealer")
-    server = parties.server.fingerprint[:12]
+    server = parties.server.credentials.fingerprint[:12]
     assert re.fullmatch(
         rf"server \({server}\) at 127\.0\.0\.1:\d+ for the client {who}: 3 passes, \d+ correlations, {BYTES}, {SECONDS}, done", line
     )
@@ -62,7 +62,7 @@ def test_sessions_that_end_otherwise(parties: Trio, caplog: pytest.LogCaptureFix
     with pytest.raises(TransportError):
         for number, _ in enumerate(parties.client().generate("abc", max_new_tokens=9, ignore_eos=True)):
             if number == 1:
-                for connection in list(parties.server._connections):
+                for connection in parties.server.counters.connections:
                     connection.close()
     assert re.search(r": 3 prompt tokens, \d new tokens, .* broke off$", line_of(caplog, "server"))
     with pytest.raises(Exception, match="at most 20 tokens"):

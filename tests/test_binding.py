@@ -32,13 +32,13 @@ def liar(parties: Trio, *, copied: bool) -> Iterator[Server]:
     with Server(model, listen="127.0.0.1:0", dealer=parties.dealer.address, keys=str(t.keys()), options=honest.options) as server:
         model.id = honest.lowered.id
         if copied:
-            server._bundle = honest._bundle
+            server.model.bundle = honest.model.bundle
         yield server
 
 
 def of(parties: Trio, server: Server, cache: Path) -> Client:
     made = parties.client(cache=cache)
-    made.server = server.address
+    made.peers.server = server.address
     return made
 
 
@@ -92,7 +92,7 @@ def test_what_was_poisoned_before_is_not_used(parties: Trio, tmp_path: Path, cap
 def test_a_server_sends_no_masked_weight_but_that_of_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two versions of a weight under one mask would give both away."""
     with trio(t.changed(t.lowered()), cache=tmp_path) as parties:
-        encoded: Any = parties.server.encoded
+        encoded: Any = parties.server.model.encoded
         name = next(iter(encoded))
         sent = parties.server.lowered.setup.items[name]
         with monkeypatch.context() as patched:

@@ -203,7 +203,7 @@ def test_silent_peers_of_one_certificate_hold_up_nobody_else(tmp_path: Path, rol
         t.wait_for(lambda: threading.active_count() <= threads + 2, about=lambda: str(threading.enumerate()))
         assert service.peers <= 1 and len(service._listener.door.known) == door.KNOWN_EACH
         assert is_well(parties)
-        assert service.refusals["silent"] == 16
+        assert service.counters.refusals["silent"] == 16
 
 
 def test_one_certificate_has_half_of_the_places_at_a_server_and_a_dealer(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_one_certificate_has_half_of_the_places_at_a_server_and_a_dealer(tmp_pat
                 greet(held)
             with dialled(service.address, own, role) as more, pytest.raises(PrivinfError, match=f"{most} sessions of this {own} already"):
                 greet(more)
-            assert service.refusals[f"{own} full"] == 1
+            assert service.counters.refusals[f"{own} full"] == 1
             with dialled(service.address, own, role, t.second_client()) as other:
                 greet(other)
 

@@ -90,7 +90,7 @@ def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
             connection.receive_control(Session)
             connection.send_control(Pass(3))
             outcome(lambda: connection.receive_control(Hello))
-        t.wait_for(lambda: not parties.dealer._sessions and not parties.dealer._attended and not parties.server._attended)
+        t.wait_for(lambda: not parties.dealer._sessions and not parties.dealer.peers and not parties.server.peers)
         assert is_well(parties)
 
 
@@ -157,12 +157,12 @@ LIES: dict[str, Callable[[], bytes]] = {
 def lying(parties: Trio, bundle: bytes, digest: str | None = None) -> Iterator[Trio]:
     import hashlib
 
-    server, kept = parties.server, (parties.server._bundle, parties.server.lowered.id)
-    server._bundle, server.lowered.id = bundle, digest or hashlib.sha256(bundle).hexdigest()
+    server, kept = parties.server, (parties.server.model.bundle, parties.server.lowered.id)
+    server.model.bundle, server.lowered.id = bundle, digest or hashlib.sha256(bundle).hexdigest()
     try:
         yield parties
     finally:
-        server._bundle, server.lowered.id = kept
+        server.model.bundle, server.lowered.id = kept
 
 
 @pytest.mark.parametrize("lie", LIES)

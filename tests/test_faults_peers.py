@@ -90,7 +90,7 @@ def test_a_peer_with_a_certificate_that_says_nothing(
             connection.timeout = t.PATIENCE
             assert "0.6 s" in str(outcome(lambda: connection.receive_control(Hello)))
         assert "0.6 s" in said(caplog, role)
-        assert service.refusals["silent"] == 1
+        assert service.counters.refusals["silent"] == 1
 
 
 def test_more_peers_than_are_served(parties: Trio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_more_peers_than_are_served(parties: Trio, caplog: pytest.LogCaptureFixt
         error = outcome(lambda: list(parties.client().generate(ids=[1])))
         assert isinstance(error, HandshakeError) and "serves 1 peers already; come again later" in str(error)
     assert "come again later" in said(caplog, "server", "come again")
-    t.wait_for(lambda: not parties.server._attended)
+    t.wait_for(lambda: not parties.server.peers)
     monkeypatch.undo()
     assert is_well(parties)
 

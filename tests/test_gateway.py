@@ -309,7 +309,7 @@ def test_a_next_turn_sends_only_what_is_new(parties: Trio) -> None:
         other = client.completions.create(model="privinf", prompt="another", max_tokens=1, extra_body=MORE)
         assert other.usage is not None and other.usage.prompt_tokens_details is not None
         assert other.usage.prompt_tokens_details.cached_tokens == 0
-        assert door.engine.kept == 2 and len(parties.server._attended) >= 2
+        assert door.engine.kept == 2 and parties.server.peers >= 2
 
 
 def test_kept_conversations_are_few_and_end(parties: Trio) -> None:
@@ -423,7 +423,7 @@ def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, str
                     raise httpx.ReadError("enough")
         wait_for(lambda: door.engine.active == 0)
         wait_for(lambda: not door.engine.client.sessions and not door.engine._live)
-        wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
+        wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
         assert door.engine.counts["cancelled"] == 1 and door.engine.counts["failed"] == 0
         done = door.openai().completions.create(model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
         assert done.usage is not None

@@ -54,11 +54,11 @@ def test_what_was_dealt_ahead_is_used_by_the_token_that_follows_and_by_nothing_e
     sequence: list[int] = []
     with Conversation(parties.client()) as conversation:
         for turn in ([1, 2, 3], [4, 5], [6, 7]):
-            before, names = parties.dealer.counts["correlations"], conversation.session.store.next_name
+            before, names = parties.dealer.counters.counts["correlations"], conversation.session.store.next_name
             tokens = [token.id for token in conversation.generate(turn, max_new_tokens=3, ignore_eos=True)]
             assert t.is_greedy([*sequence, *turn], tokens)
             sequence += [*turn, *tokens]
-            sent = parties.dealer.counts["correlations"] - before
+            sent = parties.dealer.counters.counts["correlations"] - before
             assert sent == conversation.session.store.next_name - names  # what was dropped was sent to nobody
     assert len(dealt) == 2 and all(first < after for first, after in dealt)
     monkeypatch.setattr("privinf.dealer.dealer.MOST_AHEAD", 0)  # passes too large to be kept are dealt when they are asked for
@@ -85,7 +85,7 @@ def test_a_reply_that_the_caller_leaves_ends_the_conversation(parties: Trio) -> 
     assert not conversation.usable
     with pytest.raises(TransportError, match="is over"):
         list(conversation.generate([3]))
-    t.wait_for(lambda: not parties.server._attended)
+    t.wait_for(lambda: not parties.server.peers)
 
 
 def test_it_ends_from_another_thread(parties: Trio) -> None:
@@ -105,7 +105,7 @@ def test_it_ends_from_another_thread(parties: Trio) -> None:
     conversation.close()
     thread.join(PATIENCE)
     assert not thread.is_alive() and isinstance(failed[0], TransportError | ConfigError)
-    t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
+    t.wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
 
 
 def test_a_server_that_is_gone_or_gives_no_logits(tmp_path: Path) -> None:

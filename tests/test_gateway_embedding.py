@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from privinf.server.server import ServerSession
+from privinf.server.session import ServerSession
 from protocols.errors import ConfigError, PrivinfError
 from tests import trio as t
 from tests.gateway import KEY, gateway, serving
@@ -49,7 +49,7 @@ def service(parties: Trio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
 
 
 def idle(parties: Trio) -> bool:
-    return not parties.server._attended and not parties.dealer._attended
+    return not parties.server.peers and not parties.dealer.peers
 
 
 def test_the_documented_service_replies(service: str, parties: Trio) -> None:

@@ -113,7 +113,7 @@ def test_a_session_that_nobody_renews_is_no_leak(tmp_path: Path) -> None:
     with trio(cache=tmp_path, idle=1.0) as parties, gateway(parties) as door:
         complete(door, "abc")
         (held,) = door.engine._kept
-        wait_for(lambda: not parties.server._attended)  # the server has ended it
+        wait_for(lambda: not parties.server.peers)  # the server has ended it
         done = complete(door, f"{held.text}d", 1)
         assert done.usage.prompt_tokens_details.cached_tokens == 0 and done.usage.completion_tokens == 1
 
@@ -155,10 +155,12 @@ def test_prompts_in_pieces_and_padded_replies(tmp_path: Path) -> None:
     with trio(cache=tmp_path) as parties:
         expected = "".join(token.text or "" for token in parties.client().generate("abcdefg", max_new_tokens=3, ignore_eos=True))
         with gateway(parties, client=parties.client(chunk=3, pad_reply=4)) as door:
-            before = parties.server.counts["passes"]
+            before = parties.server.counters.counts["passes"]
             done = complete(door, "abcdefg", 3)
             assert done.choices[0].text == expected and done.usage.completion_tokens == 3
-            wait_for(lambda: parties.server.counts["passes"] == before + 3 + 3)  # pieces of 3, 3 and 1; two tokens and one that pads
+            wait_for(
+                lambda: parties.server.counters.counts["passes"] == before + 3 + 3
+            )  # pieces of 3, 3 and 1; two tokens and one that pads
             again = complete(door, "abcdefg", 4)  # nothing is padded
             turn = complete(door, f"abcdefg{again.choices[0].text}z", 4)
             assert turn.usage.prompt_tokens_details.cached_tokens == 7 + 3

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from privinf.client.conversation import Conversation
 from privinf.server.server import Server
 from privinf.session.metrics import registry_of, service_families
-from privinf.session.service import read_clients
+from privinf.session.papers import read_clients
 from privinf.transport.keys import load_credentials, renew_keys, show_keys
 from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests import trio as t
@@ -46,7 +46,7 @@ def test_renewed_certificates_are_shown_without_ending_a_session(tmp_path: Path,
             parties.server.reload()
             parties.dealer.reload()
             with Conversation(parties.client()) as after:
-                assert after.session.connection.peer_fingerprint == fingerprint(keys, "server") == parties.server.fingerprint
+                assert after.session.connection.peer_fingerprint == fingerprint(keys, "server") == parties.server.credentials.fingerprint
                 assert t.is_greedy([2], [token.id for token in after.generate([2], max_new_tokens=1)])
             assert before.session.connection.peer_fingerprint == old
             list(before.generate([3], max_new_tokens=1))

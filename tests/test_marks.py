@@ -39,7 +39,7 @@ def test_what_a_client_would_spend_makes_nothing_where_nothing_is_held(tmp_path:
         session.connection.send_control(Spend(Terms(1, 1), 0, ()))
         error = outcome(lambda: session.connection.receive_control(Chosen))
         assert isinstance(error, RefusedError) and "answers at most 300 requests" in str(error)
-        assert kept(tmp_path) == [] and parties.server.refusals == {"requests": 1}
+        assert kept(tmp_path) == [] and parties.server.counters.refusals == {"requests": 1}
         session.close()
 
 

@@ -250,7 +250,7 @@ def test_an_interrupted_set_up_goes_on_where_it_stopped(parties: Trio) -> None:
             raise Enough
 
     client = parties.client(fresh=True)
-    client._progress = stop
+    client.peers.progress = stop
     with pytest.raises(Enough):
         ids_of(client, [1], 1)
     again = parties.client(cache=client.options.cache)
@@ -313,7 +313,7 @@ def test_a_generator_that_is_dropped_frees_the_server(parties: Trio) -> None:
     tokens = client.generate(ids=[1, 2], max_new_tokens=20, ignore_eos=True)
     first = next(tokens)
     tokens.close()  # type: ignore[attr-defined]
-    t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended and not parties.dealer._handed)
+    t.wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
     assert not parties.dealer._sessions and not client.sessions
     assert next(client.generate(ids=[1, 2])).id == first.id
     client.close()
@@ -330,7 +330,7 @@ def test_generate_async(parties: Trio) -> None:
             async with asyncio.timeout(1.0):
                 async for _ in slow.generate_async(ids=[1], max_new_tokens=30):
                     seen += 1
-        return list(both), len(slow._sessions)
+        return list(both), slow.sessions
 
     both, left = asyncio.run(talk())
     assert left == 0 and t.is_greedy([1, 2, 3], both[0]) and t.is_greedy([50, 60], both[1])

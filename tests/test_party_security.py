@@ -80,7 +80,7 @@ def parties(tmp_path: Path) -> Iterator[Trio]:
 
 
 def settled(parties: Trio) -> None:
-    t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
+    t.wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
 
 
 def session(parties: Trio, record: Record, prompt: str, **options: Any) -> Record:

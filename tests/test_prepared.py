@@ -187,14 +187,14 @@ def test_removing_a_store_does_not_forget_what_was_spent(parties: Trio, used: Us
     client = parties.client()
     client.prepare(3, max_new_tokens=1, count=2)
     assert ask(client)[1]
-    cli.ls(parties.cache)
+    cli.ls(cache=parties.cache)
     listed = capsys.readouterr().out
     assert (
         "(client: 3 prompt tokens, 1 new; 1 prepared, 1 spent)" in listed
         and "(dealer: 3 prompt tokens, 1 new; 0 prepared, 1 spent)" in listed
     )
     (lane,) = {path.parent.name for path in files(parties, "client")}
-    cli.rm([f"prepared/{lane}"], cache=parties.cache)
+    cli.rm(names=[f"prepared/{lane}"], cache=parties.cache)
     assert not files(parties, "client") and not ask(client)[1]
     client.prepare(3, max_new_tokens=1)
     assert ask(client)[1] and indices(used) == [1, 3]
@@ -323,7 +323,7 @@ def test_a_disk_that_fills_while_a_query_is_prepared(parties: Trio, monkeypatch:
         error = outcome(lambda: client.prepare(3, max_new_tokens=2))
         assert ("No space left on device" if role == "client" else "the server cannot keep a prepared query") in str(error)
         assert error.exit_code == 2 if role == "client" else error.exit_code in (3, 4)
-    t.wait_for(lambda: not parties.server._attended)
+    t.wait_for(lambda: not parties.server.peers)
     assert not list((parties.cache / "prepared").rglob("*.bin")) and not list((parties.cache / "prepared").rglob(".part-*"))
     client.prepare(3, max_new_tokens=2)
     assert ask(client, 2)[1]
@@ -343,7 +343,7 @@ def test_a_client_that_asks_for_what_it_may_not(parties: Trio) -> None:
             break
         session.connection.timeout = 10
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("privinf.server.server.ServerSession._walk", lambda self, runtime, *_: setattr(runtime, "offset", 1))
+            patch.setattr("privinf.server.session.ServerSession._walk", lambda self, runtime, *_: setattr(runtime, "offset", 1))
             for message in messages:
                 session.connection.send_control(message)
             refusals.append(str(outcome(lambda session=session: session.connection.receive_control(Hello))))  # type: ignore[misc]
@@ -363,7 +363,7 @@ def test_a_server_that_chooses_what_is_spent(parties: Trio, monkeypatch: pytest.
     client = parties.client()
     client.prepare(3, max_new_tokens=1, count=2)
     assert ask(client)[1]
-    monkeypatch.setattr("privinf.server.server.spend_at_server", lambda session, _: session.connection.send_control(Chosen(1, 1)))
+    monkeypatch.setattr("privinf.server.session.Preprocessing.spend", lambda prepared, _: prepared._connection.send_control(Chosen(1, 1)))
     error = outcome(lambda: ask(client))
     assert isinstance(error, ProtocolDesync) and "chose an index that is spent" in str(error)
     assert not isinstance(error, ConfigError | HandshakeError)

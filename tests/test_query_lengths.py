@@ -274,24 +274,24 @@ def test_a_padded_conversation(parties: Trio) -> None:
         second = [token.id for token in conversation.generate([5, 6], max_new_tokens=1, ignore_eos=True)]
         assert t.is_greedy([*sequence, t.END, t.END, t.END, 5, 6], second)
         assert not conversation.usable and conversation.reply is not None and conversation.reply.shown == (6, 2)
-    t.wait_for(lambda: not parties.server._attended)
+    t.wait_for(lambda: not parties.server.peers)
 
 
 def test_a_caller_who_turns_away_leaves_the_padding_out(parties: Trio) -> None:
-    before = parties.server.counts["passes"]
+    before = parties.server.counters.counts["passes"]
     tokens = parties.client(pad_reply=8).generate(ids=[1, 2], max_new_tokens=2, ignore_eos=True)
     next(tokens), next(tokens)
     tokens.close()  # type: ignore[attr-defined]
-    t.wait_for(lambda: not parties.server._attended)
-    assert parties.server.counts["passes"] - before == 2
+    t.wait_for(lambda: not parties.server.peers)
+    assert parties.server.counters.counts["passes"] - before == 2
 
 
 def test_a_model_without_an_end_token_pads_no_prompt(tmp_path: Path) -> None:
     with trio(t.lowered(texts=False), cache=tmp_path) as parties:
-        before = parties.server.counts["passes"]
+        before = parties.server.counters.counts["passes"]
         with pytest.raises(ConfigError, match="names no end token"):
             ask(parties.client(pad_prompt=4), [1, 2], 1)
-        assert parties.server.counts["passes"] == before and len(ask(parties.client(pad_reply=4), [1, 2], 1)) == 1
+        assert parties.server.counters.counts["passes"] == before and len(ask(parties.client(pad_reply=4), [1, 2], 1)) == 1
 
 
 def test_padding_at_the_gateway(parties: Trio) -> None:
@@ -336,12 +336,12 @@ def test_prepared_queries_are_cut_and_padded_as_they_were_prepared(parties: Trio
 
 
 def test_the_contexts_end_is_known_before_anything_is_spent(parties: Trio) -> None:
-    before = parties.server.counts["passes"], parties.dealer.counts["correlations"]
+    before = parties.server.counters.counts["passes"], parties.dealer.counters.counts["correlations"]
     for client in (parties.client(), parties.client(chunk=4), parties.client(pad_prompt=4)):
         with pytest.raises(ConfigError, match="33 tokens, and the model's context 32") as found:
             ask(client, [1] * 33, 1)
         assert found.value.exit_code == 2
-    assert (parties.server.counts["passes"], parties.dealer.counts["correlations"]) == before
+    assert (parties.server.counters.counts["passes"], parties.dealer.counters.counts["correlations"]) == before
     client = parties.client(chunk=7)
     tokens = ask(client, [1] * 30, 10**6)
     assert len(tokens) == 3 and result_of(client)["finish_reason"] == "length" and t.is_greedy([1] * 30, tokens)
@@ -368,7 +368,7 @@ def test_an_idle_session_is_dropped_and_its_client_is_told(tmp_path: Path) -> No
         conversation, waiting = Conversation(parties.client()).open(), parties.client()
         list(conversation.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True))
         first = waiting.connect()
-        t.wait_for(lambda: not parties.server._attended and not parties.dealer._attended)
+        t.wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
         spent = conversation.session.store.next_name
         with pytest.raises(TransportError, match="unused for 1 s") as found:
             list(conversation.generate([4], max_new_tokens=1))

@@ -14,6 +14,7 @@ import torch
 
 from privinf.client.client import Client
 from privinf.client.sampling import Sampler, Sampling
+from privinf.server.models import ServedModel
 from protocols.errors import ConfigError, HandshakeError, RefusedError, TransportError
 from tests import trio as t
 from tests.ladder import LOGIT_ERROR
@@ -39,7 +40,7 @@ def broken(parties: Trio, client: Client, *, after: int, **choice: Any) -> list[
     for token in client.generate(ids=PROMPT, max_new_tokens=COUNT, ignore_eos=True, **choice):
         tokens.append(token.id)
         if len(tokens) == after:
-            for connection in list(parties.server._connections):
+            for connection in parties.server.counters.connections:
                 connection.close()
     return tokens
 
@@ -127,8 +128,8 @@ def test_refusals_are_not_retried(tmp_path: Path) -> None:
         client = parties.client()
         with pytest.raises(RefusedError, match="budget of 3 outputs"):
             ids_of(client, retry=5)
-        t.wait_for(lambda: not parties.server._connections)
-        assert [ended["peer"] for ended in parties.server.ended].count("client") == 1
+        t.wait_for(lambda: not parties.server.counters.connections)
+        assert [ended["peer"] for ended in parties.server.counters.ended].count("client") == 1
     with trio(cache=tmp_path, allow_logits=False) as parties, pytest.raises(HandshakeError, match="does not give logits"):
         ids_of(parties.client(), retry=5, logits=True)
 
@@ -141,9 +142,8 @@ def test_another_model_does_not_go_on_with_a_reply(tmp_path: Path) -> None:
             for token in client.generate(ids=PROMPT, max_new_tokens=COUNT, ignore_eos=True, retry=1):
                 tokens.append(token.id)
                 if len(tokens) == 2:
-                    parties.server.lowered = t.lowered(1)
-                    parties.server._prepare()
-                    for connection in list(parties.server._connections):
+                    parties.server.model = ServedModel(t.lowered(1), parties.server.options)
+                    for connection in parties.server.counters.connections:
                         connection.close()
         assert len(tokens) == 2
 
@@ -175,7 +175,7 @@ def test_wrong_numbers(parties: Trio) -> None:
     for retry in (-1, 1.5, True):
         with pytest.raises(ConfigError, match="whole number of times"):
             parties.client().generate(ids=PROMPT, retry=retry)  # type: ignore[arg-type]
-    sessions = len(parties.server.ended)
+    sessions = len(parties.server.counters.ended)
     with pytest.raises(ConfigError, match="1000000000 new tokens are asked for, and a reply has at most 1048576"):
         ids_of(parties.client(), 10**9)
-    assert len(parties.server.ended) == sessions  # nobody was asked
+    assert len(parties.server.counters.ended) == sessions  # nobody was asked

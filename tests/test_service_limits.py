@@ -47,7 +47,7 @@ def test_sessions_of_one_client_are_bounded_and_leave_room_for_another(tmp_path:
                 ids_of(parties.client(), 1)
         t.wait_for(lambda: not parties.server.peers)
         assert len(ids_of(parties.client(), 1)) == 1
-        assert parties.server.refusals == {"client full": 1, "full": 1}
+        assert parties.server.counters.refusals == {"client full": 1, "full": 1}
 
 
 def test_a_place_is_free_when_its_session_has_ended(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_idle_session_ends_in_one_line(tmp_path: Path) -> None:
         t.wait_for(lambda: not parties.server.peers)
         with pytest.raises(TransportError, match=r"the session was unused for 0\.5 s"):
             list(held.generate([2], max_new_tokens=1))
-        assert parties.server.refusals["idle"] == 1
+        assert parties.server.counters.refusals["idle"] == 1
         assert len(ids_of(parties.client(), 1)) == 1
 
 
@@ -89,11 +89,11 @@ def test_an_idle_session_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_tokens_of_a_session(tmp_path: Path) -> None:
     with trio(cache=tmp_path, session_tokens=6) as parties:
-        passes = parties.dealer.counts["passes"]
+        passes = parties.dealer.counters.counts["passes"]
         with pytest.raises(RefusedError, match="at most 6 tokens of prompt and reply, and this makes 7") as found:
             ids_of(parties.client(), 1, tuple(range(1, 8)))
         assert found.value.exit_code == 3 and found.value.again(7) is None
-        assert parties.dealer.counts["passes"] == passes  # before anything was dealt for it
+        assert parties.dealer.counters.counts["passes"] == passes  # before anything was dealt for it
         assert len(ids_of(parties.client(), 4)) == 4  # 3 + 3 positions: the last token goes through no pass
         with pytest.raises(RefusedError, match="this makes 7"):
             ids_of(parties.client(), 5)
@@ -101,7 +101,7 @@ def test_tokens_of_a_session(tmp_path: Path) -> None:
             parties.client().prepare(4, max_new_tokens=4)
         assert parties.client().prepare(4, max_new_tokens=3, count=1)["prepared"]
         assert len(ids_of(parties.client(), 3, (1, 2, 3, 4))) == 3
-        assert parties.server.refusals["tokens"] == 3
+        assert parties.server.counters.refusals["tokens"] == 3
 
 
 def test_bytes_of_a_session(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_set_ups_of_a_certificate_are_bounded(tmp_path: Path) -> None:
         sent = parties.server.traffic()["setup"]["payload"]
         with pytest.raises(RefusedError, match=r"been sent 2 set-ups of this model in 24 hours; come again later, in 8[56]") as found:
             ids_of(parties.client(fresh=True), 1)
-        assert found.value.exit_code == 3 and parties.server.refusals == {"set-ups": 1}
+        assert found.value.exit_code == 3 and parties.server.counters.refusals == {"set-ups": 1}
         assert parties.server.traffic()["setup"]["payload"] == sent
         kept = parties.client(keys=t.second_client())
         assert len(ids_of(kept, 1)) == 1  # which fills the cache that the next one, of the first certificate, finds
@@ -286,7 +286,7 @@ def test_what_a_budget_counts(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="used up"):
             ids_of(client, 3)
         assert len(list((tmp_path / "prepared").glob("client-*/*.bin"))) == 1
-        assert parties.server.refusals["budget"] == 3
+        assert parties.server.counters.refusals["budget"] == 3
 
 
 def test_budgets_go_by_names_that_renewed_certificates_keep(tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_budgets_go_by_names_that_renewed_certificates_keep(tmp_path: Path) -> N
         assert len(ids_of(parties.client(), 1)) == 1
         with pytest.raises(RefusedError, match="used up"):
             ids_of(parties.client(keys=t.second_client()), 1)
-        assert parties.server.budget is not None
-        assert parties.server.budget.spent == {"privinf client alice": 1, "privinf client bob": 1, "privinf client": 1}
+        assert parties.server.model.budget is not None
+        assert parties.server.model.budget.spent == {"privinf client alice": 1, "privinf client bob": 1, "privinf client": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"sessions": 0}, {"budget": -1}, {"idle": 0.0}, {"drain": -1.0}, {"budget_hours": float("inf")}])

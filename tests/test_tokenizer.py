@@ -70,13 +70,13 @@ def test_a_tokenizer_of_the_clients_own_does_not_tell(parties: Trio, own: Path) 
 
 def test_a_tokenizer_that_is_not_the_expected_one_is_refused(parties: Trio, own: Path) -> None:
     assert shown(parties, "x", expect_tokenizer=sha(telling()))[0] == 1
-    before = dict(parties.server.counts)
+    before = dict(parties.server.counters.counts)
     with pytest.raises(HandshakeError) as caught:
         shown(parties, SECRET, expect_tokenizer=sha(own.read_bytes()))
     line = str(caught.value)
     assert caught.value.exit_code == 3 and "\n" not in line and SECRET not in line
     assert f"has the tokenizer {sha(telling())}, not the expected {sha(own.read_bytes())}" in line and parties.server.address in line
-    assert parties.server.counts == before
+    assert parties.server.counters.counts == before
     with trio(t.lowered(texts=False), cache=parties.cache) as bare, pytest.raises(HandshakeError, match="has the tokenizer none, not"):
         bare.client(expect_tokenizer=sha(own.read_bytes())).connect()
 

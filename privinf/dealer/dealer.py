@@ -217,7 +217,7 @@ class DealerService(Service):
             for message in payload:
                 with self.turns.between(session.client):
                     client.send(message)
-        self.count(passes=1, correlations=correlations)
+        self.counters.count(passes=1, correlations=correlations)
         session.tally["passes"] += 1
         session.tally["correlations"] += correlations
 

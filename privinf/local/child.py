@@ -174,9 +174,9 @@ def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
         if config.get("dump"):
             from privinf.local.probe import dumping
 
-            service.probe = dumping(Path(config["dump"]), "server")
+            service.model.probe = dumping(Path(config["dump"]), "server")
         elif clock := _clock(config):
-            service.probe = clock.begin
+            service.model.probe = clock.begin
     if config.get("watch"):
         from privinf.local.watch import Watch
 
@@ -187,7 +187,7 @@ def _serve(role: str, parent: Parent, config: dict[str, Any]) -> None:
         pass
     service.settle(SETTLE_S)
     service.close()
-    _finish(parent, service.traffic(), service.ended, clock)
+    _finish(parent, service.traffic(), service.counters.ended, clock)
 
 
 class _Queries:

@@ -182,6 +182,8 @@ class LocalSession:
 
     With `watch` there are two processes, and the caller is the client, by `addresses` and `keys`: `watch` gets the role of a party
     and what that party has received, see `privinf.local.watch`.
+
+    Seven of its attributes are the arguments, which are read when the processes start, and four are what callers read.
     """
 
     def __init__(

@@ -7,15 +7,23 @@ import importlib.metadata
 import inspect
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 import protocols
 from privinf.graph.node import NODE_KINDS
+from privinf.graph.private import encode_weights, weights_of
 from privinf.lowering.lowered import Lowered
+from privinf.lowering.setup import Item, masked
 from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
-from protocols.errors import ConfigError
+from privinf.server.budget import Budget, SetUps
+from privinf.session.options import Options
+from protocols.errors import ConfigError, HandshakeError
+from protocols.party import Party
 
 log = logging.getLogger("privinf")
 SOURCES = (Path(__file__).parents[1], Path(str(protocols.__file__)).parent)
@@ -76,3 +84,33 @@ def open_model(path: Path, cache: Path) -> Lowered:
     lowered = convert(path)
     lowered.save(kept)
     return lowered
+
+
+class ServedModel:
+    """A model as a server hands it out: its weights encoded once for all sessions, its bundle, and what each client may have of it.
+
+    ConfigError for a model that cannot be served.
+    """
+
+    def __init__(self, lowered: Lowered, options: Options, *, allow_logits: bool = False) -> None:
+        if not lowered.has_weights or lowered.mask_seed is None:
+            raise ConfigError("this model came without weights and cannot be served")
+        lowered.check_weights()
+        weights = weights_of(lowered.graph)
+        self.lowered, self.mask_seed, self.allow_logits = lowered, lowered.mask_seed, allow_logits
+        self.weights = {name: record for name, (record, _, _) in weights.items()}
+        self.labels = {name: node.label for name, (_, node, _) in weights.items()}
+        self.encoded: Mapping[str, Tensor] = encode_weights(lowered.graph, options.device)
+        self.bundle = lowered.bundle()
+        whole = len(self.bundle) + sum(item.size for item in lowered.setup.items.values())
+        self.set_ups = SetUps(options.setups * whole, f"{options.setups} set-ups of this model", options.setup_hours)
+        self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
+        self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
+
+    def masked(self, name: str) -> memoryview:
+        """A masked weight, which is what the model's id stands for."""
+        data = masked(self.encoded[name], self.mask_seed, self.weights[name])
+        if Item.of(data) != self.lowered.setup.items[name]:
+            remedy = "lower the checkpoint again with `privinf convert`"
+            raise HandshakeError(f"the server's masked {name} is not what its model's id stands for", party="server", remedy=remedy)
+        return data

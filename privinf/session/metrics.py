@@ -46,8 +46,8 @@ def gauge(name: str, about: str, value: float, **labels: str) -> Metric:
 
 def service_families(service: Service) -> Iterable[Metric]:
     """Of a server or a dealer."""
-    role, counts = service.role, service.counts
-    yield from traffic_families(role, service.cells())
+    role, counts = service.role, service.counters.counts
+    yield from traffic_families(role, service.counters.cells())
     yield counter("privinf_passes", "Passes that were run or dealt for.", counts["passes"], role=role)
     yield counter("privinf_positions", "Positions of prompts and replies that went through them.", counts["positions"], role=role)
     yield counter("privinf_correlations", "Correlations that were spent or dealt, each once.", counts["correlations"], role=role)
@@ -58,7 +58,7 @@ def service_families(service: Service) -> Iterable[Metric]:
     yield counter("privinf_turns", "Turns that sessions had.", service.turns.given, role=role)
     refusals = CounterMetricFamily("privinf_refusals", "Peers, or requests of theirs, that were refused.", labels=["role", "reason"])
     for reason in REASONS:
-        refusals.add_metric([role, reason], service.refusals[reason])
+        refusals.add_metric([role, reason], service.counters.refusals[reason])
     yield refusals
     spent = CounterMetricFamily(
         "privinf_budget_outputs", "Outputs that were spent of budgets, by the name of the client.", labels=["client"]

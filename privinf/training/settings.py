@@ -22,7 +22,10 @@ class Limits(BaseModel):
 
 
 class Settings(BaseModel):
-    """All that a run depends on besides the model's configuration and the corpus."""
+    """All that a run depends on besides the model's configuration and the corpus.
+
+    Its attributes are the options of `privinf train`, and stand flat in a run's directory.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 

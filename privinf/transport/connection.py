@@ -27,6 +27,7 @@ from privinf.transport.frames import (
     FrameReader,
     Header,
     pack_header,
+    pieces,
 )
 from privinf.transport.patience import Patience
 from privinf.transport.shaper import Link
@@ -39,13 +40,15 @@ BACKLOG = MAX_FRAME
 block each other. The protocols need one message: who sends the next one has received the one that we are sending."""
 _UNASKED = 2 * HANDSHAKE_MAX_FRAME
 """What a peer may send until its first message is whole, bytes."""
-_JOIN = 32 * 2**10  # up to here header and body go into one TLS record: cheaper than a record of its own
 _CLOSE_S = 1.0
 _HEARTBEAT = pack_header(0, FrameKind.HEARTBEAT, 0, 0, 0)
 
 
 class Connection(Endpoint):
-    """One end of a TLS connection whose handshake is done; made by `listener.dial` and by `door.Door`."""
+    """One end of a TLS connection whose handshake is done; made by `listener.dial` and by `door.Door`.
+
+    Its attributes are the state of one pump under one lock: parts of it would have to share the lock, and each message would pay for that.
+    """
 
     def __init__(
         self,
@@ -154,7 +157,7 @@ class Connection(Endpoint):
                 if self._closing or self._interruption:
                     raise self._ended()
                 self._want = want
-                return self._pump(_pieces(frames), want)
+                return self._pump(pieces(frames), want)
             except OSError as error:
                 raise self._broken(error) from None
             finally:
@@ -386,16 +389,6 @@ def _admit(own: weakref.ref[Connection], header: Header) -> None:
     connection = own()
     assert connection is not None  # the reader is its connection's alone
     connection._admit(header)
-
-
-def _pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:
-    out: deque[memoryview] = deque()
-    for header, body in frames:
-        if len(body) <= _JOIN:
-            out.append(memoryview(header + bytes(body) if body else header))
-        else:
-            out.extend((memoryview(header), body))
-    return out
 
 
 def _beat(ref: weakref.ref[Connection], stop: threading.Event, period: float) -> None:

@@ -61,6 +61,7 @@ class Door:
     """Takes guests in from a listening socket. `make` builds their streams, `greet` makes a connection of a stream whose handshake is done.
 
     `hello_s` is how long a known one may be silent; None: it is served before it says anything. Not locked.
+    Its attributes are four crowds of guests with their ways in, and one selector over all of them, which a step moves on.
     """
 
     def __init__(

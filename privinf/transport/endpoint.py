@@ -58,6 +58,8 @@ class Endpoint(ABC):
 
     Messages come in the order in which the other end sent them. Waiting raises TransportError when the peer has vanished, shows no
     sign of life for `silence_s` seconds, or lives but does not answer within `timeout` seconds (plus the time that moving the bytes takes).
+
+    Its attributes are who the two ends are, the limits of a wait, and what has come and was not asked for yet; all but the last are public.
     """
 
     def __init__(

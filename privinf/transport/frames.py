@@ -12,6 +12,7 @@ since the epoch, which only the emulated link reads. Nothing here touches a sock
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,6 +23,8 @@ from protocols.errors import TransportError
 HEADER = struct.Struct("!IBBIQ")
 MAX_FRAME = 64 * 2**20
 """Largest body of one frame within a session, bytes."""
+JOINED = 32 * 2**10
+"""Up to here header and body go into one TLS record: cheaper than a record of its own."""
 HANDSHAKE_MAX_FRAME = 64 * 2**10
 """Largest body of one frame before a session is established, bytes: a stranger must not make us allocate more."""
 CONTROL_LIMIT = 64 * 2**10
@@ -164,3 +167,14 @@ class FrameReader:
         frame = Frame(self._header, self._target)
         self._header, self._target, self._have = None, self._head, 0
         return frame
+
+
+def pieces(frames: list[tuple[bytes, memoryview]]) -> deque[memoryview]:
+    """What is encrypted at a time of frames, each a header and a body."""
+    out: deque[memoryview] = deque()
+    for header, body in frames:
+        if len(body) <= JOINED:
+            out.append(memoryview(header + bytes(body) if body else header))
+        else:
+            out.extend((memoryview(header), body))
+    return out

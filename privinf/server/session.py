@@ -1,0 +1,185 @@
+"""One client's session at the server: passes, and what is spent for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from privinf.graph.private import Runtime
+from privinf.lowering.program import module_output, next_token
+from privinf.server.budget import Allowance
+from privinf.server.models import ServedModel
+from privinf.server.preprocessing import Preprocessing
+from privinf.session.access import Tally
+from privinf.session.devices import walking
+from privinf.session.messages import End, Pass, Prepare, Run, Spend, Terms
+from privinf.session.prepared import Prepared
+from privinf.session.service import Service
+from privinf.session.source import ServerSource
+from privinf.session.turns import InTurn
+from privinf.transport.connection import Connection
+from protocols.correlations import Role, size_of
+from protocols.errors import Code, HandshakeError, ProtocolDesync
+from protocols.party import Online, Party, Trace
+
+
+class ServerSession:
+    """One client's passes: the cache of keys and values, and the correlations."""
+
+    def __init__(self, service: Service, model: ServedModel, connection: Connection, source: ServerSource, tally: Tally) -> None:
+        self.service, self.model, self.connection, self.source, self.tally = service, model, connection, source, tally
+        self.store = source.party  # or that of a prepared query
+        self._preprocessing = Preprocessing(service.options, model.lowered.id, service.credentials.fingerprint, connection, source)
+        self._prepared: tuple[Prepared, deque[Pass]] | None = None  # the prepared query that is used, and its passes to come
+        self._prefetched: tuple[Pass, Runtime, Trace] | None = None  # the pass that is made ahead, and the state after it
+        self._allowance = Allowance(service, connection, model.budget)
+        party = Party(Role.SERVER, None, model.encoded)
+        party.on_label = lambda label: setattr(connection.meter, "label", label)
+        self.runtime = Runtime.of(model.lowered.graph, party, self.store.device)
+
+    def serve(self) -> None:
+        """Answers the client's requests until it ends the session; raises what breaks it."""
+        while True:
+            self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
+            with self.service.resting(self.connection):
+                request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
+            if isinstance(request, End):
+                return
+            self._check(request)
+            self._allowance.check(request)
+            self.connection.timeout = self.service.options.timeout
+            if isinstance(request, Prepare):
+                self._preprocessing.prepare(request, self._dealt(request.terms))
+                self.tally["prepared queries"] += 1
+            elif isinstance(request, Spend):
+                self._spend(request)
+            else:
+                before = self.store.next_name
+                self._pass(request)
+                positions = request.count if isinstance(request, Pass) else 0
+                self.service.counters.count(passes=1, positions=positions, correlations=self.store.next_name - before)
+                self._tell(request)
+            self.connection.timeout = self.service.options.idle
+
+    def _tell(self, request: Pass | Run) -> None:
+        """For the log. A pass over one position after a token only goes on from that; whatever else is taken in is prompt."""
+        if isinstance(request, Run):
+            self.tally["passes"] += 1
+            return
+        if request.count > 1 or not self.tally["new tokens"]:
+            self.tally["prompt tokens"] += request.count
+        self.tally["new tokens"] += request.output
+
+    def _check(self, request: Pass | Run | Prepare | Spend) -> None:
+        info = self.model.lowered.info
+        if isinstance(request, Run) == info.is_language_model:
+            raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
+        if not isinstance(request, Prepare) and self._preprocessing.prepares:
+            raise ProtocolDesync("a session that prepares queries answers none", party="server")
+        if isinstance(request, Run):
+            return
+        if isinstance(request, Pass):
+            logits, end = request.logits, self.runtime.offset + request.count
+            if logits and not request.output:
+                raise ProtocolDesync("the client asks for logits of a pass without output", party="server")
+        else:
+            logits, end = request.terms.logits, self.runtime.offset + request.terms.seq + request.terms.tokens - 1
+        if logits and not self.model.allow_logits:
+            remedy = "start it with --allow-logits"
+            raise HandshakeError("this server does not give logits", party="server", remedy=remedy, code=Code.NO_LOGITS)
+        if end > info.n_positions:
+            raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
+
+    def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
+        graph, info = self.model.lowered.graph, self.model.lowered.info
+        if isinstance(request, Pass):
+            ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
+            with walking(self.store.device):
+                next_token(graph, runtime, ids, logits=request.logits, output=request.output, observe=observe)
+            return
+        known = not isinstance(runtime.party.engine, Trace)  # then S's share of the input is 0; ids are C's alone
+        inputs = [
+            torch.empty([size or 1 for size in spec.shape], dtype=torch.int64, device="meta")
+            if spec.kind == "ids"
+            else torch.zeros([size or 1 for size in spec.shape], device="cpu" if known else "meta")
+            for spec in info.inputs
+        ]
+        with walking(self.store.device):
+            module_output(graph, runtime, inputs, observe=observe)
+
+    def _dealt(self, terms: Terms) -> Iterator[tuple[Trace, Iterator[memoryview]]]:
+        """The passes of a query that is prepared, from an empty context on: what each needs, and what the client sends ahead of it."""
+        sketch, first = Runtime.of(self.model.lowered.graph, Party(Role.SERVER), self.store.device), 1
+        for request in terms.passes:
+            sketch, trace = self.ask(request, sketch, first)
+            first += len(trace.kinds)
+            yield trace, self._receive_early(trace)
+
+    def ask(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+        """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
+        sketch, trace = self._sketched(request, runtime, first)
+        self._allowance.afford(trace)
+        self.source.ask(trace.kinds)
+        return sketch, trace
+
+    def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+        """A pass walked on shapes."""
+        trace = Trace(Role.SERVER, first, costs=self.service.options.session_bytes > 0)  # nothing else asks for them
+        sketch = runtime.sketch(Party(Role.SERVER, trace))
+        with self.service.turns.turn(self.connection.peer_fingerprint):
+            self._walk(sketch, request)
+        return sketch, trace
+
+    def _preprocess(self, request: Pass | Run) -> deque[memoryview]:
+        """Has this pass made, and after a token the next one while this one is computed. What C sends ahead."""
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None and prefetched[0] == request:
+            sketch, trace = prefetched[1:]
+            self._allowance.afford(trace)
+            self.source.ask_prefetched()
+        else:
+            sketch, trace = self.ask(request, self.runtime, self.store.next_name)
+        self.store.begin_pass(trace.kinds)
+        if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.model.lowered.info.n_positions:
+            self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+            self.source.prefetch(self._prefetched[2].kinds)
+        early = deque(self._receive_early(trace))
+        self.source.flush()
+        return early
+
+    def _receive_early(self, trace: Trace) -> Iterator[memoryview]:
+        """What the client sends ahead of a pass."""
+        self.connection.meter.phase = "offline"
+        for parts in trace.early:
+            data = self.connection.exchange(None, size_of(parts))
+            assert data is not None
+            yield data
+
+    def _spend(self, request: Spend) -> None:
+        if self.runtime.offset or self._prepared is not None:
+            raise ProtocolDesync("the client would use a prepared query within another one", party="server")
+        prepared = self._preprocessing.spend(request)
+        if prepared is not None:
+            self.store, self._prepared = prepared.store(self.store.device), (prepared, deque(request.terms.passes))
+
+    def _pass(self, request: Pass | Run) -> None:
+        if not isinstance(request, Pass) or request.output:
+            self._allowance.spend()
+        if self._prepared is not None:
+            prepared, due = self._prepared
+            if not due or request != due.popleft():
+                raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
+            early = prepared.next_pass(self.store)
+        else:
+            early = self._preprocess(request)
+        self.connection.meter.phase = "online"
+        party = self.runtime.party
+        party.engine = Online(Role.SERVER, InTurn(self.connection, self.service.turns), self.store, early)
+        with self.service.turns.turn(self.connection.peer_fingerprint):
+            self._walk(self.runtime, request, self.model.probe(party) if self.model.probe else None)
+        self.store.end_pass()
+        with party.label("", ""):  # what follows belongs to no operator
+            pass

@@ -79,7 +79,7 @@ class DealerService(Service):
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
-        self._stock = Pool(self.options.cache, self.role)
+        self._pool = Pool(self.options.cache, self.role)
         self._lock = threading.Lock()
         self._expanding = threading.Lock()
 
@@ -181,7 +181,7 @@ class DealerService(Service):
         """Keeps what is spent of the prepared queries of this pair of certificates, both of which are here."""
         lane = Lane(request.model, client.peer_fingerprint, server.peer_fingerprint, request.terms)
         try:
-            with self._stock.open(lane, self.options.timeout, min(server.peer_until, client.peer_until)) as shelf:
+            with self._pool.open(lane, self.options.timeout, min(server.peer_until, client.peer_until)) as shelf:
                 return _marked(shelf, request)
         except ConfigError as error:
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)

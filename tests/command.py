@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from privinf.cli import app as cli
+from privinf.cli import screen
 from privinf.cli.verbs import VERBS
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = {"keys": ("init", "show", "renew"), "config": ("show",), "cache": ("ls", "rm")}
@@ -36,6 +39,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("PRIVINF_DEBUG", "")  # what --debug sets is undone
+    monkeypatch.setattr(screen, "FIRST_S", PATIENCE)  # a slow machine makes nothing worth telling
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
 
@@ -55,11 +59,12 @@ def start(*words: object, **more: Any) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], limit: float = 200) -> Done:
+    """How it ended; its stderr without the lines that tell how far it is, which come with time."""
     try:
         out, err = process.communicate(timeout=limit)
     finally:
         process.kill()
-    return Done(process.returncode, out, err)
+    return Done(process.returncode, out, re.sub(r"^.*(, \d+ s| %, .*)\n", "", err, flags=re.MULTILINE))
 
 
 def assert_one_line(text: str) -> None:

@@ -253,7 +253,7 @@ def errors(
 ) -> None:
     """Every logit of thousands of passes of small random networks, in one process. `python -m benchmarks errors --json errors.json`"""
     from benchmarks.scenarios.errors import errors as scenario
-    from tests.ladder import LADDER
+    from tests.support.ladder import LADDER
 
     chosen = listed(variants) or LADDER
     _perform(

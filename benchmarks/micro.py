@@ -29,7 +29,7 @@ from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.softmax import WEIGHT_FRAC, exponentials, softmax
 from protocols.truncation import rescale
-from tests.two_party import Session, input_of, offline_walk
+from tests.support.two_party import Session, input_of, offline_walk
 
 Held = dict[str, tuple[Weight, Tensor]]
 

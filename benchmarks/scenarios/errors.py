@@ -18,7 +18,7 @@ from privinf.models.base import Decoder
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, RangeError
-from tests.ladder import LADDER, float_logits, walker
+from tests.support.ladder import LADDER, float_logits, walker
 
 LOGITS = 30.0
 """The largest logit of every network, on the prompts that choose its head's scale."""

@@ -1,0 +1,494 @@
+"""The gateway: the official client unchanged, wrong requests, a full house, callers that leave, and what a next turn sends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from privinf.client.conversation import Conversation
+from privinf.gateway.hosts import host_of, is_ours
+from tests.support import trio as t
+from tests.support.gateway import KEY, Gateway, gateway
+from tests.support.trio import Trio, trio, wait_for
+from tests.support.waiting import PATIENCE
+
+POSITIONS = t.POSITIONS
+MORE = {"ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def door(parties: Trio) -> Iterator[Gateway]:
+    with gateway(parties) as made:
+        yield made
+
+
+def ids_of(text: str) -> list[int]:
+    found: list[int] = t.tokenizer().encode(text).ids
+    return found
+
+
+def greedy_text(parties: Trio, prompt: str, count: int) -> str:
+    client = parties.client()
+    return "".join(token.text or "" for token in client.generate(prompt, max_new_tokens=count, ignore_eos=True))
+
+
+# ---- the official client
+
+
+def test_the_official_client_lists_models(door: Gateway) -> None:
+    client = door.openai()
+    assert [model.id for model in client.models.list()] == ["privinf", door.engine.lowered.id]
+    assert client.models.retrieve("privinf").owned_by == "privinf"
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4o' here"):
+        client.models.retrieve("gpt-4o")
+
+
+def test_the_official_client_completes(door: Gateway, parties: Trio) -> None:
+    done = door.openai().completions.create(model="privinf", prompt="def main(", max_tokens=3, temperature=0, extra_body=MORE)
+    assert done.choices[0].text == greedy_text(parties, "def main(", 3) and done.choices[0].finish_reason == "length"
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (9, 3, 12)
+
+
+def test_the_official_client_streams(door: Gateway, parties: Trio) -> None:
+    stream = door.openai().completions.create(
+        model="privinf", prompt="class A", max_tokens=3, stream=True, stream_options={"include_usage": True}, extra_body=MORE
+    )
+    *pieces, end, usage = list(stream)
+    assert len(pieces) == 3 and "".join(piece.choices[0].text for piece in pieces) == greedy_text(parties, "class A", 3)
+    assert end.choices[0].finish_reason == "length" and usage.choices == [] and usage.usage is not None
+    assert usage.usage.completion_tokens == 3 and len({piece.id for piece in [*pieces, end, usage]}) == 1
+
+
+def test_the_official_client_chats(door: Gateway, parties: Trio) -> None:
+    messages: Any = [{"role": "user", "content": "hi"}]
+    prompt = "User: hi\nAssistant:"
+    assert len(ids_of(prompt)) < POSITIONS
+    done = door.openai().chat.completions.create(model="privinf", messages=messages, max_completion_tokens=3, extra_body=MORE)
+    expected = greedy_text(parties, prompt, 3).removeprefix(" ")
+    assert done.choices[0].message.content == expected and done.choices[0].message.role == "assistant"
+    stream = door.openai().chat.completions.create(model="privinf", messages=messages, max_tokens=3, stream=True, extra_body=MORE)
+    parts = list(stream)
+    assert parts[0].choices[0].delta.role == "assistant" and parts[-1].choices[0].finish_reason == "length"
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
+
+
+def test_the_official_async_client(door: Gateway, parties: Trio) -> None:
+    import asyncio
+
+    async def talk() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=KEY) as client:
+            stream = await client.completions.create(model="privinf", prompt=[1, 2, 3], max_tokens=3, stream=True, extra_body=MORE)
+            return "".join([piece.choices[0].text async for piece in stream])
+
+    client = parties.client()
+    assert asyncio.run(talk()) == "".join(str(x.text) for x in client.generate(ids=[1, 2, 3], max_new_tokens=3, ignore_eos=True))
+
+
+def test_sampling_and_stops_by_the_official_client(door: Gateway, parties: Trio) -> None:
+    client = door.openai()
+    whole = greedy_text(parties, "abc", 5)
+    done = client.completions.create(model="privinf", prompt="abc", max_tokens=5, stop=[whole[3:5]], extra_body=MORE)
+    assert done.choices[0].text == whole[: whole.find(whole[3:5])] and done.choices[0].finish_reason == "stop"
+    texts = {
+        client.completions.create(model="privinf", prompt="abc", max_tokens=5, temperature=2.0, seed=seed, extra_body=MORE).choices[0].text
+        for seed in (1, -3)
+    }
+    assert len(texts) == 2
+
+
+# ---- wrong requests
+
+
+def test_errors_of_the_official_client(door: Gateway) -> None:
+    client = door.openai(max_retries=0)
+    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        openai.OpenAI(base_url=f"{door.url}/v1", api_key="wrong").models.list()
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="gpt-4o", prompt="x")
+    assert missing.value.code == "model_not_found" and missing.value.param == "model"
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="33 tokens, and the model's context 32") as long:
+            client.completions.create(model="privinf", prompt="x" * 33, stream=stream)
+        assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="n must be 1"):
+        client.completions.create(model="privinf", prompt="x", n=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/completions", b"{", 400, "JSON"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "\xff"}', 400, "UTF-8"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "\\ud800"}', 400, ""),
+        ("/v1/completions", b"[]", 400, ""),
+        ("/v1/completions", b'{"prompt": "x"}', 400, "model"),
+        ("/v1/completions", b'{"model": "privinf"}', 400, "prompt"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": 3}', 400, "prompt: give one text"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": ""}', 400, "the prompt is empty"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": ["a", "b"]}', 400, "at most 1 item"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": [97]}', 400, "vocabulary"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": 0}', 400, "max_tokens"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": "9"}', 400, "max_tokens"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": -1}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1, "top_p": 0}', 400, "top_p"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "logprobs": 3}', 400, "logprobs is not supported"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": [""]}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": "0.5"}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": NaN}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1e999}', 400, "temperature"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "temperature": 1, "top_k": 1' + b"0" * 40 + b"}", 400, "top_k"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": 1' + b"0" * 5000 + b"}", 400, "body"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "max_tokens": 1.5}', 400, "max_tokens"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stream": "yes"}', 400, "stream"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": 3}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": ["' + b'a", "' * 30 + b'b"]}', 400, "stop"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "n": 2}', 400, "n must be 1"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "x", "echo": true, "best_of": 2}', 400, "is not supported"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": []}', 400, "the prompt is empty"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": [1.5]}', 400, "prompt"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": [-1]}', 400, "vocabulary"),
+        ("/v1/completions", b'{"model": "privinf", "prompt": null}', 400, "prompt"),
+        ("/v1/completions", b'{"model": "nobody", "prompt": "x"}', 404, "there is no model 'nobody'"),
+        ("/v1/completions", b'{"model": ["privinf"], "prompt": "x"}', 400, "model"),
+        ("/v1/completions", b"[" * 100_000, 400, "body"),
+        ("/v1/completions", b"", 400, "body"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": []}', 400, "messages"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": "hi"}', 400, "messages"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"content": "x"}]}', 400, "messages.0.role"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": 1, "content": "x"}]}', 400, "messages.0.role"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}', 400, "tools"),
+        ("/v1/chat/completions", b'{"model": "privinf", "messages": [{"role": "wizard", "content": "x"}]}', 400, "wizard"),
+        (
+            "/v1/chat/completions",
+            b'{"model": "privinf", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}',
+            400,
+            "messages.0.content: give a text, or a list of parts",
+        ),
+        ("/v1/completions", b'{"model": "privinf", "prompt": "' + b"x" * 10_000_000 + b'"}', 413, "larger than"),
+        ("/v1/engines", b"{}", 404, "/v1/engines"),
+    ],
+    ids=lambda value: value.decode("utf-8", "replace")[:60] if isinstance(value, bytes) else None,
+)
+def test_wrong_requests(door: Gateway, path: str, body: bytes, status: int, says: str) -> None:
+    with door.http() as caller:
+        answer = caller.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and says in error["message"] and len(error["message"]) < 500
+
+
+def test_a_body_that_is_not_said_to_be_json(door: Gateway) -> None:
+    with door.http() as caller:
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+            answer = caller.post("/v1/completions", content=b'{"model": "privinf", "prompt": "x"}', headers={"Content-Type": kind})
+            assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_message_in_parts(door: Gateway, parties: Trio) -> None:
+    parts: Any = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    client = door.openai()
+    messages: Any = [{"role": "user", "content": parts}]
+    done = client.chat.completions.create(model="privinf", messages=messages, max_tokens=2, extra_body=MORE)
+    assert done.choices[0].message.content == greedy_text(parties, "User: hi\nAssistant:", 2).removeprefix(" ")
+    empty: Any = [{"role": "user"}]
+    assert client.chat.completions.create(model="privinf", messages=empty, max_tokens=1).usage is not None
+
+
+def test_a_body_without_a_length_is_bounded_too(door: Gateway) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 100_000
+
+    with door.http() as caller:
+        answer = caller.post("/v1/completions", content=chunks(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and answer.json()["error"]["message"].startswith("the body is larger")
+
+
+OPEN = {"/healthz", "/", "/page.js", "/page.css"}
+
+
+def paths(door: Gateway) -> set[str]:
+    """Every path that there is, and one that is not."""
+    app: Any = door.service.config.app
+    return {route.path.replace("{model}", "privinf") for route in app.routes} | {"/nothing"}
+
+
+def test_what_needs_a_key_and_what_does_not(door: Gateway) -> None:
+    assert paths(door) > OPEN
+    with httpx.Client(base_url=door.url) as stranger:
+        for path in paths(door):
+            answer = stranger.get(path, headers={"Origin": "http://elsewhere.example"})
+            assert KEY not in answer.text and answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            if path in OPEN:
+                assert answer.status_code == 200 and str(answer.headers).count("privinf_") == answer.text.count("privinf_") == 0
+                continue
+            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+            assert answer.headers["WWW-Authenticate"] == "Bearer" and stranger.post(path, json={}).status_code == 401
+        for key in ("", "Basic x", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer"):
+            assert stranger.get("/v1/models", headers={"Authorization": key}).status_code == 401
+        answer = stranger.options("/v1/models", headers={"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "GET"})
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "10.1.2.3:80", "127.1", "[::2]:80", "a b", "", "[::1"]
+)
+def test_a_host_that_is_not_ours_is_answered_nowhere(door: Gateway, host: str) -> None:
+    """As a web page sends it whose own name was made to mean our address; with the key too, for that says nothing of whom it came from."""
+    with door.http(Host=host) as caller:
+        for path in paths(door):
+            for answer in (caller.get(path), caller.post(path, json={})):
+                assert answer.status_code == 421 and answer.json()["error"]["code"] == "unknown_host", path
+
+
+def test_hosts_that_are_ours(door: Gateway) -> None:
+    for host in ("localhost", "LocalHost.:1", door.address, "127.9.9.9", "[::1]:8080", "[::ffff:127.0.0.1]"):
+        with door.http(Host=host) as caller:
+            assert caller.get("/healthz").status_code == caller.get("/v1/models").status_code == 200
+
+
+def test_names_of_hosts() -> None:
+    assert [host_of(text) for text in ("A.b:1", "[FE80::1]:2", "x_y", "1.2.3.4")] == ["a.b", "fe80::1", "x_y", "1.2.3.4"]
+    for text in ("", ".", ":80", "a:b", "a:80:80", "[::1", "::1", "a/b", "user@a", "a:123456", "[a]", "\xe4"):
+        assert host_of(text) is None or not is_ours(str(host_of(text)), frozenset(), "10.0.0.1"), text
+    assert is_ours("10.0.0.1", frozenset(), "::ffff:10.0.0.1") and is_ours("fe80::1", frozenset(), "fe80::1%eth0")
+    assert is_ours("gw.example", frozenset({"gw.example"}), "10.0.0.1") and not is_ours("10.0.0.2", frozenset(), "10.0.0.1")
+
+
+def test_a_client_that_asks_for_very_much_gets_what_there_is(door: Gateway) -> None:
+    done = door.openai().completions.create(model="privinf", prompt="x" * 28, max_tokens=10**9, extra_body=MORE)
+    assert done.usage is not None and done.usage.completion_tokens == POSITIONS - 28 + 1
+
+
+def test_no_logits_no_temperature(tmp_path: Path) -> None:
+    with trio(cache=tmp_path, allow_logits=False) as parties, gateway(parties) as door:
+        with pytest.raises(openai.BadRequestError, match="temperature must be 0") as found:
+            door.openai().completions.create(model="privinf", prompt="x", temperature=0.7)
+        assert found.value.param == "temperature"
+        assert door.openai().completions.create(model="privinf", prompt="x", max_tokens=1).usage is not None
+
+
+# ---- turns
+
+
+def test_a_next_turn_sends_only_what_is_new(parties: Trio) -> None:
+    with gateway(parties, new_tokens=3) as door:
+        client = door.openai()
+        messages: Any = [{"role": "user", "content": "a"}]
+        first = client.chat.completions.create(model="privinf", messages=messages, extra_body=MORE)
+        assert first.usage is not None and first.usage.prompt_tokens_details is not None
+        assert first.usage.prompt_tokens_details.cached_tokens == 0
+        reply = str(first.choices[0].message.content)
+        held = door.engine._kept[-1]
+        so_far = held.conversation.ids
+        assert so_far[: first.usage.prompt_tokens] == ids_of("User: a\nAssistant:") and len(so_far) == first.usage.prompt_tokens + 3
+        # the text of the plain template, as a completion, for the tiny model has no room for another turn of a chat
+        prompt = (held.text or "") + "z"
+        assert reply in prompt
+        second = client.completions.create(model="privinf", prompt=prompt, max_tokens=2, extra_body=MORE)
+        assert second.usage is not None and second.usage.prompt_tokens_details is not None
+        assert second.usage.prompt_tokens_details.cached_tokens == len(so_far) - 1
+        assert door.engine._kept[-1] is held and t.is_greedy([*so_far, *ids_of("z")], held.conversation.ids[-2:])
+        other = client.completions.create(model="privinf", prompt="another", max_tokens=1, extra_body=MORE)
+        assert other.usage is not None and other.usage.prompt_tokens_details is not None
+        assert other.usage.prompt_tokens_details.cached_tokens == 0
+        assert door.engine.kept == 2 and parties.server.peers >= 2
+
+
+def test_kept_conversations_are_few_and_end(parties: Trio) -> None:
+    with gateway(parties, kept=2, keep_s=1.0) as door:
+        client = door.openai()
+        for prompt in "abcd":
+            client.completions.create(model="privinf", prompt=prompt, max_tokens=1, extra_body=MORE)
+        assert door.engine.kept == 2
+        wait_for(lambda: door.engine.kept == 0)
+        wait_for(lambda: not door.engine.client.sessions)
+        done = client.completions.create(model="privinf", prompt="abc", max_tokens=1, extra_body=MORE)
+        assert done.usage is not None and done.usage.completion_tokens == 1
+
+
+def test_a_kept_conversation_that_died_is_replaced(parties: Trio) -> None:
+    with gateway(parties) as door:
+        client = door.openai(max_retries=0)
+        client.completions.create(model="privinf", prompt="abc", max_tokens=2, extra_body=MORE)
+        (held,) = door.engine._kept
+        for connection in held.conversation.session.lines.dialled:
+            connection.close()
+        prompt = f"{held.text}d"
+        done = client.completions.create(model="privinf", prompt=prompt, max_tokens=2, extra_body=MORE)
+        assert done.usage is not None and done.usage.prompt_tokens_details is not None
+        assert done.usage.prompt_tokens_details.cached_tokens == 0 and done.choices[0].text == greedy_text(parties, prompt, 2)
+
+
+# ---- many callers, and callers that leave
+
+
+def test_callers_at_a_time_get_their_own_replies(parties: Trio) -> None:
+    prompts = ["first", "second one", "x"]
+    expected = [greedy_text(parties, prompt, 2) for prompt in prompts]
+    with gateway(parties, active=2) as door:
+        client = door.openai()
+
+        def ask(prompt: str) -> str:
+            return client.completions.create(model="privinf", prompt=prompt, max_tokens=2, extra_body=MORE).choices[0].text
+
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(ask, prompts)) == expected
+
+
+def test_a_full_gateway_says_when_to_come_again(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway(parties, active=1, waiting=1) as door, door.http() as caller:
+        go, answer_ = threading.Event(), door.engine._answer
+        monkeypatch.setattr(door.engine, "_answer", lambda *arguments: go.wait(60) and answer_(*arguments))
+        body = {"model": "privinf", "prompt": "x", "max_tokens": 1, **MORE}
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(caller.post("/v1/completions", json=body))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]  # all at once
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answers) == 6)
+        assert door.engine.active == 1 and door.engine.waiting == 1
+        for answer in answers:
+            assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
+            assert "1 reply is being made and 1 caller waits" in answer.json()["error"]["message"]  # whenever it was asked
+            assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        go.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
+        assert caller.post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_gateway_where_nobody_may_wait(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway(parties, active=2, waiting=0) as door, door.openai(max_retries=0) as client:
+        go = threading.Event()
+        monkeypatch.setattr(door.engine, "read", lambda query: go.wait(60) and ([1], None))  # before anything is made
+        ask = partial(client.completions.create, model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(ask) for _ in range(2)]
+            wait_for(lambda: door.engine.waiting == 2)
+            with pytest.raises(openai.RateLimitError, match="2 replies are being made and nobody may wait"):
+                ask()
+            go.set()
+            assert all(each.result().usage.completion_tokens == 1 for each in asked)
+
+
+def test_a_full_server_says_when_to_come_again(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway(parties) as door, Conversation(parties.client()):
+        client = door.openai(max_retries=0)
+        client.completions.create(model="privinf", prompt="abc", max_tokens=1, extra_body=MORE)
+        assert door.engine.kept == 1
+        monkeypatch.setattr(parties.server, "options", replace(parties.server.options, sessions=1))
+        with pytest.raises(openai.RateLimitError, match="come again later") as found:
+            client.completions.create(model="privinf", prompt="other", max_tokens=1, extra_body=MORE)
+        assert int(found.value.response.headers["Retry-After"]) >= 1
+        assert door.engine.kept == 0  # it was given up to make room
+        monkeypatch.undo()
+        assert client.completions.create(model="privinf", prompt="other", max_tokens=1, extra_body=MORE).usage is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, stream: bool) -> None:
+    with trio(cache=tmp_path) as parties, gateway(parties, kept=0) as door:
+        wait_for(lambda: door.engine.client.sessions)
+        body = {"model": "privinf", "prompt": "x", "max_tokens": 30, "stream": stream, **MORE}
+        patience = httpx.Timeout(60, read=60 if stream else 0.3)
+        with (
+            door.http() as caller,
+            pytest.raises(httpx.HTTPError),
+            caller.stream("POST", "/v1/completions", json=body, timeout=patience) as answer,
+        ):
+            for line in answer.iter_lines():
+                if line.startswith("data"):
+                    raise httpx.ReadError("enough")
+        wait_for(lambda: door.engine.active == 0)
+        wait_for(lambda: not door.engine.client.sessions and not door.engine._live)
+        wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
+        assert door.engine.counts["cancelled"] == 1 and door.engine.counts["failed"] == 0
+        done = door.openai().completions.create(model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
+        assert done.usage is not None
+
+
+def test_a_server_that_goes_in_the_middle(tmp_path: Path) -> None:
+    with trio(cache=tmp_path) as parties, gateway(parties, client=parties.client(timeout=2.0)) as door:
+        client = door.openai(max_retries=0)
+        stream = client.completions.create(model="privinf", prompt="x", max_tokens=30, stream=True, extra_body=MORE)
+        next(stream)
+        parties.server.close()
+        with pytest.raises(openai.APIError, match=r"closed|ended|gave up|stopped"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="could not connect") as found:
+            client.completions.create(model="privinf", prompt="y", max_tokens=1)
+        assert found.value.status_code == 503 and found.value.response.headers["Retry-After"]
+
+
+# ---- health and metrics
+
+
+def test_metrics_say_what_moved_and_nothing_else(parties: Trio) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with gateway(parties) as door, door.http() as caller:
+        assert caller.get("/healthz").json() == {"status": "ok", "model": door.engine.lowered.id}
+        secret = "zq!Xy"
+        door.openai().completions.create(model="privinf", prompt=secret, max_tokens=3, extra_body=MORE)
+        caller.get("/v1/secret-path")
+        text = caller.get("/metrics").text
+        assert secret not in text and KEY not in text and "secret-path" not in text
+        samples = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+        def value(name: str, **labels: str) -> float:
+            return samples[name, tuple(sorted(labels.items()))]
+
+        (held,) = door.engine._live
+        online = held.conversation.session.connection.meter.total("online")
+        assert value("privinf_tokens_total") == 3 and value("privinf_prompt_tokens_total") == 5
+        assert value("privinf_bytes_total", role="client", peer="server", phase="online", direction="sent") == online.sent > 0
+        assert value("privinf_rounds_total", role="client", peer="server", phase="online") == online.rounds > 0
+        assert value("privinf_bytes_total", role="client", peer="dealer", phase="offline", direction="received") > 0
+        assert value("privinf_correlations_total") == held.conversation.session.store.next_name - 1 > 0
+        assert value("privinf_replies_total", end="done") == 1 and value("privinf_kept_conversations") == 1
+        assert value("privinf_active_replies") == value("privinf_waiting_replies") == value("privinf_prepared_queries_total") == 0
+        assert value("privinf_active_replies_limit") == 4 and value("privinf_waiting_replies_limit") == 16
+        assert value("privinf_seconds_total", phase="online") > 0
+        assert value("privinf_requests_total", path="/v1/completions", status="200") == 1
+        assert value("privinf_requests_total", path="other", status="404") == 1
+
+
+def test_the_pages_stream_without_a_demo(door: Gateway) -> None:
+    with door.http() as caller:
+        about = caller.get("/page/about").json()
+        assert about["demo"] is False and about["trust"]["name"] == "dealer"
+        answer = caller.post("/page/reply", json={"prompt": "abc", "max_tokens": 2})
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
+        assert events.count("token") >= 1 and "counters" in events and "seen" not in events and events[-1] == "done"
+        datas = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
+        last = [data for data in datas if "client" in data][-1]
+        assert last["client"]["server"]["online"]["rounds"] > 0 and set(last) == {"client"}
+        wrong = caller.post("/page/reply", json={"prompt": "x" * 40})
+        assert "context 32" in wrong.text

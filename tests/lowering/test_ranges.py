@@ -1,0 +1,141 @@
+"""The ring plan: it holds what it says, `explain` shows it, and weights that no plan holds are a conversion error that names the layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from privinf.lowering import convert
+from privinf.lowering.explain import wires
+from privinf.lowering.lowered import Lowered
+from privinf.models.aero import AeroModel
+from privinf.models.checkpoint import load_checkpoint, save_checkpoint
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
+from tests.support import trio as t
+from tests.support.command import Call, assert_one_line
+from tests.support.command import call as call
+from tests.support.ladder import LADDER, LOGIT_ERROR, logit_error, make
+
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 16}
+
+
+def scaled(directory: Path, variant: str, parameter: str, factor: float) -> AeroModel:
+    """A checkpoint with one parameter multiplied."""
+    config = ladder_config(variant, **SIZES)
+    model = AeroModel(config).eval()
+    initialise(model, 0)
+    with torch.no_grad():
+        model.get_parameter(parameter).mul_(factor)
+    save_checkpoint(model, config, directory, torch.float32)
+    return model
+
+
+# ---- what cannot be held
+
+
+REFUSED = [
+    ("SM+LN+G", "h.1.attn.c_attn.weight", 1e2, "attention scores reach", "h.1.attn.attention"),
+    ("SM+LN+G", "h.1.attn.c_attn.weight", 1e7, "values of v", "h.1.attn.attention"),
+    ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e5, "too large to be compared", "h.1.mlp.gelu"),
+    ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e12, "do not fit a ring of 64 bits", "h.1.mlp.c_fc.linear"),
+    ("SM+LN+G", "h.0.mlp.c_proj.weight", 1e12, "do not fit a ring of 64 bits", "h.0.mlp.c_proj.linear"),
+    ("SM+LN+G", "h.0.mlp.c_proj.weight", 1e30, "not finite", "h.0.mlp.c_proj.linear"),
+    ("SM+LN+R", "h.1.mlp.c_fc.weight", 1e12, "do not fit a ring of 64 bits", "h.1.mlp.c_fc.linear"),
+    ("SM+LN+R", "wpe.weight", 1e12, "do not fit a ring of 64 bits", "ln_1"),
+    ("SM+ScFuFFN", "wpe.weight", 1e3, "attention scores reach", "h.0.attn.attention"),
+    ("SM+ScFuFFN", "wpe.weight", 1e12, "do not fit a ring of 64 bits", "h.0.attn.c_attn.linear"),
+    ("SM+ScFuFFN", "h.1.mlp.fused.weight", 1e12, "do not fit a ring of 64 bits", "h.1.mlp.fused.linear"),
+    ("SM+ScFuFFN", "lm_head.weight", 1e30, "not finite", "wte.embedding"),
+    ("SM+ScFuFFN", "h.1.mlp.fused.weight", float("nan"), "not finite", "h.1.mlp.fused.weight"),
+    ("SM+LN+G", "h.0.ln_2.bias", float("inf"), "not finite", "h.0.ln_2.bias"),
+]
+
+
+@pytest.mark.parametrize(("variant", "parameter", "factor", "says", "layer"), REFUSED)
+def test_what_no_plan_holds_is_a_conversion_error(
+    tmp_path: Path, call: Call, variant: str, parameter: str, factor: float, says: str, layer: str
+) -> None:
+    scaled(tmp_path / "checkpoint", variant, parameter, 1.0 if factor != factor or factor == float("inf") else factor)
+    if factor != factor or factor == float("inf"):  # what `save_checkpoint` does not write
+        from safetensors.torch import load_file, save_file
+
+        path = tmp_path / "checkpoint" / "model.safetensors"
+        tensors = load_file(path)
+        tensors[parameter].view(-1)[-1] = factor
+        save_file(tensors, path)
+    code, out, err = call("convert", tmp_path / "checkpoint", "-o", tmp_path / "model")
+    assert code == 2 and says in err and layer in err and out == "", err
+    assert_one_line(err)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("variant", "factor"), [("SM+LN+G", 1e4), ("SM+LN+R", 1e7)])
+def test_what_a_plan_just_holds_is_right(tmp_path: Path, variant: str, factor: float) -> None:
+    """Pre-activations of thousands, of millions for ReLU."""
+    model = scaled(tmp_path, variant, "h.1.mlp.c_fc.weight", factor)
+    ids = (1, 2, 3, 4, 5)
+    assert logit_error(convert(tmp_path), model, ids) < 0.01
+
+
+# ---- what is shown
+
+
+@pytest.mark.parametrize("variant", [*LADDER, "outlier"])
+def test_every_wire_holds_its_range(tmp_path: Path, variant: str) -> None:
+    lowered, model = make(tmp_path, "SM+LN+G" if variant == "outlier" else variant, outlier=3000.0 if variant == "outlier" else 0.0)
+    found = wires(lowered)
+    assert all(entry["range"] <= 2.0 ** (entry["bits"] - 1 - entry["frac"]) and entry["bits"] <= 64 for entry in found)
+    assert {entry["from"] for entry in found} == {"weights", "calibration x 4", "protocol"}
+    planned = {
+        bits
+        for node in lowered.graph.nodes
+        for key, bits in msgspec.structs.asdict(node.plan).items()
+        if key in ("ring", "qk_bits", "v_bits", "opened")
+    }
+    assert planned <= {entry["bits"] for entry in found}
+    (table,) = [entry for entry in found if (entry["op"], entry["wire"]) == ("wte.embedding", "weight")]
+    assert table["range"] / 2 < float(model.wte.weight.detach().abs().max()) <= table["range"]
+    public = wires(Lowered.from_bundle(lowered.bundle()))
+    assert [entry["bits"] for entry in public] == [entry["bits"] for entry in found]
+    assert {entry["from"] for entry in public} == {None, "protocol"}
+
+
+def test_explain_shows_the_plan_to_people(tmp_path: Path, call: Call) -> None:
+    make(tmp_path / "checkpoint", "SM+LN+G")
+    code, out, _ = call("explain", tmp_path / "checkpoint", "--seq", 4, "--cache", tmp_path / "cache")
+    assert code == 0
+    plan = out[out.index("ring plan") :].splitlines()
+    head = next(number for number, line in enumerate(plan) if line.startswith("operator and wire"))
+    assert plan[head].split()[3:] == ["bits", "frac", "up", "to", "from", "layers"]
+    lines = [line.split() for line in plan[head + 1 :] if line.startswith("mlp.gelu")]
+    assert lines[0][:4] == ["mlp.gelu", "opened", "32", "14"] and lines[0][5:] == ["calibration", "h.0-1"]
+    assert any(line.startswith("attn.attention scores") and "protocol" in line and "h.0-1" in line for line in plan)
+
+
+# ---- what leaves its range at run time
+
+
+def test_compare_shows_errors_and_warns_beyond_the_plan(tmp_path: Path, call: Call) -> None:
+    """A token that no calibration text holds has by far the largest embedding: the pass goes on, is wrong, and that is said."""
+    model, config, tokenizer = load_checkpoint(t.checkpoint())
+    with torch.no_grad():
+        model.wte.weight[t.END] *= 60
+    save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)
+    assert tokenizer is not None
+    (tmp_path / "checkpoint" / "tokenizer.json").write_bytes(tokenizer)
+    common = ("compare", tmp_path / "checkpoint", "--cache", tmp_path / "cache", "--json")
+    inside, outside = (json.loads(call(*common, "--prompt-ids", ids).out) for ids in ("1,2,3", f"1,2,{t.END}"))
+    assert inside["warnings"] == [] and inside["agree"]
+    errors = [abs(a - b) for a, b in zip(inside["logits_private"], inside["logits_float"], strict=True)]
+    del errors[t.END]  # the head is tied: that logit is as large as the embedding
+    inner = [layer["max_abs_error"] for layer in inside["layers"] if layer["name"] != "lm_head.linear"]
+    assert max(errors) < LOGIT_ERROR and max(inner) < LOGIT_ERROR
+    assert max(layer["max_abs_error"] for layer in outside["layers"]) > 1 and len(outside["logits_private"]) == t.VOCAB
+    named = {line.split(":")[0] for line in outside["warnings"]}
+    assert {"h.0.attn.attention", "h.0.attn.c_attn.linear"} <= named and "wte.embedding" not in named
+    assert any("a score of" in line and "beyond the planned 120" in line for line in outside["warnings"])

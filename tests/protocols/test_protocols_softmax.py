@@ -1,0 +1,259 @@
+"""The exponential, the reciprocal, softmax and attention against their plaintext twins, within the bounds of their docstrings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from protocols import exponential as exp
+from protocols import reciprocal as rec
+from protocols import reference
+from protocols.errors import CorrelationError
+from protocols.opening import open_masked
+from protocols.party import Party, Protocol_
+from protocols.product import Cached
+from protocols.reciprocal import reciprocal
+from protocols.ring import encode
+from protocols.rows import Rows
+from protocols.shares import Shares
+from protocols.softmax import LARGEST, AttentionRings, attention, exponentials, softmax
+from tests.support.two_party import Session, input_of, offline_walk, run, uniform
+
+
+def test_exponential_tables_are_exact() -> None:
+    """Running sums of the multipliers are rounded, factors to nearest; against decimal arithmetic."""
+    for low in (0, 1, 2, 4095, 4096, 9999, (1 << exp.LOW) - 1):
+        exact = reference.exact_exponential(-low, 1 << exp.FRAC, exp.FACTOR_FRAC)
+        assert abs(int(exp.factors()[low]) - exact) <= 0.5
+        for row, digit in enumerate(exp._DIGITS):
+            exact = reference.exact_exponential((4 * digit << exp.FRAC) + low, 1 << exp.FRAC, exp.TABLE_FRAC)
+            assert abs(int(exp.multipliers()[row, low]) - exact) < 1
+    points = torch.arange(1 << exp.LOW).double() / 2**exp.FRAC
+    for row, digit in enumerate(exp._DIGITS):
+        exact_sums = (torch.exp(points + 4 * digit) * 2**exp.TABLE_FRAC).cumsum(0)
+        assert (exp.multipliers()[row].cumsum(0) - exact_sums).abs().max() <= 0.51
+
+
+def exponential_errors(d: Tensor) -> Tensor:
+    """The protocol's result minus e^d, for integers d (H, N) with 12 fraction bits; the maximum may be anything."""
+    rows = Rows(d.shape[1], 1, 0)
+    m = uniform(d.shape[0], 1, bits=10)
+    x = d + (m << 11)
+
+    def program(party: Party) -> Protocol_[Shares]:
+        w, top = yield from open_masked(party, [input_of(party, x, 21, 12), input_of(party, m, 10, 1)])
+        return (yield from exp.exponential(party, w, top, rows, 11))
+
+    return run(program).value() - reference.exponential(d / 2.0**12)
+
+
+def test_exponential_is_within_its_bound_over_its_domain() -> None:
+    low, high = -248 << 12, (1 << 11) - 1
+    d = torch.cat([torch.randint(low, high + 1, (4, 20000)), torch.randint(-20 << 12, high + 1, (4, 60000))], -1)
+    d[:, :8] = torch.tensor([low, low + 1, high, high - 1, 0, -1, -(4 << 12), 4 << 9])
+    error = exponential_errors(d).abs()
+    assert (error <= reference.exponential_bound(d / 2.0**12)).all()
+
+
+def test_exponential_is_right_on_average() -> None:
+    """Rounding to nearest would lose up to 9e-6 each, the same way in all elements of a row: 1 % of a row of a thousand."""
+    for d in (0.4, -2.0, -7.7, -10.3, -12.4, -16.0):
+        errors = exponential_errors(torch.full((1, 60000), round(d * 4096)))
+        assert abs(errors.mean()) < 2e-7 + 6 * float(errors.std()) / 60000**0.5
+
+
+@pytest.mark.parametrize("bound", [1.0, 1.66, 2.0, 7.3, 212.5, 512.0, 1700.0, 4096.0])
+def test_reciprocal_is_within_its_bound(bound: float) -> None:
+    # where one table follows another, and at the octaves
+    near = torch.tensor(
+        [2.0**k * f for k in range(13) for f in (0.93, 0.968, 0.97, 62 / 64, 63 / 64, 1 - 2**-12, 1, 1 + 2**-12, 1.03, 1.5)]
+    )
+    s = torch.cat([near, 0.55 + torch.rand(3000) * (bound - 0.55), torch.exp(torch.rand(3000) * 9) * 0.55, torch.tensor([0.55])]).double()
+    s = s[(s >= 0.55) & (s < bound)][None]
+    for ring, (bits, frac) in (((44, 16), (40, 20)), ((47, 16), (39, 20)), ((30, 12), (33, 15))):
+        exact = encode(s, ring[1]).double() / 2.0 ** ring[1]
+
+        def program(party: Party, ring: tuple[int, int] = ring, bits: int = bits, frac: int = frac) -> Protocol_[Shares]:
+            return (yield from reciprocal(party, input_of(party, s, *ring), bound=bound, bits=bits, frac=frac))
+
+        outcome = run(program)
+        error = outcome.value() - reference.reciprocal(exact)
+        assert (error.abs() <= reference.reciprocal_bound(exact, frac)).all()
+        assert (outcome.server.bits, outcome.server.frac) == (bits, frac)
+
+
+@pytest.mark.parametrize("table", range(5))
+def test_lines_of_the_reciprocal(table: int) -> None:
+    """Every line of every table, in reals, over the whole of its range: where a table ends the next begins."""
+    at, low = rec._places(16, table)
+    lines = rec._lines(16, table, 30).double()
+    used = lines[0] > 0
+    index = torch.arange(512)[used]
+    unit, value, slope = 2.0 ** (at - 16), lines[0][used] / 2.0**30, lines[1][used] / 2.0 ** (30 - 16 + low)
+    for part in torch.linspace(-1, 1, 41, dtype=torch.float64):
+        s = (index + part) * unit
+        assert ((value + slope * part * unit - 1 / s).abs() <= 1.28e-4 / s + 2.0**-22).all()
+    assert index[-1] == 511 and index[0] == (63 if table else 64)
+    assert torch.equal(lines[2], (torch.arange(512) < index[0]).double())
+    assert rec.FIRST << rec.STEP < 511  # a sum below a table's first line has an index in the table below
+
+
+# ---- softmax
+
+
+def row_starts(rows: Rows) -> Tensor:
+    return torch.tensor([0, *(rows.first + k * rows.step for k in range(rows.number - 1))]).cumsum(0)
+
+
+def score_rows(heads: int, rows: Rows) -> dict[str, Tensor]:
+    """Scores within 64 of all kinds, (H, N) with 12 fraction bits."""
+    shape, starts = (heads, rows.count), row_starts(rows)
+    last = starts + rows.first + rows.step * torch.arange(rows.number) - 1
+    dominant, sink = torch.full(shape, -64.0), -10 - torch.rand(shape)
+    dominant[:, last], sink[:, starts] = 64.0, 0.3
+    kinds = {
+        "anywhere": torch.rand(shape) * 128 - 64,
+        "std 2": torch.randn(shape) * 2,
+        "ties": torch.full(shape, 63.9),
+        "lowest": torch.full(shape, -64.0),
+        "one dominant": dominant,
+        "first dominant, the rest just above nothing": sink,
+        "two values": torch.randint(0, 2, shape) * 0.25,
+    }
+    return {name: encode(x, 12) for name, x in kinds.items()}
+
+
+def softmax_errors(x: Tensor, rows: Rows) -> Tensor:
+    """Of integers x (H, N) with 12 fraction bits, so that the scores are not rounded."""
+
+    def program(party: Party) -> Protocol_[Shares]:
+        return (yield from softmax(party, input_of(party, x, 21, 12), rows, bits=30, frac=24))
+
+    return run(program).value() - reference.softmax(x / 2.0**12, rows)
+
+
+ROWS = [*(Rows(n, 6, 0) for n in (1, 2, 3, 5, 8, 17)), Rows(1, 1, 0), Rows(1, 40, 1), Rows(128, 20, 0), Rows(1018, 7, 1), Rows(97, 3, 13)]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: str(rows.fields()))
+def test_softmax_is_within_its_bound(rows: Rows) -> None:
+    for name, x in score_rows(3, rows).items():
+        error = softmax_errors(x, rows).abs()
+        assert (error <= reference.softmax_bound(rows)).all(), name
+        if name == "one dominant":
+            assert error.max() < 1.8e-4
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_softmax_rounds_scores_of_a_wider_ring(early: bool) -> None:
+    rows = Rows(1, 30, 1)
+    x = torch.rand(4, rows.count).double() * 20 - 10
+
+    def program(party: Party) -> Protocol_[Shares]:
+        return (yield from softmax(party, input_of(party, x, 33, 24, early=early), rows, bits=39, frac=36))
+
+    error = run(program).value() - reference.softmax(x, rows)
+    assert (error.abs() <= reference.softmax_bound(rows) + 2.0**-12).all()
+
+
+def test_exponentials_leave_room_in_their_ring() -> None:
+    """The largest of a row is between e^-0.5 and e^0.5, whatever the scores, and the bound on the rows' sums holds."""
+    rows = Rows(1, 60, 1)
+    for scores in score_rows(3, rows).values():
+        for bits in (18, 44, 64):
+
+            def program(party: Party, x: Tensor = scores, bits: int = bits) -> Protocol_[Shares]:
+                return (yield from exponentials(party, input_of(party, x, 21, 12), rows, bits))
+
+            e = run(program).value()
+            assert e.max() < LARGEST and e.min() > -4e-5
+            assert (reference.row_maximum(e, rows) > 0.606).all()
+
+
+# ---- attention
+
+
+def attention_inputs(heads: int, rows: Rows, width: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers with 12 fraction bits."""
+    shapes = (heads, rows.number, width), (heads, rows.columns, width), (heads, rows.columns, width)
+    q, k, v = (encode(torch.randn(shape) * factor, 12) for shape, factor in zip(shapes, (spread, 1.0, 1.0), strict=True))
+    return q, k, v
+
+
+def reals(*values: Tensor) -> list[Tensor]:
+    return [value / 2.0**12 for value in values]
+
+
+ATTENTION_RINGS = [
+    AttentionRings(),
+    AttentionRings(qk_bits=35, v_bits=45, sum_frac=10, product_bits=39, out_bits=33, out_frac=11),
+    AttentionRings(out_bits=20, out_frac=12),
+]
+
+
+@pytest.mark.parametrize("rings", ATTENTION_RINGS, ids=lambda rings: f"{rings.product_bits}-{rings.out_bits}")
+@pytest.mark.parametrize("rows", [Rows(1, 1, 0), Rows(1, 24, 1), Rows(30, 1, 1), Rows(64, 5, 1), Rows(9, 7, 0), Rows(700, 2, 1)])
+def test_attention(rows: Rows, rings: AttentionRings) -> None:
+    q, k, v = attention_inputs(3, rows, 8, 1.5)
+
+    def program(party: Party) -> Protocol_[Shares]:
+        inputs = [input_of(party, x, bits, 12) for x, bits in ((q, rings.qk_bits), (k, rings.qk_bits), (v, rings.v_bits))]
+        a, b, c = yield from open_masked(party, inputs)
+        return (yield from attention(party, a, Cached.join(None, b), Cached.join(None, c), rows, rings))
+
+    outcome = run(program)
+    assert (outcome.server.bits, outcome.server.frac) == (rings.out_bits, rings.out_frac)
+    error = (outcome.value() - reference.attention(*reals(q, k, v), rows)).abs()
+    bound = reference.attention_bound(rows, float(v.abs().max()) / 2**12) + 2.0 ** (1 - min(rings.sum_frac, rings.out_frac))
+    assert (error <= bound).all()
+
+
+def test_attention_over_a_cache_that_grows() -> None:
+    """Four passes of one session; keys and values are opened once, under masks that outlive their pass."""
+    session, heads, width, rings = Session(), 2, 6, AttentionRings()
+    total = 20
+    q, k, v = attention_inputs(heads, Rows(total, total, 0), width, 1.5)
+    caches: dict[bool, tuple[Cached, Cached] | None] = {True: None, False: None}
+    done = 0
+    for new in (7, 1, 4, 8):
+        rows = Rows(done + 1, new, 1)
+        at = slice(done, done + new)
+
+        def program(party: Party, at: slice = at, rows: Rows = rows) -> Shares:
+            def protocol() -> Protocol_[tuple[Shares, tuple[Cached, Cached]]]:
+                (a,) = yield from open_masked(party, [input_of(party, q[:, at], rings.qk_bits, 12)])
+                fresh = [input_of(party, k[:, at], rings.qk_bits, 12), input_of(party, v[:, at], rings.v_bits, 12)]
+                b, c = yield from open_masked(party, fresh, keep=True)
+                before = caches[party.is_server]
+                old_keys, old_values = (None, None) if before is None else before
+                cache = Cached.join(old_keys, b), Cached.join(old_values, c)
+                return (yield from attention(party, a, *cache, rows, rings)), cache
+
+            out, cache = party.run(protocol())
+            if not offline_walk(party):
+                caches[party.is_server] = cache
+            return out
+
+        outcome = session.run(program)
+        done += new
+        want = reference.attention(*reals(q[:, at], k[:, :done], v[:, :done]), rows)
+        bound = reference.attention_bound(rows, float(v.abs().max()) / 2**12)
+        assert ((outcome.value() - want).abs() <= bound).all()
+        # a later pass opens only what is new
+        assert outcome.predicted.online_bytes < 40 * heads * (3 * new * width + rows.count)
+    session.dealer.forget()
+    with pytest.raises(CorrelationError, match="does not exist"):
+        session.run(program)
+
+
+# ---- at length
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 128, 333, 1024])
+def test_thousands_of_softmaxes(length: int) -> None:
+    rows = Rows(length, min(2000, 20000 // length), 0)
+    for _ in range(10):
+        for name, x in score_rows(4, rows).items():
+            assert (softmax_errors(x, rows).abs() <= reference.softmax_bound(rows)).all(), name

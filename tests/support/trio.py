@@ -1,0 +1,428 @@
+"""Dealer, server and client for tests: a tiny model, the three in threads, and the command line's verbs as processes.
+
+Processes are forked by a fork server that has loaded the libraries once, so that many of them can be started and killed. They
+run `privinf.cli.app.main` as the console script does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from tokenizers import Tokenizer, decoders, models
+from torch import Tensor
+
+from privinf.client.client import Client
+from privinf.dealer.dealer import DealerService
+from privinf.lowering import convert
+from privinf.lowering.lowered import Lowered
+from privinf.models.aero import AeroModel
+from privinf.models.base import Decoder
+from privinf.models.checkpoint import load_checkpoint, save_checkpoint
+from privinf.server.server import Server
+from privinf.session.options import Options
+from privinf.training.ladder import ladder_config
+from privinf.transport.connection import Connection
+from privinf.transport.keys import init_keys
+from tests.support.ladder import LOGIT_ERROR
+from tests.support.waiting import PATIENCE
+from tests.support.waiting import wait_for as wait_for
+
+VOCAB, POSITIONS, END = 97, 32, 95
+CLEAR = 2 * LOGIT_ERROR
+"""The margin between the two best logits above which the private token must be float's."""
+
+
+# ---- a tiny model
+
+
+@functools.cache
+def scratch() -> Path:
+    """A directory of this test process."""
+    directory = Path(tempfile.mkdtemp(prefix="privinf-tests-"))
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a fork
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
+    return directory
+
+
+def tokenizer() -> Tokenizer:
+    """One token for each printable character of ASCII, an end token and an unknown one."""
+    vocabulary = {chr(code): code - 32 for code in range(32, 127)}
+    made = Tokenizer(models.BPE({**vocabulary, "<|end|>": END, "<unk>": 96}, [], unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(["<|end|>", "<unk>"])
+    return made
+
+
+@functools.cache
+def checkpoint(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Path:
+    """Two layers of width 32 with random weights, logits up to 30; with `nudge` every weight is a little larger, and no range much."""
+    directory = scratch() / f"checkpoint-{seed}-{texts}-{nudge}"
+    generator = torch.Generator().manual_seed(seed + 2)
+    config = ladder_config(
+        "SM(t)+ScFuFFN", vocab_size=VOCAB, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, eos_token_id=END if texts else None
+    )
+    model = AeroModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = (0.5 if name.endswith("wpe.weight") else 0.22) * torch.randn(parameter.shape, generator=generator)
+            if name.endswith(("alpha", "beta", "temperature")):
+                drawn = 0.5 + torch.rand(parameter.shape, generator=generator)
+            parameter.copy_(drawn * (1 + nudge))
+    save_checkpoint(model, config, directory)
+    if texts:
+        tokenizer().save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@functools.cache
+def lowered(seed: int = 0, texts: bool = True, nudge: float = 0.0) -> Lowered:
+    """The same, lowered."""
+    return convert(checkpoint(seed, texts, nudge))
+
+
+def changed(model: Lowered, tokenizer: bytes | None = None, **info: Any) -> Lowered:
+    """The same lowering, of which something else is said: another model, since its id covers what is public."""
+    kept = {name: getattr(model, name) for name in ("setup", "plan", "ranges", "mask_seed", "headroom")}
+    return Lowered(model.graph, msgspec.structs.replace(model.info, **info), tokenizer=tokenizer or model.tokenizer, **kept)
+
+
+@functools.cache
+def lowered_directory() -> Path:
+    """The first of them, as a directory."""
+    directory = scratch() / "lowered"
+    lowered().save(directory)
+    return directory
+
+
+@functools.cache
+def float_model(seed: int = 0, texts: bool = True) -> Decoder:
+    """The float model of the checkpoint."""
+    return load_checkpoint(checkpoint(seed, texts))[0]
+
+
+def float_logits(ids: list[int], seed: int = 0, texts: bool = True) -> Tensor:
+    """Of the last position, by a whole pass."""
+    with torch.no_grad():
+        found: Tensor = float_model(seed, texts)(torch.tensor([ids]))[0, -1]
+    return found
+
+
+def is_greedy(prompt: list[int], tokens: list[int], seed: int = 0, texts: bool = True) -> bool:
+    """Whether each token is float's best after those before it, or within the margin of it."""
+    for done, token in enumerate(tokens):
+        logits = float_logits(prompt + tokens[:done], seed, texts)
+        if float(logits.max() - logits[token]) > CLEAR:
+            return False
+    return True
+
+
+# ---- keys
+
+
+@functools.cache
+def keys() -> Path:
+    """A CA and a bundle for each role."""
+    init_keys(scratch() / "keys")
+    return scratch() / "keys"
+
+
+def second_client() -> Path:
+    """Another client's bundle, of the same CA."""
+    return _renewed("second", 30)
+
+
+@functools.cache
+def _renewed(name: str, days: int) -> Path:
+    from privinf.transport.keys import renew_keys
+
+    copy = scratch() / name
+    shutil.copytree(keys(), copy)
+    renew_keys(copy, days=days)
+    return copy
+
+
+@functools.cache
+def other_ca() -> Path:
+    """A stranger's."""
+    init_keys(scratch() / "stranger")
+    return scratch() / "stranger"
+
+
+# ---- in threads
+
+
+@dataclass
+class Trio:
+    """A dealer and a server in threads of this process, and clients at will."""
+
+    dealer: DealerService
+    server: Server
+    cache: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def client(self, *, fresh: bool = False, keys: Path | None = None, **options: Any) -> Client:
+        """A client; with `fresh` nothing is in its cache."""
+        options.setdefault("cache", self.cache / f"fresh-{next(self._numbers)}" if fresh else self.cache)
+        made = Options(**{"timeout": PATIENCE, **options})
+        return Client(self.server.address, dealer=self.dealer.address, keys=str(keys or globals()["keys"]()), options=made)
+
+
+@contextlib.contextmanager
+def trio(model: Lowered | None = None, *, allow_logits: bool = True, **options: Any) -> Iterator[Trio]:
+    """Dealer and server, which end with the block."""
+    torch.set_num_threads(1)
+    made, bundle = Options(**{"timeout": PATIENCE, "cache": scratch() / "cache", **options}), str(keys())
+    with (
+        DealerService(listen="127.0.0.1:0", keys=bundle, options=made) as dealer,
+        Server(
+            model or lowered(), listen="127.0.0.1:0", dealer=dealer.address, keys=bundle, allow_logits=allow_logits, options=made
+        ) as server,
+    ):
+        yield Trio(dealer, server, Path(made.cache))
+
+
+# ---- as processes
+
+
+@functools.cache
+def _context() -> Any:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.trio"])
+    return context
+
+
+Hook = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class SignalAt:
+    """A hook that makes a process signal itself when it enters the `number`-th transfer of messages with a peer in a phase.
+
+    `where` is `PEER:PHASE`, say `server:online`.
+    """
+
+    where: str
+    number: int
+    signal: int = signal.SIGKILL
+
+    def __call__(self) -> None:
+        counter, transfer = itertools.count(1), Connection._transfer
+
+        def counted(connection: Connection, *arguments: Any) -> Any:
+            if f"{connection.peer_role}:{connection.meter.phase}" == self.where and next(counter) == self.number:
+                os.kill(os.getpid(), self.signal)
+            return transfer(connection, *arguments)
+
+        Connection._transfer = counted  # type: ignore
+
+
+@dataclass(frozen=True)
+class OtherRelease:
+    """A hook that makes a process speak the next version of the protocol."""
+
+    def __call__(self) -> None:
+        import msgspec
+
+        from privinf import version
+        from privinf.session import messages
+
+        later = version.PROTOCOL + 1
+        fields = [("protocol", int, later), ("version", str, "9.9.9")]
+        hello = msgspec.defstruct("Hello", fields, frozen=True)
+        vars(messages).update(Hello=hello, PROTOCOL=later, VERSION="9.9.9")
+
+
+def _enter(words: list[str], out: str, err: str, hook: Hook | None) -> None:
+    """In the new process."""
+    for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    torch.set_num_threads(1)
+    if hook is not None:
+        hook()
+    from privinf.cli.app import main
+
+    sys.exit(main(words))
+
+
+class Process:
+    """A verb of the command line, as a process."""
+
+    def __init__(self, *words: object, hook: Hook | None = None) -> None:
+        self.words = [str(word) for word in words]
+        self._base = Path(tempfile.mkdtemp(prefix="process-", dir=scratch()))
+        self._out, self._err = self._base / "out", self._base / "err"
+        self._process = _context().Process(target=_enter, args=(self.words, str(self._out), str(self._err), hook), daemon=True)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text() if self._err.exists() else ""
+
+    @property
+    def lines(self) -> list[str]:
+        """Of stderr."""
+        return self.err.splitlines()
+
+    @property
+    def said(self) -> list[str]:
+        """Of them those of a failure: not those that tell how far it is, or what it waits for, which come with time."""
+        return [line for line in self.lines if " %, " not in line and "trying again" not in line]
+
+    def document(self) -> Any:
+        """What it has written with --json, once all of it is there, though it goes on."""
+        return json.loads(wait_for(lambda: self.out if self.out.endswith("\n") else "", about=lambda: f"{self.words[0]} says {self.err!r}"))
+
+    def until(self, text: str, seconds: float = PATIENCE) -> str:
+        """Waits until stderr holds a text; all of stderr."""
+        return wait_for(lambda: self.err if text in self.err else "", seconds, lambda: f"{self.words[0]} says {self.err!r}")
+
+    def until_lines(self, count: int, seconds: float = PATIENCE) -> list[str]:
+        """Waits until stderr holds this many whole lines."""
+        return wait_for(lambda: self.lines if self.err.count("\n") >= count else [], seconds, lambda: f"{self.words[0]} says {self.err!r}")
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._process.is_alive())
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code; that of a signal is negative."""
+        self._process.join(seconds)
+        assert not self.alive, f"{self.words} goes on: {self.err!r}"
+        return int(self._process.exitcode)
+
+    def end(self) -> None:
+        """By force."""
+        if self.alive:
+            self.send(signal.SIGCONT)
+            self._process.kill()
+        self._process.join(PATIENCE)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _address(process: Process) -> str:
+    process.until("listens on")
+    return next(line for line in process.lines if "listens on" in line).split(" listens on ")[1].split()[0]
+
+
+@dataclass
+class Services:
+    """`privinf dealer` and `privinf serve`, as processes."""
+
+    dealer: Process
+    server: Process
+    dealer_address: str
+    server_address: str
+
+    def generate(self, *words: object, hook: Hook | None = None, timeout: float = PATIENCE, verb: str = "generate") -> Process:
+        """`privinf generate`, or another verb of the client's."""
+        common = ("--server", self.server_address, "--dealer", self.dealer_address, "--keys", keys())
+        if verb == "generate" and not any(str(word).startswith("--prompt") for word in words):
+            words = (*words, "--prompt-ids", "1,2,3")
+        if "--cache" not in words:
+            words = (*words, "--cache", scratch() / "cache")
+        return Process(verb, *common, "--timeout", timeout, *words, hook=hook)
+
+
+def start_dealer(
+    hook: Hook | None = None,
+    timeout: float = PATIENCE,
+    listen: str = "127.0.0.1:0",
+    cache: Path | None = None,
+    more: Sequence[object] = (),
+) -> tuple[Process, str]:
+    """`privinf dealer`, and its address."""
+    common = ("--keys", keys(), "--timeout", timeout, "--cache", cache or scratch() / "cache")
+    process = Process("dealer", "--listen", listen, "--log", "warning", *common, *more, hook=hook)
+    return process, _address(process)
+
+
+def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout: float = PATIENCE) -> tuple[Process, str]:
+    """`privinf serve`, and its address."""
+    common = ("--listen", "127.0.0.1:0", "--dealer", dealer, "--keys", keys(), "--timeout", timeout, "--cache", scratch() / "cache")
+    process = Process("serve", lowered_directory(), "--log", "warning", *common, *words, hook=hook)
+    return process, _address(process)
+
+
+@contextlib.contextmanager
+def services(
+    *words: object, dealer_hook: Hook | None = None, server_hook: Hook | None = None, timeout: float = PATIENCE
+) -> Iterator[Services]:
+    """A dealer and a server, which end with the block."""
+    with contextlib.ExitStack() as stack:
+        dealer, at = start_dealer(dealer_hook, timeout)
+        stack.callback(dealer.end)
+        server, address = start_server(at, *words, hook=server_hook, timeout=timeout)
+        stack.callback(server.end)
+        yield Services(dealer, server, at, address)
+
+
+def scraped(address: str) -> dict[tuple[str, ...], float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
+
+
+# ---- processes of others
+
+
+def children_of(pid: int) -> set[int]:
+    """Processes that this one has started and that have not ended."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if int(parent) == pid and state != "Z":
+                    found.add(int(entry.name))
+    return found
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those of them that have not ended."""
+    left = set()
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                left.add(pid)
+    return left

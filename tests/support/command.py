@@ -16,7 +16,7 @@ import pytest
 from privinf.cli import app as cli
 from privinf.cli import screen
 from privinf.cli.verbs import VERBS
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBCOMMANDS = {"keys": ("init", "show", "renew"), "config": ("show",), "cache": ("ls", "rm")}

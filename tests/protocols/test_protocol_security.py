@@ -82,7 +82,7 @@ def suspicions(outcome: Outcome) -> list[str]:
 
 def plain(party: Party, x: Tensor, bits: int, frac: int, owner: Role, *, early: bool = False) -> Shares:
     """A secret that is all in one party's share: nothing but the protocol's own masks hides it."""
-    known = isinstance(party.engine, Online) or (early and isinstance(party.engine, Offline))
+    known = isinstance(party.engine, Online) or (early and not party.is_server and isinstance(party.engine, Offline))
     value = private_input(x, bits, frac, own=party.role is owner) if known else Shares(x.to("meta"), bits, frac)
     return replace(value, early=early)
 

@@ -242,7 +242,7 @@ def test_attention_over_a_cache_that_grows() -> None:
         assert ((outcome.value() - want).abs() <= bound).all()
         # a later pass opens only what is new
         assert outcome.predicted.online_bytes < 40 * heads * (3 * new * width + rows.count)
-    session.dealer.forget()
+    session.made.dealer.forget()
     with pytest.raises(CorrelationError, match="does not exist"):
         session.run(program)
 

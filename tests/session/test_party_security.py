@@ -47,12 +47,12 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
     frames_of, arrived, encrypt = Endpoint._frames_of, Endpoint._arrived, TlsStream.encrypt
     streams: dict[int, tuple[str, str]] = {}
 
-    def watched_frames(self: Endpoint, kind: FrameKind, body: Any, flags: int = 0) -> Any:
+    def watched_frames(self: Endpoint, kind: FrameKind, body: Any) -> Any:
         assert isinstance(self, Connection)
         with guard:
             key = streams[id(self._stream)] = (self.party, self.peer_role)
             made.sent.setdefault(key, []).append((kind.name, self.meter.phase, memoryview(body).nbytes))
-        return frames_of(self, kind, body, flags)
+        return frames_of(self, kind, body)
 
     def watched_arrival(self: Endpoint, frame: Frame) -> bool:
         with guard:

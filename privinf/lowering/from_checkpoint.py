@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from privinf.crypten_adapter import Graph
 from privinf.graph.info import Info, InputSpec
 from privinf.lowering.calibrate import calibration_ids
 from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
 from privinf.lowering.lowered import Lowered, finish_lowering
 from privinf.lowering.schema import MAX_TEMPLATE
+from privinf.models.base import families
 from privinf.models.checkpoint import load_checkpoint
 from protocols.errors import ConfigError
 
@@ -53,6 +56,7 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     model = model.folded()
     with evaluation_mode(model), torch.no_grad():
         graph = lower_graph(model, [torch.zeros(1, config.n_positions, dtype=torch.long)], last_position=True)
+        _check_state(graph, families()[config.model_type].state)
         generator = torch.Generator().manual_seed(7)
         for length in sorted({1, min(2, config.n_positions), min(9, config.n_positions)}):
             ids = torch.randint(config.vocab_size, (1, length), generator=generator)
@@ -72,3 +76,11 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     )
     inputs = list(calibration_ids(tokenizer, config.vocab_size, config.n_positions))
     return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom)
+
+
+def _check_state(graph: Graph, declared: Sequence[str]) -> None:
+    """ConfigError unless the operators keep between tokens what the family says that its layers keep."""
+    kept = {part for node in graph.nodes for part in node.state}
+    if kept != set(declared):
+        words = [", ".join(sorted(parts)) or "nothing" for parts in (declared, kept)]
+        raise ConfigError(f"the family says that its layers keep {words[0]} between tokens, and its operators keep {words[1]}")

@@ -116,3 +116,9 @@ def test_its_checkpoints_are_read_strictly(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "other"}))
     with pytest.raises(ConfigError, match="'other' is not supported"):
         convert(checkpoint)
+
+
+def test_what_it_says_that_it_keeps_is_what_its_operators_keep(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "state", ("hidden",))
+    with pytest.raises(ConfigError, match="keep hidden between tokens, and its operators keep keys, values"):
+        convert(checkpoint)

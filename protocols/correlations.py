@@ -317,6 +317,7 @@ def from_wire(data: bytes | msgspec.Raw) -> Kind:
     what = f"a {type(made).__name__} was asked for with"
     if not made.bounded():
         raise CorrelationError(f"{what} a field out of bounds")
-    if max((part.count for part in (*made.server_parts(), *made.client_parts(), *made.shared_parts())), default=0) > MAX_ELEMENTS:
+    parts = (*made.server_parts(), *made.client_parts(), *made.shared_parts())
+    if any(not 1 <= part.bits <= 64 or part.count > MAX_ELEMENTS for part in parts):
         raise CorrelationError(f"{what} a size out of bounds")
     return made

@@ -68,8 +68,10 @@ class Lines:
     def close(self, error: BaseException | None = None) -> None:
         """Closes both; a peer that still listens is told why."""
         self._closed.set()
-        for connection in self.dialled:
-            farewell(connection, error)
-        for connection in self.dialled:
-            connection.close()
+        try:
+            for connection in self.dialled:
+                farewell(connection, error)
+        finally:
+            for connection in self.dialled:
+                connection.close()
         self.masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory

@@ -87,9 +87,12 @@ def receive_bundle(connection: Connection, welcome: Welcome, store: ClientStore,
     bundle = store.bundle(welcome.model)
     connection.send_control(Needs(() if bundle is not None else ("bundle",)))
     if bundle is None:
-        connection.max_frame, usual = welcome.size, connection.max_frame
-        bundle = bytes(connection.receive(welcome.size, FrameKind.CONTROL))
-        connection.max_frame = usual
+        usual = connection.max_frame
+        connection.max_frame = max(welcome.size, usual)
+        try:
+            bundle = bytes(connection.receive(welcome.size, FrameKind.CONTROL))
+        finally:
+            connection.max_frame = usual
         if hashlib.sha256(bundle).hexdigest() != welcome.model:
             raise HandshakeError("the public bundle is not that of the model whose id the server gave", party="client", peer=peer)
         store.keep_bundle(welcome.model, bundle)

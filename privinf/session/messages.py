@@ -48,7 +48,7 @@ class Welcome(msgspec.Struct, frozen=True):
     """S: its model and what it allows."""
 
     model: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # sha256 of the public bundle
-    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUNDLE)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BUNDLE)]
     logits: bool
 
 

@@ -52,6 +52,11 @@ class Outlet(Generic[T]):
         self._waiting.put(None)
         self._thread.join(_FLUSH_S)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is being written any more."""
+        return not self._thread.is_alive()
+
 
 class _Lines:
     """What `sys.stderr` or `sys.stdout` is while a service runs: whole pieces go to an outlet. Anything else is the stream's."""
@@ -82,13 +87,15 @@ def unblocked() -> Iterator[None]:
     """Within it nothing that this process writes to stdout or stderr by Python's own means waits for a reader."""
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     outlets: dict[str, Outlet[bytes]] = {}
+    descriptors: list[int] = []
     for name, stream in streams.items():
         try:
-            descriptor = stream.fileno()
+            descriptor = os.dup(stream.fileno())  # the library that reads tokenizers has stderr turned elsewhere while it runs
         except (OSError, ValueError, AttributeError):
             continue  # a test's, which blocks nobody
         stream.flush()
         outlets[name] = Outlet(lambda data, to=descriptor: _write_all(to, data), _lost_line)  # type: ignore[misc]
+        descriptors.append(descriptor)
         setattr(sys, name, _Lines(stream, outlets[name]))
     _log_to(streams["stderr"], sys.stderr)
     try:
@@ -98,6 +105,9 @@ def unblocked() -> Iterator[None]:
         for name, outlet in outlets.items():
             setattr(sys, name, streams[name])
             outlet.close()
+        if all(outlet.ended for outlet in outlets.values()):  # else one waits for a reader, and ends with the process
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -104,7 +104,13 @@ class Service:
             farewell(connection, stopped)
             connection.close()
             raise stopped
+        if not self.papers.knows(connection):  # the list was read anew meanwhile: `reload` ends those that it finds
+            self.counters.end(connection, counts=False)
+            raise self.refusal(self._revoked())
         connection.on_message = self.watch and self.watch(connection)
+
+    def _revoked(self) -> PrivinfError:
+        return RefusedError("this certificate is served no longer", party=self.role, code=Code.REVOKED)
 
     def _stopped(self) -> PrivinfError:
         return PeerUnreachableError(f"this {self.role} is being stopped", party=self.role, code=Code.STOPPING)
@@ -180,8 +186,7 @@ class Service:
         for connection in self.counters.connections:
             if not papers.knows(connection):
                 self._log.warning("client %s is listed no longer; its session ends", connection.peer_name)
-                refusal = RefusedError("this certificate is served no longer", party=self.role, code=Code.REVOKED)
-                connection.interrupt(self.refusal(refusal))  # the thread of the session tells the client
+                connection.interrupt(self.refusal(self._revoked()))  # the thread of the session tells the client
 
     # ---- life
 

@@ -184,6 +184,9 @@ class Door:
         except OSError as error:
             why = f"the connection broke: {error.strerror or error}"
             self._turn_away(guest, TransportError(why, party=self._party, peer=guest.name))
+        except Exception as error:  # a fault of ours, or a certificate that nothing here can read: it must not keep the others out
+            why = f"internal error at the door ({type(error).__name__})"
+            self._turn_away(guest, TransportError(why, party=self._party, peer=guest.name, code=Code.INTERNAL))
 
     def _shake(self, guest: _Guest) -> None:
         if guest.stream is None:

@@ -21,7 +21,6 @@ from protocols.errors import ConfigError, PrivinfError
 
 ROOT = Path(__file__).parents[2]
 PAGE, KEPT = ROOT / "docs" / "figures.md", ROOT / "docs" / "figures" / "results.json"
-measured = pytest.mark.skipif((ROOT / "docs" / "figures-shipped.md").is_file(), reason="the superseded pages are still there")
 LINK = {"variant": "SM+ScFuFFN_i6", "heads": 12, "device": "cpu", "link": Link()}
 LAYERS = ("wte", *(f"h.{layer}.attn" for layer in range(12)), "lm_head")
 
@@ -98,7 +97,6 @@ def results() -> list[Result]:
 # ---- what stands in the repository
 
 
-@measured
 def test_readme_page_and_results_agree() -> None:
     """Written again from the kept results, word for word; the pictures bear their fingerprint."""
     results = keep.read([KEPT])
@@ -116,7 +114,6 @@ def test_readme_page_and_results_agree() -> None:
     assert KEPT.stat().st_size < 500_000 and all(result.complete for result in results)
 
 
-@measured
 def test_figures_are_of_the_shipped_models() -> None:
     """Their ids are of the files in models/, and every scenario that runs a trained model ran the shipped one."""
     results = {result.scenario: result for result in keep.read([KEPT])}
@@ -125,7 +122,6 @@ def test_figures_are_of_the_shipped_models() -> None:
     assert results["pareto"].model["pylib-gpt2"] == model_id(ROOT / "models" / "pylib-gpt2")
 
 
-@measured
 def test_what_other_pages_say_is_what_was_measured() -> None:
     """The cards' perplexities, and the rounds whose sum performance.md explains."""
     results = keep.read([KEPT])

@@ -19,7 +19,13 @@ import privinf
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("privinf", "protocols")
 # where the name that is imported is not the one that is installed
-DISTRIBUTIONS = {"yaml": "PyYAML", "sse_starlette": "sse-starlette", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS = {
+    "nacl": "pynacl",
+    "seal": "seal-python",
+    "yaml": "PyYAML",
+    "sse_starlette": "sse-starlette",
+    "prometheus_client": "prometheus-client",
+}
 FOR_OTHERS = {"sklearn"}  # required so that crypten's own requirement of that name can be built
 
 

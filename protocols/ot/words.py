@@ -1,0 +1,76 @@
+"""Arrays of 64-bit words, which is what transfers are made of and what they send: strings of bits, blocks of 128, AES over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+from torch import Tensor
+
+Words = NDArray[np.uint64]
+"""Of any shape; a block of 128 bits is a last axis of two words, the lower one first."""
+
+_STEP = 1 << 14  # values packed at a time, a multiple of 64, so that they fill whole words
+
+
+def words_of(x: Tensor) -> Words:
+    """The same memory as unsigned words."""
+    return x.contiguous().numpy().view(np.uint64)
+
+
+def tensor_of(words: NDArray[Any]) -> Tensor:
+    """The same memory as int64."""
+    return torch.from_numpy(np.ascontiguousarray(words).view(np.int64))
+
+
+def mask(bits: int) -> np.uint64:
+    """A word of so many ones, 0 to 64."""
+    return np.uint64((1 << bits) - 1)
+
+
+def string_words(count: int, bits: int) -> int:
+    """Words that `count` values of `bits` bits take, packed."""
+    return -(-count * bits // 64)
+
+
+def pack(values: Words, bits: int) -> Words:
+    """The lower `bits` bits of each value, one behind the other, in words; the last is filled with zeros."""
+    out = np.zeros(string_words(values.size, bits), np.uint64)
+    for start in range(0, values.size, _STEP):
+        part = np.ascontiguousarray(values[start : start + _STEP])
+        planes = np.unpackbits(part.view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little")
+        packed = np.packbits(planes.reshape(-1), bitorder="little")
+        at = start * bits // 8
+        out.view(np.uint8)[at : at + packed.size] = packed
+    return out
+
+
+def unpack(words: Words, count: int, bits: int) -> Words:
+    """The inverse of `pack`."""
+    out = np.zeros(count, np.uint64)
+    raw = np.ascontiguousarray(words).view(np.uint8)
+    for start in range(0, count, _STEP):
+        size = min(_STEP, count - start)
+        planes = np.unpackbits(raw[start * bits // 8 :], count=size * bits, bitorder="little").reshape(size, bits)
+        packed = np.packbits(planes, axis=1, bitorder="little")
+        out[start : start + size].view(np.uint8).reshape(size, 8)[:, : packed.shape[1]] = packed
+    return out
+
+
+class Aes:
+    """AES-128 on arrays of blocks under one key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+
+    def __repr__(self) -> str:
+        return "Aes(key hidden)"
+
+    def blocks(self, x: Words) -> Words:
+        """Each block by itself; contiguous, a multiple of two words."""
+        out = np.empty(x.size + 2, np.uint64)  # the library wants room for one block more
+        self._encryptor.update_into(x.view(np.uint8).data.cast("B"), out.view(np.uint8).data)
+        return out[:-2].reshape(x.shape)

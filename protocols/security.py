@@ -1,0 +1,26 @@
+"""Parameters of security, in one place: what is chosen, how much it is estimated to give, and where the estimate comes from.
+
+Against parties that follow the protocol: 128 bits computational, 40 bits statistical.
+"""
+
+from __future__ import annotations
+
+KAPPA = 128
+"""Bits of computational security: AES-128, the group of Ed25519 (about 126 by Pollard's rho), rows of an extension."""
+
+SIGMA = 40
+"""Bits of statistical security."""
+
+# ---- oblivious transfer: `protocols/ot`
+
+IKNP_ROWS = KAPPA
+"""Base transfers of an extension (IKNP, CRYPTO 2003; semi-honest, so no check): as many as a correlation has bits."""
+
+HASH_SPAN = 4096
+"""Transfers that are hashed under one AES key.
+
+H(x, i, j) = AES_K(s(x) + i + j) + s(x), + being XOR, s the linear orthomorphism (lo, hi) -> (hi, hi ^ lo), i a transfer's number
+and j that of an output's block: circular correlation robust in the ideal-cipher model (Guo, Katz, Wang, Yu: ePrint 2019/074,
+section 7). Its advantage grows with the queries made under one key (ePrint 2019/1168), so that the key, SHA-256 of session,
+direction and i / HASH_SPAN, changes.
+"""

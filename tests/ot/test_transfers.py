@@ -1,0 +1,158 @@
+"""Oblivious transfer against what it should compute, on every element, and its bytes and rounds against the trace's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nacl import bindings
+from torch import Tensor
+
+from protocols.correlations import Role
+from protocols.errors import TransportError
+from protocols.ot.base import BaseSender, choose
+from protocols.ot.transfers import Transfers
+from protocols.party import Protocol_, parallel
+from protocols.ring import blank, reduce
+from tests.support.both import Both, predicted, run_both
+from tests.support.two_party import uniform
+
+Program = Callable[[Transfers], Protocol_[Any]]
+OTHER = {Role.SERVER: Role.CLIENT, Role.CLIENT: Role.SERVER}
+
+
+class Ends:
+    """Both ends of one session; each run is held against its trace."""
+
+    def __init__(self) -> None:
+        self.of = {role: Transfers(role) for role in Role}
+        self.run(lambda end: end.start())
+
+    def run(self, program: Program) -> Both:
+        traces = {role: self.of[role].trace() for role in Role}
+        costs = [predicted(role, program(traces[role])) for role in Role]
+        both = run_both(lambda role: program(self.of[role]))
+        for cost in costs:
+            assert (cost.online_bytes, cost.rounds) == (both.bytes, both.rounds)
+        return both
+
+
+@pytest.fixture(scope="module")
+def ends() -> Ends:
+    return Ends()
+
+
+def known_to(end: Transfers, role: Role, x: Tensor) -> Tensor:
+    return x if end.role is role and not end.traced else blank(*x.shape)
+
+
+def bits_of(*shape: int, width: int = 1) -> Tensor:
+    return reduce(uniform(*shape), width)
+
+
+SHAPES = [(0,), (3, 0), (1,), (7,), (3, 5, 11), (1000,)]
+
+
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("bits", [1, 2, 7, 24, 41, 63, 64])
+@pytest.mark.parametrize("xor", [False, True])
+def test_correlated(ends: Ends, sender: Role, bits: int, xor: bool) -> None:
+    for shape in SHAPES:
+        choice, delta = bits_of(*shape), uniform(*shape)
+
+        def program(end: Transfers, choice: Tensor = choice, delta: Tensor = delta) -> Protocol_[Tensor]:
+            mine = known_to(end, OTHER[sender], choice), known_to(end, sender, delta)
+            return (yield from end.correlated(sender, *mine, bits, xor=xor))
+
+        both = ends.run(program)
+        found = both.server ^ both.client if xor else reduce(both.server + both.client, bits)
+        assert torch.equal(found, reduce(choice * delta, bits)) and found.shape == shape
+        assert torch.equal(both.server, reduce(both.server, bits)) and torch.equal(both.client, reduce(both.client, bits))
+
+
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize(("bits", "y_bits"), [(1, 1), (8, 3), (20, 40), (40, 40), (48, 10), (64, 64), (64, 1)])
+def test_product(ends: Ends, sender: Role, bits: int, y_bits: int) -> None:
+    for shape in SHAPES[:-1]:
+        x, y = uniform(*shape), bits_of(*shape, width=y_bits)
+
+        def program(end: Transfers, x: Tensor = x, y: Tensor = y) -> Protocol_[Tensor]:
+            return (yield from end.product(sender, known_to(end, sender, x), known_to(end, OTHER[sender], y), bits, y_bits))
+
+        both = ends.run(program)
+        assert torch.equal(reduce(both.server + both.client, bits), reduce(x * y, bits))
+        assert both.server.shape == both.client.shape == shape
+
+
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("choice_bits", range(1, 7))
+@pytest.mark.parametrize("bits", [1, 2, 7, 33, 64])
+def test_chosen(ends: Ends, sender: Role, choice_bits: int, bits: int) -> None:
+    for shape in SHAPES[:-1]:
+        choice, words = bits_of(*shape, width=choice_bits), uniform(*shape, 1 << choice_bits)
+
+        def program(end: Transfers, choice: Tensor = choice, words: Tensor = words) -> Protocol_[Tensor]:
+            mine = known_to(end, OTHER[sender], choice), known_to(end, sender, words)
+            return (yield from end.chosen(sender, *mine, choice_bits, bits))
+
+        both = ends.run(program)
+        got, zeros = (both.client, both.server) if sender is Role.SERVER else (both.server, both.client)
+        assert torch.equal(got, reduce(words.gather(-1, choice[..., None])[..., 0], bits))
+        assert zeros.shape == shape and not zeros.any()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 10, 64])
+def test_ands(ends: Ends, bits: int) -> None:
+    for shape in SHAPES[:-1]:
+        x, y = ({role: uniform(*shape) for role in Role} for _ in range(2))
+
+        def program(end: Transfers, x: dict[Role, Tensor] = x, y: dict[Role, Tensor] = y) -> Protocol_[Tensor]:
+            return (yield from end.ands(known_to(end, end.role, x[end.role]), known_to(end, end.role, y[end.role]), bits))
+
+        both = ends.run(program)
+        expected = (x[Role.SERVER] ^ x[Role.CLIENT]) & (y[Role.SERVER] ^ y[Role.CLIENT])
+        assert torch.equal(both.server ^ both.client, reduce(expected, bits)) and both.server.shape == shape
+
+
+def test_programs_side_by_side_share_an_extension(ends: Ends) -> None:
+    """Each gets transfers of its own, and the rounds are those of one of them."""
+    x, y = uniform(500), bits_of(500, width=9)
+    choice, words = bits_of(300, width=3), uniform(300, 8)
+
+    def one(end: Transfers, sender: Role) -> Protocol_[Tensor]:
+        return (yield from end.product(sender, known_to(end, sender, x), known_to(end, OTHER[sender], y), 30, 9))
+
+    def other(end: Transfers, sender: Role) -> Protocol_[Tensor]:
+        return (yield from end.chosen(sender, known_to(end, OTHER[sender], choice), known_to(end, sender, words), 3, 11))
+
+    def program(end: Transfers) -> Protocol_[list[Tensor]]:
+        return (yield from parallel(*(p(end, sender) for sender in Role for p in (one, other, one))))
+
+    both, alone = ends.run(program), ends.run(lambda end: one(end, Role.SERVER))
+    for i in (0, 2, 3, 5):
+        assert torch.equal(reduce(both.server[i] + both.client[i], 30), reduce(x * y, 30))
+    assert torch.equal(both.client[1], reduce(words.gather(-1, choice[:, None])[:, 0], 11)) and not both.server[1].any()
+    assert torch.equal(both.server[4], both.client[1])
+    assert both.rounds <= alone.rounds + 1
+
+
+def test_points_are_checked() -> None:
+    base, bits = BaseSender(b"x", "server"), np.array([0, 1], np.uint8)
+    points, keys = choose(b"x", "client", base.first(), bits)
+    pairs = base.keys(points)
+    assert [pair[bit] for pair, bit in zip(pairs, bits, strict=True)] == keys
+    assert not {pair[1 - bit] for pair, bit in zip(pairs, bits, strict=True)} & set(keys)
+    identity = (1).to_bytes(32, "little")
+    low_order = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+    mixed = bindings.crypto_core_ed25519_add(bindings.crypto_scalarmult_ed25519_base_noclamp((5).to_bytes(32, "little")), low_order)
+    for bad in (bytes(32), identity, low_order, mixed, b"\xff" * 32, (2**255 - 18).to_bytes(32, "little")):
+        words = np.frombuffer(bad, np.uint64)
+        with pytest.raises(TransportError, match="point"):
+            choose(b"x", "client", words, bits)
+        with pytest.raises(TransportError, match="point"):
+            base.keys(np.stack([points[0], words]))
+    with pytest.raises(TransportError, match="point"):
+        base.keys(base.first()[None].copy())  # B = A: that key would be of the identity

@@ -17,8 +17,9 @@ from privinf.client.sampling import Sampler, Sampling
 from privinf.server.models import ServedModel
 from protocols.errors import ConfigError, HandshakeError, RefusedError, TransportError
 from tests.support import trio as t
+from tests.support.faults import Fault
 from tests.support.ladder import LOGIT_ERROR
-from tests.support.trio import SignalAt, Trio, trio
+from tests.support.trio import Trio, trio
 from tests.support.waiting import PATIENCE
 
 PROMPT, COUNT = [1, 2, 3], 8
@@ -97,17 +98,17 @@ def test_a_stop_text_across_the_break(parties: Trio) -> None:
 
 @pytest.mark.parametrize("role", ["server", "dealer"])
 def test_a_party_is_killed_in_the_middle_of_a_reply_and_comes_back(tmp_path: Path, role: str) -> None:
-    hook = SignalAt("client:online", 150) if role == "server" else SignalAt("client:offline", 12)
+    fault = Fault(role, *(("client:online", 150) if role == "server" else ("client:offline", 12)))
     asked = ("--max-new-tokens", COUNT, "--ignore-eos", "--json", "--cache", tmp_path)
-    with t.services(**{f"{role}_hook": hook}) as services:
+    with t.services(fault=fault) as services:
         client = services.generate(*asked, "--retry", 2)
         with client:
             killed = services.server if role == "server" else services.dealer
             assert killed.wait() == -9
             if role == "server":
-                services.server, _ = t.start_server(services.dealer_address, "--listen", services.server_address)
+                services.server, _ = t.start_server(services.dealer_address, "--listen", t.address_of(services.server))
             else:
-                services.dealer, _ = t.start_dealer(listen=services.dealer_address)
+                services.dealer, _ = t.start_dealer(listen=t.address_of(services.dealer))
             try:
                 assert client.wait() == 0, client.err
                 result = json.loads(client.out)

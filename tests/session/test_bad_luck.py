@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ import pytest
 from privinf.lowering.explain import explain
 from tests.support import trio as t
 from tests.support.failures import LINE, failed, is_well, new_lines
+from tests.support.faults import Fault, SmallFiles
 from tests.support.ladder import LOGIT_ERROR, float_logits, logit_error, make, run
-from tests.support.trio import SignalAt
 
 # ---- sizes
 
@@ -36,22 +34,12 @@ def test_small_and_odd_models(tmp_path: Path, variant: str, positions: int, voca
 # ---- moments
 
 
-@dataclass(frozen=True)
-class FullDisk:
-    """A hook that lets no file of a process grow beyond some bytes."""
-
-    size: int
-
-    def __call__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
-
-
 def test_a_disk_that_fills_during_set_up(tmp_path: Path) -> None:
     """One line at every party; what had been kept is kept, and the same command goes on from there once there is room."""
     cache, whole = tmp_path / "cache", explain(t.lowered())["total"]["setup_bytes"]
     with t.services() as services:
         said = len(services.server.lines)
-        line = failed(services.generate("--cache", cache, hook=FullDisk(10_000)), (2,))
+        line = failed(services.generate("--cache", cache, hook=SmallFiles(10_000)), (2,))
         assert f"cannot write {cache}" in line and "File too large" in line and "free space" in line
         assert "client" in new_lines(services.server, said)[0]
         kept = [path for path in cache.rglob("setup/*/*") if path.is_file()]
@@ -66,7 +54,7 @@ def test_a_disk_that_fills_during_set_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", [("server:offline", 4), ("client:offline", 6)], ids=lambda point: point[0])
 def test_a_dealer_that_dies_in_the_middle_of_a_pass_and_comes_back(tmp_path: Path, point: tuple[str, int]) -> None:
     """The client's query ends in one line; the server stays up, and the next query is answered by the new dealer."""
-    with t.services(dealer_hook=SignalAt(*point)) as services:
+    with t.services("--connect-timeout", 2, fault=Fault("dealer", *point)) as services:
         said = len(services.server.lines)
         line = failed(services.generate("--cache", tmp_path, "--max-new-tokens", 3), (3, 4))
         assert "dealer" in line or services.dealer_address in line
@@ -75,6 +63,6 @@ def test_a_dealer_that_dies_in_the_middle_of_a_pass_and_comes_back(tmp_path: Pat
         said = len(services.server.lines)
         assert LINE.fullmatch(failed(services.generate("--cache", tmp_path), (3,)))  # it is still away
         new_lines(services.server, said)
-        services.dealer, _ = t.start_dealer(listen=services.dealer_address)
+        services.dealer, _ = t.start_dealer(listen=t.address_of(services.dealer))
         assert is_well(services) and services.server.alive
         services.dealer.end()

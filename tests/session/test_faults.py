@@ -1,16 +1,18 @@
 """Bad luck: parties that are killed, stopped or never there, at every phase; each ends in one readable line on every party, in time.
 
-Parties are real processes. A process kills or stops itself when it enters a transfer of messages, which is everywhere a session can be.
+Parties are real processes. A relay on one of their links kills or stops one of them at a frame, which is everywhere a session can be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ from privinf.session.options import Options
 from protocols.errors import TransportError
 from tests.support import trio as t
 from tests.support.failures import failed, is_well, new_lines
-from tests.support.trio import Process, Services, SignalAt
+from tests.support.faults import Fault, Relay
+from tests.support.trio import Process, Services
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +33,8 @@ CLIENT_AT = [
     ("server:setup", 1),  # TLS is there, and nothing else
     ("server:setup", 3),
     ("server:setup", 10),  # in the set-up
-    ("dealer:setup", 1),  # the token is known, the dealer is not
+    ("server:setup", 17),  # the token comes, the dealer is not known
+    ("dealer:offline", 1),
     ("dealer:offline", 3),
     ("server:online", 1),  # before the first query
     ("dealer:offline", 6),
@@ -43,9 +47,10 @@ SERVER_AT = [
     ("client:setup", 1),
     ("client:setup", 5),
     ("client:setup", 12),
-    ("dealer:setup", 1),
-    ("dealer:offline", 2),
-    ("dealer:offline", 4),  # the seed has come, the client knows of no session
+    ("dealer:offline", 1),
+    ("dealer:offline", 3),
+    ("dealer:offline", 4),  # the seed comes
+    ("client:setup", 17),  # the token is sent
     ("client:online", 1),
     ("dealer:offline", 5),  # asks for the first correlations
     ("client:offline", 4),
@@ -53,14 +58,14 @@ SERVER_AT = [
     ("client:online", 80),
 ]
 DEALER_AT = [
-    ("server:setup", 1),
-    ("server:offline", 2),
-    ("server:offline", 4),
-    ("client:setup", 1),
-    ("client:offline", 2),
+    ("server:offline", 1),
+    ("server:offline", 3),
+    ("server:offline", 5),
+    ("client:offline", 1),
+    ("client:offline", 3),
     ("client:offline", 5),
     ("client:offline", 6),
-    ("server:offline", 6),  # between two tokens
+    ("server:offline", 7),  # between two tokens
 ]
 
 
@@ -85,11 +90,12 @@ def fresh(tmp_path: Path) -> tuple[object, ...]:
 @pytest.mark.parametrize(("where", "number"), CLIENT_AT, ids=names(CLIENT_AT))
 def test_the_client_is_killed(made: Services, tmp_path: Path, where: str, number: int) -> None:
     said, dealt = len(made.server.lines), len(made.dealer.lines)
-    client = made.generate(*fresh(tmp_path), hook=SignalAt(where, number))
-    assert client.wait() == -signal.SIGKILL, client.err
+    with made.faulty(Fault("client", where, number)) as services:
+        client = services.generate(*fresh(tmp_path))
+        assert client.wait() == -signal.SIGKILL, client.err
     (line,) = new_lines(made.server, said)
     assert "client 127.0.0.1" in line
-    if (where, number) not in CLIENT_AT[:3]:
+    if (where, number) not in CLIENT_AT[:4]:
         assert "client" in new_lines(made.dealer, dealt, 2)[0]
     assert len(made.dealer.lines) - dealt <= 2
     if (where, number) in (CLIENT_AT[0], CLIENT_AT[-1]):
@@ -99,47 +105,65 @@ def test_the_client_is_killed(made: Services, tmp_path: Path, where: str, number
 @pytest.mark.parametrize(("where", "number"), SERVER_AT, ids=names(SERVER_AT))
 def test_the_server_is_killed(made: Services, tmp_path: Path, where: str, number: int) -> None:
     dealt = len(made.dealer.lines)
-    server, address = t.start_server(made.dealer_address, hook=SignalAt(where, number))
-    with server:
-        client = Services(server, made.dealer, made.dealer_address, address).generate(*fresh(tmp_path))
+    with t.serving(made.dealer, made.dealer_address, fault=Fault("server", where, number)) as services:
+        client = services.generate(*fresh(tmp_path))
         line = failed(client, (3, 4) if where != "client:online" or number == 1 else (4,))
-        assert server.wait() == -signal.SIGKILL and "127.0.0.1" in line and "Traceback" not in line
+        assert services.server.wait() == -signal.SIGKILL and "127.0.0.1" in line and "Traceback" not in line
         if (where, number) not in SERVER_AT[:4]:
             assert "server" in new_lines(made.dealer, dealt, 2)[0]
     assert is_well(made)
 
 
 @pytest.mark.parametrize(("where", "number"), DEALER_AT, ids=names(DEALER_AT))
-def test_the_dealer_is_killed(tmp_path: Path, where: str, number: int, replaceable: list[Services]) -> None:
-    services = replaceable[0]
-    services.dealer.end()
-    services.dealer, _ = t.start_dealer(SignalAt(where, number), listen=services.dealer_address)
+def test_the_dealer_is_killed(tmp_path: Path, where: str, number: int, replaceable: Replaceable) -> None:
+    services = replaceable.services
+    replaceable.start(Fault("dealer", where, number))
     said = len(services.server.lines)
-    line = failed(services.generate(*fresh(tmp_path)), (3,) if where in ("server:setup", "client:setup") else (3, 4))
+    line = failed(services.generate(*fresh(tmp_path)), (3,) if number == 1 else (3, 4))
     assert ("dealer" in line or services.dealer_address in line) and services.dealer.wait() == -signal.SIGKILL
     new_lines(services.server, said)
 
 
+class Replaceable:
+    """A server, and a dealer that each test replaces, behind relays that stay."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        dealer, self.address = t.start_dealer()
+        self.relays = [stack.enter_context(Relay(self.address, (dials, "dealer"), t.keys())) for dials in ("client", "server")]
+        at = [relay.address for relay in self.relays]
+        self.services = replace(stack.enter_context(t.serving(dealer, at[1], "--connect-timeout", 2)), dealer_address=at[0])
+        stack.callback(self.end)
+
+    def start(self, fault: Fault | None = None) -> None:
+        """Another dealer at the same address."""
+        self.end()
+        self.services.dealer, _ = t.start_dealer(listen=self.address)
+        for relay, dials in zip(self.relays, ("client", "server"), strict=True):
+            relay.fault = fault if fault is not None and fault.link[0] == dials else None
+        if fault is not None:
+            fault.victim.set_result(self.services.dealer)
+
+    def end(self) -> None:
+        self.services.dealer.end()
+
+
 @pytest.fixture(scope="module")
-def replaceable() -> Iterator[list[Services]]:
-    """Services whose dealer each test replaces; the server stays, and serves well in the end."""
+def replaceable() -> Iterator[Replaceable]:
+    """Its server serves well in the end."""
+    with contextlib.ExitStack() as stack:
+        found = Replaceable(stack)
+        yield found
+        found.start()
+        assert is_well(found.services)
+
+
+def test_there_is_no_dealer(tmp_path: Path) -> None:
     with t.services("--connect-timeout", 2) as services:
-        yield [services]
         services.dealer.end()
-        services.dealer, _ = t.start_dealer(listen=services.dealer_address)
-        try:
-            assert is_well(services)
-        finally:
-            services.dealer.end()
-
-
-def test_there_is_no_dealer(replaceable: list[Services], tmp_path: Path) -> None:
-    services = replaceable[0]
-    services.dealer.end()
-    said = len(services.server.lines)
-    line = failed(services.generate(*fresh(tmp_path)), (3,))
-    assert f"the server cannot reach its dealer at {services.dealer_address}: could not connect within 2 s: connection refused" in line
-    assert "cannot reach its dealer" in new_lines(services.server, said)[0]
+        said = len(services.server.lines)
+        line = failed(services.generate(*fresh(tmp_path)), (3,))
+        assert f"the server cannot reach its dealer at {services.dealer_address}: could not connect within 2 s: connection refused" in line
+        assert "cannot reach its dealer" in new_lines(services.server, said)[0]
 
 
 def test_there_is_no_server(made: Services, tmp_path: Path) -> None:
@@ -169,14 +193,9 @@ def test_wrong_prompts(made: Services, words: tuple[str, ...], message: str) -> 
 @pytest.mark.parametrize("role", ["client", "server", "dealer"])
 def test_a_party_is_stopped(tmp_path: Path, role: str) -> None:
     """It shows no sign of life, and its connections stay open: the others notice within the deadline, here 8 s."""
-    hooks = {
-        "client": SignalAt("server:online", 20, signal.SIGSTOP),
-        "server": SignalAt("client:online", 20, signal.SIGSTOP),
-        "dealer": SignalAt("client:offline", 5, signal.SIGSTOP),
-    }
-    hook = hooks.pop(role)
-    with t.services(timeout=8.0, **{f"{role}_hook": hook} if role != "client" else {}) as services:
-        client = services.generate(*fresh(tmp_path), timeout=8.0, hook=hook if role == "client" else None)
+    where, number = {"client": ("server:online", 20), "server": ("client:online", 20), "dealer": ("client:offline", 5)}[role]
+    with t.services(timeout=8.0, fault=Fault(role, where, number, signal.SIGSTOP)) as services:
+        client = services.generate(*fresh(tmp_path), timeout=8.0)
         with client:
             if role != "client":
                 assert "no sign of life" in failed(client, (4,))
@@ -193,7 +212,7 @@ def test_a_party_is_stopped(tmp_path: Path, role: str) -> None:
 def test_a_client_is_stopped_between_two_queries(made: Services, tmp_path: Path) -> None:
     """A session may lie unused for an hour, but not a party that shows no sign of life."""
     said = len(made.server.lines)
-    with made.generate(*fresh(tmp_path), hook=SignalAt("server:online", 1, signal.SIGSTOP)):
+    with made.faulty(Fault("client", "server:online", 1, signal.SIGSTOP)) as services, services.generate(*fresh(tmp_path)):
         assert "no sign of life" in new_lines(made.server, said, seconds=2 * PATIENCE)[0]
 
 
@@ -284,18 +303,16 @@ def test_a_child_of_a_local_session_is_stopped(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["client", "server", "dealer"])
 def test_killed_anywhere(made: Services, tmp_path: Path, role: str) -> None:
-    """Every transfer of a session of two tokens, one after the other."""
+    """Every frame of a session of two tokens, one after the other, and where there are many, some of them."""
     places = {
-        "client": {"server:setup": 18, "dealer:setup": 1, "dealer:offline": 8, "server:online": 124, "server:offline": 20},
-        "server": {"client:setup": 18, "dealer:setup": 1, "dealer:offline": 7, "client:online": 124, "client:offline": 20},
-        "dealer": {"server:setup": 1, "server:offline": 6, "client:setup": 1, "client:offline": 8},
+        "client": {"server:setup": 17, "dealer:offline": 8, "server:online": 124, "server:offline": 20},
+        "server": {"client:setup": 17, "dealer:offline": 7, "client:online": 124, "client:offline": 20},
+        "dealer": {"server:offline": 7, "client:offline": 8},
     }
     for where, count in places[role].items():
         for number in range(1, count + 1, 1 if count < 50 else 7):
-            hook = SignalAt(where, number)
-            with t.services(dealer_hook=hook if role == "dealer" else None, server_hook=hook if role == "server" else None) as services:
-                cache = ("--cache", tmp_path / f"{where}-{number}", "--max-new-tokens", 2)
-                client = services.generate(*cache, hook=hook if role == "client" else None)
+            with t.services(fault=Fault(role, where, number)) as services:
+                client = services.generate("--cache", tmp_path / f"{where}-{number}", "--max-new-tokens", 2)
                 code = client.wait()
                 assert code in (-signal.SIGKILL, 0) if role == "client" else code in (0, 3, 4), (where, number, client.err)
                 assert len(client.lines) == (0 if code in (0, -signal.SIGKILL) else 1), client.err

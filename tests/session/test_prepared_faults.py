@@ -5,10 +5,12 @@ A hook in each process notes which prepared queries it uses, when a pass takes i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any
 import pytest
 
 from tests.support import trio as t
-from tests.support.trio import Hook, Process, Services, SignalAt
+from tests.support.faults import Fault, SmallFiles
+from tests.support.trio import Hook, Process, Services
 
 
 @dataclass(frozen=True)
@@ -52,29 +55,20 @@ class KilledAtMark:
     after: bool
 
     def __call__(self) -> None:
-        from privinf.session.marks import Marks
-        from privinf.session.pool import PoolLane
+        thread = threading.local()
 
-        keep = PoolLane._keep
-
-        def killed(shelf: PoolLane, marks: Marks) -> None:
-            if marks.spent and not self.after:
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if getattr(thread, "busy", False):
+                return
+            thread.busy, due = True, getattr(thread, "marked", False)  # then this is the first that it does after
+            if event == "os.rename" and Path(arguments[1]).parent.name == "spent":
+                thread.marked = bool(json.loads(Path(arguments[0]).read_text()).get("spent"))
+                due = due or (thread.marked and not self.after)
+            if due:
                 os.kill(os.getpid(), signal.SIGKILL)
-            keep(shelf, marks)
-            if marks.spent:
-                os.kill(os.getpid(), signal.SIGKILL)
+            thread.busy = False
 
-        PoolLane._keep = killed  # type: ignore
-
-
-@dataclass(frozen=True)
-class SmallFiles:
-    """A hook that lets no file of a process grow beyond some bytes, as a full disk would."""
-
-    size: int
-
-    def __call__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+        sys.addaudithook(audit)
 
 
 class Bench:
@@ -92,6 +86,14 @@ class Bench:
             services.dealer, _ = t.start_dealer(hook, listen=services.dealer_address, cache=self.cache)
         elif role == "server":
             services.server, services.server_address = t.start_server(services.dealer_address, "--cache", self.cache, hook=hook)
+
+    @contextlib.contextmanager
+    def faulty(self, fault: Fault) -> Iterator[None]:
+        """With a fault on one of the client's links."""
+        kept = self.services
+        with kept.faulty(fault) as self.services:
+            yield
+        self.services = kept
 
     def end(self) -> None:
         for process in (self.services.server, self.services.dealer):
@@ -169,7 +171,8 @@ def test_killed_at_the_mark(bench: Bench, role: str, hook: KilledAtMark, next_in
 def test_killed_within_a_prepared_query(bench: Bench, number: int) -> None:
     """What was spent is lost, and the next one is used."""
     assert bench.prepare(2).wait() == 0
-    assert bench.ask(SignalAt("server:online", number)).wait() == -signal.SIGKILL
+    with bench.faulty(Fault("client", "server:online", number)):
+        assert bench.ask().wait() == -signal.SIGKILL
     assert bench.answered(bench.ask())
     for role in ("client", "server"):
         assert bench.used(role) in ([1, 2], [2])
@@ -191,17 +194,19 @@ def test_a_disk_that_fills_while_a_query_is_prepared(bench: Bench, role: str, ho
     assert not bench.answered(bench.ask())
 
 
-PREPARING = {"client": SignalAt("server:offline", 3), "server": SignalAt("client:offline", 5), "dealer": SignalAt("client:offline", 5)}
-
-
-@pytest.mark.parametrize(("role", "hook"), [*list(PREPARING.items())[:2], pytest.param("dealer", PREPARING["dealer"], marks=slow)])
-def test_killed_while_a_query_is_prepared(bench: Bench, role: str, hook: Hook) -> None:
+@pytest.mark.parametrize(
+    ("role", "where", "number"),
+    [("client", "server:offline", 3), ("server", "client:offline", 5), pytest.param("dealer", "client:offline", 5, marks=slow)],
+)
+def test_killed_while_a_query_is_prepared(bench: Bench, role: str, where: str, number: int) -> None:
     """Nothing is left that could be used by half; the next one is prepared as ever."""
-    client = bench.prepare(1, hook if role == "client" else None, tokens=2)
+    with bench.faulty(Fault(role, where, number)):
+        client = bench.prepare(1, tokens=2)
+        code = client.wait()
     if role == "client":
-        assert client.wait() == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     else:
-        assert client.wait() in (3, 4) and len(client.said) == 1
+        assert code in (3, 4) and len(client.said) == 1
         bench.start(role)
     assert not list((bench.cache / "prepared").rglob("*.bin"))
     assert bench.prepare(1, tokens=2).wait() == 0

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.server.server import Server
 from privinf.session.options import Options
 from privinf.training.ladder import ladder_config
-from privinf.transport.connection import Connection
 from privinf.transport.keys import init_keys
+from tests.support.faults import Fault, Relay
 from tests.support.ladder import LOGIT_ERROR
 from tests.support.waiting import PATIENCE
 from tests.support.waiting import wait_for as wait_for
@@ -219,28 +219,6 @@ Hook = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class SignalAt:
-    """A hook that makes a process signal itself when it enters the `number`-th transfer of messages with a peer in a phase.
-
-    `where` is `PEER:PHASE`, say `server:online`.
-    """
-
-    where: str
-    number: int
-    signal: int = signal.SIGKILL
-
-    def __call__(self) -> None:
-        counter, transfer = itertools.count(1), Connection._transfer
-
-        def counted(connection: Connection, *arguments: Any) -> Any:
-            if f"{connection.peer_role}:{connection.meter.phase}" == self.where and next(counter) == self.number:
-                os.kill(os.getpid(), self.signal)
-            return transfer(connection, *arguments)
-
-        Connection._transfer = counted  # type: ignore
-
-
-@dataclass(frozen=True)
 class OtherRelease:
     """A hook that makes a process speak the next version of the protocol."""
 
@@ -339,7 +317,8 @@ class Process:
         self.end()
 
 
-def _address(process: Process) -> str:
+def address_of(process: Process) -> str:
+    """Where a service listens."""
     process.until("listens on")
     return next(line for line in process.lines if "listens on" in line).split(" listens on ")[1].split()[0]
 
@@ -352,6 +331,19 @@ class Services:
     server: Process
     dealer_address: str
     server_address: str
+    fault: Fault | None = None
+
+    @contextlib.contextmanager
+    def faulty(self, fault: Fault) -> Iterator[Services]:
+        """The same to a client, with a fault on one of its links; a client that it strikes is the next one."""
+        with (
+            _reached(fault, "client", "server", self.server_address) as server,
+            _reached(fault, "client", "dealer", self.dealer_address) as dealer,
+        ):
+            for role, process in (("server", self.server), ("dealer", self.dealer)):
+                if fault.role == role and not fault.victim.done():
+                    fault.victim.set_result(process)
+            yield replace(self, server_address=server, dealer_address=dealer, fault=fault)
 
     def generate(self, *words: object, hook: Hook | None = None, timeout: float = PATIENCE, verb: str = "generate") -> Process:
         """`privinf generate`, or another verb of the client's."""
@@ -360,7 +352,20 @@ class Services:
             words = (*words, "--prompt-ids", "1,2,3")
         if "--cache" not in words:
             words = (*words, "--cache", scratch() / "cache")
-        return Process(verb, *common, "--timeout", timeout, *words, hook=hook)
+        client = Process(verb, *common, "--timeout", timeout, *words, hook=hook)
+        if self.fault is not None and not self.fault.victim.done():
+            self.fault.victim.set_result(client)
+        return client
+
+
+@contextlib.contextmanager
+def _reached(fault: Fault | None, dials: str, listens: str, address: str) -> Iterator[str]:
+    """The address at which one party reaches another: a relay's where the fault is on that link."""
+    if fault is None or fault.link != (dials, listens):
+        yield address
+        return
+    with Relay(address, fault.link, keys(), fault) as relay:
+        yield relay.address
 
 
 def start_dealer(
@@ -373,27 +378,34 @@ def start_dealer(
     """`privinf dealer`, and its address."""
     common = ("--keys", keys(), "--timeout", timeout, "--cache", cache or scratch() / "cache")
     process = Process("dealer", "--listen", listen, "--log", "warning", *common, *more, hook=hook)
-    return process, _address(process)
+    return process, address_of(process)
 
 
 def start_server(dealer: str, *words: object, hook: Hook | None = None, timeout: float = PATIENCE) -> tuple[Process, str]:
     """`privinf serve`, and its address."""
     common = ("--listen", "127.0.0.1:0", "--dealer", dealer, "--keys", keys(), "--timeout", timeout, "--cache", scratch() / "cache")
     process = Process("serve", lowered_directory(), "--log", "warning", *common, *words, hook=hook)
-    return process, _address(process)
+    return process, address_of(process)
 
 
 @contextlib.contextmanager
-def services(
-    *words: object, dealer_hook: Hook | None = None, server_hook: Hook | None = None, timeout: float = PATIENCE
+def serving(
+    dealer: Process, address: str, *words: object, fault: Fault | None = None, hook: Hook | None = None, timeout: float = PATIENCE
 ) -> Iterator[Services]:
-    """A dealer and a server, which end with the block."""
-    with contextlib.ExitStack() as stack:
-        dealer, at = start_dealer(dealer_hook, timeout)
-        stack.callback(dealer.end)
-        server, address = start_server(at, *words, hook=server_hook, timeout=timeout)
+    """A server of a dealer that runs, which ends with the block; with a fault on one of the links."""
+    with _reached(fault, "server", "dealer", address) as way, contextlib.ExitStack() as stack:
+        server, at = start_server(way, *words, hook=hook, timeout=timeout)
         stack.callback(server.end)
-        yield Services(dealer, server, at, address)
+        made = Services(dealer, server, address, at)
+        yield made if fault is None else stack.enter_context(made.faulty(fault))
+
+
+@contextlib.contextmanager
+def services(*words: object, fault: Fault | None = None, server_hook: Hook | None = None, timeout: float = PATIENCE) -> Iterator[Services]:
+    """A dealer and a server, which end with the block."""
+    dealer, address = start_dealer(timeout=timeout)
+    with dealer, serving(dealer, address, *words, fault=fault, hook=server_hook, timeout=timeout) as made:
+        yield made
 
 
 def scraped(address: str) -> dict[tuple[str, ...], float]:

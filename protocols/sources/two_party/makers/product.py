@@ -1,0 +1,78 @@
+"""Products of masks: elementwise by transfers, bit by bit, and of matrices by the lattice."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.correlations import Role, Tensors
+from protocols.matrix import matmul
+from protocols.product import MatmulMask, MatrixTimesRowsMask, ProductMask, RowsTimesMatrixMask
+from protocols.ring import add, blank, known, reduce
+from protocols.rounds import Protocol_
+from protocols.rows import Rows
+from protocols.sources.two_party.making import Made, makes
+from protocols.sources.two_party.pair import Pair, Secret
+from protocols.sources.two_party.shared import crossed, one_sided, product
+
+
+def _expanded(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return blank(*shape) if x.is_meta else x.expand(shape)
+
+
+@makes(ProductMask)
+def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]:
+    """r_x r_y of both shares, the cross terms by transfers of each bit. Learns: nothing, either."""
+    x, y = pair.mask(kind.x), pair.mask(kind.y)
+    spread = y.value
+    if kind.rows:
+        spread = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(spread)
+    shape = np.broadcast_shapes(x.shape, tuple(spread.shape))
+    left, right = Secret(_expanded(x.value, shape), x.bits), Secret(_expanded(spread, shape), y.bits)
+    made = yield from product(pair, left, right, kind.bits)
+    return Made((made.value,))
+
+
+def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int) -> Protocol_[Tensor]:
+    """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder."""
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    left = reduce(_expanded(left, (*batch, *left.shape[-2:])), bits)
+    right = reduce(_expanded(right, (*batch, *right.shape[-2:])), bits)
+
+    def cross(sender: Role) -> Protocol_[Tensor]:
+        first, second = one_sided(pair, sender, right, left)
+        return pair.lattice.matmul(sender, second, first, bits)
+
+    shared = yield from crossed(pair, cross)
+    own = matmul(left, right, bits) if known(left, right) else blank(*shared.shape)
+    return reduce(add(shared, own), bits)
+
+
+def _columns(pair: Pair, kind: MatmulMask) -> Tensor:
+    """All that `y` names, joined along their rows."""
+    found = [pair.mask(name).value for name in kind.y]
+    return found[0] if len(found) == 1 else torch.cat(found, -2)
+
+
+@makes(MatmulMask)
+def matmul_mask(pair: Pair, kind: MatmulMask, own: Tensors) -> Protocol_[Made]:
+    """r_x r_y of both shares. Learns: nothing, either."""
+    made = yield from _matrices(pair, pair.mask(kind.x).value, _columns(pair, kind), kind.bits)
+    return Made((made,))
+
+
+@makes(RowsTimesMatrixMask)
+def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Protocol_[Made]:
+    """The same with x unpacked, zeros where its rows have no element."""
+    x = Rows(*kind.rows).unpack(pair.mask(kind.x).value)
+    made = yield from _matrices(pair, x, _columns(pair, kind), kind.bits)
+    return Made((made,))
+
+
+@makes(MatrixTimesRowsMask)
+def matrix_times_rows(pair: Pair, kind: MatrixTimesRowsMask, own: Tensors) -> Protocol_[Made]:
+    """The elements of r_x r_y^T that the rows hold."""
+    y = _columns(pair, kind).transpose(-1, -2)
+    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits)
+    return Made((Rows(*kind.rows).pack(made),))

@@ -1,0 +1,203 @@
+"""How the correlations of a pass are made side by side: who waits for whom, what runs at a time, and transfers in batches.
+
+Makers ask for transfers one by one, each for a few elements; what all of them ask for in one step and of one sort (sender, bits)
+travels as one batch. Each correlation begins as soon as those are made that it names. All of it follows from the kinds alone, so
+that both parties and every walk do the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocols.correlations import Role
+from protocols.ring import blank, known
+from protocols.rounds import Item, Protocol_, Received
+from protocols.sources.two_party.pair import TransfersEnd
+
+WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
+
+
+@dataclass(frozen=True, eq=False)
+class _Request(Item):
+    """In the place of a round: what a maker asks of the transfers. `sort`: method, sender and bits, alike at both parties."""
+
+    sort: tuple[Any, ...] = ()
+    tensors: tuple[Tensor, ...] = field(default=(), repr=False)
+
+
+class Batched:
+    """The transfers as makers see them: they ask, `run` answers."""
+
+    def _ask(self, sort: tuple[Any, ...], *tensors: Tensor) -> Protocol_[Tensor]:
+        (answer,) = yield [_Request(tensors[0], 1, sort=sort, tensors=tensors)]
+        return answer
+
+    def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:
+        """See `TransfersEnd`."""
+        return self._ask(("correlated", sender, bits, xor), choice, delta)
+
+    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int) -> Protocol_[Tensor]:
+        """See `TransfersEnd`."""
+        return self._ask(("product", sender, bits, y_bits), x, y)
+
+    def chosen(self, sender: Role, choice: Tensor, words: Tensor, choice_bits: int, bits: int) -> Protocol_[Tensor]:
+        """See `TransfersEnd`."""
+        return self._ask(("chosen", sender, choice_bits, bits), choice, words)
+
+    def ands(self, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
+        """See `TransfersEnd`."""
+        return self._ask(("ands", bits), x, y)
+
+
+def _perform(transfers: TransfersEnd, sort: tuple[Any, ...], tensors: Sequence[Tensor]) -> Protocol_[Tensor]:
+    method, *rest = sort
+    if method == "ands":
+        return transfers.ands(tensors[0], tensors[1], rest[0])
+    if method == "correlated":
+        sender, bits, xor = rest
+        return transfers.correlated(sender, tensors[0], tensors[1], bits, xor=xor)
+    sender, first, second = rest
+    return (transfers.product if method == "product" else transfers.chosen)(sender, tensors[0], tensors[1], first, second)
+
+
+def _joined(tensors: Sequence[Tensor], last: int) -> Tensor:
+    """Flat side by side, (n,) or (n, last)."""
+    shape = (-1,) if last == 1 else (-1, last)
+    if not known(*tensors):
+        count = sum(math.prod(x.shape) for x in tensors) // last
+        return blank(*((count,) if last == 1 else (count, last)))
+    return tensors[0].reshape(shape) if len(tensors) == 1 else torch.cat([x.reshape(shape) for x in tensors])
+
+
+def _batch(transfers: TransfersEnd, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
+    """The answers to requests of one sort, by one transfer."""
+    sort = requests[0].sort
+    wide = 1 << sort[2] if sort[0] == "chosen" else 1
+    joined = [_joined([r.tensors[k] for r in requests], wide if k else 1) for k in range(2)]
+    answer = yield from _perform(transfers, sort, joined)
+    found, at = [], 0
+    for request in requests:
+        shape = tuple(request.tensors[0].shape)
+        count = math.prod(shape)
+        found.append(answer[at : at + count].reshape(shape) if known(answer) else blank(*shape))
+        at += count
+    return found
+
+
+@dataclass(eq=False)
+class Task:
+    """A correlation to be made: `start` gives its maker's generator, `finish` takes its result. `needs`: names of tasks before it."""
+
+    name: int
+    weight: int
+    needs: frozenset[int]
+    start: Callable[[], Generator[list[Item], Received, Any]]
+    finish: Callable[[Any], None]
+
+
+class _Run:
+    """See `run`. Every step goes over tasks and protocols in an order that both parties share."""
+
+    def __init__(self, transfers: TransfersEnd, tasks: Sequence[Task], window: int) -> None:
+        self.transfers, self.window = transfers, window
+        self.waiting = list(reversed(tasks))  # the next comes last
+        self.undone = {task.name for task in tasks}
+        self.admitted: list[Task] = []
+        self.held = 0
+        self.asked: dict[tuple[Any, ...], list[tuple[Any, _Request]]] = {}
+        self.running: list[tuple[Generator[list[Item], Received, Any], list[Item], Callable[[Any], None]]] = []
+
+    def admit(self) -> None:
+        """Tasks in the order of use, as many as the window holds, begin when what they name is made."""
+        while True:
+            while self.waiting and (not self.held or self.held + self.waiting[-1].weight <= self.window):
+                task = self.waiting.pop()
+                self.held += task.weight
+                self.admitted.append(task)
+            ready = [task for task in self.admitted if not task.needs & self.undone]
+            if not ready:
+                return
+            self.admitted = [task for task in self.admitted if task.needs & self.undone]
+            for task in ready:
+                self.advance(task.start(), None, self._ending(task))
+
+    def _ending(self, task: Task) -> Callable[[Any], None]:
+        def end(result: Any) -> None:
+            task.finish(result)
+            self.undone.discard(task.name)
+            self.held -= task.weight
+
+        return end
+
+    def advance(self, protocol: Generator[list[Item], Received, Any], received: Received | None, end: Callable[[Any], None]) -> None:
+        """Resumes a protocol to its next round or to its end; a round of requests alone is asked for, not sent."""
+        try:
+            items = next(protocol) if received is None else protocol.send(received)
+        except StopIteration as stop:
+            end(stop.value)
+            return
+        requests = [item for item in items if isinstance(item, _Request)]
+        if not requests:
+            self.running.append((protocol, items, end))
+            return
+        answers: list[Any] = [None] * len(items)
+        left = len(items)
+        messages = [(k, item) for k, item in enumerate(items) if not isinstance(item, _Request)]
+
+        def answered(places: Sequence[int]) -> Callable[[Any], None]:
+            def take(values: Any) -> None:
+                nonlocal left
+                for place, value in zip(places, values, strict=True):
+                    answers[place] = value
+                left -= len(places)
+                if not left:
+                    self.advance(protocol, answers, end)
+
+            return take
+
+        for k, item in enumerate(items):
+            if isinstance(item, _Request):
+                self.asked.setdefault(item.sort, []).append((answered([k]), item))
+        if messages:
+            self.advance(_sent([item for _, item in messages]), None, answered([k for k, _ in messages]))
+
+    def launch(self) -> None:
+        """What was asked for becomes batches, a protocol each."""
+        asked, self.asked = self.asked, {}
+        for requests in asked.values():
+            takers = [taker for taker, _ in requests]
+
+            def deal(answers: list[Tensor], takers: list[Any] = takers) -> None:
+                for taker, answer in zip(takers, answers, strict=True):
+                    taker([answer])
+
+            self.advance(_batch(self.transfers, [request for _, request in requests]), None, deal)
+
+
+def _sent(items: list[Item]) -> Protocol_[Received]:
+    return (yield items)
+
+
+def run(transfers: TransfersEnd, tasks: Sequence[Task], window: int = WINDOW) -> Protocol_[None]:
+    """Runs all tasks, which stand in the order of use; each round is that of everything under way."""
+    state = _Run(transfers, tasks, window)
+    while True:
+        state.admit()
+        while state.asked:
+            state.launch()
+            state.admit()
+        if not state.running:
+            assert not state.waiting and not state.admitted
+            return
+        running, state.running = state.running, []
+        received = yield [item for _, items, _ in running for item in items]
+        at = 0
+        for protocol, items, end in running:
+            state.advance(protocol, received[at : at + len(items)], end)
+            at += len(items)

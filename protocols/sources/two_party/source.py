@@ -1,0 +1,153 @@
+"""The source at one party: makes what a pass will take together with the peer, before the query."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from protocols.correlations import Correlation, Kind, Mask, Role
+from protocols.errors import CorrelationError
+from protocols.party import Party, Trace
+from protocols.rounds import Protocol_
+from protocols.sources.base import PartySource
+from protocols.sources.two_party import makers as makers  # registers them
+from protocols.sources.two_party.making import Made, make
+from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
+from protocols.sources.two_party.schedule import WINDOW, Batched, Task, run
+
+
+class Preprocessing(NamedTuple):
+    """What it takes to make the correlations of a pass: payload bytes in both directions, and rounds as the client sees them."""
+
+    bytes: int
+    rounds: int
+
+
+class _Shapes:
+    """See `protocols.correlations.Shapes`: of the masks that are there and that a pass will leave, noting which ones a kind names."""
+
+    def __init__(self, left: Mapping[int, tuple[int, ...]], weights: Mapping[str, tuple[int, ...]] | None) -> None:
+        self.left, self.named = dict(left), set[int]()
+        self._weights = weights
+
+    def mask(self, name: int) -> tuple[int, ...]:
+        self.named.add(name)
+        if name not in self.left:
+            raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist")
+        return self.left[name]
+
+    def weight_mask(self, name: str) -> tuple[int, ...]:
+        raise LookupError(name)
+
+
+class TwoPartySource(PartySource):
+    """One party's end of a source that has no third party; see the module's text and `PartySource`.
+
+    `transfers` and `lattice` are this party's ends, which the owner has started. `weights`: at S the encoded tensors, at C what it
+    keeps of those that `lattice.linear` takes. `traced`: on shapes alone, with traced ends, for `predict`.
+    A pass that failed half way cannot be taken up, nor another begun: transfers were spent that the peer may not have seen.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        transfers: TransfersEnd,
+        lattice: LatticeEnd,
+        weights: Mapping[str, Any],
+        *,
+        traced: bool = False,
+        device: torch.device | str = "cpu",
+        window: int = WINDOW,
+    ) -> None:
+        super().__init__(role, device)
+        self._transfers, self._window = transfers, window
+        self.pair = Pair(role, Batched(), lattice, weights, traced=traced, device=device)
+        self._asked: list[tuple[int, Kind]] = []
+        self._kept: set[int] = set()  # names of masks that outlive their pass
+        self._under_way = False
+
+    def make(self, kind: Kind, name: int) -> Correlation:
+        """See `PartySource`: everything is made before the query, and handed out once."""
+        what = f"correlation {name} ({type(kind).__name__}) was never made, or is spent"
+        raise CorrelationError(what, party=self.role.value)
+
+    def begin_pass(self, kinds: Sequence[Kind] = ()) -> None:
+        """See `PartySource`; CorrelationError after a pass that was not ended."""
+        if self._under_way:
+            raise CorrelationError("a pass was not ended: what was made for it cannot be used again", party=self.role.value)
+        self._under_way = True
+        super().begin_pass(kinds)
+        self._asked = list(enumerate(kinds, self.next_name))
+
+    def preprocess(self) -> Protocol_[None]:
+        """See `PartySource`: every correlation that the pass will take, side by side, in bounded memory."""
+        asked, self._asked = self._asked, []
+        yield from run(self._transfers, self._tasks(asked), self._window)
+
+    def _tasks(self, asked: Sequence[tuple[int, Kind]]) -> list[Task]:
+        """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept."""
+        shapes = _Shapes({name: secret.shape for name, secret in self.pair.masks.items()}, None)
+        users: dict[int, int] = {}
+        tasks = []
+        for name, kind in asked:
+            shapes.named = set()
+            weight = self._weigh(kind, name, shapes)
+            for used in shapes.named:
+                users[used] = users.get(used, 0) + 1
+            if isinstance(kind, Mask) and kind.keep:
+                self._kept.add(name)
+            tasks.append(self._task(name, kind, weight, frozenset(shapes.named), users))
+        return tasks
+
+    def _weigh(self, kind: Kind, name: int, shapes: _Shapes) -> int:
+        """Elements that it takes to make a kind; notes the shape of what it leaves. CorrelationError for names that do not fit."""
+        parts = sum(part.count for part in (*kind.own_parts(self.role), *kind.shared_parts()))
+        try:
+            fit = kind.fit(shapes)
+        except LookupError:  # it names a weight
+            return 2 * parts
+        except ValueError as error:
+            what = f"correlation {name} ({type(kind).__name__}): {error}"
+            raise CorrelationError(what, party=self.role.value) from None
+        if fit.left is not None:
+            shapes.left[name] = fit.left
+        return 2 * parts + (math.prod(fit.left) if fit.left is not None else 0)
+
+    def _task(self, name: int, kind: Kind, weight: int, needs: frozenset[int], users: dict[int, int]) -> Task:
+        def finish(made: Made) -> None:
+            assert made.own is not None
+            if made.left is not None and (users.get(name) or name in self._kept):
+                self.pair.masks[name] = made.left
+            for used in needs:
+                users[used] -= 1
+                if not users[used] and used not in self._kept:
+                    del self.pair.masks[used]
+            if not self.pair.traced:
+                self.hold(Correlation(kind, name, self.role, made.own, made.shares))
+
+        return Task(name, weight, needs, lambda: make(self.pair, kind), finish)
+
+    def end_pass(self) -> None:
+        """See `PartySource`: the masks of cached wires alone are left."""
+        if self._held or self._asked:
+            raise CorrelationError("a pass ended before all of it was taken", party=self.role.value)
+        self._under_way = False
+
+    def forget(self) -> None:
+        """The context was reset: the masks of cached wires go too."""
+        self.pair.masks.clear()
+        self._kept.clear()
+
+    def predict(self, kinds: Sequence[Kind]) -> Preprocessing:
+        """On shapes alone: exactly what making this pass takes, after those that were predicted before. It counts as taken."""
+        assert self.pair.traced, "a source of values predicts nothing"
+        trace = Trace(self.role)
+        self.begin_pass(kinds)
+        Party(self.role, trace).run(self.preprocess())
+        self._expected.clear()
+        self.next_name += len(kinds)
+        self.end_pass()
+        return Preprocessing(trace.cost.online_bytes, trace.cost.rounds)

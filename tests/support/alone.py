@@ -1,0 +1,85 @@
+"""S and C alone in this process: both ends of the source `two_party`, over twins of its transfers and lattice, or the real ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from privinf.transport.memory import memory_pair
+from protocols.correlations import Kind, Role
+from protocols.party import Online, Party
+from protocols.rounds import Protocol_
+from protocols.sources.base import PartySource
+from protocols.sources.two_party.schedule import WINDOW
+from protocols.sources.two_party.source import Preprocessing, TwoPartySource
+from tests.support.plain_lattice import PlainLattice
+from tests.support.plain_transfers import PlainTransfers
+from tests.support.two_party import Weights
+
+
+def both(program: Callable[[Role, Any], Any]) -> tuple[dict[Role, Any], dict[str, Any]]:
+    """`program(role, channel)` in a thread for each party; their results, and what the client's meter counted."""
+    channels, results, errors = dict(zip(Role, memory_pair(), strict=True)), dict[Role, Any](), list[BaseException]()
+
+    def guarded(role: Role) -> None:
+        try:
+            channels[role].meter.phase = "offline"
+            results[role] = program(role, channels[role])
+        except BaseException as error:
+            errors.append(error)
+            channels[role].close()
+
+    threads = [threading.Thread(target=guarded, args=(role,)) for role in Role]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results, channels[Role.CLIENT].meter.snapshot()["offline"]
+
+
+def walked(sources: Mapping[Role, PartySource], protocol: Callable[[Role], Protocol_[Any]]) -> tuple[dict[Role, Any], dict[str, Any]]:
+    """A protocol of each party, run over a link."""
+    return both(lambda role, channel: Party(role, Online(role, channel, sources[role])).run(protocol(role)))
+
+
+class Alone:
+    """Both ends, for `tests.support.two_party.Session`: C holds nothing of the weights.
+
+    `transfers`, `lattice`: (role, traced) -> an end.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        device: str = "cpu",
+        transfers: Callable[[Role, bool], Any] = PlainTransfers,
+        lattice: Callable[[Role, bool], Any] = PlainLattice,
+        window: int = WINDOW,
+    ) -> None:
+        self.client_weights: dict[str, Tensor] = {}
+        encoded = {name: tensor for name, (_, tensor) in weights.items()}
+        self.parties = {
+            role: TwoPartySource(role, transfers(role, False), lattice(role, False), encoded, device=device, window=window) for role in Role
+        }
+        self.ends: dict[Role, PartySource] = dict(self.parties)
+        self.twin = TwoPartySource(Role.CLIENT, transfers(Role.CLIENT, True), lattice(Role.CLIENT, True), {}, traced=True, window=window)
+        self.predicted: list[Preprocessing] = []
+
+    def begin_pass(self, kinds: Sequence[Kind]) -> bytes:
+        """Both begin; what it will take is predicted."""
+        for end in self.ends.values():
+            end.begin_pass(kinds)
+        self.predicted.append(self.twin.predict(kinds))
+        return b""
+
+    def end_pass(self, kinds: Sequence[Kind]) -> None:
+        """Nothing is left to do."""
+
+    def preprocess(self) -> dict[str, Any]:
+        """Both make what they were told of; what was counted."""
+        return walked(self.ends, lambda role: self.ends[role].preprocess())[1]

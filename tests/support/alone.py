@@ -10,8 +10,8 @@ from torch import Tensor
 
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Role
-from protocols.party import Online, Party
-from protocols.rounds import Protocol_
+from protocols.party import Online, Party, Trace
+from protocols.rounds import Protocol_, parallel
 from protocols.sources.base import PartySource
 from protocols.sources.two_party.schedule import WINDOW
 from protocols.sources.two_party.source import Preprocessing, TwoPartySource
@@ -50,7 +50,7 @@ def walked(sources: Mapping[Role, PartySource], protocol: Callable[[Role], Proto
 class Alone:
     """Both ends, for `tests.support.two_party.Session`: C holds nothing of the weights.
 
-    `transfers`, `lattice`: (role, traced) -> an end.
+    `transfers`: (role, traced) -> an end; `lattice`: (role, its transfers, traced) -> an end.
     """
 
     def __init__(
@@ -58,16 +58,20 @@ class Alone:
         weights: Weights,
         device: str = "cpu",
         transfers: Callable[[Role, bool], Any] = PlainTransfers,
-        lattice: Callable[[Role, bool], Any] = PlainLattice,
+        lattice: Callable[[Role, Any, bool], Any] = PlainLattice,
         window: int = WINDOW,
     ) -> None:
         self.client_weights: dict[str, Tensor] = {}
         encoded = {name: tensor for name, (_, tensor) in weights.items()}
-        self.parties = {
-            role: TwoPartySource(role, transfers(role, False), lattice(role, False), encoded, device=device, window=window) for role in Role
-        }
+        ends = {role: transfers(role, False) for role in Role}
+        lattices = {role: lattice(role, ends[role], False) for role in Role}
+        self.parties = {role: TwoPartySource(role, ends[role], lattices[role], encoded, device=device, window=window) for role in Role}
         self.ends: dict[Role, PartySource] = dict(self.parties)
-        self.twin = TwoPartySource(Role.CLIENT, transfers(Role.CLIENT, True), lattice(Role.CLIENT, True), {}, traced=True, window=window)
+        traced = transfers(Role.CLIENT, True)
+        hidden = lattice(Role.CLIENT, traced, True)
+        self.twin = TwoPartySource(Role.CLIENT, traced, hidden, {}, traced=True, window=window)
+        walked(self.ends, lambda role: parallel(ends[role].start(), lattices[role].start()))
+        Party(Role.CLIENT, Trace(Role.CLIENT)).run(parallel(traced.start(), hidden.start()))
         self.predicted: list[Preprocessing] = []
 
     def begin_pass(self, kinds: Sequence[Kind]) -> bytes:

@@ -14,10 +14,15 @@ from protocols.ring import blank, reduce
 from protocols.rounds import Item, Protocol_
 
 
+def _wanted(product: Tensor, need: Tensor | None) -> Tensor:
+    """What nobody wants is spoilt, so that a test sees whoever reads it."""
+    return product if need is None else product * need + ~need * 12345
+
+
 class PlainLattice:
     """One party's end. What C keeps of a weight for `linear` is the weight itself."""
 
-    def __init__(self, role: Role, traced: bool = False) -> None:
+    def __init__(self, role: Role, transfers: Any = None, traced: bool = False) -> None:
         self.role, self.traced = role, traced
         self._own, self._count = Prg(new_seed()), 0
 
@@ -31,13 +36,13 @@ class PlainLattice:
         return
         yield
 
-    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int) -> Protocol_[Tensor]:
-        """See `LatticeEnd`; broadcasting of the batch is the caller's."""
+    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+        """See `LatticeEnd`."""
         holds, server = self.role is holder, holder is Role.SERVER
         (encrypted,) = yield [Item(right, bits, from_server=server, from_client=not server)]
         share = rest = blank(*left.shape[:-1], right.shape[-1])
         if not holds and not self.traced:
-            share, rest = self._split(matmul(left, encrypted, bits), bits)
+            share, rest = self._split(_wanted(matmul(left, encrypted, bits), need), bits)
         (got,) = yield [Item(rest, bits, from_server=not server, from_client=server)]
         return got if holds else share
 

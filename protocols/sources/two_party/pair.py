@@ -12,9 +12,9 @@ from torch import Tensor
 from protocols.correlations import Part, Role
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, new_seed
-from protocols.ring import blank
 from protocols.rounds import Protocol_
 from protocols.shares import Hidden
+from protocols.sources.two_party.sketch import sketch
 
 
 class TransfersEnd(Protocol):
@@ -36,8 +36,11 @@ class TransfersEnd(Protocol):
 class LatticeEnd(Protocol):
     """One party's end of encrypted linear algebra; every method is a protocol. See `protocols.lattice`."""
 
-    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int) -> Protocol_[Tensor]:
-        """Shares of left @ right modulo 2^bits: right (..., d, m) at `holder`, who encrypts, left (..., n, d) at the other."""
+    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+        """Shares of left @ right modulo 2^bits: right (..., d, m) at `holder`, who encrypts, left (..., n, d) at the other.
+
+        `need` (n, m), bool and public: which outputs are wanted; the others may be anything.
+        """
 
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
         """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is W at S, and its ciphertexts at C."""
@@ -109,7 +112,7 @@ class Pair:
     def draw(self, part: Part) -> Tensor:
         """Fresh uniform elements of this party's own, or a blank of their shape."""
         if self.traced:
-            return blank(*part.shape)
+            return sketch(part.shape)
         self._drawn += 1
         return part.draw(self._prg.stream(self._drawn), self.device)
 

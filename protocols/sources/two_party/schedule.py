@@ -19,6 +19,7 @@ from protocols.correlations import Role
 from protocols.ring import blank, known
 from protocols.rounds import Item, Protocol_, Received
 from protocols.sources.two_party.pair import TransfersEnd
+from protocols.sources.two_party.sketch import sketch
 
 WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
 
@@ -85,7 +86,7 @@ def _batch(transfers: TransfersEnd, requests: Sequence[_Request]) -> Protocol_[l
     for request in requests:
         shape = tuple(request.tensors[0].shape)
         count = math.prod(shape)
-        found.append(answer[at : at + count].reshape(shape) if known(answer) else blank(*shape))
+        found.append(answer[at : at + count].reshape(shape) if known(answer) else sketch(shape))
         at += count
     return found
 

@@ -23,18 +23,26 @@ def _expanded(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @makes(ProductMask)
 def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]:
-    """r_x r_y of both shares, the cross terms by transfers of each bit. Learns: nothing, either."""
+    """r_x r_y of both shares, the cross terms by transfers of each bit; one factor a row by the lattice, rows by number.
+
+    Learns: nothing, either.
+    """
     x, y = pair.mask(kind.x), pair.mask(kind.y)
+    if kind.rows and kind.rows[2] == 0:  # rows of one length
+        rows = Rows(*kind.rows)
+        each = x.value.reshape(-1, 1, rows.first)
+        made = yield from _matrices(pair, y.value.reshape(-1, 1, 1), each, kind.bits)
+        return Made((made.reshape(kind.shape),))
     spread = y.value
     if kind.rows:
         spread = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(spread)
     shape = np.broadcast_shapes(x.shape, tuple(spread.shape))
     left, right = Secret(_expanded(x.value, shape), x.bits), Secret(_expanded(spread, shape), y.bits)
-    made = yield from product(pair, left, right, kind.bits)
-    return Made((made.value,))
+    shared = yield from product(pair, left, right, kind.bits)
+    return Made((shared.value,))
 
 
-def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int) -> Protocol_[Tensor]:
+def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
     """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder."""
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     left = reduce(_expanded(left, (*batch, *left.shape[-2:])), bits)
@@ -42,7 +50,7 @@ def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int) -> Protocol_[T
 
     def cross(sender: Role) -> Protocol_[Tensor]:
         first, second = one_sided(pair, sender, right, left)
-        return pair.lattice.matmul(sender, second, first, bits)
+        return pair.lattice.matmul(sender, second, first, bits, need)
 
     shared = yield from crossed(pair, cross)
     own = matmul(left, right, bits) if known(left, right) else blank(*shared.shape)
@@ -73,6 +81,8 @@ def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Pr
 @makes(MatrixTimesRowsMask)
 def matrix_times_rows(pair: Pair, kind: MatrixTimesRowsMask, own: Tensors) -> Protocol_[Made]:
     """The elements of r_x r_y^T that the rows hold."""
+    rows = Rows(*kind.rows)
+    need = torch.arange(rows.columns) < torch.from_numpy(rows.lengths)[:, None]
     y = _columns(pair, kind).transpose(-1, -2)
-    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits)
-    return Made((Rows(*kind.rows).pack(made),))
+    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits, need)
+    return Made((rows.pack(made),))

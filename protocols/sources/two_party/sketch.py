@@ -1,0 +1,45 @@
+"""Blanks on which elementwise arithmetic is quick: makers are mostly that, and torch's shape functions take longer than the numbers.
+
+A sketch is a blank (a meta tensor) like any other; operators between sketches and integers give a sketch of the common shape without
+asking torch for it. Everything else is torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocols.ring import blank, common_shape
+
+_ELEMENTWISE = frozenset(
+    f"__{prefix}{name}__" for prefix in ("", "r", "i") for name in ("and", "or", "xor", "lshift", "rshift", "add", "sub", "mul")
+) | {"add", "sub", "mul", "rsub", "__neg__", "neg", "bitwise_and", "bitwise_or", "bitwise_xor", "zeros_like", "ones_like", "__invert__"}
+
+
+class Sketch(Tensor):
+    """See the module's text."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Torch's hook for every operation on it."""
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute: its shape, or that it is a blank
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
+        if name in _ELEMENTWISE and not kwargs:
+            first, *rest = [x for x in args if isinstance(x, Tensor)]
+            shape = tuple(first.shape)
+            for x in rest:
+                if tuple(x.shape) != shape:
+                    shape = common_shape(first, x)
+            return sketch(shape)
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def sketch(shape: Sequence[int]) -> Tensor:
+    """A blank of this shape."""
+    found: Tensor = blank(*shape).as_subclass(Sketch)
+    return found

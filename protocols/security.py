@@ -5,6 +5,8 @@ Against parties that follow the protocol: 128 bits computational, 40 bits statis
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 KAPPA = 128
 """Bits of computational security: AES-128, the group of Ed25519 (about 126 by Pollard's rho), rows of an extension."""
 
@@ -24,3 +26,40 @@ and j that of an output's block: circular correlation robust in the ideal-cipher
 section 7). Its advantage grows with the queries made under one key (ePrint 2019/1168), so that the key, SHA-256 of session,
 direction and i / HASH_SPAN, changes.
 """
+
+
+class Lpn(NamedTuple):
+    """A set of the silent extension: so many trees of 2^height leaves, each with one noisy output, and a secret of `dimension` bits."""
+
+    trees: int
+    height: int
+    dimension: int
+
+    @property
+    def outputs(self) -> int:
+        """Of an extension."""
+        return self.trees << self.height
+
+    @property
+    def seed(self) -> int:
+        """Transfers that an extension uses up."""
+        return self.dimension + self.trees * self.height
+
+    @property
+    def net(self) -> int:
+        """Transfers that it leaves for others."""
+        return self.outputs - self.seed
+
+
+LPN_WEIGHT = 10
+"""Bits of the secret in each output, by the fixed sparse code of Ferret."""
+
+LPN_EMP = Lpn(850, 10, 1 << 16)
+
+LPN = LPN_EMP
+
+SMALL = 1 << 13
+"""Transfers up to which a need is met by IKNP at 16 bytes each, where a whole silent extension would send as much."""
+
+SMALL_IN_ALL = 1 << 15
+"""And so many in all of a session; after that every need is met by silent extensions, whose left-over transfers stay."""

@@ -16,11 +16,11 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
+from protocols.ot import kernels
 from protocols.ot.words import Words
 from protocols.security import IKNP_ROWS
 
 _EVEN = np.uint64(2**64 - 2)
-_COLUMNS = 1 << 16  # transposed at a time
 
 
 def new_delta() -> NDArray[np.uint8]:
@@ -42,12 +42,9 @@ def _rows(streams: Sequence[CipherContext], words: int) -> Words:
 
 def transpose(rows: Words) -> Words:
     """Rows of bits (128, w) to blocks (64 w, 2)."""
-    out = np.empty((64 * rows.shape[1], 2), np.uint64)
-    for start in range(0, len(out), _COLUMNS):
-        part = np.ascontiguousarray(rows[:, start // 64 : (start + _COLUMNS) // 64])
-        bits = np.unpackbits(part.view(np.uint8), axis=1, bitorder="little")
-        out[start : start + _COLUMNS] = np.packbits(np.ascontiguousarray(bits.T), axis=1, bitorder="little").view(np.uint64)
-    return out
+    out = np.empty(2 * 64 * rows.shape[1], np.uint64)
+    kernels.transpose(rows, out)
+    return out.reshape(-1, 2)
 
 
 class IknpSender:

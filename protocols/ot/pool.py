@@ -8,6 +8,7 @@ they want first (a round without a message), and one extension then serves all o
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ from protocols.correlations import Role
 from protocols.ot.base import POINT_WORDS, BaseSender, choose, session_of
 from protocols.ot.iknp import IknpReceiver, IknpSender, new_delta
 from protocols.ot.pads import Hash
+from protocols.ot.silent import Extender
 from protocols.ot.words import Words, tensor_of, words_of
 from protocols.ring import blank
 from protocols.rounds import Item, Protocol_
-from protocols.security import IKNP_ROWS
+from protocols.security import IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
 
 _EMPTY = np.empty((0, 2), np.uint64)
 
@@ -31,11 +33,28 @@ class Taken(NamedTuple):
     first: int
 
 
-class _Keys(NamedTuple):
-    """What makes pads of transfers; delta is zero at the receiver."""
+class Message(NamedTuple):
+    """One of a silent extension that was not expanded yet, (t, h, 2)."""
 
-    delta: Words
-    hash: Hash
+    words: Words
+
+
+@dataclass
+class _Counts:
+    """What both ends and a trace count: transfers that are there, asked for, spent, and made by IKNP for small needs."""
+
+    stock: int = 0
+    wanted: int = 0
+    spent: int = 0
+    small: int = 0
+
+
+class _Keys(NamedTuple):
+    """What makes transfers, and pads of them; delta is None at the receiver."""
+
+    iknp: IknpSender | IknpReceiver
+    delta: Words | None
+    session: bytes
 
 
 class Pool:
@@ -44,19 +63,19 @@ class Pool:
     def __init__(self, role: Role, sender: Role, traced: bool) -> None:
         self.sender, self.sends, self._role, self._traced = sender, role is sender, role, traced
         self.receiver = Role.CLIENT if sender is Role.SERVER else Role.SERVER
-        self._keys = _Keys(np.zeros(2, np.uint64), Hash(b""))
-        self._iknp: IknpSender | IknpReceiver | None = None
-        self._chunks: deque[Words] = deque()
-        self._stock = self._wanted = self._spent = 0
+        self._keys: _Keys | None = None
+        self._extender: Extender | None = None
+        self._chunks: deque[Words | Message] = deque()
+        self._counts = _Counts()
         self._busy = False
 
     def __repr__(self) -> str:
-        return f"Pool(sender={self.sender.value}, stock={self._stock}, values hidden)"
+        return f"Pool(sender={self.sender.value}, stock={self._counts.stock}, values hidden)"
 
     def trace(self) -> Pool:
         """The same counts, without values."""
         pool = Pool(self._role, self.sender, True)
-        pool._stock, pool._spent = self._stock, self._spent
+        pool._counts = replace(self._counts)
         return pool
 
     def item(self, by: Role, words: Words | None, *shape: int) -> Item:
@@ -65,48 +84,78 @@ class Pool:
         return Item(value, 64, from_server=by is Role.SERVER, from_client=by is Role.CLIENT)
 
     def start(self) -> Protocol_[None]:
-        """Base transfers: two messages."""
+        """Base transfers, two messages; and what seeds the silent extension, one."""
         context, party = self.sender.value.encode(), self._role.value
         base = None if self._traced or self.sends else BaseSender(context, party)
         (first,) = yield [self.item(self.receiver, base.first() if base else None, POINT_WORDS)]
-        points, bits = None, new_delta()
+        points = None
         if self.sends and not self._traced:
+            bits = new_delta()
             points, keys = choose(context, party, words_of(first), bits)
-            self._iknp = IknpSender(bits, keys)
-            self._keys = _Keys(np.packbits(bits, bitorder="little").view(np.uint64), Hash(session_of(context, words_of(first), points)))
+            delta = np.packbits(bits, bitorder="little").view(np.uint64)
+            self._keys = _Keys(IknpSender(bits, keys), delta, session_of(context, words_of(first), points))
         (answer,) = yield [self.item(self.sender, points, IKNP_ROWS, POINT_WORDS)]
         if base is not None:
-            self._iknp = IknpReceiver(base.keys(words_of(answer)))
-            self._keys = self._keys._replace(hash=Hash(session_of(context, base.first(), words_of(answer))))
+            self._keys = _Keys(IknpReceiver(base.keys(words_of(answer))), None, session_of(context, base.first(), words_of(answer)))
+        seed = yield from self._iknp(LPN.seed)
+        if self._keys is not None:
+            self._extender = Extender(LPN, self._keys.session, seed[: LPN.seed], self._keys.delta)
 
     def take(self, count: int) -> Protocol_[Taken]:
         """The next `count` transfers, which nobody gets again; a message where there are too few."""
-        if self._stock < self._wanted + count:
-            self._wanted += count
+        counts = self._counts
+        if counts.stock < counts.wanted + count:
+            counts.wanted += count
             yield []  # others that run beside this one say what they want
-            while self._stock < self._wanted:
+            while counts.stock < counts.wanted:
                 if self._busy:
                     yield []
                     continue
                 self._busy = True
-                yield from self._extend(self._wanted - self._stock)
+                yield from self._extend(counts.wanted - counts.stock)
                 self._busy = False
-            self._wanted -= count
-        first = self._spent
-        self._spent += count
-        self._stock -= count
+            counts.wanted -= count
+        first = counts.spent
+        counts.spent += count
+        counts.stock -= count
         return Taken(self._read(count), first)
 
-    def _extend(self, count: int) -> Protocol_[None]:
+    def _iknp(self, count: int) -> Protocol_[Words]:
+        """At least `count` blocks by one message from the receiver, in multiples of 64."""
         words = -(-count // 64)
-        message = None
-        if isinstance(self._iknp, IknpReceiver):
-            message, blocks = self._iknp.extend(words)
-            self._chunks.append(blocks)
+        message, blocks = None, _EMPTY
+        if self._keys is not None and isinstance(self._keys.iknp, IknpReceiver):
+            message, blocks = self._keys.iknp.extend(words)
         (u,) = yield [self.item(self.receiver, message, IKNP_ROWS, words)]
-        if isinstance(self._iknp, IknpSender):
-            self._chunks.append(self._iknp.extend(words_of(u)))
-        self._stock += 64 * words
+        if self._keys is not None and isinstance(self._keys.iknp, IknpSender):
+            blocks = self._keys.iknp.extend(words_of(u))
+        return blocks
+
+    def _extend(self, count: int) -> Protocol_[None]:
+        """By one message; which, and how many transfers it makes, follows from the counts so far."""
+        counts = self._counts
+        if count <= SMALL and counts.small + count <= SMALL_IN_ALL:
+            blocks = yield from self._iknp(count)
+            self._chunks.append(blocks)
+            made = 64 * -(-count // 64)
+            counts.small += made
+        else:
+            times = -(-count // LPN.net)
+            yield from self._silent(times)
+            made = times * LPN.net
+        counts.stock += made
+
+    def _silent(self, times: int) -> Protocol_[None]:
+        """Several silent extensions by one message from the sender; the receiver expands each when it is read."""
+        message = None
+        if self.sends and self._extender is not None:
+            message = np.empty((times, LPN.trees, LPN.height, 2), np.uint64)
+            for at in range(times):
+                message[at], blocks = self._extender.send()
+                self._chunks.append(blocks)
+        (arrived,) = yield [self.item(self.sender, message, times, LPN.trees, LPN.height, 2)]
+        if not self.sends and self._extender is not None:
+            self._chunks.extend(Message(each) for each in words_of(arrived))
 
     def _read(self, count: int) -> Words:
         if self._traced or not count:
@@ -114,6 +163,9 @@ class Pool:
         parts: list[Words] = []
         while count:
             chunk = self._chunks.popleft()
+            if isinstance(chunk, Message):
+                assert self._extender is not None
+                chunk = self._extender.receive(chunk.words)
             if len(chunk) > count:
                 self._chunks.appendleft(chunk[count:])
             parts.append(chunk[:count])
@@ -122,6 +174,8 @@ class Pool:
 
     def pads(self, taken: Taken, words: int = 1) -> Words:
         """(2, n, words) at the sender, (1, n, words) at the receiver; without the last axis for one word."""
-        sides = [taken.blocks, taken.blocks ^ self._keys.delta] if self.sends else [taken.blocks]
-        found = np.stack([self._keys.hash.pads(side, taken.first, words) for side in sides])
+        assert self._keys is not None
+        sides = [taken.blocks] if self._keys.delta is None else [taken.blocks, taken.blocks ^ self._keys.delta]
+        hashed = Hash(self._keys.session)
+        found = np.stack([hashed.pads(side, taken.first, words) for side in sides])
         return found[..., 0] if words == 1 else found

@@ -37,7 +37,7 @@ class Transfers:
         return found
 
     def start(self) -> Protocol_[None]:
-        """Base transfers, both ways; once a session, before anything else. Two rounds, 8.3 kB."""
+        """Base transfers and seeds of the silent extension, both ways; once a session, before anything else. Two rounds, 2.4 MB."""
         yield from parallel(*(self._pools[sender].start() for sender in Role))
 
     def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:

@@ -71,6 +71,10 @@ class Aes:
 
     def blocks(self, x: Words) -> Words:
         """Each block by itself; contiguous, a multiple of two words."""
-        out = np.empty(x.size + 2, np.uint64)  # the library wants room for one block more
-        self._encryptor.update_into(x.view(np.uint8).data.cast("B"), out.view(np.uint8).data)
+        out = np.empty(x.size + 2, np.uint64)
+        self.into(x.reshape(-1), out, x.size)
         return out[:-2].reshape(x.shape)
+
+    def into(self, x: Words, out: Words, words: int) -> None:
+        """The first `words` words, flat; `out` has room for one block more, as the library wants it."""
+        self._encryptor.update_into(x.data.cast("B")[: 8 * words], out.data.cast("B")[: 8 * words + 16])

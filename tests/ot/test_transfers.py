@@ -17,6 +17,7 @@ from protocols.ot.base import BaseSender, choose
 from protocols.ot.transfers import Transfers
 from protocols.party import Protocol_, parallel
 from protocols.ring import blank, reduce
+from protocols.security import LPN
 from tests.support.both import Both, predicted, run_both
 from tests.support.two_party import uniform
 
@@ -137,6 +138,19 @@ def test_programs_side_by_side_share_an_extension(ends: Ends) -> None:
     assert torch.equal(both.client[1], reduce(words.gather(-1, choice[:, None])[:, 0], 11)) and not both.server[1].any()
     assert torch.equal(both.server[4], both.client[1])
     assert both.rounds <= alone.rounds + 1
+
+
+def test_silent_extensions_in_between(ends: Ends) -> None:
+    """A need beyond one extension, and then one that what is left of the last one meets."""
+    x, y = uniform(LPN.net // 16), bits_of(LPN.net // 16, width=40)
+
+    def program(end: Transfers, bits: int) -> Protocol_[Tensor]:
+        return (yield from end.product(Role.CLIENT, known_to(end, Role.CLIENT, x), known_to(end, Role.SERVER, y), bits, 40))
+
+    two, rest = ends.run(lambda end: program(end, 20)), ends.run(lambda end: program(end, 10))
+    for both, bits in ((two, 20), (rest, 10)):
+        assert torch.equal(reduce(both.server + both.client, bits), reduce(x * y, bits))
+    assert rest.rounds < two.rounds
 
 
 def test_points_are_checked() -> None:

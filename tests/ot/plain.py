@@ -1,0 +1,49 @@
+"""The kernels of `protocols/ot/kernels.py` in NumPy, for blocks as rows of two words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from protocols.ot.words import Words
+
+EVEN = np.uint64(2**64 - 2)
+
+
+def transpose(rows: Words) -> Words:
+    bits = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
+    return np.packbits(np.ascontiguousarray(bits.T), axis=1, bitorder="little").view(np.uint64)
+
+
+def to_hash(nodes: Words, m: int) -> Words:
+    """Nodes (trees, n, 2) to (trees, m, 2)."""
+    x = nodes[:, :m]
+    return np.stack([x[..., 1], x[..., 0] ^ x[..., 1]], -1)
+
+
+def expand(nodes: Words, hashed: Words, aes: Words) -> tuple[Words, Words]:
+    """The next level (trees, 2 m, 2), from nodes (trees, m, 2), and its left sums."""
+    left = hashed ^ aes
+    return np.concatenate([left, nodes ^ left], 1), np.bitwise_xor.reduce(left, 1)
+
+
+def repair(nodes: Words, hole: Words, bits: Words, keys: Words) -> tuple[Words, Words]:
+    """A level (trees, 2 m, 2) whose hole's children are filled in as far as they can be, the other 0; and the next holes."""
+    level, m = nodes.copy(), nodes.shape[1] // 2
+    for tree, (at, bit) in enumerate(zip(hole.astype(int), bits.astype(int), strict=True)):
+        level[tree, at] = level[tree, at + m] = 0
+        side = level[tree, m * bit : m * (bit + 1)]
+        level[tree, at + m * bit] = keys[tree] ^ np.bitwise_xor.reduce(side, 0)
+    return level, hole + np.uint64(m) * (np.uint64(1) - bits)
+
+
+def finish(nodes: Words, hole: Words | None) -> Words:
+    leaves = nodes.copy()
+    leaves[..., 0] &= EVEN
+    for tree, at in enumerate([] if hole is None else hole.astype(int)):
+        leaves[tree, at] = 0
+        leaves[tree, at] = np.bitwise_xor.reduce(leaves[tree], 0) | np.array([1, 0], np.uint64)
+    return leaves
+
+
+def encode(noise: Words, places: np.ndarray, secret: Words) -> Words:
+    return noise ^ np.bitwise_xor.reduce(secret[places.reshape(len(noise), -1)], 1)

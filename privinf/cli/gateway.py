@@ -111,7 +111,7 @@ def gateway(
         engine.start()
 
         def listening(address: str, scraped: str | None = None) -> None:
-            _announce(engine.lowered, address, scraped, key if made else None, as_json=as_json)
+            _announce(engine.model.lowered, address, scraped, key if made else None, as_json=as_json)
 
         allow(bounds.drain_s)
         what: dict[str, Any] = {"api_key": key, "name": callers.name, "names": names, "watch": watch, "bounds": bounds}

@@ -99,7 +99,7 @@ def _add_operation(app: FastAPI, engine: Engine, answers: Requests) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
         status, code = ("stopping", 503) if answers.draining else ("ok", 200)
-        return JSONResponse({"status": status, "model": engine.lowered.id}, code)
+        return JSONResponse({"status": status, "model": engine.model.lowered.id}, code)
 
     @app.get(METRICS)
     async def metrics() -> Response:
@@ -110,14 +110,14 @@ class _Models:
     """The one model, by its name and by its id."""
 
     def __init__(self, engine: Engine, name: str) -> None:
-        self._engine, self.names, self._started = engine, (name, engine.lowered.id), int(time.time())
+        self._engine, self.names, self._started = engine, (name, engine.model.lowered.id), int(time.time())
 
     def described(self, model: str) -> dict[str, Any]:
-        lowered = self._engine.lowered
+        lowered = self._engine.model.lowered
         about = {
             "context_length": lowered.info.n_positions,
             "variant": lowered.info.variant,
-            "logits": self._engine.logits,
+            "logits": self._engine.model.logits,
             "fingerprint": lowered.id,
         }
         return {"id": model, "object": "model", "created": self._started, "owned_by": "privinf", "privinf": about}
@@ -155,7 +155,7 @@ def _add_chat(app: FastAPI, engine: Engine, models: _Models) -> None:
     async def chat(request: Request, body: ChatRequest) -> Response:
         models.check(body.model)
         body.check()
-        maker = engine.chat
+        maker = engine.model.chat
         with _as_api_errors():
             sampling = body.sampling(maker.stop)
             prompt = await while_there(request, maker.prompt([message.plain() for message in body.messages]))

@@ -8,24 +8,22 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from privinf.client.client import Client
-from privinf.client.conversation import Conversation
 from privinf.client.reply import Attempts
 from privinf.client.sampling import GREEDY, Sampling
-from privinf.client.text import Prompt, Token
-from privinf.client.tokenizer import load_tokenizer
-from privinf.gateway.chat import Chat
+from privinf.client.text import Token
+from privinf.gateway.conversations import Conversations
 from privinf.gateway.held import Held
 from privinf.gateway.limits import Limits
+from privinf.gateway.model import Model
+from privinf.gateway.tally import Tally
 from privinf.gateway.waits import Full, Stopping
-from privinf.session.memory import give_back
-from privinf.transport.meter import PHASES, Cell
-from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError, TransportError
+from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
 
 log = logging.getLogger("privinf.gateway")
 EVICT_S = 1.0
@@ -53,6 +51,10 @@ class Answer:
     held: Held | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    def hold(self, held: Held) -> None:
+        """It is made in this conversation, and from now on it can be cancelled."""
+        self.held = held
+
     def cancel(self) -> None:
         """Ends it, from any thread; the peers see the session end."""
         self.cancelled.set()
@@ -65,50 +67,34 @@ class Engine:
 
     def __init__(self, client: Client, limits: Limits, template: str | None = None) -> None:
         self.client, self.limits, self._template = client, limits, template
-        self._guard = threading.Lock()
-        self._kept: list[Held] = []  # idle, the one that was used last at the end
-        self._live: set[Held] = set()
-        self._totals = {(peer, phase): Cell() for peer in ("server", "dealer") for phase in PHASES}
-        self._spent = 0
+        self.conversations, self.tally = Conversations(client, limits), Tally()
         self._pool = ThreadPoolExecutor(limits.active, thread_name_prefix="privinf-reply")
         self._slots = asyncio.Semaphore(limits.active)
-        self._mean_s = 1.0  # of recent replies
         self.waiting = self.active = 0
-        self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "tokens", "replies", "cancelled", "failed", "prepared"), 0)
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._closing = False
-        self._ending = contextlib.ExitStack()
         self._queues: set[asyncio.Queue[Token | BaseException | None]] = set()  # of replies that are being made
 
     # ---- life
 
     def start(self) -> None:
         """Connects, and reads the public bundle; the session is kept for the first query."""
-        held = self._open()
-        self.lowered = held.conversation.lowered
-        if not self.lowered.info.is_language_model:
+        held = self._open(lambda held: None)
+        try:
+            self.model = Model.of(held.conversation, self._template, self.limits.active + self.limits.waiting)
+        except ConfigError:
             held.conversation.end()
-            raise ConfigError("the server's model is no language model", remedy="serve a converted checkpoint")
-        self.tokenizer = load_tokenizer(self.lowered.tokenizer)
-        self.chat = Chat(self.lowered, self.tokenizer, self._template, most=self.limits.active + self.limits.waiting)
-        self._ending.callback(self.chat.close)
-        self.logits = held.conversation.session.gives_logits
-        with self._guard:
-            self._kept.append(held)
+            raise
+        self.conversations.begin_with(held)
 
     async def evict(self) -> None:
         """Ends kept conversations that nobody has used for long; runs until it is cancelled."""
         while True:
             await asyncio.sleep(EVICT_S)
-            with self._guard:
-                old = [held for held in self._kept if time.monotonic() - held.conversation.used > self.limits.keep_s]
-                self._kept = [held for held in self._kept if held not in old]
-            for held in old:
-                await asyncio.to_thread(self._retire, held)
+            for held in self.conversations.expired():
+                await asyncio.to_thread(self.conversations.retire, held)
 
     def halt(self) -> None:
         """Ends every reply, and tells whoever waits for one why; in the event loop's thread."""
-        self._closing = True
+        self.conversations.closing = True
         for queue in self._queues:
             queue.put_nowait(Stopping())
         for _ in range(self.waiting):
@@ -116,34 +102,13 @@ class Engine:
 
     def close(self) -> None:
         """Ends every reply and every conversation."""
-        with self._guard:
-            self._closing = True
-            idle, self._kept = self._kept, []
-        for held in idle:
-            self._retire(held)
+        self.conversations.close()
         self.client.close()
-        self._ending.close()
+        if (model := getattr(self, "model", None)) is not None:  # it may never have started
+            model.chat.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # ---- replies
-
-    def read(self, query: Query) -> tuple[list[int], str | None]:
-        """The prompt's ids, and its text if it is one; ConfigError for what the model cannot take."""
-        text = query.prompt if isinstance(query.prompt, str) else None
-        if text is not None and not query.special_tokens and self.tokenizer is not None:
-            return list(Prompt.read(self.lowered, None, self._encode(text) or []).ids), text
-        prompt = Prompt.read(self.lowered, text, None if text is not None else list(query.prompt))  # type: ignore[arg-type]
-        return list(prompt.ids), text
-
-    def _encode(self, text: str) -> list[int] | None:
-        """Ids of a text that goes on from another; None unless they stand for exactly this text."""
-        if self.tokenizer is None:
-            return None
-        try:
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
-            return ids if self.tokenizer.decode(ids, skip_special_tokens=False) == text else None
-        except ConfigError:  # the text is then no text
-            return None
 
     async def stream(self, query: Query, answer: Answer) -> AsyncIterator[Token]:
         """New tokens as they come. Closing the iterator, or cancelling who waits in it, ends the reply and the session behind it."""
@@ -151,12 +116,12 @@ class Engine:
             raise self._full()
         self.waiting += 1  # before anything is awaited, so that no crowd slips through
         try:
-            ids, text = await asyncio.to_thread(self.read, query)
+            ids, text = await asyncio.to_thread(self.model.read, query.prompt, special_tokens=query.special_tokens)
             answer.prompt_tokens = len(ids)
             await self._slots.acquire()
         finally:
             self.waiting -= 1
-        if self._closing:
+        if self.conversations.closing:
             raise Stopping
         self.active += 1
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException | None]()
@@ -189,7 +154,7 @@ class Engine:
         inside, limits = self.active + self.waiting, self.limits
         made, rest = min(inside, limits.active), max(0, inside - limits.active)
         waits = f"{rest} {'caller waits' if rest == 1 else 'callers wait'}" if limits.waiting else "nobody may wait"
-        retry_after = max(1, round(math.ceil((rest + 1) / limits.active) * self._mean_s))
+        retry_after = max(1, round(math.ceil((rest + 1) / limits.active) * self.tally.mean_s))
         return Full(
             f"{made} {'reply is' if made == 1 else 'replies are'} being made and {waits}, and there is room for no more", retry_after
         )
@@ -206,17 +171,14 @@ class Engine:
             if not isinstance(error, PrivinfError):
                 log.exception("internal error in a reply: %s", type(error).__name__)
             if answer.held is not None:
-                self._retire(answer.held)
+                self.conversations.retire(answer.held)
         finally:
-            with self._guard:
-                self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
-                self.counts[end] += 1
-                for name in ("prompt_tokens", "cached_tokens", "tokens"):
-                    self.counts[name] += getattr(answer, name)
+            self.tally.ended(end, time.monotonic() - began, answer)
             emit(None)
 
     def _answer(self, query: Query, ids: list[int], text: str | None, answer: Answer, emit: Callable[[Any], None]) -> None:
-        attempts, found = Attempts(self.limits.retry, self.client.options.timeout, answer.cancelled), self._follow(ids, text)
+        attempts = Attempts(self.limits.retry, self.client.options.timeout, answer.cancelled)
+        found = self.conversations.follow(ids, text, self.model.encode)
 
         def attempt(connect_s: float | None) -> Iterator[Token]:
             nonlocal found
@@ -230,10 +192,10 @@ class Engine:
                     if answer.tokens or answer.cancelled.is_set() or error.retry_after is not None:
                         raise
                 # a kept session may have died meanwhile, with the server say, or reached its limits
-                self._retire(answer.held)
+                self.conversations.retire(answer.held)
                 attempts.reply, answer.cached_tokens = None, 0
             elif answer.held is not None:
-                self._retire(answer.held)
+                self.conversations.retire(answer.held)
             answer.held = self._begin(answer, connect_s)
             yield from self._pass(attempts, query, answer, ids, True)
 
@@ -245,11 +207,8 @@ class Engine:
         answer.finish_reason = reply.finish_reason
         held.ended = reply.finish_reason == "stop" and not reply.streamer.stopped
         held.text = None if text is None or reply.streamer.text is None else text + reply.streamer.text
-        with self._guard:
-            self.counts["prepared"] += reply.sessions[-1].prepared is not None
-            self.seconds["offline"] += reply.timing.offline_s
-            self.seconds["online"] += sum(reply.timing.tokens_s)
-        self._keep(held)
+        self.tally.whole(reply)
+        self.conversations.keep(held)
 
     def _pass(self, attempts: Attempts, query: Query, answer: Answer, fresh: list[int], keep: bool) -> Iterator[Token]:
         """New tokens of a reply, in the conversation that it has now."""
@@ -273,94 +232,18 @@ class Engine:
         finally:
             attempts.reply = conversation.reply
 
-    # ---- conversations
-
     def _begin(self, answer: Answer, connect_s: float | None = None) -> Held:
         """A new conversation for a reply; to reach the server it has `connect_s` seconds, by default as the client's options say.
 
         What is wrong here, a certificate that has expired say, is no fault of the caller's.
         """
         try:
-            return self._open(answer, connect_s)
+            return self._open(answer.hold, connect_s)
         except ConfigError as error:
             log.error("no session can be opened: %s", error)
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
-    def _open(self, answer: Answer | None = None, connect_s: float | None = None) -> Held:
-        """A new conversation; where the server is full, room is made by what we keep ourselves."""
-        while True:
-            if self._closing:
-                raise Stopping
-            held = Held(Conversation(self.client))
-            if answer is not None:
-                answer.held = held  # from now on it can be cancelled
-            try:
-                held.conversation.open(connect_s)
-                break
-            except HandshakeError as error:
-                again = error.again(max(1, round(self._mean_s)))
-                if again is None:
-                    raise
-                with self._guard:
-                    oldest = self._kept.pop(0) if self._kept else None
-                if oldest is None:
-                    raise Full(error.message, again) from error
-                self._retire(oldest)
-        with self._guard:
-            self.seconds["setup"] += held.conversation.session.setup_s
-            self._live.add(held)
+    def _open(self, begun: Callable[[Held], None], connect_s: float | None = None) -> Held:
+        held = self.conversations.open(begun, connect_s, max(1, round(self.tally.mean_s)))
+        self.tally.opened(held.conversation.session.setup_s)
         return held
-
-    def _follow(self, ids: list[int], text: str | None) -> tuple[Held, tuple[int, list[int], bool]] | None:
-        """The kept conversation from which a prompt goes on furthest, which is then no longer kept."""
-        with self._guard:
-            matches = [(held, found) for held in self._kept if held.conversation.usable and (found := held.follow(ids, text, self._encode))]
-            best = max(matches, key=lambda match: match[1][0], default=None)
-            if best is not None:
-                self._kept.remove(best[0])
-        return best
-
-    def _keep(self, held: Held) -> None:
-        if not held.conversation.usable or held.conversation.room <= 1 or not self.limits.kept:
-            self._retire(held)
-            return
-        with self._guard:
-            self._kept.append(held)
-            surplus = self._kept[: len(self._kept) - self.limits.kept]
-            del self._kept[: len(surplus)]
-        for old in surplus:
-            self._retire(old)
-
-    def _retire(self, held: Held) -> None:
-        """Ends a conversation, and keeps its counters; may be called again."""
-        with contextlib.suppress(PrivinfError):
-            held.conversation.end()
-        with self._guard:
-            if held in self._live:
-                self._live.discard(held)
-                for place, cell in held.cells().items():
-                    self._totals[place].add(cell)
-                self._spent += held.spent
-        give_back()
-
-    # ---- counters
-
-    @property
-    def kept(self) -> int:
-        """Conversations that are kept."""
-        return len(self._kept)
-
-    def cells(self) -> Mapping[tuple[str, str], Cell]:
-        """What moved so far, by peer and phase."""
-        result = {place: Cell() for place in self._totals}
-        with self._guard:
-            parts = [self._totals, *(held.cells() for held in self._live)]
-        for part in parts:
-            for place, cell in part.items():
-                result[place].add(cell)
-        return result
-
-    def spent(self) -> int:
-        """Correlations that were used, each once."""
-        with self._guard:
-            return self._spent + sum(held.spent for held in self._live)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from privinf.client.conversation import Conversation
 from privinf.transport.meter import PHASES, Cell
 
+Encode = Callable[[str], list[int] | None]
+Follows = tuple[int, list[int], bool]
+"""Positions in the cache, new ids, whether the last new token is kept."""
+
 
 @dataclass(eq=False, repr=False)
 class Held:
@@ -17,8 +21,8 @@ class Held:
     text: str | None = None  # of the whole sequence, where the prompt was a text
     ended: bool = False  # the last token ended the reply, and is not part of the text
 
-    def follow(self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None]) -> tuple[int, list[int], bool] | None:
-        """(positions in the cache, new ids, whether the last new token is kept) if the prompt goes on from here."""
+    def follow(self, ids: list[int], text: str | None, encode: Encode) -> Follows | None:
+        """How the prompt goes on from here, if it does."""
         so_far, room = self.conversation.ids, self.conversation.room
         if not so_far:
             return 0, ids, True

@@ -51,8 +51,8 @@ class Requests:
 def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
     """Everything, as it is now."""
     yield requests.family()
-    yield from traffic_families("client", engine.cells())
-    counts = engine.counts
+    yield from traffic_families("client", engine.conversations.cells())
+    counts = engine.tally.counts
     yield counter("privinf_prompt_tokens", "Tokens of prompts.", counts["prompt_tokens"])
     yield counter("privinf_cached_tokens", "Of them, those that a kept conversation had already.", counts["cached_tokens"])
     yield counter("privinf_tokens", "New tokens.", counts["tokens"])
@@ -61,14 +61,14 @@ def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
         replies.add_metric([end], counts[name])
     yield replies
     seconds = CounterMetricFamily("privinf_seconds", "Seconds of sessions by phase.", labels=["phase"])
-    for phase, value in engine.seconds.items():
+    for phase, value in engine.tally.seconds.items():
         seconds.add_metric([phase], value)
     yield seconds
-    yield counter("privinf_correlations", "Correlations that were spent, each once.", engine.spent())
+    yield counter("privinf_correlations", "Correlations that were spent, each once.", engine.conversations.spent())
     yield counter("privinf_prepared_queries", "Queries that were prepared ahead, and used.", counts["prepared"])
     yield gauge("privinf_active_replies", "Replies that are being made.", engine.active)
     yield gauge("privinf_active_replies_limit", "Replies that are made at a time.", engine.limits.active)
     yield gauge("privinf_waiting_replies", "Callers that wait for their turn.", engine.waiting)
     yield gauge("privinf_waiting_replies_limit", "Callers that may wait.", engine.limits.waiting)
     yield gauge("privinf_requests_inside", "Requests that are being read or answered.", requests.inside)
-    yield gauge("privinf_kept_conversations", "Idle conversations that a next turn may go on from.", engine.kept)
+    yield gauge("privinf_kept_conversations", "Idle conversations that a next turn may go on from.", len(engine.conversations.idle))

@@ -67,10 +67,10 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 
     @app.get("/page/about")
     async def about() -> dict[str, Any]:
-        model = {**model_of(engine.lowered), "n_positions": engine.lowered.info.n_positions}
+        model = {**model_of(engine.model.lowered), "n_positions": engine.model.lowered.info.n_positions}
         trust = {"name": TRUST, "text": TRUST_TEXT}
         parties = {"server": engine.client.peers.server, "dealer": engine.client.peers.dealer}
-        return {"model": model, "trust": trust, "logits": engine.logits, "demo": watch is not None, "parties": parties}
+        return {"model": model, "trust": trust, "logits": engine.model.logits, "demo": watch is not None, "parties": parties}
 
     @app.post("/page/reply", response_model=None)
     async def reply(body: PageRequest) -> Response:
@@ -84,7 +84,7 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIterator[dict[str, Any]]:
     """`begin` (how many tokens there will be at most), `token`, `seen`, `counters`, and at the end `done` or `error`."""
     reply, seen = Answer(), watch.since(-1)[0] if watch else 0
-    base = {key: _copy(cell) for key, cell in engine.cells().items()}
+    base = {key: _copy(cell) for key, cell in engine.conversations.cells().items()}
     theirs = watch.seen_traffic if watch else {}
     told: dict[str, Any] = {}
     begun = False
@@ -107,7 +107,7 @@ async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIte
                     break
                 if not begun:
                     begun = True
-                    room = engine.lowered.info.n_positions - reply.prompt_tokens + 1
+                    room = engine.model.lowered.info.n_positions - reply.prompt_tokens + 1
                     most = min(query.max_new_tokens, engine.limits.new_tokens, room)
                     yield _event("begin", {"prompt_tokens": reply.prompt_tokens, "most": most})
                 yield _event("token", {"id": token.id, "text": token.text})
@@ -136,7 +136,7 @@ def _copy(cell: Cell) -> Cell:
 
 def _counters(engine: Engine, base: dict[tuple[str, str], Cell], watch: Watch | None, theirs: dict[str, Any]) -> dict[str, Any]:
     """What moved since `base`, as each party counts it; of a remote party only what this one sent and received."""
-    now = engine.cells()
+    now = engine.conversations.cells()
     moved = {place: _minus(counters(cell), counters(base[place])) for place, cell in now.items()}
     own = {peer: {phase: moved[peer, phase] for phase in PHASES} for peer in ("server", "dealer")}
     others = {role: _minus(traffic, theirs.get(role, {})) for role, traffic in watch.seen_traffic.items()} if watch is not None else {}

@@ -104,6 +104,9 @@ class Renderer:
             answer = None
         finally:
             timer.cancel()
+            timer.join()
+        if late.is_set():  # it may have answered just before: the next chat needs another one all the same
+            self._end()
         told: dict[str, Any] = answer if isinstance(answer, dict) else {}
         if isinstance(text := told.get("text"), str) and len(text) <= MAX_CHARS:
             return text

@@ -7,6 +7,7 @@ nothing: no file, no socket. It loads none of the rest of the package, to start 
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import html
 import json
@@ -27,6 +28,8 @@ MEMORY = 512 << 20
 """Address space, of which the interpreter and its libraries take a few dozen MiB."""
 FAULTS = {"long": f"its text is longer than {MAX_CHARS} characters", "memory": "it needs too much memory", "deep": "it goes too deep"}
 """What may be said of a failure: nothing in the template's own words."""
+
+PR_SET_DUMPABLE = 4  # of Linux's prctl.h
 
 LOADED = constants, debug, html, pprint, textwrap
 """What Jinja would load when a template first needs it, and can load no longer once the process is confined."""
@@ -76,15 +79,23 @@ def rendered(template: Template, words: dict[str, str], messages: list[dict[str,
     return "".join(pieces)
 
 
+def hide() -> None:
+    """No other process of this user may look into this one, which has the chats; where the kernel is not Linux, that stays as it is."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def confine(seconds: int) -> None:
-    """From now on nothing can be opened or written but the pipes, nor kept after a crash, and a frame may take this much processor time."""
-    for what, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 0)):
+    """From now on nothing can be opened, written but to the pipes, started or kept after a crash, and a frame may take this much time."""
+    none = (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
+    for what, most in ((resource.RLIMIT_AS, MEMORY), *((each, 0) for each in none)):
         resource.setrlimit(what, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + 1, resource.RLIM_INFINITY))
 
 
 def main(seconds: int) -> None:
     """Serves until stdin ends."""
+    hide()
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     template: Template | None = None
     words: dict[str, str] = {}

@@ -252,7 +252,9 @@ class Service:
             self.tell(connection, error)
         except Exception as error:
             # a fault of ours: the peer gets one line, the log the place, and the others go on
-            self._log.exception("internal error in a session: %s; start with --debug for its place", type(error).__name__)
+            name = type(error).__name__
+            line = f"internal error in a session: {name}; start with --debug for its place"
+            self._sparing.say(f"internal {name}", line, level=logging.ERROR, fault=error)
             self.tell(connection, as_told(error, self.role))
         finally:
             self._here.dismiss(threading.current_thread())

@@ -28,8 +28,8 @@ class Sparing:
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
 
-    def say(self, kind: str, line: str, most: int = 1, level: int = logging.WARNING) -> None:
-        """Writes the line, unless there were `most` of this kind within the minute: then it is counted."""
+    def say(self, kind: str, line: str, most: int = 1, level: int = logging.WARNING, *, fault: BaseException | None = None) -> None:
+        """Writes the line, with the place of a fault, unless there were `most` of this kind within the minute: then it is counted."""
         self.due()
         with self._lock:
             name = kind if kind in self._windows or len(self._windows) < _KINDS else ""
@@ -40,7 +40,7 @@ class Sparing:
             else:
                 window.held, window.last = window.held + 1, line
         if fits:
-            self._log.log(level, "%s", line)
+            self._log.log(level, "%s", line, exc_info=fault)
 
     def due(self, *, at_once: bool = False) -> float | None:
         """Says of the kinds whose minute is over (`at_once`: of all) how many were not written; seconds until that is due again."""

@@ -19,12 +19,6 @@ from tests.support.trio import Trio, trio
 PROMPT = [1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
 @contextlib.contextmanager
 def liar(parties: Trio, *, copied: bool) -> Iterator[Server]:
     """A second server of the same CA with other weights, which claims the first's id, with its own bundle or with a copy of the first's."""

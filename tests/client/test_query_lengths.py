@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,6 @@ from tests.support.ladder import IDS, LOGIT_ERROR, float_logits, make
 from tests.support.trio import Trio, trio
 
 PROMPT = [(7 * i) % 90 for i in range(17)]
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 def ask(client: Client, ids: list[int], count: int, **more: Any) -> list[int]:
@@ -306,13 +299,13 @@ def test_padding_at_the_gateway(parties: Trio) -> None:
     with gateway(parties, client=parties.client(pad_prompt=9, chunk=4)) as door:
         assert complete(door, "abc", 2) == (2, 0)
         for turn in ("d", "e"):
-            (held,) = door.engine._kept
+            (held,) = door.engine.conversations.idle
             assert complete(door, f"{held.text}{turn}", 2)[1] > 3
-        (held,) = door.engine._kept  # three turns of 9 and a new token each have left 2 of 32 positions
+        (held,) = door.engine.conversations.idle  # three turns of 9 and a new token each have left 2 of 32 positions
         assert complete(door, f"{held.text}fg", 2) == (2, 0)
     with gateway(parties, client=parties.client(pad_reply=4)) as door:
-        assert complete(door, "abc", 3) == (3, 0) and not door.engine._kept
-        assert complete(door, "abc", 4) == (4, 0) and len(door.engine._kept) == 1
+        assert complete(door, "abc", 3) == (3, 0) and not door.engine.conversations.idle
+        assert complete(door, "abc", 4) == (4, 0) and len(door.engine.conversations.idle) == 1
 
 
 # ---- prepared

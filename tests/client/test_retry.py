@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ from tests.support.trio import Trio, trio
 from tests.support.waiting import PATIENCE
 
 PROMPT, COUNT = [1, 2, 3], 8
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 def ids_of(client: Client, count: int = COUNT, **choice: Any) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from protocols.sources.dealer import Dealer
 from tests.support import trio as t
 from tests.support.trio import Trio, trio
 from tests.support.waiting import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 def payload(conversation: Conversation) -> int:

@@ -21,16 +21,10 @@ from privinf.server.session import ServerSession
 from protocols.errors import ConfigError, PrivinfError
 from tests.support import trio as t
 from tests.support.gateway import KEY, gateway, serving
-from tests.support.trio import Trio, trio, wait_for
+from tests.support.trio import Trio, wait_for
 from tests.support.waiting import PATIENCE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 @pytest.fixture
@@ -185,7 +179,7 @@ def test_no_record_of_any_logger_holds_a_secret(parties: Trio, caplog: pytest.Lo
             ):
                 assert caller.post("/v1/completions", json={**body, **wrong}).status_code == 400
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(door.engine, "read", lambda query: 1 / 0)
+                patch.setattr(door.engine.model, "read", lambda prompt, **_: 1 / 0)
                 assert caller.post("/v1/completions", json={**body, "prompt": PROMPT}).status_code == 500
         with pytest.raises(ConfigError):
             list(client.generate(PROMPT * 6))

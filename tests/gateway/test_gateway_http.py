@@ -16,23 +16,18 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from privinf.client.conversation import Conversation
 from privinf.client.text import Token
 from privinf.gateway import connections
 from privinf.gateway.limits import Bounds
 from protocols.errors import TransportError
 from tests.support.gateway import KEY, Gateway, gateway
-from tests.support.trio import Trio, trio, wait_for
+from tests.support.trio import Trio, wait_for
 from tests.support.waiting import PATIENCE
 
 SHORT, FEW = Bounds(wait_s=1.0, idle_s=0.5, drain_s=20.0), Bounds(connections=3)
 HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
 BODY = {"model": "privinf", "prompt": "x", "max_tokens": 1, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +150,7 @@ def test_a_body_without_end_and_without_a_limit(door: Gateway) -> None:
 
 
 def test_a_reader_that_stops_ends_its_reply(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = door.engine.counts["cancelled"]
+    before = door.engine.tally.counts["cancelled"]
 
     def long(query: Any, ids: Any, text: Any, reply: Any, emit: Callable[[Any], None]) -> None:
         while not reply.cancelled.is_set():
@@ -168,7 +163,7 @@ def test_a_reader_that_stops_ends_its_reply(door: Gateway, monkeypatch: pytest.M
     with connect(door, SO_RCVBUF=4096) as sock:
         sock.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        wait_for(lambda: door.engine.counts["cancelled"] == before + 1 and door.engine.active == 0)
+        wait_for(lambda: door.engine.tally.counts["cancelled"] == before + 1 and door.engine.active == 0)
     monkeypatch.undo()
     assert is_well(door)
 
@@ -232,18 +227,16 @@ def test_other_methods_and_paths(calm: Gateway) -> None:
 def test_a_stop_lets_replies_end_and_nobody_in(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
     with gateway(parties, bounds=SHORT) as door, httpx.Client(base_url=door.url) as stranger, door.http() as late:
         assert late.get("/v1/models").status_code == 200  # its connection is open
-        go, answer = threading.Event(), door.engine._answer
+        go, generate = threading.Event(), Conversation.generate
         whole = door.openai().completions.create(model="privinf", prompt="abc", max_tokens=3, extra_body={"ignore_eos": True})
 
-        def slow(query: Any, ids: Any, text: Any, reply: Any, emit: Callable[[Any], None]) -> None:
-            pieces: list[Any] = []
-            answer(query, ids, text, reply, pieces.append)
-            for number, piece in enumerate(pieces):
+        def slow(*words: Any, **options: Any) -> Iterator[Any]:
+            for number, token in enumerate(generate(*words, **options)):
                 if number:
                     go.wait(60)
-                emit(piece)
+                yield token
 
-        monkeypatch.setattr(door.engine, "_answer", slow)
+        monkeypatch.setattr(Conversation, "generate", slow)
         stream = door.openai().completions.create(model="privinf", prompt="abc", max_tokens=3, stream=True, extra_body={"ignore_eos": True})
         text = next(stream).choices[0].text
         door.service.stop()

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 
+from privinf.client.conversation import Conversation
 from privinf.transport import keys as keys_module
 from privinf.transport.keys import renew_keys
 from tests.support import trio as t
@@ -28,7 +29,7 @@ def complete(door: Gateway, prompt: str, count: int = 2) -> Any:
 
 def dealt(door: Gateway) -> int:
     """Bytes of correlations that came from the dealer."""
-    return door.engine.cells()["dealer", "offline"].payload_received
+    return door.engine.conversations.cells()["dealer", "offline"].payload_received
 
 
 def test_prepared_queries_are_used_for_first_turns_that_fit(tmp_path: Path) -> None:
@@ -36,14 +37,14 @@ def test_prepared_queries_are_used_for_first_turns_that_fit(tmp_path: Path) -> N
         parties.client().prepare(9, max_new_tokens=4)
         with gateway(parties, prepared=False) as door:
             expected = complete(door, "def main!", 3).choices[0].text
-            assert door.engine.counts["prepared"] == 0 and door.engine.kept == 1
+            assert door.engine.tally.counts["prepared"] == 0 and len(door.engine.conversations.idle) == 1
         with gateway(parties) as door:
             before = dealt(door)
             done = complete(door, "def main!", 3)
-            assert done.choices[0].text == expected and door.engine.counts["prepared"] == 1 and dealt(door) == before
-            assert door.engine.kept == 0 and not door.engine.client.sessions  # it ends with what was prepared
+            assert done.choices[0].text == expected and door.engine.tally.counts["prepared"] == 1 and dealt(door) == before
+            assert len(door.engine.conversations.idle) == 0 and not door.engine.client.sessions  # it ends with what was prepared
             again = complete(door, "def main!", 3)  # none is left
-            assert again.choices[0].text == expected and door.engine.counts["prepared"] == 1 and dealt(door) > before
+            assert again.choices[0].text == expected and door.engine.tally.counts["prepared"] == 1 and dealt(door) > before
             turn = complete(door, f"def main!{expected}z", 1)
             assert turn.usage.prompt_tokens_details.cached_tokens == 9 + 2  # a conversation that is kept goes on as ever
 
@@ -57,24 +58,24 @@ def test_a_budget_that_is_used_up(tmp_path: Path) -> None:
             with pytest.raises(openai.RateLimitError, match="come again later, in") as found:
                 complete(door, prompt)
             assert 7000 < int(found.value.response.headers["Retry-After"]) <= 7200 and found.value.code == "rate_limit_exceeded"
-        wait_for(lambda: door.engine.active == 0 and door.engine.counts["failed"] == 3)
+        wait_for(lambda: door.engine.active == 0 and door.engine.tally.counts["failed"] == 3)
 
 
 def test_a_kept_session_at_its_limit_is_replaced(tmp_path: Path) -> None:
     with trio(cache=tmp_path, session_tokens=8) as parties, gateway(parties) as door:
         first = complete(door, "abcd", 3)
-        (held,) = door.engine._kept
+        (held,) = door.engine.conversations.idle
         turn = complete(door, f"{held.text}e", 1)
         assert (first.usage.total_tokens, turn.usage.total_tokens) == (7, 9)
         assert turn.usage.prompt_tokens_details.cached_tokens == 6
         with pytest.raises(openai.InternalServerError, match="at most 8 tokens") as found:
             complete(door, "a" * 9)
         assert found.value.status_code == 502 and found.value.code == "peer_refused"
-        (held,) = door.engine._kept
+        (held,) = door.engine.conversations.idle
         prompt = f"{held.text}f"
         with pytest.raises(openai.InternalServerError, match="at most 8 tokens"):  # nor does a new session have room for it
             complete(door, prompt, 2)
-        assert door.engine.kept == 0 and complete(door, "abc", 1).usage.completion_tokens == 1
+        assert len(door.engine.conversations.idle) == 0 and complete(door, "abc", 1).usage.completion_tokens == 1
 
 
 def test_a_server_that_is_gone_or_whose_dealer_is(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_fault_at_this_end_is_no_fault_of_the_callers(
 def test_a_session_that_nobody_renews_is_no_leak(tmp_path: Path) -> None:
     with trio(cache=tmp_path, idle=1.0) as parties, gateway(parties) as door:
         complete(door, "abc")
-        (held,) = door.engine._kept
+        (held,) = door.engine.conversations.idle
         wait_for(lambda: not parties.server.peers)  # the server has ended it
         done = complete(door, f"{held.text}d", 1)
         assert done.usage.prompt_tokens_details.cached_tokens == 0 and done.usage.completion_tokens == 1
@@ -124,23 +125,25 @@ def test_a_reply_whose_connection_breaks_goes_on(tmp_path: Path, monkeypatch: py
     with trio(cache=tmp_path) as parties, gateway(parties, retry=1) as door, door.openai(max_retries=0) as client:
         if kept:
             complete(door, "ab", 2)
-            prompt = f"{door.engine._kept[-1].text}c"
+            prompt = f"{door.engine.conversations.idle[-1].text}c"
         else:
             prompt = "abc"
         how = {"model": "privinf", "max_tokens": 8, "temperature": temperature, "seed": 7, "extra_body": MORE}
         with gateway(parties) as whole, whole.openai() as other:
             expected = other.completions.create(prompt=prompt, **how).choices[0].text  # type: ignore[call-overload]
-        inner, cuts = door.engine._pass, [2, 5]
+        generate, cuts, made = Conversation.generate, [2, 5], [0]
 
-        def cut(attempts: Any, query: Any, answer: Any, *rest: Any) -> Iterator[Any]:
-            for token in inner(attempts, query, answer, *rest):
+        def cut(conversation: Conversation, *words: Any, **options: Any) -> Iterator[Any]:
+            made[0] *= options["begun"] is not None
+            for token in generate(conversation, *words, **options):
                 yield token
-                if cuts and answer.tokens == cuts[0]:
+                made[0] += 1
+                if cuts and made[0] == cuts[0]:
                     cuts.pop(0)
-                    for connection in answer.held.conversation.session.lines.dialled:
+                    for connection in conversation.session.lines.dialled:
                         connection.close()
 
-        monkeypatch.setattr(door.engine, "_pass", cut)
+        monkeypatch.setattr(Conversation, "generate", cut)
         with pytest.raises(openai.InternalServerError, match="closed"):
             client.completions.create(prompt=prompt, **how)  # type: ignore[call-overload]
         cuts[:] = [5]

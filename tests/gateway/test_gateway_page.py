@@ -124,7 +124,7 @@ def browser() -> Iterator[Any]:
 
 
 def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
-    before = demo.engine.counts["cancelled"]
+    before = demo.engine.tally.counts["cancelled"]
     problems: list[str] = []
     asked: list[str] = []
     with contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
@@ -145,7 +145,7 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
         page.get_by_text("done (").wait_for(timeout=60_000)
 
         prompt, reply = page.locator("#reply .prompt").inner_text(), page.locator("#reply").inner_text()
-        assert prompt == PROMPT and demo.engine._kept[-1].text == reply
+        assert prompt == PROMPT and demo.engine.conversations.idle[-1].text == reply
         values = page.locator("[data-role=server] .seen .value").all_inner_texts()
         assert len(values) > 20 and sum(bool(HEX.fullmatch(value)) for value in values) > 20
         assert "OrMask" in page.locator("[data-role=dealer] .seen").inner_text()
@@ -159,7 +159,7 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
         page.get_by_text(re.compile(r"^[1-9]\d* of 26 ")).wait_for(timeout=60_000)  # what the context has room for
         page.locator("#stop").click()
         page.get_by_text("stopped").wait_for()
-    wait_for(lambda: demo.engine.active == 0 and demo.engine.counts["cancelled"] == before + 1)
+    wait_for(lambda: demo.engine.active == 0 and demo.engine.tally.counts["cancelled"] == before + 1)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
 
 
@@ -271,7 +271,7 @@ def test_the_page_fits_in_every_state(demo: Gateway, browser: Any, monkeypatch: 
 
         with monkeypatch.context() as patch:
             patch.setattr(demo.engine, "_answer", scripted)
-            patch.setattr(demo.engine, "read", lambda query: ([1] * 7, query.prompt))
+            patch.setattr(demo.engine.model, "read", lambda prompt, **_: ([1] * 7, prompt))
             page.locator("#count").fill("10")
             ask("it goes on")
             page.get_by_text("the prompt is taken in").wait_for()

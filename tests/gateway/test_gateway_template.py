@@ -8,6 +8,9 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +22,7 @@ import pytest
 from privinf.gateway import renderer
 from privinf.gateway.chat import Chat
 from privinf.gateway.renderer import TemplateFault
+from privinf.gateway.template import read_frame
 from privinf.lowering.from_checkpoint import chat_template_of
 from privinf.lowering.lowered import Lowered
 from protocols.errors import ConfigError, HandshakeError
@@ -179,6 +183,23 @@ def test_a_template_that_cannot_be_read(chat: Callable[..., Chat], monkeypatch: 
     assert "\n" not in str(found.value) and len(str(found.value)) < 600
 
 
+def test_an_answer_at_the_deadline_takes_no_later_chat_along(chat: Callable[..., Chat], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is ended once it has answered and before the timer is stopped: the next chat has another one."""
+    made = chat(CHATML)
+    with monkeypatch.context() as patch:
+        patch.setattr(renderer, "RENDER_S", 0.5)
+        patch.setattr(renderer, "read_frame", lambda stream: (read_frame(stream), time.sleep(1.0))[0])
+        assert prompt(made).startswith("<|im_start|>user\nhi")
+    assert prompt(made).startswith("<|im_start|>user\nhi")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+def test_nobody_looks_into_a_template_s_process() -> None:
+    """PR_GET_DUMPABLE is 3."""
+    lines = "import ctypes; from privinf.gateway.template import hide; hide(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    assert subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True).stdout == "0\n"
+
+
 def test_a_template_s_process_has_no_way_out(chat: Callable[..., Chat], monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no environment, no argument that says anything, no file but its pipes, no core; and it ends with the gateway."""
     monkeypatch.setenv("PRIVINF_API_KEY", "sk-of-the-environment")
@@ -189,7 +210,7 @@ def test_a_template_s_process_has_no_way_out(chat: Callable[..., Chat], monkeypa
     place = Path(f"/proc/{pid}")
     assert b"sk-of-the-environment" not in (place / "environ").read_bytes() and b"hi" not in (place / "cmdline").read_bytes()
     limits = {line[:26].strip(): line[26:].split()[:2] for line in (place / "limits").read_text().splitlines()}
-    assert limits["Max open files"] == limits["Max core file size"] == limits["Max file size"] == ["0", "0"]
+    assert limits["Max open files"] == limits["Max core file size"] == limits["Max file size"] == limits["Max processes"] == ["0", "0"]
     assert int(limits["Max address space"][0]) <= 1 << 30 and limits["Max cpu time"][0].isdigit()
     made.close()
     assert not t.running({pid})

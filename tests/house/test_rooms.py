@@ -17,10 +17,7 @@ TREES = {path: ast.parse((ROOT / path).read_text()) for path in SOURCES}
 MOST_LINES, MOST_OF_A_FUNCTION, MOST_ATTRIBUTES = 400, 60, 12
 
 # What is still too large. Nothing is to be added here: whoever makes one of them small takes it out.
-EXCEPTIONS = (
-    "privinf/gateway/engine.py: Engine",
-    "privinf/training/trainer.py: Trainer",
-)
+EXCEPTIONS = ("privinf/training/trainer.py: Trainer",)
 
 
 def module(path: Path) -> str:

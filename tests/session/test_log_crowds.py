@@ -14,7 +14,9 @@ from privinf.local.child import _Forward
 from privinf.session import outlet, sparing
 from privinf.session.outlet import Outlet, unblocked
 from privinf.session.sparing import Sparing
+from protocols.errors import PrivinfError
 from tests.support import trio as t
+from tests.support.trio import Trio
 
 
 class Hands:
@@ -63,6 +65,16 @@ def test_kinds_are_bounded(clock: Hands, caplog: pytest.LogCaptureFixture) -> No
     for number in range(1000):
         lines.say(f"way {number}", f"failed in way {number}")
     assert len(caplog.messages) == len(lines._windows) == 65
+
+
+def test_faults_of_ours_are_one_line_too(parties: Trio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """With the place of the first."""
+    monkeypatch.setattr(parties.server, "handle", lambda connection: 1 / 0)
+    for _ in range(3):
+        with pytest.raises(PrivinfError, match="internal error at the server"):
+            list(parties.client(fresh=True).generate(ids=[1]))
+    (record,) = [each for each in caplog.records if "internal error in a session" in each.getMessage()]
+    assert record.levelno == logging.ERROR and record.exc_info and record.exc_info[0] is ZeroDivisionError
 
 
 def test_what_is_not_read_is_dropped_counted_and_waits_for_nobody() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ from tests.support.trio import Trio, trio
 
 FIELDS = {"text", "prompt_tokens", "tokens", "finish_reason", "timing", "traffic", "trust", "ring_bits", "fractional_bits", "model"}
 COUNTERS = {"sent", "received", "payload", "rounds"}
-
-
-@pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
 
 
 def ids_of(client: Client, prompt: list[int], count: int, **options: Any) -> list[int]:

@@ -115,6 +115,9 @@ class Known(Protocol):
     def mask(self, name: int) -> Tensor:
         """The mask that an earlier kind left under this name; representatives in [0, 2^bits)."""
 
+    def server_mask(self, name: int) -> Tensor:
+        """S's share of it, any representatives, for a relation that hangs on how it is shared; only where `Kind.leaves_share`."""
+
     def weight_mask(self, name: str) -> Tensor:
         """B of the weight with this name, (in, out): C holds W + B. Where C holds nothing of W it is -W."""
 
@@ -124,6 +127,9 @@ class Shapes(Protocol):
 
     def mask(self, name: int) -> tuple[int, ...]:
         """Of an earlier mask."""
+
+    def server_mask(self, name: int) -> tuple[int, ...]:
+        """The same, of one that is left in shares that a sum joins: LookupError for another."""
 
     def weight_mask(self, name: str) -> tuple[int, ...]:
         """Of the mask of a weight."""
@@ -192,6 +198,18 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
         """
         raise NotImplementedError
 
+    def tolerance(self) -> tuple[int, ...]:
+        """By how many units each shared value may differ from the relation's where nobody knows both parties' parts; none: by nothing."""
+        return ()
+
+    def leaves_share(self) -> bool:
+        """Whether what it leaves under its name is a sum of two shares of which each party holds its own, see `share_left`."""
+        return False
+
+    def share_left(self, own: Tensors, shares: Tensors) -> Tensor:
+        """A party's share of what is left, from its own randomness and its shares."""
+        raise LookupError(f"a {type(self).__name__} leaves no mask that is shared by addition")
+
     def complete(self, weights: Mapping[str, Tensor], own: Tensors, shares: Tensors) -> tuple[Tensor, ...]:
         """C's shares, before the query, where it holds masked weights: what it makes of its shares and those."""
         return tuple(shares)
@@ -221,6 +239,14 @@ class Mask(Kind, frozen=True):
 
     def fit(self, shapes: Shapes) -> Fit:
         return Fit((), self.shape, 2 * math.prod(self.shape))
+
+    def leaves_share(self) -> bool:
+        """See `Kind`."""
+        return True
+
+    def share_left(self, own: Tensors, shares: Tensors) -> Tensor:
+        """See `Kind`."""
+        return own[0]
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         return (), reduce(server[0] + client[0], self.bits)

@@ -89,6 +89,14 @@ class UpperMask(Kind, frozen=True):
         shape = shapes.mask(self.wire)
         return Fit((shape,) if self.deals else (), shape, 2 * math.prod(shape))
 
+    def leaves_share(self) -> bool:
+        """See `Kind`."""
+        return bool(self.deals)
+
+    def share_left(self, own: Tensors, shares: Tensors) -> Tensor:
+        """See `Kind`."""
+        return shares[0]
+
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         upper = reduce(known.mask(self.wire) >> self.shift, self.bits)
         return ((upper,) if self.deals else ()), upper

@@ -76,8 +76,8 @@ def exponential(d: Tensor) -> Tensor:
 
 
 def exponential_bound(d: Tensor) -> Tensor:
-    """Largest error of the protocol: the factor's rounding, 2^-19 e^4 e^d, and the multiplier's, 2^-16."""
-    return 1.1e-4 * torch.exp(d.double()) + 1.6e-5
+    """Largest error of the protocol: the factors' roundings, 2^-18 e^2 e^d each, those of what is opened, 2^-20 e^2 each, and 2^-21."""
+    return 5.7e-5 * torch.exp(d.double()) + 1.6e-5
 
 
 def reciprocal(s: Tensor) -> Tensor:

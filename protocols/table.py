@@ -28,6 +28,25 @@ def one_hot(mask: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     return hot, 2 * (shares.gather(-1, word)[..., 0] >> (place & 63) & 1) - 1
 
 
+def ones(words: Tensor) -> Tensor:
+    """The number of bits of every 64-bit word."""
+    # >> is arithmetic: the masks clear what comes in from the left
+    x = words - ((words >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (x * 0x0101010101010101) >> 56
+
+
+def own_sign(count: Tensor, *, server: bool) -> Tensor:
+    """A party's part of the sign of (S's bit - C's bit) at the hot place, from the number of bits of its share alone.
+
+    The sign is the product of both parts: the shares differ in one place, so that n_S - n_C is the sign. Modulo 4,
+    n_S - n_C = 2 (n_S mod 2) - 1 + 2 (s ^ c) for the second bits s of n_S and c of n_C, which is (2 (n_S mod 2) - 1) (1 - 2 s) (1 - 2 c).
+    """
+    second = 1 - (count & 2)
+    return ((count & 1) * 2 - 1) * second if server else second
+
+
 def hot_held(count: int, words: int) -> int:
     """Elements that `one_hot` makes for `count` places."""
     return count * (2 * words + 12)

@@ -38,6 +38,7 @@ class _Sketch:
     def __init__(self, dealer: Dealer) -> None:
         self._dealer = dealer
         self._left: dict[int, tuple[int, ...]] = {}
+        self._shared: set[int] = set()  # those that are left in shares that a sum joins
         self._last: dict[int, int] = {}  # the place of the last kind that names a mask of this pass
         self._place = 0
         self._before = dealer.held  # elements of the masks that are there already
@@ -48,6 +49,12 @@ class _Sketch:
             return tuple(self._dealer.mask(name).shape)
         self._last[name] = self._place
         return found
+
+    def server_mask(self, name: int) -> tuple[int, ...]:
+        shape = self.mask(name)
+        if name not in self._shared and not self._dealer.leaves_share(name):
+            raise LookupError("a mask that is not shared by addition")
+        return shape
 
     def weight_mask(self, name: str) -> tuple[int, ...]:
         return tuple(self._dealer.weight_mask(name).shape)
@@ -62,6 +69,8 @@ class _Sketch:
             if fit.left is not None:
                 self._left[first + self._place] = fit.left
                 self._last[first + self._place] = self._place
+                if kind.leaves_share():
+                    self._shared.add(first + self._place)
             self._dealer.afford(self._before + needs[-1], elements, macs)
         gone: list[list[int]] = [[] for _ in kinds]
         for name, place in self._last.items():
@@ -210,6 +219,7 @@ class Dealer:
         self._most = memory // ELEMENT - sum(mask.numel() for mask in weight_masks.values())
         self._masks: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
+        self._leave: dict[int, Kind] = {}  # by whom each was left
         self.next_name = 1
 
     def __repr__(self) -> str:
@@ -223,6 +233,17 @@ class Dealer:
         if found is None:
             raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist", party="dealer")
         return found
+
+    def server_mask(self, name: int) -> Tensor:
+        """See `Known`: it is drawn once more, from the same stream, since few are asked for and each would be as large as its mask."""
+        self.mask(name)
+        kind, stream = self._leave[name], self._server.stream(name)
+        own = [part.draw(stream, self._device) for part in kind.server_parts()]
+        return kind.share_left(own, [part.draw(stream, self._device) for part in kind.shared_parts()])
+
+    def leaves_share(self, name: int) -> bool:
+        """Whether `server_mask` exists."""
+        return name in self._leave and self._leave[name].leaves_share()
 
     def weight_mask(self, name: str) -> Tensor:
         """See `Known`."""
@@ -255,7 +276,7 @@ class Dealer:
         for kind, names in zip(kinds, gone, strict=True):
             yield self._deal(kind)
             for name in names:
-                del self._masks[name]
+                del self._masks[name], self._leave[name]
         self.end_pass()
 
     def deal(self, kind: Kind) -> bytes:
@@ -274,18 +295,22 @@ class Dealer:
         assert [value.shape for value in values] == [part.shape for part in parts], f"{type(kind).__name__}: its fit says otherwise"
         if left is not None:
             (self._kept if _is_kept(kind) else self._masks)[name] = left
+            self._leave[name] = kind
         return pack_parts([part.split(value, share) for value, share, part in zip(values, shares, parts, strict=True)], parts)
 
     def end_pass(self) -> None:
         """Forgets all masks that no later pass refers to."""
         self._masks.clear()
+        self._leave = {name: kind for name, kind in self._leave.items() if name in self._kept}
 
     def rewind(self, name: int) -> None:
         """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
         self.next_name = name
         self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
+        self._leave = {kept: kind for kept, kind in self._leave.items() if kept < name}
 
     def forget(self) -> None:
         """Forgets the cached wires' masks too (the context was reset)."""
         self._masks.clear()
         self._kept.clear()
+        self._leave.clear()

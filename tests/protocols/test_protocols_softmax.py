@@ -24,15 +24,15 @@ from tests.support.two_party import Session, input_of, offline_walk, run, unifor
 def test_exponential_tables_are_exact() -> None:
     """Running sums of the multipliers are rounded, factors to nearest; against decimal arithmetic."""
     for low in (0, 1, 2, 4095, 4096, 9999, (1 << exp.LOW) - 1):
-        exact = reference.exact_exponential(-low, 1 << exp.FRAC, exp.FACTOR_FRAC)
+        exact = reference.exact_exponential((2 << exp.FRAC) - low, 1 << exp.FRAC, exp.FACTOR_FRAC)
         assert abs(int(exp.factors()[low]) - exact) <= 0.5
         for row, digit in enumerate(exp._DIGITS):
-            exact = reference.exact_exponential((4 * digit << exp.FRAC) + low, 1 << exp.FRAC, exp.TABLE_FRAC)
+            exact = reference.exact_exponential(((4 * digit - 4) << exp.FRAC) + low, 1 << exp.FRAC, exp.TABLE_FRAC)
             assert abs(int(exp.multipliers()[row, low]) - exact) < 1
     points = torch.arange(1 << exp.LOW).double() / 2**exp.FRAC
     for row, digit in enumerate(exp._DIGITS):
-        exact_sums = (torch.exp(points + 4 * digit) * 2**exp.TABLE_FRAC).cumsum(0)
-        assert (exp.multipliers()[row].cumsum(0) - exact_sums).abs().max() <= 0.51
+        exact_sums = (torch.exp(points + 4 * digit - 4) * 2**exp.TABLE_FRAC).cumsum(0)
+        assert ((exp.multipliers()[row].cumsum(0) - exact_sums).abs() <= 0.51 + 1e-13 * exact_sums).all()
 
 
 def exponential_errors(d: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def exponential_errors(d: Tensor) -> Tensor:
 
 
 def test_exponential_is_within_its_bound_over_its_domain() -> None:
-    low, high = -248 << 12, (1 << 11) - 1
+    low, high = -244 << 12, (1 << 11) - 1
     d = torch.cat([torch.randint(low, high + 1, (4, 20000)), torch.randint(-20 << 12, high + 1, (4, 60000))], -1)
     d[:, :8] = torch.tensor([low, low + 1, high, high - 1, 0, -1, -(4 << 12), 4 << 9])
     error = exponential_errors(d).abs()
@@ -142,7 +142,7 @@ def test_softmax_is_within_its_bound(rows: Rows) -> None:
         error = softmax_errors(x, rows).abs()
         assert (error <= reference.softmax_bound(rows)).all(), name
         if name == "one dominant":
-            assert error.max() < 1.8e-4
+            assert error.max() < 1.8e-4 + 6 * 6e-6 * rows.columns**0.5
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -35,26 +35,39 @@ class Book:
     """What the trusted one knows of a session: see `Known`."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights, self._masks = weights, dict[int, Tensor]()
+        self._weights, self._masks, self._server = weights, dict[int, Tensor](), dict[int, Tensor]()
 
     def mask(self, name: int) -> Tensor:
         return self._masks[name]
 
+    def server_mask(self, name: int) -> Tensor:
+        return self._server[name]
+
     def weight_mask(self, name: str) -> Tensor:
         return self._weights[name]
 
-    def note(self, name: int, left: Tensor | None) -> None:
+    def note(self, kind: Kind, name: int, left: Tensor | None, server: Sequence[Tensor], shares: Sequence[Tensor]) -> None:
         if left is not None:
             self._masks[name] = left
+        if kind.leaves_share():
+            self._server[name] = kind.share_left(server, shares)
 
 
-def holds(kind: Kind, book: Book, ends: Mapping[Role, Correlation], name: int) -> bool:
-    """Whether what the parties hold is what the kind says; its mask is noted."""
+def holds(kind: Kind, book: Book, ends: Mapping[Role, Correlation], name: int, *, near: bool = False) -> bool:
+    """Whether what the parties hold is what the kind says, to within its tolerance where that is enough; its mask is noted."""
     server, client = ends[Role.SERVER], ends[Role.CLIENT]
     values, left = kind.relation(book, server.own, client.own, server.shares)
-    book.note(name, left)
+    book.note(kind, name, left, server.own, server.shares)
     found = [part.join(a, b) for part, a, b in zip(kind.shared_parts(), server.shares, client.shares, strict=True)]
-    return all(torch.equal(part.reduce(value), own) for part, value, own in zip(kind.shared_parts(), values, found, strict=True))
+    parts = kind.shared_parts()
+    slack = (near and kind.tolerance()) or (0,) * len(parts)
+    return all(_within(part, value - own, most) for part, value, own, most in zip(parts, values, found, slack, strict=True))
+
+
+def _within(part: Part, difference: Tensor, most: int) -> bool:
+    """Whether these are differences of at most so many units of two values of the part."""
+    near = difference + most
+    return bool(torch.equal(part.reduce(difference), difference * 0) if not most else (part.reduce(near) <= 2 * most).all())
 
 
 class End(PartySource):
@@ -89,7 +102,7 @@ class Trusted:
             parts = kind.shared_parts()
             shares = self._draw(parts)
             values, left = kind.relation(self._book, own[Role.SERVER], own[Role.CLIENT], shares)
-            self._book.note(name, left)
+            self._book.note(kind, name, left, own[Role.SERVER], shares)
             rest = tuple(part.reduce(part.split(value, share)) for part, value, share in zip(parts, values, shares, strict=True))
             self.ends[Role.SERVER].hold(Correlation(kind, name, Role.SERVER, own[Role.SERVER], shares))
             self.ends[Role.CLIENT].hold(Correlation(kind, name, Role.CLIENT, own[Role.CLIENT], rest))

@@ -26,6 +26,7 @@ __all__ = [
     "crossed",
     "entries",
     "one_hot",
+    "one_hot_of_sum",
     "product",
     "select",
     "select_words",
@@ -182,6 +183,27 @@ def one_hot(pair: Pair, index: Secret, width: int, at: int = 0) -> Protocol_[Sec
     hot = (x << 1) | (x ^ 1 if pair.is_server else x)
     for k in range(1, width):
         upper_half = yield from _halved(pair, hot, 1 << k, bit(index.value, at + k))
+        hot = (hot ^ upper_half) | (upper_half << (1 << k))
+    return Secret(hot, 1 << width, True)
+
+
+def one_hot_of_sum(pair: Pair, own: Tensor, width: int) -> Protocol_[Secret]:
+    """The one-hot of the sum of both parties' numbers modulo 2^width, a word of 2^width bits, width at most 6.
+
+    As `one_hot`, the carry into a bit being found while the one-hot of the bits below it doubles: 2 width - 1 rounds.
+    """
+    assert 1 <= width <= WORD_BITS
+    a, b = _private(pair, own)
+    x, into = bit(own, 0), torch.zeros_like(own)
+    hot = (x << 1) | (x ^ 1 if pair.is_server else x)
+    step = (yield from pair.transfers.ands(bit(a, 0), bit(b, 0), 1)) if width > 1 else into
+    for k in range(1, width):
+        into = into ^ step
+        doubling = _halved(pair, hot, 1 << k, bit(own, k) ^ into)
+        if k + 1 < width:
+            upper_half, step = yield from parallel(doubling, pair.transfers.ands(bit(a, k) ^ into, bit(b, k) ^ into, 1))
+        else:
+            upper_half = yield from doubling
         hot = (hot ^ upper_half) | (upper_half << (1 << k))
     return Secret(hot, 1 << width, True)
 

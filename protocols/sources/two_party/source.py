@@ -39,6 +39,9 @@ class _Shapes:
             raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist")
         return self.left[name]
 
+    def server_mask(self, name: int) -> tuple[int, ...]:
+        return self.mask(name)  # of which each has a share
+
     def weight_mask(self, name: str) -> tuple[int, ...]:
         raise LookupError(name)
 

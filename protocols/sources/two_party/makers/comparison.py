@@ -26,6 +26,10 @@ class Own:
         """This party's share."""
         return self._pair.mask(name).value
 
+    def server_mask(self, name: int) -> Tensor:
+        """Nobody knows S's but S."""
+        raise LookupError(name)
+
     def weight_mask(self, name: str) -> Tensor:
         """Nothing is made of it here."""
         raise LookupError(name)

@@ -18,13 +18,13 @@ SIGMA = 40
 IKNP_ROWS = KAPPA
 """Base transfers of an extension (IKNP, CRYPTO 2003; semi-honest, so no check): as many as a correlation has bits."""
 
-HASH_SPAN = 4096
+HASH_SPAN = 8192
 """Transfers that are hashed under one AES key.
 
-H(x, i, j) = AES_K(s(x) + i + j) + s(x), + being XOR, s the linear orthomorphism (lo, hi) -> (hi, hi ^ lo), i a transfer's number
-and j that of an output's block: circular correlation robust in the ideal-cipher model (Guo, Katz, Wang, Yu: ePrint 2019/074,
-section 7). Its advantage grows with the queries made under one key (ePrint 2019/1168), so that the key, SHA-256 of session,
-direction and i / HASH_SPAN, changes.
+H(x, i, j) = AES_K(z) + z for z = s(x) + i + j 2^64, + being XOR, s the linear orthomorphism (lo, hi) -> (hi, hi ^ lo), i a
+transfer's number and j that of an output's block: circular correlation robust in the ideal-cipher model (Guo, Katz, Wang, Yu:
+ePrint 2019/074, section 7). Its advantage grows with the queries made under one key (ePrint 2019/1168), so that the key, SHA-256
+of session, direction and i / HASH_SPAN, changes.
 """
 
 
@@ -63,3 +63,6 @@ SMALL = 1 << 13
 
 SMALL_IN_ALL = 1 << 15
 """And so many in all of a session; after that every need is met by silent extensions, whose left-over transfers stay."""
+
+PART = 1 << 24
+"""Transfers that one batch of them uses at a time; the sender holds 16 bytes of each. What asks for more goes in parts."""

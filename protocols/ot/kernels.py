@@ -6,10 +6,14 @@ the children of node j are j and j + m.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.compiled import compiled
-from protocols.ot.words import Words
+
+Words = NDArray[np.uint64]
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
 EVEN = np.uint64(2**64 - 2)
@@ -109,7 +113,7 @@ def finish(nodes: Words, trees: int, n: int, hole: Words, receives: bool) -> Non
 
 
 @compiled
-def encode(noise: Words, places: np.ndarray, secret: Words, out: Words) -> None:
+def encode(noise: Words, places: NDArray[Any], secret: Words, out: Words) -> None:
     """out_i = noise_i ^ the XOR of the secret's blocks at the ten public places of i."""
     for i in range(len(places) // 10):
         x, y = noise[2 * i], noise[2 * i + 1]
@@ -119,3 +123,179 @@ def encode(noise: Words, places: np.ndarray, secret: Words, out: Words) -> None:
             y ^= secret[j | ONE]
         out[2 * i] = x
         out[2 * i + 1] = y
+
+
+# ---- pads, and products that stand on them
+
+
+@compiled
+def lay_one(blocks: Words, count: int, first: int, out: Words) -> None:
+    """What is hashed of the first blocks: their orthomorphism + their transfers' numbers."""
+    for j in range(count):
+        high = blocks[2 * j + 1]
+        out[2 * j] = high ^ np.uint64(first + j)
+        out[2 * j + 1] = high ^ blocks[2 * j]
+
+
+@compiled
+def lay_two(blocks: Words, count: int, first: int, delta: Words, out: Words) -> None:
+    """The same for the blocks and for the blocks + delta, in turns."""
+    for j in range(count):
+        number = np.uint64(first + j)
+        low, high = blocks[2 * j], blocks[2 * j + 1]
+        out[4 * j] = high ^ number
+        out[4 * j + 1] = high ^ low
+        low ^= delta[0]
+        high ^= delta[1]
+        out[4 * j + 2] = high ^ number
+        out[4 * j + 3] = high ^ low
+
+
+@compiled
+def scale_send(
+    laid: Words, aes: Words, at: int, count: int, flips: Words, x: Words, bits: int, xor: bool, share: Words, out: Words
+) -> None:
+    """The sender's part of x y for transfers `at` to `at + count`, in the order of y's bits, for each bit all elements.
+
+    `laid` and `aes` are `lay_two`'s and its AES; the payloads p_0 + p_1 + x of bits - i bits go to the string `out`, -2^i p_0 to `share`.
+    """
+    n = x.size
+    i = at // n
+    e, width = at - i * n, bits - i
+    place = n * (i * bits - i * (i - 1) // 2) + e * width
+    word, have = place >> 6, place & 63
+    ones, by = (~ZERO) >> np.uint64(64 - width), np.uint64(i)
+    acc = out[word]
+    for j in range(count):
+        f = at + j
+        flip = ZERO - ((flips[f >> 6] >> np.uint64(f & 63)) & ONE)
+        p, q = laid[4 * j] ^ aes[4 * j], laid[4 * j + 2] ^ aes[4 * j + 2]
+        change = (p ^ q) & flip
+        p ^= change
+        q ^= change
+        if xor:
+            c = (p ^ q ^ x[e]) & ones
+            share[e] ^= p
+        else:
+            c = (p + q + x[e]) & ones
+            share[e] -= p << by
+        acc |= c << np.uint64(have)
+        have += width
+        if have >= 64:
+            out[word] = acc
+            word += 1
+            have -= 64
+            acc = c >> np.uint64(width - have) if have else ZERO
+        e += 1
+        if e == n:
+            e = 0
+            width -= 1
+            by += ONE
+            ones >>= ONE
+    if have:
+        out[word] = acc
+
+
+@compiled
+def scale_choose(laid: Words, aes: Words, blocks: Words, at: int, count: int, y: Words, xor: bool, share: Words, flips: Words) -> None:
+    """The receiver's first part: where its choices differ from the random ones, into the string `flips`; its pads, by sign, to `share`."""
+    n = y.size
+    i = at // n
+    e, by = at - i * n, np.uint64(i)
+    word, have = at >> 6, np.uint64(at & 63)
+    acc = flips[word]
+    for j in range(count):
+        bit = (y[e] >> by) & ONE
+        pad = laid[2 * j] ^ aes[2 * j]
+        if xor:
+            share[e] ^= pad
+        else:
+            minus = ZERO - bit
+            share[e] += ((pad ^ minus) - minus) << by
+        acc |= (bit ^ (blocks[2 * j] & ONE)) << have
+        have += ONE
+        if have == np.uint64(64):
+            flips[word] = acc
+            word += 1
+            have = ZERO
+            acc = ZERO
+        e += 1
+        if e == n:
+            e = 0
+            by += ONE
+    if have:
+        flips[word] = acc
+
+
+@compiled
+def scale_finish(message: Words, y: Words, y_bits: int, bits: int, xor: bool, share: Words) -> None:
+    """The receiver's second part: the payloads that it chose, to `share`."""
+    n = y.size
+    place = 0
+    for i in range(y_bits):
+        width, by = bits - i, np.uint64(i)
+        ones = (~ZERO) >> np.uint64(64 - width)
+        for e in range(n):
+            word, have = place >> 6, place & 63
+            c = message[word] >> np.uint64(have)
+            if have + width > 64:
+                c |= message[word + 1] << np.uint64(64 - have)
+            c &= ones & (ZERO - ((y[e] >> by) & ONE))
+            if xor:
+                share[e] ^= c
+            else:
+                share[e] += c << by
+            place += width
+
+
+@compiled
+def triples(laid: Words, aes: Words, blocks: Words, at: int, count: int, sends: bool, factor: Words, share: Words) -> None:
+    """Random transfers of one bit, by bits, then by words: r_0 + r_1 and r_0 at the sender, its choice b and r_b at the receiver."""
+    n = factor.size
+    e, by = at % n, np.uint64(at // n)
+    for j in range(count):
+        if sends:
+            p = laid[4 * j] ^ aes[4 * j]
+            c = p ^ laid[4 * j + 2] ^ aes[4 * j + 2]
+        else:
+            p = laid[2 * j] ^ aes[2 * j]
+            c = blocks[2 * j]
+        factor[e] |= (c & ONE) << by
+        share[e] |= (p & ONE) << by
+        e += 1
+        if e == n:
+            e = 0
+            by += ONE
+
+
+# ---- strings of bits
+
+
+@compiled
+def pack(values: Words, bits: int, out: Words) -> None:
+    """Lower bits of values, one behind the other."""
+    ones, acc, have, word = (~ZERO) >> np.uint64(64 - bits), ZERO, 0, 0
+    for i in range(values.size):
+        c = values[i] & ones
+        acc |= c << np.uint64(have)
+        have += bits
+        if have >= 64:
+            out[word] = acc
+            word += 1
+            have -= 64
+            acc = c >> np.uint64(bits - have) if have else ZERO
+    if have:
+        out[word] = acc
+
+
+@compiled
+def unpack(words: Words, bits: int, out: Words) -> None:
+    """The inverse of `pack`."""
+    ones = (~ZERO) >> np.uint64(64 - bits)
+    for i in range(out.size):
+        place = i * bits
+        word, have = place >> 6, place & 63
+        c = words[word] >> np.uint64(have)
+        if have + bits > 64:
+            c |= words[word + 1] << np.uint64(64 - have)
+        out[i] = c & ones

@@ -8,6 +8,7 @@ they want first (a round without a message), and one extension then serves all o
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,11 +27,11 @@ from protocols.security import IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
 _EMPTY = np.empty((0, 2), np.uint64)
 
 
-class Taken(NamedTuple):
-    """Transfers that are spent with this: their blocks (n, 2), none in a trace, and the number of the first."""
+Sink = Callable[[int, int, Words], None]
+"""Is given transfers as they are read: the number of the first asked for, where these are from there, and their blocks (n, 2).
 
-    blocks: Words
-    first: int
+The blocks of a receiver are to be used before it returns.
+"""
 
 
 class Message(NamedTuple):
@@ -49,21 +50,14 @@ class _Counts:
     small: int = 0
 
 
-class _Keys(NamedTuple):
-    """What makes transfers, and pads of them; delta is None at the receiver."""
-
-    iknp: IknpSender | IknpReceiver
-    delta: Words | None
-    session: bytes
-
-
 class Pool:
     """One end of the direction in which `sender` holds delta."""
 
     def __init__(self, role: Role, sender: Role, traced: bool) -> None:
         self.sender, self.sends, self._role, self._traced = sender, role is sender, role, traced
         self.receiver = Role.CLIENT if sender is Role.SERVER else Role.SERVER
-        self._keys: _Keys | None = None
+        self._iknp: IknpSender | IknpReceiver | None = None
+        self.hash: Hash | None = None  # None in a trace
         self._extender: Extender | None = None
         self._chunks: deque[Words | Message] = deque()
         self._counts = _Counts()
@@ -88,21 +82,22 @@ class Pool:
         context, party = self.sender.value.encode(), self._role.value
         base = None if self._traced or self.sends else BaseSender(context, party)
         (first,) = yield [self.item(self.receiver, base.first() if base else None, POINT_WORDS)]
-        points = None
+        points, session = None, b""
         if self.sends and not self._traced:
             bits = new_delta()
             points, keys = choose(context, party, words_of(first), bits)
-            delta = np.packbits(bits, bitorder="little").view(np.uint64)
-            self._keys = _Keys(IknpSender(bits, keys), delta, session_of(context, words_of(first), points))
+            self._iknp, session = IknpSender(bits, keys), session_of(context, words_of(first), points)
+            self.hash = Hash(session, np.packbits(bits, bitorder="little").view(np.uint64))
         (answer,) = yield [self.item(self.sender, points, IKNP_ROWS, POINT_WORDS)]
         if base is not None:
-            self._keys = _Keys(IknpReceiver(base.keys(words_of(answer))), None, session_of(context, base.first(), words_of(answer)))
-        seed = yield from self._iknp(LPN.seed)
-        if self._keys is not None:
-            self._extender = Extender(LPN, self._keys.session, seed[: LPN.seed], self._keys.delta)
+            self._iknp, session = IknpReceiver(base.keys(words_of(answer))), session_of(context, base.first(), words_of(answer))
+            self.hash = Hash(session, None)
+        seed = yield from self._small(LPN.seed)
+        if self.hash is not None:
+            self._extender = Extender(LPN, session, seed[: LPN.seed], self.hash.delta)
 
-    def take(self, count: int) -> Protocol_[Taken]:
-        """The next `count` transfers, which nobody gets again; a message where there are too few."""
+    def take(self, count: int, sink: Sink) -> Protocol_[None]:
+        """The next `count` transfers go to `sink`, and nobody gets them again; a message where there are too few."""
         counts = self._counts
         if counts.stock < counts.wanted + count:
             counts.wanted += count
@@ -118,24 +113,25 @@ class Pool:
         first = counts.spent
         counts.spent += count
         counts.stock -= count
-        return Taken(self._read(count), first)
+        if not self._traced:
+            self._read(first, count, sink)
 
-    def _iknp(self, count: int) -> Protocol_[Words]:
+    def _small(self, count: int) -> Protocol_[Words]:
         """At least `count` blocks by one message from the receiver, in multiples of 64."""
         words = -(-count // 64)
         message, blocks = None, _EMPTY
-        if self._keys is not None and isinstance(self._keys.iknp, IknpReceiver):
-            message, blocks = self._keys.iknp.extend(words)
+        if isinstance(self._iknp, IknpReceiver):
+            message, blocks = self._iknp.extend(words)
         (u,) = yield [self.item(self.receiver, message, IKNP_ROWS, words)]
-        if self._keys is not None and isinstance(self._keys.iknp, IknpSender):
-            blocks = self._keys.iknp.extend(words_of(u))
+        if isinstance(self._iknp, IknpSender):
+            blocks = self._iknp.extend(words_of(u))
         return blocks
 
     def _extend(self, count: int) -> Protocol_[None]:
         """By one message; which, and how many transfers it makes, follows from the counts so far."""
         counts = self._counts
         if count <= SMALL and counts.small + count <= SMALL_IN_ALL:
-            blocks = yield from self._iknp(count)
+            blocks = yield from self._small(count)
             self._chunks.append(blocks)
             made = 64 * -(-count // 64)
             counts.small += made
@@ -157,25 +153,15 @@ class Pool:
         if not self.sends and self._extender is not None:
             self._chunks.extend(Message(each) for each in words_of(arrived))
 
-    def _read(self, count: int) -> Words:
-        if self._traced or not count:
-            return _EMPTY
-        parts: list[Words] = []
-        while count:
+    def _read(self, first: int, count: int, sink: Sink) -> None:
+        at = 0
+        while at < count:
             chunk = self._chunks.popleft()
             if isinstance(chunk, Message):
                 assert self._extender is not None
                 chunk = self._extender.receive(chunk.words)
-            if len(chunk) > count:
-                self._chunks.appendleft(chunk[count:])
-            parts.append(chunk[:count])
-            count -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def pads(self, taken: Taken, words: int = 1) -> Words:
-        """(2, n, words) at the sender, (1, n, words) at the receiver; without the last axis for one word."""
-        assert self._keys is not None
-        sides = [taken.blocks] if self._keys.delta is None else [taken.blocks, taken.blocks ^ self._keys.delta]
-        hashed = Hash(self._keys.session)
-        found = np.stack([hashed.pads(side, taken.first, words) for side in sides])
-        return found[..., 0] if words == 1 else found
+            if len(chunk) > count - at:
+                self._chunks.appendleft(chunk[count - at :])
+                chunk = chunk[: count - at]
+            sink(first, at, chunk)
+            at += len(chunk)

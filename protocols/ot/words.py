@@ -10,15 +10,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
 
-Words = NDArray[np.uint64]
-"""Of any shape; a block of 128 bits is a last axis of two words, the lower one first."""
+from protocols.ot import kernels
 
-_STEP = 1 << 14  # values packed at a time, a multiple of 64, so that they fill whole words
+Words = kernels.Words
+"""Of any shape; a block of 128 bits is a last axis of two words, the lower one first."""
 
 
 def words_of(x: Tensor) -> Words:
     """The same memory as unsigned words."""
-    return x.contiguous().numpy().view(np.uint64)
+    return x.cpu().contiguous().numpy().view(np.uint64)
 
 
 def tensor_of(words: NDArray[Any]) -> Tensor:
@@ -38,25 +38,15 @@ def string_words(count: int, bits: int) -> int:
 
 def pack(values: Words, bits: int) -> Words:
     """The lower `bits` bits of each value, one behind the other, in words; the last is filled with zeros."""
-    out = np.zeros(string_words(values.size, bits), np.uint64)
-    for start in range(0, values.size, _STEP):
-        part = np.ascontiguousarray(values[start : start + _STEP])
-        planes = np.unpackbits(part.view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little")
-        packed = np.packbits(planes.reshape(-1), bitorder="little")
-        at = start * bits // 8
-        out.view(np.uint8)[at : at + packed.size] = packed
+    out = np.empty(string_words(values.size, bits), np.uint64)
+    kernels.pack(np.ascontiguousarray(values).reshape(-1), bits, out)
     return out
 
 
 def unpack(words: Words, count: int, bits: int) -> Words:
     """The inverse of `pack`."""
-    out = np.zeros(count, np.uint64)
-    raw = np.ascontiguousarray(words).view(np.uint8)
-    for start in range(0, count, _STEP):
-        size = min(_STEP, count - start)
-        planes = np.unpackbits(raw[start * bits // 8 :], count=size * bits, bitorder="little").reshape(size, bits)
-        packed = np.packbits(planes, axis=1, bitorder="little")
-        out[start : start + size].view(np.uint8).reshape(size, 8)[:, : packed.shape[1]] = packed
+    out = np.empty(count, np.uint64)
+    kernels.unpack(words, bits, out)
     return out
 
 

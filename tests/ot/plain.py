@@ -47,3 +47,34 @@ def finish(nodes: Words, hole: Words | None) -> Words:
 
 def encode(noise: Words, places: np.ndarray, secret: Words) -> Words:
     return noise ^ np.bitwise_xor.reduce(secret[places.reshape(len(noise), -1)], 1)
+
+
+def pack(values: Words, bits: int) -> Words:
+    planes = np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little").reshape(-1)
+    planes = np.concatenate([planes, np.zeros(-len(planes) % 64, np.uint8)])
+    return np.packbits(planes, bitorder="little").view(np.uint64)
+
+
+def unpack(words: Words, count: int, bits: int) -> Words:
+    planes = np.unpackbits(words.view(np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
+    planes = np.concatenate([planes, np.zeros((count, 64 - bits), np.uint8)], 1)
+    return np.packbits(planes, axis=1, bitorder="little").reshape(-1).view(np.uint64)
+
+
+def lay(blocks: Words, first: int) -> Words:
+    number = np.arange(first, first + len(blocks), dtype=np.uint64)
+    return np.stack([blocks[:, 1] ^ number, blocks[:, 1] ^ blocks[:, 0]], 1)
+
+
+def scale_send(near: Words, far: Words, x: Words, bits: int, xor: bool) -> tuple[Words, Words]:
+    """From the pads (y_bits, n) of choice 0 and 1: the payloads' string, and the share."""
+    shifts = np.arange(len(near), dtype=np.uint64)[:, None]
+    payloads = near ^ far ^ x if xor else near + far + x
+    bit_rows = [
+        np.unpackbits(row.view(np.uint8).reshape(-1, 8), axis=1, count=bits - i, bitorder="little").reshape(-1)
+        for i, row in enumerate(payloads)
+    ]
+    string = np.concatenate(bit_rows)
+    string = np.packbits(np.concatenate([string, np.zeros(-len(string) % 64, np.uint8)]), bitorder="little").view(np.uint64)
+    share = np.bitwise_xor.reduce(near, 0) if xor else (np.uint64(0) - (near << shifts)).sum(0, dtype=np.uint64)
+    return string, share

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,17 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import TransportError
+from protocols.ot import spending
 from protocols.ot.base import BaseSender, choose
 from protocols.ot.transfers import Transfers
 from protocols.party import Protocol_, parallel
 from protocols.ring import blank, reduce
 from protocols.security import LPN
 from tests.support.both import Both, predicted, run_both
+from tests.support.tls_pair import connected, keys_dir, pool
 from tests.support.two_party import uniform
+
+__all__ = ["keys_dir", "pool"]  # fixtures
 
 Program = Callable[[Transfers], Protocol_[Any]]
 OTHER = {Role.SERVER: Role.CLIENT, Role.CLIENT: Role.SERVER}
@@ -151,6 +157,33 @@ def test_silent_extensions_in_between(ends: Ends) -> None:
     for both, bits in ((two, 20), (rest, 10)):
         assert torch.equal(reduce(both.server + both.client, bits), reduce(x * y, bits))
     assert rest.rounds < two.rounds
+
+
+def test_what_is_large_goes_in_parts(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spending, "PART", 1 << 10)
+    test_product(ends, Role.SERVER, 40, 33)
+    test_correlated(ends, Role.CLIENT, 17, False)
+    test_chosen(ends, Role.CLIENT, 5, 11)
+    test_ands(ends, 64)
+    assert len(list(spending.parts(1000, 33))) == 16
+
+
+def test_over_sockets(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
+    """TLS between two threads: all of a session, its base transfers included."""
+    x, y, z = uniform(2000), bits_of(2000, width=12), {role: uniform(300) for role in Role}
+    ends = {role: Transfers(role) for role in Role}
+
+    def program(end: Transfers) -> Protocol_[list[Tensor]]:
+        yield from end.start()
+        product = end.product(Role.SERVER, known_to(end, Role.SERVER, x), known_to(end, Role.CLIENT, y), 36, 12)
+        return (yield from parallel(product, end.ands(known_to(end, end.role, z[end.role]), known_to(end, end.role, z[end.role]), 64)))
+
+    cost = predicted(Role.CLIENT, program(Transfers(Role.CLIENT, traced=True)))
+    with connected(keys_dir, pool) as link:
+        both = run_both(lambda role: program(ends[role]), (link.server, link.client))
+    assert (cost.online_bytes, cost.rounds) == (both.bytes, both.rounds)
+    assert torch.equal(reduce(both.server[0] + both.client[0], 36), reduce(x * y, 36))
+    assert torch.equal(both.server[1] ^ both.client[1], z[Role.SERVER] ^ z[Role.CLIENT])
 
 
 def test_points_are_checked() -> None:

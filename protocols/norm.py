@@ -40,6 +40,13 @@ def centred(size_bits: int) -> tuple[int, int]:
     return max(2 * frac + size_bits + 2, frac + INVERSE_FRAC + size_bits // 2 + 8), frac
 
 
+def compared(size_bits: int) -> tuple[int, int]:
+    """(shift, bits) of the part of a sum of squares that is compared: its ring's upper bits, no more, since a sum may wrap there."""
+    bits, frac = centred(size_bits)
+    shift = max(0, 2 * frac + size_bits - (COMPARE_BITS - 2))
+    return shift, min(COMPARE_BITS, bits - shift)
+
+
 def octaves(size_bits: int) -> int:
     """Powers of four that are told apart: fewer where the smallest would be below the sum's resolution."""
     return min(OCTAVES, (2 * centred(size_bits)[1] + size_bits - 3) // 2)
@@ -150,13 +157,13 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     spread = yield from rescale(party, spread, bits=c_bits, frac=c_frac)
     (c,) = yield from open_masked(party, [spread])
     (s,) = yield from open_masked(party, [_squares(party, c, epsilon)])
-    shift = max(0, s.frac + size_bits - (COMPARE_BITS - 2))
-    upper = party.take(UpperMask(s.name, s.shape, shift, COMPARE_BITS, 0))
+    shift, compare_bits = compared(size_bits)
+    upper = party.take(UpperMask(s.name, s.shape, shift, compare_bits, 0))
     top, number = s.frac + size_bits - shift, octaves(size_bits)
     thresholds = like(torch.tensor([1 << (top - 2 * j) for j in range(1, number + 1)]), s.masked)
     shape = (*s.shape, number)
-    difference = reduce((s.masked >> shift)[..., None] - thresholds, COMPARE_BITS) if known(s.masked) else blank(*shape)
-    name, beta = yield from compare(party, difference, CompareMask(upper.name, shape, (*s.shape, 1), COMPARE_BITS))
+    difference = reduce((s.masked >> shift)[..., None] - thresholds, compare_bits) if known(s.masked) else blank(*shape)
+    name, beta = yield from compare(party, difference, CompareMask(upper.name, shape, (*s.shape, 1), compare_bits))
     rho = party.take(BitMask(name, 0, shape, 64)).shares[0]
     m = _grow(party, name, beta, rho, s, 4)
     m = Shares(m.value, m.bits, m.frac + size_bits)
@@ -191,7 +198,7 @@ def cost_layer_norm(rows: int, width: int, from_bits: int, frac: int, size_bits:
     count, (ring, c_frac), wide = rows * width, centred(size_bits), octaves(size_bits)
     root_bits = INVERSE_FRAC + wide + 18
     sums = dealt((rows, ring)) + cost_open_masked((rows, ring))
-    octave = cost_compare(rows * wide, COMPARE_BITS, masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
+    octave = cost_compare(rows * wide, compared(size_bits)[1], masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
     mantissa = cost_rescale(rows, ring, 2 * c_frac + size_bits - MANTISSA_FRAC, RING)
     mantissa += cost_open_masked((rows, RING), (rows, INDEX_BITS))
     newton = dealt((rows * 2**INDEX_BITS // WORD, 64), (8 * rows, RING)) + exchanged((rows, RING))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from protocols.activation import cost_gelu, cost_relu, gelu, relu
 from protocols.declared import Declared
-from protocols.norm import cost_layer_norm, layer_norm
+from protocols.norm import centred, compared, cost_layer_norm, layer_norm
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
 from protocols.shares import Shares
@@ -143,3 +143,11 @@ def test_layer_norm_costs(rows: int, size_bits: int) -> None:
         yield from layer_norm(party, input_of(party, torch.randn(rows, 6), 56, 11), epsilon=1e-5, size_bits=size_bits, bits=37)
 
     check_cost(run(program), cost_layer_norm(rows, 6, 56, 11, size_bits, 37))
+
+
+def test_sums_of_squares_are_compared_in_no_wider_a_ring_than_they_wrap_in() -> None:
+    """Else one in 2^14 of small ones would be taken for the smallest."""
+    for size_bits in range(-8, 33, 2):
+        shift, bits = compared(size_bits)
+        ring, frac = centred(size_bits)
+        assert shift + bits <= ring and 2 * frac + size_bits - shift <= bits - 2

@@ -268,7 +268,7 @@ def product(pair: Pair, x: Secret, y: Secret, bits: int) -> Protocol_[Secret]:
 
 def upper(pair: Pair, x: Secret, shift: int, bits: int) -> Protocol_[Secret]:
     """x >> shift of the representative in [0, 2^x.bits), modulo 2^bits, exactly: both parties' own, and the carry from below."""
-    assert not x.xor and bits <= x.bits - shift
+    assert not x.xor and bits <= x.bits - shift, (bits, x.bits, shift)
     own = reduce(shift_right(x.value, shift, x.bits), bits)
     if shift == 0:
         return Secret(own, bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class TwoPartySource(PartySource):
 
     `transfers` and `lattice` are this party's ends, which the owner has started. `weights`: at S the encoded tensors, at C what it
     keeps of those that `lattice.linear` takes. `traced`: on shapes alone, with traced ends, for `predict`.
-    A pass that failed half way cannot be taken up, nor another begun: transfers were spent that the peer may not have seen.
+    A pass whose making failed half way cannot be taken up, nor another begun: transfers were spent that the peer may not have seen.
     """
 
     def __init__(
@@ -70,7 +71,13 @@ class TwoPartySource(PartySource):
         self.pair = Pair(role, Batched(), lattice, weights, traced=traced, device=device)
         self._asked: list[tuple[int, Kind]] = []
         self._kept: set[int] = set()  # names of masks that outlive their pass
-        self._under_way = False
+        self._ends: deque[int] = deque()  # of the passes under way, the name after each
+        self._broken = False
+
+    @property
+    def pass_name(self) -> int:
+        """The name of the first correlation of the next pass that begins."""
+        return self._ends[-1] if self._ends else self.next_name
 
     def make(self, kind: Kind, name: int) -> Correlation:
         """See `PartySource`: everything is made before the query, and handed out once."""
@@ -78,17 +85,36 @@ class TwoPartySource(PartySource):
         raise CorrelationError(what, party=self.role.value)
 
     def begin_pass(self, kinds: Sequence[Kind] = ()) -> None:
-        """See `PartySource`; CorrelationError after a pass that was not ended."""
-        if self._under_way:
-            raise CorrelationError("a pass was not ended: what was made for it cannot be used again", party=self.role.value)
-        self._under_way = True
-        super().begin_pass(kinds)
-        self._asked = list(enumerate(kinds, self.next_name))
+        """See `PartySource`. A pass may be made while the one before is taken; CorrelationError for a third, or after a failure."""
+        if self._broken or self._asked or len(self._ends) > 1:
+            what = "a pass was not made to its end: nothing of it can be used, and transfers may be spent that the peer did not see"
+            raise CorrelationError(what, party=self.role.value)
+        first = self.pass_name
+        for name, kind in enumerate(kinds, first):
+            self.expect(name, kind)
+        self._asked = list(enumerate(kinds, first))
+        self._ends.append(first + len(kinds))
 
     def preprocess(self) -> Protocol_[None]:
         """See `PartySource`: every correlation that the pass will take, side by side, in bounded memory."""
-        asked, self._asked = self._asked, []
+        asked, self._broken = self._asked, True  # until it has come to its end
         yield from run(self._transfers, self._tasks(asked), self._window)
+        self._asked, self._broken = [], False
+
+    def take(self, kind: Kind) -> Correlation:
+        """See `PartySource`."""
+        if self._broken and len(self._ends) < 2:
+            raise CorrelationError("a pass was not made to its end", party=self.role.value)
+        return super().take(kind)
+
+    def hand_over(self) -> list[Correlation]:
+        """What is made and not taken, in order, for its owner to keep elsewhere; it is gone from here as if it had been taken."""
+        found = [self._held[name] for name in sorted(self._held)]
+        self._held.clear()
+        self._expected.clear()
+        self.next_name = self._next_ahead = self.pass_name
+        self._ends.clear()
+        return found
 
     def _tasks(self, asked: Sequence[tuple[int, Kind]]) -> list[Task]:
         """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept."""
@@ -134,10 +160,9 @@ class TwoPartySource(PartySource):
         return Task(name, weight, needs, lambda: make(self.pair, kind), finish)
 
     def end_pass(self) -> None:
-        """See `PartySource`: the masks of cached wires alone are left."""
-        if self._held or self._asked:
+        """See `PartySource`: CorrelationError unless all of it was taken."""
+        if not self._ends or self.next_name != self._ends.popleft():
             raise CorrelationError("a pass ended before all of it was taken", party=self.role.value)
-        self._under_way = False
 
     def forget(self) -> None:
         """The context was reset: the masks of cached wires go too."""
@@ -150,7 +175,5 @@ class TwoPartySource(PartySource):
         trace = Trace(self.role)
         self.begin_pass(kinds)
         Party(self.role, trace).run(self.preprocess())
-        self._expected.clear()
-        self.next_name += len(kinds)
-        self.end_pass()
+        self.hand_over()
         return Preprocessing(trace.cost.online_bytes, trace.cost.rounds)

@@ -7,18 +7,23 @@ CrypTen has it for GPUs with three or four unsigned limbs.
 
 from __future__ import annotations
 
+import functools
 import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.ring import blank, known
 
 WIDEST = 22  # bits of a limb: a 64-bit element is three of them
 BLOCK = 1 << 18  # elements that are cut at a time: what the CPU's cache holds, and no new memory for each
 DEVICE_BLOCK = 1 << 26
 NARROWEST = 128  # columns of a block
+MEASURED = 128  # rows and columns of the product that tells which way is faster here
 FEW = 6  # rows below which an int64 product on the CPU is faster than cutting the right operand
 
 
@@ -99,20 +104,54 @@ def product_held(batch: int, rows: int, inner: int, columns: int) -> int:
     return left + right + 8 * batch * rows * columns
 
 
+def _compiled(x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
+    """x @ y modulo 2^64 by a compiled loop, x (..., n, d) and y (..., d, m), or (..., m, d) if it is to be transposed."""
+    if not y.is_contiguous() and y.transpose(-1, -2).is_contiguous():
+        y, transposed = y.transpose(-1, -2), not transposed
+    rows, columns = x.shape[-2], y.shape[-2 if transposed else -1]
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    out = x.new_empty((*batch, rows, columns))
+    left, right = (z.expand(*batch, *z.shape[-2:]).reshape(math.prod(batch), *z.shape[-2:]).contiguous() for z in (x, y))
+    product = kernels.fast.product_transposed if transposed else kernels.fast.product
+    product(left.numpy(), right.numpy(), out.view(math.prod(batch), rows, columns).numpy())
+    return out
+
+
 def _directly(x: Tensor, rows: int) -> bool:
-    """Whether torch's int64 product is to be used: only the CPU has one, and it makes a few tenths of 10^9 multiply-adds a second."""
-    return x.device.type == "cpu" and rows < FEW
+    """Whether an int64 product is to be used, torch's or a compiled one: of few rows, or of all where that is faster here."""
+    return x.is_cpu and (rows < FEW or (kernels.fast is not None and _direct_is_faster()))
+
+
+@functools.cache
+def _direct_is_faster() -> bool:
+    """Whether the compiled int64 product outruns float64 limbs on this processor: measured once, in a few milliseconds.
+
+    It does where there are vectors of 64-bit products (AVX-512's), on one core against one; where torch has many threads, limbs may win.
+    """
+    x, y = (torch.arange(MEASURED**2).reshape(MEASURED, MEASURED) * factor for factor in (0x9E3779B97F4A7C15 - (1 << 64), 3))
+
+    def seconds(product: Callable[[], Tensor]) -> float:
+        found = []
+        for _ in range(3):
+            began = time.perf_counter()
+            product()
+            found.append(time.perf_counter() - began)
+        return min(found)
+
+    return seconds(lambda: _compiled(x, y)) < seconds(lambda: limb_product(x, y, 44, small=True))
 
 
 def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
     """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known. `small`: see `limb_product`."""
     if not known(x, y):
         return blank(*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], y.shape[-1])
-    if _directly(x, math.prod(x.shape[:-1] if y.dim() == 2 else x.shape[-2:-1])):
-        return x @ y
-    if y.dim() == 2:  # one product of all rows
-        return limb_product(x.reshape(-1, x.shape[-1]), y, bits, small).reshape(*x.shape[:-1], y.shape[-1])
-    return limb_product(x, y, bits, small)
+    flat = y.dim() == 2 and x.dim() != 2  # one product of all rows
+    left = x.reshape(-1, x.shape[-1]) if flat else x
+    if _directly(x, left.shape[-2]):
+        product = _compiled(left, y) if kernels.fast is not None else left @ y
+    else:
+        product = limb_product(left, y, bits, small)
+    return product.reshape(*x.shape[:-1], y.shape[-1]) if flat else product
 
 
 def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64, small: bool = False) -> Tensor:
@@ -120,5 +159,8 @@ def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64, small: bool = False)
     flat = x.reshape(-1, x.shape[-1]) if known(x) else x
     if not known(x, w) or not _directly(x, len(flat)):
         return matmul(x, w.T, bits, small)
-    product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
+    if kernels.fast is not None:
+        product = _compiled(flat, w, transposed=True)
+    else:
+        product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
     return product.reshape(*x.shape[:-1], w.shape[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,12 +17,19 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from torch import Tensor
 
+from protocols import kernels
 from protocols.ring import reduce
 
 SEED_BYTES = 16
 BLOCK = 16
 _ZEROS = bytes(1 << 20)
 _FEW = 256  # blocks
+_WORDS: dict[int, type[np.generic]] = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+
+
+def word_size(bits: int) -> int:
+    """Bytes of the keystream that an element of Z_2^bits takes."""
+    return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
 
 
 def new_seed() -> bytes:
@@ -48,12 +56,20 @@ class Prg:
         """The stream with this name, below 2^64; the caller never asks for one twice for two purposes."""
         return Stream(self._algorithm, self._blocks, counter)
 
+    def starts(self, counters: Sequence[int], blocks: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """The first blocks[p] blocks of each of several streams, side by side; by compiled code alone."""
+        total = sum(blocks)
+        asked, out = np.empty(total * BLOCK, np.uint8), np.empty((total + 1) * BLOCK, np.uint8)
+        kernels.fast.counters_many(np.array(counters, np.int64), np.array(blocks, np.int64), asked)
+        self._blocks.update_into(asked.data, out.data)
+        return out
+
 
 class Stream:
     """One keystream, read front to back."""
 
     def __init__(self, algorithm: algorithms.AES, blocks: CipherContext, counter: int) -> None:
-        self._algorithm, self._blocks, self._read = algorithm, blocks, 0
+        self._algorithm, self._blocks, self._counter, self._read = algorithm, blocks, counter, 0
         self._name = counter.to_bytes(8, "big")
 
     def __repr__(self) -> str:
@@ -68,10 +84,16 @@ class Stream:
         count = -(-needed // BLOCK)
         out = np.empty((count + 1) * BLOCK, np.uint8)  # the library wants room for one block more
         if count <= _FEW:  # setting up counter mode takes longer than encrypting so little
-            counters = np.empty((count, 2), ">u8")
-            counters[:, 0] = np.frombuffer(self._name, ">u8")
-            counters[:, 1] = np.arange(block, block + count)
-            self._blocks.update_into(counters.tobytes(), out.data)
+            if kernels.fast is not None and self._counter < 1 << 63:
+                counters = np.empty(count * BLOCK, np.uint8)
+                kernels.fast.counters(self._counter, block, count, counters)
+                asked = counters.data
+            else:
+                pairs = np.empty((count, 2), ">u8")
+                pairs[:, 0] = np.frombuffer(self._name, ">u8")
+                pairs[:, 1] = np.arange(block, block + count)
+                asked = memoryview(pairs.tobytes())
+            self._blocks.update_into(asked, out.data)
         else:
             encryptor = Cipher(self._algorithm, modes.CTR(self._name + block.to_bytes(8, "big"))).encryptor()
             view, zeros = out.data, memoryview(_ZEROS)
@@ -81,11 +103,14 @@ class Stream:
 
     def uniform(self, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform elements of Z_2^bits, int64; the keystream is read in the narrowest machine word that holds them."""
-        count = math.prod(shape)
-        word: type[np.generic] = np.uint8 if bits <= 8 else np.int16 if bits <= 16 else np.int32 if bits <= 32 else np.int64
-        values = self.raw(count * np.dtype(word).itemsize).view(word)
+        count, size = math.prod(shape), word_size(bits)
+        raw = self.raw(count * size)
+        if kernels.fast is not None and device == "cpu":
+            out = np.empty(count, np.int64)
+            kernels.fast.uniform(raw, size, bits, out)
+            return torch.from_numpy(out.reshape(shape))
         # AES runs on the CPU; narrow words move, and become int64 where they are used. What a sign extends is cleared
-        moved = torch.from_numpy(values.reshape(shape))
+        moved = torch.from_numpy(raw.view(_WORDS[size]).reshape(shape))
         return reduce((moved if device == "cpu" else moved.to(device)).to(torch.int64), bits)
 
     def below(self, shape: tuple[int, ...], modulus: int, device: torch.device | str = "cpu") -> Tensor:

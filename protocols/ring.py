@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.memo import Memo
 
 
@@ -134,8 +135,16 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     In sections, since copying words is fast and copying odd numbers of bytes is not: the elements' lowest words of 8, 4, 2
     and 1 bytes, as many as their whole bytes need, then a plane for each remaining bit.
     """
-    flat = x.reshape(-1).cpu().numpy()
+    flat = (x.reshape(-1) if x.is_cpu else x.reshape(-1).cpu()).numpy()
     out = np.empty(packed_size(flat.size, bits), np.uint8)
+    if kernels.fast is not None and x.dtype is torch.int64 and flat.flags.c_contiguous:
+        kernels.fast.pack(flat, bits, out)
+    else:
+        _pack_plain(flat, bits, out)
+    return out
+
+
+def _pack_plain(flat: np.ndarray, bits: int, out: np.ndarray) -> None:
     for start in range(0, flat.size, BLOCK):  # large tensors block by block, so that nothing of their size is made on the way
         stop = min(start + BLOCK, flat.size)
         part, at = flat[start:stop], 0
@@ -151,13 +160,22 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
             else:
                 for bit, plane in enumerate(planes):
                     plane[:] = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
-    return out
 
 
 def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The inverse of `pack`; representatives in [0, 2^bits)."""
     raw, count = np.frombuffer(data, np.uint8), math.prod(shape)
     out = np.empty(count, np.int64)
+    if kernels.fast is not None and raw.size >= packed_size(count, bits):
+        kernels.fast.unpack(raw, bits, out)
+    else:
+        _unpack_plain(raw, bits, out)
+    found = torch.from_numpy(out.reshape(shape))
+    return found if device == "cpu" else found.to(device)
+
+
+def _unpack_plain(raw: np.ndarray, bits: int, out: np.ndarray) -> None:
+    count = out.size
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         part, at = out[start:stop], 0
@@ -180,5 +198,3 @@ def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, dev
                 part[:] = rest
             else:
                 part |= rest.astype(np.int64) << (bits - bits % 8)
-    found = torch.from_numpy(out.reshape(shape))
-    return found if device == "cpu" else found.to(device)

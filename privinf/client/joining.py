@@ -15,6 +15,7 @@ from privinf.session.blame import sane
 from privinf.session.messages import MAX_KINDS, Needs, Session, Welcome, greet
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
+from protocols import kernels
 from protocols.correlations import Role
 from protocols.errors import HandshakeError
 from protocols.linear import Weight
@@ -37,6 +38,7 @@ class Joined:
 def join(lines: Lines, connect_s: float | None = None) -> Joined:
     """Handshake, set-up and the dealer; tries for `connect_s` seconds to reach the server, by default as the options say."""
     began, peers, options = time.perf_counter(), lines.peers, lines.peers.options
+    kernels.start(options.cache / "kernels")
     connection = lines.dial("server", options.connect_s if connect_s is None else connect_s)
     connection.meter.phase = "setup"
     with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=peers.server):

@@ -18,6 +18,7 @@ from privinf.session.options import CONNECT_S
 from privinf.transport.keys import KeyInfo, load_credentials, show_keys
 from privinf.transport.listener import Waiting
 from privinf.version import VERSION
+from protocols import kernels
 from protocols.errors import ConfigError, PrivinfError
 
 PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer", "fastapi", "uvicorn")
@@ -52,6 +53,7 @@ def checks(
     yield tried("cpu", _cpu)
     why = cuda_missing()
     yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
+    yield tried("kernels", lambda: _kernels(cache))
     yield tried("cache", lambda: _writable(cache))
     infos: list[KeyInfo] = []
     if keys is not None:
@@ -91,6 +93,12 @@ def _cpu() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return f"{cores} cores, {memory / 2**30:.1f} GiB of memory"
+
+
+def _kernels(cache: Path) -> str:
+    """Compiled or not, it works: what they are is what is to be known."""
+    kernels.load(cache / "kernels")
+    return kernels.status()
 
 
 def _writable(cache: Path) -> str:

@@ -28,6 +28,7 @@ from privinf.transport.endpoint import OnMessage
 from privinf.transport.keys import Credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
+from protocols import kernels
 from protocols.errors import Code, HandshakeError, PeerUnreachableError, PrivinfError, RefusedError, TransportError
 
 HELLO_S = 15.0
@@ -73,6 +74,7 @@ class Service:
         self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, hello_s=hello_s, link=emulated)
         self._here, self.counters, self.turns = Attendance(), Counters(), Turns()
         self._accepting: threading.Thread | None = None
+        kernels.start(options.cache / "kernels")
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.local.watch`, in local demos alone
 
     @property

@@ -17,6 +17,7 @@ from protocols.correlations import MAX_KINDS, Correlation, Fit, Kind, KindHash, 
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
 from protocols.sources.base import PartySource
+from protocols.sources.expansion import MOST, Together, counts_of
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
@@ -143,6 +144,7 @@ class Store(PartySource):
         self.asked = KindHash()  # of the kinds of the walk before the query
         self._prg = Prg(seed)
         self._payloads: dict[int, memoryview] = {}
+        self._ready: dict[int, Correlation] = {}  # expanded together with one that was taken
         self._fetch: Callable[[int], memoryview] | None = None
 
     def begin_pass(self, kinds: Sequence[Kind] = (), fetch: Callable[[int], memoryview] | None = None) -> None:
@@ -158,6 +160,8 @@ class Store(PartySource):
 
     def make(self, kind: Kind, name: int) -> Correlation:
         """See `PartySource`."""
+        if (ready := self._ready.pop(name, None)) is not None:
+            return ready
         payload = None
         if self.role is Role.CLIENT and (parts := kind.shared_parts()):
             payload = self._payloads.get(name)
@@ -192,10 +196,44 @@ class Store(PartySource):
     def take(self, kind: Kind) -> Correlation:
         """See `PartySource`."""
         name = self.next_name
+        if name not in self._ready and name not in self._held:
+            self._expand_from(name)
         try:
             return super().take(kind)
         finally:
             self._payloads.pop(name, None)
+            self._ready.pop(name, None)
+
+    def end_pass(self) -> None:
+        """See `PartySource`."""
+        self._ready.clear()
+
+    def _expand_from(self, name: int) -> None:
+        """This correlation and those after it, as far as they are small, known, and few enough: all of them at once."""
+        client, drawn, dealt, total = self.role is Role.CLIENT, Together(), Together(), 0
+        chosen: list[tuple[int, Kind, int]] = []
+        payloads: list[memoryview] = []
+        while total < MOST and (kind := self._expected.get(name)) is not None:
+            own, shared = kind.own_parts(self.role), kind.shared_parts()
+            counts = counts_of(own + shared, self.device) if name not in self._held else None
+            payload = self._payloads.get(name)
+            if counts is not None and (not client or not shared or (payload is not None and len(payload) == size_of(shared))):
+                total += sum(counts) + 1
+                chosen.append((name, kind, len(own)))
+                drawn.add(own if client else own + shared, counts[: len(own)] if client else counts)
+                if client:
+                    dealt.add(shared, counts[len(own) :])
+                    payloads += [payload] if payload is not None and shared else []
+            elif not chosen:
+                return  # this one is not
+            name += 1
+        mine = drawn.draw(self._prg, [name for name, *_ in chosen])
+        theirs = dealt.unpack(payloads) if client else []
+        for place, (name, kind, length) in enumerate(chosen):
+            own_values, shares = (mine[place], theirs[place]) if client else (mine[place][:length], mine[place][length:])
+            if _is_kept(kind):
+                own_values = tuple([x.clone() for x in own_values])  # what outlives the pass holds no memory of others
+            self._ready[name] = Correlation(kind, name, self.role, own_values, shares)
 
 
 class Dealer:

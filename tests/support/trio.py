@@ -211,7 +211,7 @@ def trio(model: Lowered | None = None, *, allow_logits: bool = True, **options: 
 def _context() -> Any:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.trio"])
+    context.set_forkserver_preload(["tests.support.preload"])
     return context
 
 

@@ -1,0 +1,85 @@
+"""Many small tensors at once, from keystreams and from what was dealt: a call for each of them would take longer than the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols import kernels
+from protocols.correlations import Part
+from protocols.prg import BLOCK, Prg, word_size
+from protocols.ring import packed_size
+
+Parts = Sequence[Part]
+
+SMALL = 1 << 14  # elements of a correlation up to which it is expanded together with others
+MOST = 1 << 16  # elements that are expanded at a time
+_SIZES = [word_size(bits) for bits in range(65)]
+
+
+def counts_of(parts: Parts, device: torch.device | str) -> list[int] | None:
+    """Elements of each part; None if they are not to be expanded together with others, and at once."""
+    if kernels.fast is None or str(device) != "cpu":
+        return None
+    counts = [math.prod(part.shape) for part in parts]
+    return None if sum(counts) > SMALL or any(part.modulus for part in parts) else counts
+
+
+class Together:
+    """Tensors of several correlations that are expanded at once; `add` one after the other, then `draw` or `unpack`."""
+
+    def __init__(self) -> None:
+        self._shapes: list[tuple[int, ...]] = []
+        self._counts: list[int] = []
+        self._bits: list[int] = []
+        self._lengths: list[int] = []  # parts of each correlation
+
+    def add(self, parts: Parts, counts: Sequence[int]) -> None:
+        """The parts of one."""
+        self._shapes += [part.shape for part in parts]
+        self._bits += [part.bits for part in parts]
+        self._counts += counts
+        self._lengths.append(len(parts))
+
+    def draw(self, prg: Prg, names: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """What `Part.draw` makes of each stream's start, part by part; the streams by name."""
+        starts, sizes, blocks, at, first = [], [_SIZES[bits] for bits in self._bits], [], 0, 0
+        for length in self._lengths:
+            here = at
+            for place in range(first, first + length):
+                starts.append(here)
+                here += self._counts[place] * sizes[place]
+            first += length
+            blocks.append(-(-(here - at) // BLOCK))
+            at += BLOCK * blocks[-1]
+        out = np.empty(sum(self._counts), np.int64)
+        lists = (starts, self._counts, sizes, self._bits)
+        kernels.fast.uniform_many(prg.starts(names, blocks), *[np.array(x, np.int64) for x in lists], out)
+        return self._shaped(out)
+
+    def unpack(self, payloads: Sequence[memoryview]) -> list[tuple[Tensor, ...]]:
+        """What `unpack_parts` makes of each payload."""
+        starts, at = [], 0
+        for count, bits in zip(self._counts, self._bits, strict=True):
+            starts.append(at)
+            at += packed_size(count, bits)
+        raw = np.frombuffer(b"".join(payloads), np.uint8)
+        assert raw.size == at, "payloads of other sizes"
+        out = np.empty(sum(self._counts), np.int64)
+        kernels.fast.unpack_many(raw, *[np.array(x, np.int64) for x in (starts, self._counts, self._bits)], out)
+        return self._shaped(out)
+
+    def _shaped(self, out: np.ndarray) -> list[tuple[Tensor, ...]]:
+        if not self._counts:
+            return [()] * len(self._lengths)
+        pieces = torch.split(torch.from_numpy(out), self._counts)
+        tensors = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        found, first = [], 0
+        for length in self._lengths:
+            found.append(tuple(tensors[first : first + length]))
+            first += length
+        return found

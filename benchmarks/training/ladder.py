@@ -17,8 +17,10 @@ from benchmarks.training.rows import ROWS, SMALL, Row, config_of
 from privinf.models.checkpoint import load_tokenizer, write_atomically
 from privinf.training import corpus
 from privinf.training.corpus import Tokens
+from privinf.training.divergence import Diverged
+from privinf.training.metrics import METRICS
 from privinf.training.settings import Limits, Settings
-from privinf.training.trainer import METRICS, Diverged, Trainer
+from privinf.training.trainer import Trainer
 
 BASE: dict[str, Any] = {"batch": 16, "length": 128, "learning_rate": 3e-3, "warmup_steps": 50}
 RESULT = "result.json"

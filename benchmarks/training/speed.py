@@ -19,8 +19,9 @@ from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import write_atomically
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.initial import initialise
+from privinf.training.objective import HELD_EVERY
 from privinf.training.settings import Settings
-from privinf.training.trainer import HELD_EVERY, Trainer
+from privinf.training.trainer import Trainer
 
 
 def measure(target: Path, samples: int, threads: int) -> None:

@@ -141,7 +141,7 @@ def train(
         f"{len(tokens.held_out):,} held out; step {trainer.step}"
     )
     if beside.tensorboard:
-        trainer.listeners.append(_tensorboard(output / "tensorboard"))
+        trainer.metrics.listeners.append(_tensorboard(output / "tensorboard"))
     result = _run(trainer, tokenizer, duration, beside.entropy_every, output, say)
     if as_json:
         common.write_json(result)

@@ -13,36 +13,30 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations, AeroConfig, AeroModel
+from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.training.corpus import Tokens, batch_at
-from privinf.training.entropy import bands, entropy_penalty
+from privinf.training.divergence import Watch
+from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
 from privinf.training.initial import initialise
+from privinf.training.metrics import Metrics, writing
 from privinf.training.normalisation import folded_norms, normalise_ffns
+from privinf.training.objective import HELD_EVERY, Objective
+from privinf.training.optimizers import Optimizers
 from privinf.training.settings import Settings, rate_at
-from protocols.errors import ConfigError, PrivinfError
+from protocols.errors import ConfigError
 
 OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-STATE, METRICS, RUN = "state.safetensors", "metrics.jsonl", "run.json"
-HELD_EVERY = 4  # steps between those that have the range penalty, at so many times its weight
-LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
-
-
-class Diverged(PrivinfError):
-    """The loss is no longer a number, or stays far above that of guessing."""
-
-    exit_code = 4
+STATE, RUN = "state.safetensors", "run.json"
 
 
 @dataclass
@@ -74,7 +68,7 @@ class Trainer:
         if settings.length > config.n_positions:
             raise ConfigError(f"length: {settings.length} is more than n_positions, {config.n_positions}")
         batch_at(tokens.training, 0, 1, settings.length, settings.seed)  # enough text?
-        self.config, self.settings, self.tokens, self.directory = config, settings, tokens, directory
+        self.settings, self.tokens = settings, tokens
         self.model = AeroModel(config)
         if start is None:
             initialise(self.model, settings.seed, settings.initial)
@@ -86,119 +80,44 @@ class Trainer:
         self.started_from = "" if start is None else _fingerprint(start)
         if settings.ffn_norm != "none":
             normalise_ffns(self.model, settings.ffn_norm, settings.seed)
-        per_head = torch.full((config.n_layer, config.n_head), settings.entropy_theta)  # learnable
-        self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None
-        self.named = list(self.model.named_parameters()) + ([] if self.theta is None else [("theta", self.theta)])
-        lengths = "original0" if settings.ffn_norm == "weight" else "temperature"  # of a normalised weight: not to be pulled to zero
-        free = [p for name, p in self.named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths))]
-        layers = [p for name, p in self.named if p.dim() == 2 and name.startswith("h.") and not _in(p, free)]
-        matrices = layers if settings.optimizer == "muon" else []
-        decayed = [p for _, p in self.named if not _in(p, free) and not _in(p, matrices)]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}],
-                lr=settings.learning_rate,
-                betas=(0.9, 0.95),
-                eps=1e-8,
-                fused=True,
-            )
-        ]
-        if matrices:  # https://kellerjordan.github.io/posts/muon; at AdamW's rates, as in arXiv 2502.16982
-            rate, decay = settings.learning_rate, settings.weight_decay
-            self.optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        self.objective = Objective(self.model, settings, compile=compile)
+        self.optimizers = Optimizers(self.objective.named, settings)
+        self.metrics, self.watch = Metrics(directory), Watch(self.model)
         self.step, self.elapsed = 0, 0.0
         self.between_steps = True  # else an interrupt hit while weights were changing, and the state is no state of the run
         self.corpus_id = corpus_id
-        self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told what goes into the metrics
-        self.smooth: float | None = None  # the recent loss, for noticing divergence
-        self.compiled_loss = torch.compile(self.loss) if compile else self.loss
+
+    @property
+    def config(self) -> AeroConfig:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is kept."""
+        return self.metrics.directory
 
     # ---- one step
-
-    def loss(self, ids: Tensor, held: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it); `held`: with the range penalty."""
-        wants_entropy = self.theta is not None
-        trace = Activations(keep_attention=wants_entropy) if held or wants_entropy else None
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
-            logits = self.model(ids[:, :-1], trace=trace)  # (B, T, V)
-        logits = logits.float()
-        cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        total, added = cross_entropy, {}
-        if trace is not None and held:
-            added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
-            drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
-            total = total + added["range_penalty"] + HELD_EVERY * 1e-4 * drift
-        if trace is not None and self.theta is not None:
-            penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
-            added["entropy_penalty"] = self.settings.entropy_lambda * penalty
-            total = total + added["entropy_penalty"]
-        return total, cross_entropy, added
-
-    def _excess(self, logits: Tensor, trace: Activations) -> Tensor:
-        """By how much values are beyond the limits, mean of squares."""
-        limits, few = self.settings.limits, max(1, len(logits) // 4)  # a quarter of the batch tells enough, at a quarter of the cost
-        excess = (logits[:few].abs().amax(dim=-1) - limits.logit).relu().square().mean()
-        for x in trace.residual:
-            excess = excess + (x[:few].float().abs().amax(dim=-1) - limits.residual).relu().square().mean()
-        for q, k in zip(trace.queries, trace.keys, strict=True):
-            bound = q[:few].float().norm(dim=-1).amax(dim=-1) * k[:few].float().norm(dim=-1).amax(dim=-1)  # (few, H)
-            excess = excess + (bound - limits.score_bound).relu().square().mean()
-        return excess
 
     def train_step(self, fraction: float) -> dict[str, float]:
         """One optimiser step on the batch of the current step number."""
         settings = self.settings
         rate = rate_at(settings, self.step, fraction)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
         self.model.train()
         ids = torch.from_numpy(batch_at(self.tokens.training, self.step, settings.batch, settings.length, settings.seed))
-        total, cross_entropy, added = self.compiled_loss(ids, settings.limits.weight > 0 and self.step % HELD_EVERY == 0)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_([p for _, p in self.named], settings.clip)
-        loss = float(cross_entropy.detach())
-        self._check(loss, float(norm), ids)
+        held = settings.limits.weight > 0 and self.step % HELD_EVERY == 0
+        total, cross_entropy, added = self.objective.compute(ids, held)
+        norm, loss = self.optimizers.gradients(total, settings.clip), float(cross_entropy.detach())
+        self.watch.check(self.step, loss, norm, ids)
         self.between_steps = False
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizers.step(rate)
         with torch.no_grad():
-            for name, parameter in self.named:
+            for name, parameter in self.optimizers.named:
                 if name.endswith(("temperature", "alpha")):
                     parameter.clamp_(min=1e-2)
         self.step += 1
         self.between_steps = True
-        return {"loss": loss, "rate": rate, "gradient_norm": float(norm)} | {name: float(x.detach()) for name, x in added.items()}
-
-    def _check(self, loss: float, norm: float, ids: Tensor) -> None:
-        """Raises Diverged before the weights are touched."""
-        self.smooth = loss if self.smooth is None else 0.9 * self.smooth + 0.1 * loss
-        guessing = math.log(self.config.vocab_size)
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite and (self.step < LOST_AFTER or self.smooth < guessing + LOST_BY):
-            return
-        what = "" if finite else f", gradient norm {norm:.4g}"
-        raise Diverged(
-            f"training diverged at step {self.step}: loss {loss:.4g} (guessing evenly: {guessing:.2f}){what}; {self._why(ids)}",
-            remedy="lower --learning-rate, or choose a variant with LayerNorm or a scaled FFN, or --ffn-norm; what was saved is kept",
-        )
-
-    @torch.no_grad()
-    def _why(self, ids: Tensor) -> str:
-        """Where in the network the numbers go out of hand."""
-        trace = Activations()
-        self.model(ids[:2, :-1], trace=trace)
-        sizes = [float(x.abs().max()) for x in trace.residual]
-        first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
-        places = ["the embedding"]
-        for layer in range(self.config.n_layer):
-            places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * self.config.has_ffn(layer)
-        grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"
-        if first is not None:
-            return f"the residual stream is no longer finite after {places[first]}"
-        return grows + ("" if self.config.norm == "layernorm" else ", and no LayerNorm holds it")
+        return {"loss": loss, "rate": rate, "gradient_norm": norm} | {name: float(x.detach()) for name, x in added.items()}
 
     # ---- the whole run
 
@@ -234,7 +153,7 @@ class Trainer:
                 saved = time.monotonic()
             if ended or now - validated > validate_every_s:
                 extra = self.validate()
-                self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | extra)
+                self.metrics.record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | extra)
                 rate = rate_at(self.settings, self.step, fraction)
                 report(Progress(self.step, fraction, extra["held_out_loss"], rate, recent, self.elapsed, extra))
                 validated = time.monotonic()
@@ -242,7 +161,7 @@ class Trainer:
                 self._record_entropy(sample)
             if ended:
                 whole = self.validate(final_windows)
-                self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | whole)
+                self.metrics.record({"step": self.step, "elapsed_s": round(self.elapsed, 1)} | whole)
                 return whole
             before = time.monotonic()
             values = self.train_step(fraction)
@@ -251,7 +170,7 @@ class Trainer:
             speed = self.settings.batch * self.settings.length / took
             recent = speed if recent == 0 else 0.95 * recent + 0.05 * speed
             if self.step % 10 == 0 or self.step == 1:
-                self._record({"step": self.step, "elapsed_s": round(self.elapsed, 1), "tokens_per_s": round(recent)} | values)
+                self.metrics.record({"step": self.step, "elapsed_s": round(self.elapsed, 1), "tokens_per_s": round(recent)} | values)
             report(Progress(self.step, fraction, values["loss"], values["rate"], recent, self.elapsed))
 
     def validate(self, windows: int | None = 24) -> dict[str, float]:
@@ -263,11 +182,11 @@ class Trainer:
     def save(self) -> None:
         """Writes all that a resumed run needs, as one file, whole or not at all."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.named:
+        for name, parameter in self.optimizers.named:
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
             tensors["value." + name] = parameter.detach().clone()
-            for kind, value in self._state(parameter).items():
+            for kind, value in self.optimizers.state(parameter).items():
                 tensors[f"{kind}.{name}"] = value.detach().clone()
         tensors |= {"buffer." + name: buffer.clone() for name, buffer in self._buffers()}
         facts = {
@@ -278,15 +197,9 @@ class Trainer:
             "settings": self.settings.model_dump(mode="json"),
             "started_from": self.started_from,
         }
-        with _writing(self.directory / STATE):
+        with writing(self.directory / STATE):
             self.directory.mkdir(parents=True, exist_ok=True)
             write_tensors(self.directory / STATE, tensors, {"run": json.dumps(facts)})
-
-    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What its optimiser keeps of a parameter."""
-        mine = next(o for o in self.optimizers if any(_in(parameter, group["params"]) for group in o.param_groups))
-        found: dict[str, Tensor] = mine.state[parameter]
-        return found
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """The vectors of a spectral norm's power iteration."""
@@ -312,47 +225,28 @@ class Trainer:
                         f"{path}: belongs to another run: {what} differs{_difference(facts[what], here)}",
                         remedy="give the same options, or another --output",
                     )
-            for name, parameter in self.named:
+            for name, parameter in self.optimizers.named:
                 with torch.no_grad():
                     parameter.copy_(tensors["value." + name])
-                self._state(parameter).update((kind, tensors[f"{kind}.{name}"]) for kind in OPTIMIZER_STATE if f"{kind}.{name}" in tensors)
+                kept = self.optimizers.state(parameter)
+                kept.update((kind, tensors[f"{kind}.{name}"]) for kind in OPTIMIZER_STATE if f"{kind}.{name}" in tensors)
             for name, buffer in self._buffers():
                 buffer.copy_(tensors["buffer." + name])
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed_s"])
-            self._forget_after(self.step)
+            self.metrics.forget_after(self.step)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{path}: not the state of a training run: {error}", remedy="remove it to start anew") from None
         return True
 
     def export(self, directory: Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes the model as a checkpoint directory (the tokenizer is the caller's)."""
-        with _writing(directory):
+        with writing(directory):
             save_checkpoint(folded_norms(self.model), self.config, directory, dtype)
-
-    def _record(self, values: dict[str, Any]) -> None:
-        with _writing(self.directory / METRICS):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        for listener in self.listeners:
-            listener(values)
 
     def _record_entropy(self, sample: Tensor) -> None:
         entropy, e_max = entropy_of_heads(self.model, sample), math.log(max(2, sample.shape[1]))
         rounded = [[round(value, 4) for value in row] for row in entropy.tolist()]
-        self._record({"step": self.step, "entropy": rounded, "entropy_max": round(e_max, 4)} | bands(entropy, e_max))
-
-    def _forget_after(self, step: int) -> None:
-        """Takes out of the metrics what will now be done again."""
-        path = self.directory / METRICS
-        if path.is_file():
-            lines = path.read_text("utf-8").splitlines(keepends=True)
-            write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
-
-
-def _in(parameter: Tensor, among: Sequence[Tensor]) -> bool:
-    """Whether it is one of them; tensors compare by value."""
-    return any(parameter is other for other in among)
+        self.metrics.record({"step": self.step, "entropy": rounded, "entropy_max": round(e_max, 4)} | bands(entropy, e_max))
 
 
 def _fingerprint(model: AeroModel) -> str:
@@ -360,16 +254,6 @@ def _fingerprint(model: AeroModel) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says which file could not be written; files are replaced whole, so that the one before is still there."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be written: {reason}", remedy="what was saved before is kept; make room, then resume") from None
 
 
 def _difference(there: Any, here: Any) -> str:

@@ -19,11 +19,14 @@ from privinf.models.aero import AeroConfig
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
 from privinf.training import corpus
 from privinf.training.corpus import END, Tokens, batch_at, encode_corpus, read_corpus, train_tokenizer
+from privinf.training.divergence import Diverged
 from privinf.training.evaluation import continue_text, evaluate
 from privinf.training.ladder import ladder_config
+from privinf.training.metrics import METRICS
 from privinf.training.settings import Limits, Settings, rate_at
-from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
+from privinf.training.trainer import STATE, Trainer
 from protocols.errors import ConfigError
+from tests.support.training import QUICK, SMALL_RUN
 
 SOURCE = '''def area_{n}(width, height):
     """The area of number {n}."""
@@ -32,14 +35,6 @@ SOURCE = '''def area_{n}(width, height):
 
     return width * height
 '''
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -52,14 +47,7 @@ def sources(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def tokens(sources: Path) -> Tokens:
-    documents = read_corpus(sources)
-    return encode_corpus(documents, train_tokenizer(documents, 300))
-
-
 SMALL = ladder_config("SM(t)+ScFuFFN", vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False)
-QUICK: dict[str, Any] = {"batch": 4, "length": 32, "learning_rate": 1e-2, "warmup_steps": 5}
 
 
 def trainer(tokens: Tokens, directory: Path, config: AeroConfig = SMALL, **settings: Any) -> Trainer:
@@ -242,29 +230,7 @@ def command() -> typer.Typer:
 
 def test_the_command_trains_resumes_and_leaves_a_checkpoint(sources: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = [
-        "-o",
-        str(output),
-        "--corpus",
-        str(sources),
-        "--layers",
-        "2",
-        "--heads",
-        "2",
-        "--width",
-        "16",
-        "--positions",
-        "32",
-        "--vocab",
-        "300",
-        "--batch",
-        "4",
-        "--warmup",
-        "2",
-        "--threads",
-        "1",
-        "--json",
-    ]
+    options = ["-o", str(output), "--corpus", str(sources), *SMALL_RUN]
     done = CliRunner().invoke(command(), [*options, "--steps", "6"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["steps"] == 6

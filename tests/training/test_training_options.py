@@ -19,44 +19,19 @@ from typer.testing import CliRunner
 
 from privinf.cli.train import train
 from privinf.models.checkpoint import load_checkpoint
-from privinf.training.corpus import Tokens, encode_corpus, read_corpus, train_tokenizer
+from privinf.training.corpus import Tokens, read_corpus
+from privinf.training.divergence import Diverged
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads
 from privinf.training.ladder import ladder_config
+from privinf.training.metrics import METRICS
 from privinf.training.settings import Limits, Settings
-from privinf.training.trainer import METRICS, STATE, Diverged, Trainer
+from privinf.training.trainer import STATE, Trainer
 from protocols.errors import ConfigError
+from tests.support.training import QUICK, SMALL_RUN
 
 LINE = "def area_{n}(width, height):\n    # the area of number {n}\n    return width * height + {n}\n\n\n"
 SIZES: dict[str, Any] = {"vocab_size": 300, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "tie_word_embeddings": False}
-QUICK: dict[str, Any] = {"batch": 4, "length": 32, "learning_rate": 1e-2, "warmup_steps": 5}
-SMALL = [
-    "--layers",
-    "2",
-    "--heads",
-    "2",
-    "--width",
-    "16",
-    "--positions",
-    "32",
-    "--vocab",
-    "300",
-    "--batch",
-    "4",
-    "--warmup",
-    "2",
-    "--threads",
-    "1",
-    "--json",
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -66,12 +41,6 @@ def sources(tmp_path: Path) -> Path:
     for n in range(12):
         (root / f"text_{n}.md").write_text(LINE.replace("{n}", str(n)) * 8)
     return root
-
-
-@pytest.fixture
-def tokens(sources: Path) -> Tokens:
-    documents = read_corpus(sources)
-    return encode_corpus(documents, train_tokenizer(documents, 300))
 
 
 def trainer(tokens: Tokens, directory: Path, variant: str = "SM+ScFuFFN", **settings: Any) -> Trainer:
@@ -113,12 +82,13 @@ def test_normalised_ffns_train_resume_to_the_bit_and_are_folded_at_export(tokens
 
 def test_first_values_of_temperature_thresholds_and_weights(tokens: Tokens, tmp_path: Path) -> None:
     run = trainer(tokens, tmp_path, "SM(t)+ScFuFFN", temperature=1e-2, entropy_lambda=1e-5, entropy_theta=0.25, initial="gpt2")
-    assert bool((run.model.h[0].attn.temperature == 1e-2).all()) and run.theta is not None and bool((run.theta == 0.25).all())
+    theta = run.objective.theta
+    assert bool((run.model.h[0].attn.temperature == 1e-2).all()) and theta is not None and bool((theta == 0.25).all())
     assert float(run.model.wte.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert float(trainer(tokens, tmp_path).model.wte.weight.detach().std()) == pytest.approx(0.2, rel=0.1)
-    before = run.theta.detach().clone()
+    before = theta.detach().clone()
     run.run(3, None)
-    assert not torch.equal(run.theta, before)  # learnable
+    assert not torch.equal(theta, before)  # learnable
 
 
 def test_the_entropy_penalty_moves_heads_towards_their_thresholds(tokens: Tokens, tmp_path: Path) -> None:
@@ -128,15 +98,15 @@ def test_the_entropy_penalty_moves_heads_towards_their_thresholds(tokens: Tokens
     for weight in (1e-9, 3.0):
         run = trainer(tokens, tmp_path / str(weight), "SM(t)+ScFuFFN", entropy_lambda=weight, entropy_theta=0.25, entropy_gamma=0.0)
         run.run(60, None)
-        assert run.theta is not None
-        seen[weight] = float((entropy_of_heads(run.model, ids) - run.theta.detach() * math.log(32)).abs().mean())
+        assert run.objective.theta is not None
+        seen[weight] = float((entropy_of_heads(run.model, ids) - run.objective.theta.detach() * math.log(32)).abs().mean())
     assert seen[3.0] < 0.5 * seen[1e-9]
 
 
 def test_entropy_is_recorded_over_training_and_does_not_change_it(tokens: Tokens, tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
     a, b = trainer(tokens, tmp_path / "a"), trainer(tokens, tmp_path / "b")
-    a.listeners.append(heard.append)
+    a.metrics.listeners.append(heard.append)
     a.run(6, None, entropy_every=2)
     b.run(6, None)
     rows = [json.loads(line) for line in (tmp_path / "a" / METRICS).read_text().splitlines()]
@@ -242,7 +212,7 @@ def test_one_folder_of_files_is_split_by_file(sources: Path, tmp_path: Path) -> 
 
 
 def test_the_command_goes_on_from_a_checkpoint_and_writes_tensorboard(sources: Path, tmp_path: Path) -> None:
-    first = command("-o", str(tmp_path / "a"), "--corpus", str(sources), "--steps", "4", *SMALL, "--variant", "SM+LN+R")
+    first = command("-o", str(tmp_path / "a"), "--corpus", str(sources), "--steps", "4", *SMALL_RUN, "--variant", "SM+LN+R")
     assert first.exit_code == 0, first.output
     options = ["--from", str(tmp_path / "a" / "checkpoint"), "--corpus", str(sources), "--threads", "1", "--batch", "4", "--json"]
     second = command("-o", str(tmp_path / "b"), "--steps", "2", *options, "--tensorboard", "--entropy-every", "1")
@@ -280,5 +250,5 @@ def test_a_tiny_corpus_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for name in ("a.txt", "b.txt"):
         (tmp_path / "corpus" / name).write_text("few words\n")
-    result = command("-o", str(tmp_path / "run"), "--corpus", str(tmp_path / "corpus"), "--steps", "1", *SMALL)
+    result = command("-o", str(tmp_path / "run"), "--corpus", str(tmp_path / "corpus"), "--steps", "1", *SMALL_RUN)
     assert isinstance(result.exception, ConfigError) and "too few for sequences of 32" in str(result.exception)

@@ -1,0 +1,55 @@
+"""Notices a run whose loss is lost, and where in the network its numbers go out of hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from privinf.models.aero import Activations, AeroModel
+from protocols.errors import PrivinfError
+
+LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
+
+
+class Diverged(PrivinfError):
+    """The loss is no longer a number, or stays far above that of guessing."""
+
+    exit_code = 4
+
+
+class Watch:
+    """Over the recent loss of a model's run."""
+
+    def __init__(self, model: AeroModel) -> None:
+        self._model = model
+        self._smooth: float | None = None
+
+    def check(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
+        """Raises Diverged before the weights are touched."""
+        self._smooth = loss if self._smooth is None else 0.9 * self._smooth + 0.1 * loss
+        guessing = math.log(self._model.config.vocab_size)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite and (step < LOST_AFTER or self._smooth < guessing + LOST_BY):
+            return
+        what = "" if finite else f", gradient norm {norm:.4g}"
+        raise Diverged(
+            f"training diverged at step {step}: loss {loss:.4g} (guessing evenly: {guessing:.2f}){what}; {self._why(ids)}",
+            remedy="lower --learning-rate, or choose a variant with LayerNorm or a scaled FFN, or --ffn-norm; what was saved is kept",
+        )
+
+    @torch.no_grad()
+    def _why(self, ids: Tensor) -> str:
+        """Where in the network the numbers go out of hand."""
+        trace = Activations()
+        self._model(ids[:2, :-1], trace=trace)
+        sizes = [float(x.abs().max()) for x in trace.residual]
+        first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
+        places = ["the embedding"]
+        for layer in range(self._model.config.n_layer):
+            places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * self._model.config.has_ffn(layer)
+        grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"
+        if first is not None:
+            return f"the residual stream is no longer finite after {places[first]}"
+        return grows + ("" if self._model.config.norm == "layernorm" else ", and no LayerNorm holds it")

@@ -1,0 +1,57 @@
+"""What training minimises: cross entropy, a penalty on values beyond a ring's range, and one on entropies of heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from privinf.models.aero import Activations, AeroModel
+from privinf.training.entropy import entropy_penalty
+from privinf.training.settings import Settings
+
+HELD_EVERY = 4  # steps between those that have the range penalty, at so many times its weight
+
+
+class Objective:
+    """The loss of a model under its settings; `theta` are the learnable thresholds of the heads' entropies (n_layer, n_head), if any."""
+
+    def __init__(self, model: AeroModel, settings: Settings, *, compile: bool) -> None:
+        self.model, self.settings = model, settings
+        per_head = torch.full((model.config.n_layer, model.config.n_head), settings.entropy_theta)
+        self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None
+        self.compute = torch.compile(self.loss) if compile else self.loss
+
+    @property
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """All that is learned, by name."""
+        return list(self.model.named_parameters()) + ([] if self.theta is None else [("theta", self.theta)])
+
+    def loss(self, ids: Tensor, held: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it); `held`: with the range penalty."""
+        wants_entropy = self.theta is not None
+        trace = Activations(keep_attention=wants_entropy) if held or wants_entropy else None
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            logits = self.model(ids[:, :-1], trace=trace)  # (B, T, V)
+        logits = logits.float()
+        cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        total, added = cross_entropy, {}
+        if trace is not None and held:
+            added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
+            drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
+            total = total + added["range_penalty"] + HELD_EVERY * 1e-4 * drift
+        if trace is not None and self.theta is not None:
+            penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
+            added["entropy_penalty"] = self.settings.entropy_lambda * penalty
+            total = total + added["entropy_penalty"]
+        return total, cross_entropy, added
+
+    def _excess(self, logits: Tensor, trace: Activations) -> Tensor:
+        """By how much values are beyond the limits, mean of squares."""
+        limits, few = self.settings.limits, max(1, len(logits) // 4)  # a quarter of the batch tells enough, at a quarter of the cost
+        excess = (logits[:few].abs().amax(dim=-1) - limits.logit).relu().square().mean()
+        for x in trace.residual:
+            excess = excess + (x[:few].float().abs().amax(dim=-1) - limits.residual).relu().square().mean()
+        for q, k in zip(trace.queries, trace.keys, strict=True):
+            bound = q[:few].float().norm(dim=-1).amax(dim=-1) * k[:few].float().norm(dim=-1).amax(dim=-1)  # (few, H)
+            excess = excess + (bound - limits.score_bound).relu().square().mean()
+        return excess

@@ -66,3 +66,23 @@ SMALL_IN_ALL = 1 << 15
 
 PART = 1 << 24
 """Transfers that one batch of them uses at a time; the sender holds 16 bytes of each. What asks for more goes in parts."""
+
+# ---- encrypted linear algebra: `protocols/lattice`
+
+HE_STANDARD = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
+"""Degree to bits of the modulus at most for 128 bits, classical: secrets uniform in {-1, 0, 1}, errors of standard deviation 3.2 or more.
+
+Source: Albrecht et al., Homomorphic Encryption Security Standard (ePrint 2019/939), table 1. Errors here are centred binomial of 21
+coins, standard deviation 3.24. Several secrets may stand under one uniform `a` (Peikert, Vaikuntanathan, Waters: CRYPTO 2008, by a hybrid).
+"""
+
+FLOOD_BITS = 64
+"""A flood is uniform in [-F, F), F = 2^64 times the noise's standard deviation, at the worst values of whoever made that noise.
+
+Noise moves such a flood by a statistical distance of E|noise| / 2F <= 2^-65, for each coefficient of an answer. All that a party answers in
+2^24 coefficients, more than a pass of GPT-2's size over 128 positions has, is then within 2^-41 of answers whose noise is a flood alone;
+what is answered under one key of a session adds up, and so does what the lifetime of an encrypted weight sees.
+"""
+
+TAIL = 10
+"""Standard deviations of noise that every budget allows for: noise is subgaussian, and beyond lies 2 e^-50 < 2^-71 of all coefficients."""

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from protocols import security
 from protocols.correlations import Role
 from protocols.ring import blank, known, reduce
 from protocols.rounds import Protocol_
@@ -18,6 +19,9 @@ from protocols.rounds import Protocol_
 
 class Products(Protocol):
     """What is asked of `protocols.ot.transfers.Transfers`."""
+
+    def trace(self) -> Products:
+        """An end that is traced."""
 
     def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:
         """Shares of choice * delta."""
@@ -31,9 +35,15 @@ def product_shape(left: Tensor, right: Tensor) -> tuple[int, ...]:
     return (*np.broadcast_shapes(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-1])
 
 
+def transfer_bytes(count: int) -> int:
+    """About what so many correlated transfers take to make: 16 bytes each of the first, a quarter of one each of the others."""
+    first = min(count, security.SMALL_IN_ALL)
+    return 16 * first + (count - first) // 4
+
+
 def product_bytes(count: int, bits: int) -> int:
-    """About what `count` products of two elements of Z_2^bits take: a payload and a choice for each bit, payloads shrinking with it."""
-    return count * bits * (bits + 3) // 16
+    """About what `count` products in Z_2^bits take: for each bit a transfer, a choice, and a payload that shrinks."""
+    return transfer_bytes(count * bits) + count * bits * (1 + (bits + 1) // 2) // 8
 
 
 def matmul(transfers: Products, holder: Role, left: Tensor, right: Tensor, bits: int) -> Protocol_[Tensor]:

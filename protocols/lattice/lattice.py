@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.lattice import gilboa
-from protocols.lattice.gilboa import Products
+from protocols.lattice.ciphertext import Keys
+from protocols.lattice.gilboa import Products, product_shape
+from protocols.lattice.matmul import matmul
+from protocols.lattice.plan import choose
+from protocols.ring import blank, known
 from protocols.rounds import Protocol_
 
 
@@ -18,16 +24,40 @@ class Lattice:
 
     def __init__(self, role: Role, transfers: Products, traced: bool = False) -> None:
         self.role, self.transfers, self.traced = role, transfers, traced
+        self._keys: dict[tuple[Role, int, tuple[int, ...]], Keys] = {}
+
+    def __repr__(self) -> str:
+        return f"Lattice(role={self.role.value}, traced={self.traced}, values hidden)"
+
+    def trace(self) -> Lattice:
+        """An end that is traced, for the same keys: what the next calls of this one cost. Its transfers are this one's `trace()`."""
+        found = Lattice(self.role, self.transfers.trace(), True)
+        found._keys = {name: Keys(keys.budget, keys.count) for name, keys in self._keys.items()}
+        return found
 
     def start(self) -> Protocol_[None]:
-        """Once a session. No message."""
+        """Once a session. No message: keys travel with the first product that needs them."""
         return
         yield []
 
     def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
         """Shares of left @ right modulo 2^bits -> (..., n, m); left (..., n, d) at the other party, right (..., d, m) at `holder`.
 
-        Each passes a blank for what it does not know; entries are any representatives. `need` (n, m), bool and public: which outputs are
-        wanted; what the others are is not said.
+        Each passes a blank for what it does not know; entries are any representatives, bits at most 48. `need` (n, m), bool and public:
+        which
+        outputs are wanted; what the others are is not said. By ciphertexts (`protocols.lattice.matmul`), or where sizes are small
+        by oblivious transfer (`gilboa`): `plan.choose`.
         """
-        return (yield from gilboa.matmul(self.transfers, holder, left, right, bits))
+        shape = product_shape(left, right)
+        heads, (n, d), m = math.prod(shape[:-2]), left.shape[-2:], right.shape[-1]
+        needed = n * m if need is None else int(need.sum())
+        plan = choose(heads, n, d, m, bits, needed) if heads * needed * d else None
+        if plan is None:
+            return (yield from gilboa.matmul(self.transfers, holder, left, right, bits))
+        # (H, n, d) and (H, d, m)
+        lefts = left.expand(*shape[:-2], n, d).reshape(heads, n, d) if known(left) else blank(heads, n, d)
+        rights = right.expand(*shape[:-2], d, m).reshape(heads, d, m) if known(right) else blank(heads, d, m)
+        ring = plan.budget
+        keys = self._keys.setdefault((holder, ring.degree, ring.primes), Keys(ring))
+        found = yield from matmul(self.transfers, self.role, holder, keys, plan, lefts, rights, need)
+        return found.reshape(shape) if known(found) else blank(*shape)

@@ -1,0 +1,123 @@
+"""Keys of one session for one ring, encryptions of zero, and how residues travel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.correlations import Role
+from protocols.errors import TransportError
+from protocols.lattice import noise
+from protocols.lattice.noise import Array
+from protocols.lattice.parameters import Budget
+from protocols.lattice.rings import field as field_of
+from protocols.lattice.rings import of_limbs, reduced, times
+from protocols.prg import SEED_BYTES, Prg, Stream, derive, new_seed
+from protocols.ring import blank
+from protocols.rounds import Item
+
+SEED_WORDS = SEED_BYTES // 8
+
+
+def seed_item(sender: Role, seed: bytes | None) -> Item:
+    """A public seed."""
+    value = blank(SEED_WORDS) if seed is None else torch.from_numpy(np.frombuffer(seed, np.int64).copy())
+    return Item(value, 64, from_server=sender is Role.SERVER, from_client=sender is Role.CLIENT)
+
+
+def seed_of(value: Tensor) -> bytes:
+    """The inverse."""
+    return value.numpy().tobytes()
+
+
+def residue_items(sender: Role, rows: Sequence[Array] | None, shape: tuple[int, ...], primes: Sequence[int]) -> list[Item]:
+    """Residues modulo several primes, an item each; None where this party has none to send."""
+    values = [blank(*shape) if rows is None else torch.from_numpy(np.ascontiguousarray(rows[i])) for i in range(len(primes))]
+    server = sender is Role.SERVER
+    return [Item(v, p.bit_length(), from_server=server, from_client=not server) for v, p in zip(values, primes, strict=True)]
+
+
+def residues_of(values: Sequence[Tensor], primes: Sequence[int], sender: Role) -> list[Array]:
+    """What arrived, checked: TransportError for a residue that is none."""
+    found = [value.numpy() for value in values]
+    for row, p in zip(found, primes, strict=True):
+        if row.size and int(row.max()) >= p:
+            raise TransportError("a ciphertext has residues out of range", peer=sender.value, remedy="compare the versions of both parties")
+    return found
+
+
+def uniform_rows(seed: bytes, first: int, count: int, budget: Budget) -> list[Array]:
+    """Polynomials `first` to `first + count` of a public seed, (count, N) for each prime, as values of the whole transform."""
+    prg, primes = Prg(seed), budget.primes
+    out = [np.empty((count, budget.degree), np.int64) for _ in primes]
+    for k in range(count):
+        stream = prg.stream(first + k)
+        for row, p in zip(out, primes, strict=True):
+            row[k] = noise.uniform(stream, budget.degree, p)
+    return out
+
+
+def transformed(x: Array, budget: Budget, primes: Sequence[int] | None = None) -> list[Array]:
+    """Small integers (..., N) as values modulo each prime."""
+    return [field_of(p, budget.degree).forward(reduced(x, p)) for p in primes or budget.primes]
+
+
+@dataclass(slots=True)
+class Keys:
+    """Of one direction: at the holder secrets, at the other party public keys b_j = -a s_j + e_j; all as values, (L, N) each."""
+
+    budget: Budget
+    count: int = 0
+    seed: bytes = b""
+    secrets: list[list[Array]] = field(default_factory=list, repr=False)
+    public: list[list[Array]] = field(default_factory=list, repr=False)
+
+    def missing(self, count: int) -> int:
+        """How many secrets are yet to be made for `count` of them; they count as made from now on."""
+        found = max(0, count - self.count)
+        self.count += found
+        return found
+
+    def make(self, count: int, stream: Stream) -> list[Array]:
+        """The holder makes so many more secrets; their public keys, (count, N) for each prime."""
+        ring, degree = self.budget, self.budget.degree
+        self.seed = self.seed or new_seed()
+        a = uniform_rows(derive(self.seed, "public key"), 0, 1, ring)
+        out = [np.empty((count, degree), np.int64) for _ in ring.primes]
+        for k in range(count):
+            secret = transformed(noise.ternary(stream, degree), ring)
+            error = transformed(noise.errors(stream, degree), ring)
+            self.secrets.append(secret)
+            for row, p, s, e, pa in zip(out, ring.primes, secret, error, a, strict=True):
+                row[k] = reduced(e - times(pa[0], s, p), p)
+        return out
+
+    def receive(self, seed: bytes, rows: Sequence[Array]) -> None:
+        """The other party keeps them."""
+        self.seed = self.seed or seed
+        for k in range(len(rows[0])):
+            self.public.append([row[k] for row in rows])
+
+    def zeros(self, rows: int, count: int, stream: Stream) -> tuple[list[Array], list[Array]]:
+        """Encryptions of zero without their last errors: a u (rows, N) and b_j u (rows, count, N), as values modulo each prime."""
+        ring = self.budget
+        a = uniform_rows(derive(self.seed, "public key"), 0, 1, ring)
+        u = transformed(noise.ternary(stream, rows * ring.degree).reshape(rows, ring.degree), ring)
+        first = [times(v, pa, p) for v, pa, p in zip(u, a, ring.primes, strict=True)]
+        second = []
+        for i, p in enumerate(ring.primes):
+            keys = np.stack([key[i] for key in self.public[:count]])
+            second.append(times(u[i][:, None], keys[None], p))
+        return first, second
+
+
+def flooded(shape: tuple[int, ...], budget: Budget, stream: Stream) -> list[Array]:
+    """An error and a flood for each coefficient of c0, modulo each prime."""
+    count = int(np.prod(shape))
+    limbs = noise.flood(stream, count, *budget.flood)
+    error = noise.errors(stream, count)
+    return [reduced(of_limbs(limbs, budget.flood_half, p) + error, p).reshape(shape) for p in budget.primes]

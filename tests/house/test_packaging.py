@@ -21,7 +21,6 @@ PACKAGES = ("privinf", "protocols")
 # where the name that is imported is not the one that is installed
 DISTRIBUTIONS = {
     "nacl": "pynacl",
-    "seal": "seal-python",
     "yaml": "PyYAML",
     "sse_starlette": "sse-starlette",
     "prometheus_client": "prometheus-client",

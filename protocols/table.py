@@ -52,7 +52,7 @@ def hot_held(count: int, words: int) -> int:
     return count * (2 * words + 12)
 
 
-def _rotate(words: Tensor, places: Tensor) -> Tensor:
+def rotated(words: Tensor, places: Tensor) -> Tensor:
     """Every row of words (..., n) rotated left by its number of bits."""
     count = words.shape[-1]
     which = (torch.arange(count, device=words.device) - (places >> 6)[..., None]) % count
@@ -81,7 +81,7 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
 
     Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
     """
-    octets = _rotate(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
+    octets = rotated(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
     sums = _octet_sums(like(tables, words)).flatten(0, 1)  # (8 n * 256, t)
     places = octets.reshape(-1, octets.shape[-1]).long() + 256 * torch.arange(octets.shape[-1], device=words.device)
     step = max(1, BLOCK // places.shape[1])

@@ -1,5 +1,5 @@
 """A file of makers for each file of protocols; importing this registers them all."""
 
-from protocols.sources.two_party.makers import comparison, exponential, linear, masks, maximum, product
+from protocols.sources.two_party.makers import activation, comparison, exponential, linear, masks, maximum, norm, product, reciprocal
 
-__all__ = ["comparison", "exponential", "linear", "masks", "maximum", "product"]
+__all__ = ["activation", "comparison", "exponential", "linear", "masks", "maximum", "norm", "product", "reciprocal"]

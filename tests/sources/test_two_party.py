@@ -16,7 +16,6 @@ from protocols.linear import Weight
 from protocols.ot.transfers import Transfers
 from protocols.product import MatmulMask, MatrixTimesRowsMask
 from protocols.rows import Rows
-from protocols.sources.two_party.making import maker_of
 from protocols.truncation import OrMask
 from tests.protocols.test_sources import Book, holds
 from tests.support.alone import Alone

@@ -268,6 +268,54 @@ def triples(laid: Words, aes: Words, blocks: Words, at: int, count: int, sends: 
             by += ONE
 
 
+@compiled
+def table_send(pads: Words, flips: Words, table: Words, per: int, bits: int, ones: Words, out: Words) -> None:
+    """The sender's masked tables (n, 2^m) to the string `out`, groups of `per` slots; pads (m n, 2, groups), ones as of `Table`."""
+    n = len(table)
+    m, groups = ones.shape
+    full, width, word, have, acc = (~ZERO) >> np.uint64(64 - bits), per * bits, 0, 0, ZERO
+    for i in range(n):
+        for g in range(groups):
+            c = ZERO
+            for s in range(per):
+                c |= (table[i, g * per + s] & full) << np.uint64(s * bits)
+            for k in range(m):
+                f = k * n + i
+                flip = ZERO - ((flips[f >> 6] >> np.uint64(f & 63)) & ONE)
+                near, far = pads[f, 0, g], pads[f, 1, g]
+                c ^= near ^ ((near ^ far) & (flip ^ ones[k, g]))
+            c &= (~ZERO) >> np.uint64(64 - width)
+            acc |= c << np.uint64(have)
+            have += width
+            if have >= 64:
+                out[word] = acc
+                word += 1
+                have -= 64
+                acc = c >> np.uint64(width - have) if have else ZERO
+    if have:
+        out[word] = acc
+
+
+@compiled
+def table_choose(pads: Words, message: Words, index: Words, per: int, bits: int, m: int, out: Words) -> None:
+    """The receiver's slots of the masked tables; pads (m n, 1, groups). All groups are read, so that no address depends on the index."""
+    n, groups = index.size, pads.shape[2]
+    full, width = (~ZERO) >> np.uint64(64 - bits), per * bits
+    for i in range(n):
+        group, slot = index[i] // np.uint64(per), index[i] % np.uint64(per)
+        found = ZERO
+        for g in range(groups):
+            place = (i * groups + g) * width
+            word, have = place >> 6, place & 63
+            c = message[word] >> np.uint64(have)
+            if have + width > 64:
+                c |= message[word + 1] << np.uint64(64 - have)
+            for k in range(m):
+                c ^= pads[k * n + i, 0, g]
+            found |= c & (ZERO - np.uint64(np.uint64(g) == group))
+        out[i] = (found >> (slot * np.uint64(bits))) & full
+
+
 # ---- strings of bits
 
 

@@ -53,6 +53,7 @@ class Extender:
         self.lpn, self._session, self._delta = lpn, session, delta
         self._seed = seed.reshape(-1).copy()
         self._count = 0
+        self._out: Words | None = None
         leaves = 1 << lpn.height
         self._nodes = np.empty(2 * BATCH * leaves, np.uint64)
         self._hashed = np.empty(BATCH * leaves, np.uint64)
@@ -83,12 +84,12 @@ class Extender:
         return message, self._next(out)
 
     def receive(self, message: Words) -> Words:
-        """The next transfers (net, 2)."""
+        """The next transfers (net, 2); their memory is used again by the next call."""
         lpn = self.lpn
         masks = self._masks()
         keys = np.ascontiguousarray((masks ^ message).swapaxes(0, 1))  # (h, t, 2)
         bits = np.ascontiguousarray((masks[:, :, 0] & kernels.ONE).T)
-        out = np.empty(2 * lpn.outputs, np.uint64)
+        out = self._out = np.empty(2 * lpn.outputs, np.uint64) if self._out is None else self._out
         for start in range(0, lpn.trees, BATCH):
             trees = min(BATCH, lpn.trees - start)
             left, total = np.zeros((trees, 2), np.uint64), np.zeros((trees, 2), np.uint64)

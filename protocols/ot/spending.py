@@ -9,11 +9,11 @@ import numpy as np
 
 from protocols.ot import kernels
 from protocols.ot.pool import Pool
-from protocols.ot.words import Words, mask, pack, string_words, unpack, words_of
+from protocols.ot.words import Words, mask, pack, string_words, words_of
 from protocols.rounds import Protocol_
 from protocols.security import PART
 
-_ONE, _ZERO = np.uint64(1), np.uint64(0)
+_ONE = np.uint64(1)
 
 
 def parts(n: int, each: int) -> Iterator[tuple[int, int]]:
@@ -103,7 +103,7 @@ class Table(NamedTuple):
 
 def look_up(pool: Pool, how: Table, index: Words | None, table: Words | None) -> Protocol_[Words]:
     """The receiver's words (n,), for its index (n,) below 2^m and the sender's table (n, 2^m). Transfers go by the index's bits."""
-    n, m, width = how.n, how.choice_bits, how.per * how.bits
+    n, m = how.n, how.choice_bits
     pads = np.empty((0 if pool.hash is None else n * m, 2 if pool.sends else 1, how.groups), np.uint64)
     flips = np.empty(0 if index is None else n * m, np.uint64)
 
@@ -120,29 +120,16 @@ def look_up(pool: Pool, how: Table, index: Words | None, table: Words | None) ->
     (answer,) = yield [pool.item(pool.receiver, None if index is None else pack(flips, 1), string_words(n * m, 1))]
     message = None
     if table is not None:
-        rows = _gathered(table.reshape(n, how.groups, how.per), how.bits)
-        for k, flip in enumerate(unpack(words_of(answer), n * m, 1).reshape(m, n)):
-            near, far = pads[k * n : (k + 1) * n, 0], pads[k * n : (k + 1) * n, 1]
-            both = near ^ far
-            rows ^= near ^ both & ((_ZERO - flip)[:, None] ^ how.ones(k))
-        message = pack(rows.reshape(-1), width)
+        message = np.zeros(how.words + 1, np.uint64)
+        ones = np.stack([how.ones(k) for k in range(m)])
+        kernels.table_send(pads, words_of(answer), np.ascontiguousarray(table), how.per, how.bits, ones, message)
+        message = message[:-1]
     (answer,) = yield [pool.item(pool.sender, message, how.words)]
     if index is None:
         return flips
-    rows = unpack(words_of(answer), n * how.groups, width).reshape(n, how.groups)
-    place = (np.arange(n), (index // np.uint64(how.per)).astype(np.int64))
-    found = rows[place]
-    for k in range(m):
-        found ^= pads[k * n : (k + 1) * n, 0][place]
-    return found >> index % np.uint64(how.per) * np.uint64(how.bits) & mask(how.bits)
-
-
-def _gathered(slots: Words, bits: int) -> Words:
-    """Slots (n, groups, per) side by side in words (n, groups)."""
-    out = np.zeros(slots.shape[:2], np.uint64)
-    for place in range(slots.shape[2]):
-        out |= (slots[..., place] & mask(bits)) << np.uint64(place * bits)
-    return out
+    found = np.empty(n, np.uint64)
+    kernels.table_choose(pads, words_of(answer), index, how.per, how.bits, m, found)
+    return found
 
 
 class Triples:

@@ -94,7 +94,7 @@ def test_every_output_is_a_correlated_transfer(lpn: Lpn) -> None:
     seen = []
     for _ in range(3):
         message, q = sender.send()
-        t = receiver.receive(message)
+        t = receiver.receive(message).copy()
         choice = t[:, 0] & ONE
         assert q.shape == t.shape == (lpn.net, 2) and message.shape == (lpn.trees, lpn.height, 2)
         assert not (q[:, 0] & ONE).any() and np.array_equal(q ^ t, choice[:, None] * delta)

@@ -19,7 +19,7 @@ from privinf.ops.linear import Linear
 from privinf.ops.mul_constant import MulConstant
 from privinf.ops.permute import Permute
 from privinf.ops.reshape import Reshape
-from privinf.ops.slice import Slice
+from privinf.ops.slice import LAST, Slice
 
 
 def run_passes(draft: Draft, last_position: bool = False) -> None:
@@ -34,8 +34,10 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
         fold_linear(draft)
     sink_reshapes(draft)
     tidy_layout(draft)
+    name_last_axes(draft, last_position)
     sink_last_position(draft)
     fuse_siblings(draft)
+    name_last_axes(draft, last_position)
     tidy_layout(draft)
     draft.prune()
 
@@ -137,6 +139,14 @@ def fuse_siblings(draft: Draft) -> None:
 
 
 # ---- positions
+
+
+def name_last_axes(draft: Draft, any_length: bool) -> None:
+    """In a graph for any length a slice of the last axis says so, and not by its number: it then treats rows alike."""
+    for key in draft.order() if any_length else ():
+        node = draft.nodes[key]
+        if isinstance(node, Slice) and node.dim == len(draft.shapes[key]) - 1:
+            draft.replace(key, Slice(node.name, node.layer, **node.attributes() | {"dim": LAST}), draft.reads[key])
 
 
 def sink_last_position(draft: Draft) -> None:

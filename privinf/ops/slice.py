@@ -10,9 +10,14 @@ from privinf.graph.builder import Builder, Unsupported, Wire, aten, rule
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 
+LAST = -1
+
 
 class Slice(Moving):
-    """Positions start, start + step, ... below stop of one axis (0 <= start < stop <= size, step >= 1)."""
+    """Positions start, start + step, ... below stop of one axis (0 <= start < stop <= size, step >= 1).
+
+    `dim` -1 is the last axis, whatever their number: then it treats all rows alike, and may stand in a graph for any length.
+    """
 
     op = "slice"
     dim: int
@@ -28,19 +33,24 @@ class Slice(Moving):
         stop: int
         step: int = 1
 
+    @property
+    def rowwise(self) -> bool:
+        return self.dim == LAST
+
     def check(self) -> None:
-        if self.dim < 0 or self.step < 1 or not 0 <= self.start < self.stop:
+        if self.dim < LAST or self.step < 1 or not 0 <= self.start < self.stop:
             raise self.fail(f"bad range {self.start}:{self.stop}:{self.step} on axis {self.dim}")
 
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = list(shapes[0])
-        if self.dim >= len(shape) or self.stop > shape[self.dim]:
+        if self.dim >= len(shape) or not shape or self.stop > shape[self.dim]:
             raise self.fail(f"range {self.start}:{self.stop} of axis {self.dim} is outside {shape}")
         shape[self.dim] = len(range(self.start, self.stop, self.step))
         return tuple(shape)
 
     def generic(self, x: Any, *others: Any) -> Any:
-        return x[(slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)]
+        axes = (...,) if self.dim == LAST else (slice(None),) * self.dim
+        return x[(*axes, slice(self.start, self.stop, self.step))]
 
 
 def take(b: Builder, x: Wire, dim: int, start: int, stop: int, step: int = 1) -> Wire:

@@ -23,18 +23,19 @@ PROMPT, NEW = [3, 1, 4, 1, 5], 6
 
 
 class OwnConfig(Config):
-    """One field beside those that all families have."""
+    """Two fields beside those that all families have."""
 
     widening: int = 2
+    parallel: bool = False
 
 
 class OwnBlock(nn.Module):
-    """Attention and a ReLU FFN, each beside a residual."""
+    """Attention and a ReLU FFN, each beside a residual, or both beside one."""
 
     def __init__(self, config: OwnConfig) -> None:
         super().__init__()
         width, inner = config.n_embd, config.widening * config.n_embd
-        self.heads = config.n_head
+        self.heads, self.parallel = config.n_head, config.parallel
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
@@ -42,8 +43,8 @@ class OwnBlock(nn.Module):
         batch, tokens, width = x.shape
         q, k, v = (part(x).view(batch, tokens, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, tokens, width)
-        x = x + self.out(y)
-        return x + self.down(F.relu(self.up(x)))
+        after = x + self.out(y)
+        return after + self.down(F.relu(self.up(x if self.parallel else after)))
 
 
 class OwnModel(Decoder):
@@ -77,9 +78,9 @@ class Own(Family):
         return OwnModel(config)
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    config = OwnConfig(model_type="own", vocab_size=61, n_positions=24, n_embd=16, n_layer=2, n_head=2)
+@pytest.fixture(params=[False, True], ids=["one after the other", "parallel"])
+def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    config = OwnConfig(model_type="own", vocab_size=61, n_positions=24, n_embd=16, n_layer=2, n_head=2, parallel=request.param)
     model, generator = OwnModel(config), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,6 +93,7 @@ def test_it_converts_generates_and_is_explained(checkpoint: Path) -> None:
     model, _, _ = load_checkpoint(checkpoint)
     lowered = convert(checkpoint)
     assert (lowered.info.variant, lowered.info.layers) == ("own", 2)
+    assert ("slice" in {node.op for node in lowered.graph.nodes}) == model.config.parallel  # of what q, k, v and the FFN read in one
     with trio(lowered) as parties, parties.client(fresh=True) as client:
         tokens = [token.id for token in client.generate(ids=PROMPT, max_new_tokens=NEW, logits=True)]
         logits, result = client.logits, client.result

@@ -6,26 +6,29 @@ from typing import Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Model, PromptText, make_options
+from privinf.cli.options import Model, PromptText, Trust, make_options
 from privinf.session.options import Runtime
+from privinf.trust import DEALER
 
 
 @expand(without=("connect_timeout",))
 def compare(
+    *,
     model: Model,
     prompt: PromptText,
+    trust: Trust = DEALER,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Run one private and one float pass on the same prompt, and show the errors.
 
-    Three local processes run the private pass and dump their shares of every
+    Local processes run the private pass and dump their shares of every
     layer's output to files of their own, where this process adds them up.
 
     Example: privinf compare models/pylib --prompt "def main("
     """
     given = prompt.read()
-    options = make_options(runtime)
+    options = make_options(runtime, trust=trust)
     from privinf.cli.screen import Screen
     from privinf.local.compare import compare as measure
 

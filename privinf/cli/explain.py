@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import NO_PEER, Logits, Model
+from privinf.cli.options import NO_PEER, Logits, Model, Trust
 from privinf.session.options import Lengths, Runtime
 from privinf.setting import Setting
+from privinf.trust import DEALER, TEXTS, TWO_PARTY
 
 _COLUMNS = {
     "online_bytes": "online",
@@ -18,6 +19,13 @@ _COLUMNS = {
     "setup_bytes": "set-up",
     "macs": "mult-\nadds",
 }
+_ALONE = {
+    **{name: title for name, title in _COLUMNS.items() if name not in ("dealer_bytes", "peer_offline_bytes", "macs")},
+    "offline_bytes": "offline",
+    "offline_rounds": "offline\nrounds",
+    "macs": "mult-\nadds",
+}
+"""Where there is no dealer."""
 
 
 @expand(without=("pad_prompt", "pad_reply", *NO_PEER))
@@ -29,6 +37,7 @@ def explain(
     lengths: Lengths,
     cached: Annotated[int, Setting("Positions that both parties hold already.", "L", least=0)] = 0,
     logits: Logits = False,
+    trust: Trust = DEALER,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -47,28 +56,27 @@ def explain(
     from privinf.server.models import open_model
 
     lowered = open_model(model, runtime.cache)
-    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=lengths.chunk, cached=cached)
+    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=lengths.chunk, cached=cached, trust=trust)
     if as_json:
         common.write_json(prediction)
     else:
-        _show(prediction)
+        _show(prediction, _ALONE if trust == TWO_PARTY else _COLUMNS)
 
 
-def _show(prediction: dict[str, Any]) -> None:
+def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     from privinf.cli.table import Column, console_for_tables, show_table
 
     console = console_for_tables()
     ops = [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]
     names = Column("layer and operator", [f"{op['layer']} {op['op']}".strip() for op in ops], words=True)
-    show_table(
-        console, names, [Column(title, [_figure(key, op[key]) for op in ops]) for key, title in _COLUMNS.items()], bold={len(ops) - 1}
-    )
+    show_table(console, names, [Column(title, [_figure(key, op[key]) for op in ops]) for key, title in titles.items()], bold={len(ops) - 1})
     headroom = next((each["from"] for each in prediction["wires"] if each["from"] and " x " in each["from"]), "")
     console.print(f"\nring plan{headroom and f' ({headroom})'}", style="bold")
     named, *plan = (list(cells) for cells in zip(*_grouped(prediction["wires"]), strict=True))
-    titles = ("bits", "frac", "values\nup to", "from", "layers")
-    columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(titles, plan, strict=True)]
+    heads = ("bits", "frac", "values\nup to", "from", "layers")
+    columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(heads, plan, strict=True)]
     show_table(console, Column("operator and wire", named, words=True), columns)
+    console.print(f"\ntrust: {TEXTS[prediction['trust']]}")
 
 
 def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:

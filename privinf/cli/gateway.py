@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Metrics, make_options
+from privinf.cli.options import ExpectTrust, Metrics, make_options
 from privinf.cli.services import serving
 from privinf.cli.signals import Stopped, allow
 from privinf.gateway.limits import Bounds, Limits
 from privinf.session.options import Lengths, Options, Pins, Runtime
 from privinf.setting import Setting
+from privinf.trust import DEALER
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,21 +35,22 @@ MAX_TEMPLATE_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Peers:
-    """Whom it asks: a server and a dealer elsewhere, or those of a demo."""
+    """Whom it asks: a server elsewhere, and its dealer if it has one, or those of a demo."""
 
     server: Annotated[str | None, Setting("Where the server listens.", "HOST:PORT")] = None
     dealer: Annotated[str | None, Setting("Where the dealer listens.", "HOST:PORT")] = None
     keys: Annotated[Path | None, Setting("What `privinf keys init` made, or the client's bundle.", "DIR")] = None
     demo: Annotated[Path | None, Setting("Start dealer and server here too, with this model.", "MODEL")] = None
+    trust: ExpectTrust = None
 
     def check(self) -> None:
         """ConfigError unless it is one of the two, and whole."""
-        remote = {"--server": self.server, "--dealer": self.dealer, "--keys": self.keys}
-        missing = [option for option, value in remote.items() if value is None]
-        if (self.demo is None and missing) or (self.demo is not None and len(missing) < 3):
+        needed = {"--server": self.server, "--keys": self.keys, "--dealer": self.dealer if self.trust == DEALER else ""}
+        missing = [option for option, value in needed.items() if value is None]
+        if (self.demo is None and missing) or (self.demo is not None and any((self.server, self.dealer, self.keys))):
             raise ConfigError(
                 "--demo starts the other parties itself" if self.demo else f"{', '.join(missing)} not given",
-                remedy="give --server, --dealer and --keys, or --demo MODEL alone",
+                remedy="give --server, --keys, and --dealer if the server has one, or --demo MODEL alone",
             )
 
 
@@ -96,7 +98,7 @@ def gateway(
     names = _names(callers.http, callers.host)
     key, made = _key(callers.api_key)
     template = None if callers.chat_template is None else _template(callers.chat_template)
-    options = make_options(runtime, pins, lengths)
+    options = make_options(runtime, pins, lengths, trust=peers.trust)
     from privinf.gateway.engine import Engine
     from privinf.gateway.serve import listen_on, serve
 
@@ -128,9 +130,9 @@ def _client(peers: Peers, options: Options, stack: contextlib.ExitStack) -> tupl
         from privinf.gateway.demo import Demo
 
         watch = stack.enter_context(Demo(peers.demo, options))
-        peers = Peers(watch.addresses["server"], watch.addresses["dealer"], watch.keys)
+        peers = Peers(watch.addresses["server"], watch.addresses.get("dealer"), watch.keys)
     keys = str(peers.keys)
-    client = Client(str(peers.server), dealer=str(peers.dealer), keys=keys, options=options)
+    client = Client(str(peers.server), dealer=peers.dealer, keys=keys, options=options)
 
     def reload(number: int, frame: object) -> None:
         try:  # what dials reads them from the disk anyway; so their faults are told now

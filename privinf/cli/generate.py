@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from privinf.cli import common
 from privinf.cli.expand import expand
 from privinf.cli.options import Asked, Choice, Peers, PromptText, Retry, make_options
@@ -23,19 +25,20 @@ def generate(
 ) -> None:
     """Be the client: generate text from a prompt that the server never sees.
 
-    The client has no model: the server sends what is public of it. The new
-    text goes to standard output as it arrives.
+    The client has no model: the server sends what is public of it, and says
+    whether the two need a dealer. The new text goes to standard output as it
+    arrives.
 
     Example: privinf generate --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --prompt "def main("
     """
     given, sampling = prompt.read(), choice.sampling()
-    options = make_options(runtime, pins, lengths)
+    options = make_options(runtime, pins, lengths, trust=peers.trust)
     from privinf.cli.screen import Screen
     from privinf.client.client import Client
 
     with Screen(quiet=as_json) as screen:
         screen.say(f"connecting to {peers.server}")
-        told = {"progress": screen.progress, "waiting": screen.waiting}
+        told: dict[str, Any] = {"progress": screen.progress, "waiting": screen.waiting}
         with Client(peers.server, dealer=peers.dealer, keys=str(peers.keys), options=options, **told) as client:
             tokens = client.generate(given.text, ids=given.ids, sampling=sampling, retry=retry, **vars(asked))
             screen.write_tokens(tokens, given)

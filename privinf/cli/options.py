@@ -12,6 +12,7 @@ import typer
 from privinf.cli import common
 from privinf.session.options import LONGEST, MAX_NEW_TOKENS, Ending, Options, Runtime
 from privinf.setting import Setting
+from privinf.trust import TRUSTS
 from protocols.errors import ConfigError
 
 SERVICE = Ending(drain=3.0)  # with what follows it, a party ends within the 10 seconds that it has
@@ -31,6 +32,10 @@ Keys = Annotated[Path, Setting("What `privinf keys init` made, or this role's bu
 Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics.", "HOST:PORT")]
 Log = Annotated[str, Setting("Log each session once it is over, without content, or only what is wrong.", choices=("info", "warning"))]
 
+Trust = Annotated[str, Setting("Who makes the correlations: a dealer, or server and client alone.", choices=TRUSTS)]
+ExpectTrust = Annotated[str | None, Setting("Refuse a server with another trust model; default: what it has.", choices=TRUSTS)]
+MaybeDealer = Annotated[str | None, Setting("Where the dealer listens, if the server has one.", "HOST:PORT")]
+
 Threads = Annotated[int | None, Setting("Processor threads; default: PyTorch's choice.", "N", least=1)]
 
 
@@ -47,8 +52,9 @@ class Peers:
     """Of a client."""
 
     server: Annotated[str, Setting("Where the server listens.", "HOST:PORT")]
-    dealer: DealerAddress
     keys: Keys
+    dealer: MaybeDealer = None
+    trust: ExpectTrust = None
 
 
 @dataclass(frozen=True)

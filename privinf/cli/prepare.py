@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
@@ -32,13 +32,13 @@ def prepare(
 
     Example: privinf prepare --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --seq 128 --count 4
     """
-    options = make_options(runtime, lengths, expect=expect)
+    options = make_options(runtime, lengths, expect=expect, trust=peers.trust)
     from privinf.cli.screen import Screen
     from privinf.client.client import Client
 
     with Screen(quiet=as_json, plain=True) as screen:
         screen.say(f"connecting to {peers.server}")
-        told = {"progress": screen.progress, "waiting": screen.waiting}
+        told: dict[str, Any] = {"progress": screen.progress, "waiting": screen.waiting}
         with Client(peers.server, dealer=peers.dealer, keys=str(peers.keys), options=options, **told) as client:
             found = client.prepare(seq, max_new_tokens=asked.max_new_tokens, logits=asked.logits, count=count)
     if as_json:

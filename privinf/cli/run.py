@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Choice, Model, PromptText, make_options
+from privinf.cli.options import Asked, Choice, Model, PromptText, Trust, make_options
 from privinf.session.options import Lengths, Runtime
+from privinf.trust import DEALER
 
 
 @expand(without=("connect_timeout",))
 def run(
+    *,
     model: Model,
     prompt: PromptText,
     asked: Asked,
     choice: Choice,
     lengths: Lengths,
+    trust: Trust = DEALER,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
     """Start dealer, server and client on this machine and generate text.
 
     They are three processes that talk over TLS on loopback, with keys made
-    for this run. The new text goes to standard output as it arrives.
+    for this run; with --trust two-party there is no dealer. The new text
+    goes to standard output as it arrives.
 
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
     given, sampling = prompt.read(), choice.sampling()
-    options = make_options(runtime, lengths)
+    options = make_options(runtime, lengths, trust=trust)
     from privinf.cli.screen import Screen
     from privinf.local.session import LocalSession
 
     with Screen(quiet=as_json) as screen:
-        screen.say("starting dealer, server and client")
+        screen.say(f"starting {'dealer, ' if trust == DEALER else ''}server and client")
         with LocalSession(model, options, progress=screen.progress) as session:
             tokens = session.generate(given.text, ids=given.ids, sampling=sampling, **vars(asked))
             screen.write_tokens(tokens, given)

@@ -107,7 +107,7 @@ class Screen:
         pace = f", then {sum(later) / len(later):.2f} s a token" if later else ""
         lines = [
             f"{result['prompt_tokens']} prompt tokens, {len(result['tokens'])} new; {model['variant']}, {model['layers']} layers, "
-            f"trust: {result['trust']}",
+            f"trust: {result['trust_model']}",
             f"set-up {timing['setup_s']:.2f} s, offline {timing['offline_s']:.2f} s, first token {timing['first_token_s']:.2f} s{pace}",
         ]
         for phase in ("setup", "offline", "online"):

@@ -20,11 +20,12 @@ from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token, check_length
 from privinf.client.tokenizer import Own
 from privinf.session.blame import sane
-from privinf.session.options import MAX_NEW_TOKENS, Options
+from privinf.session.options import MAX_NEW_TOKENS, Options, with_trust
 from privinf.session.report import model_of
 from privinf.session.waiting import once_for_each_reason
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, parse_address
+from privinf.trust import DEALER, TWO_PARTY
 from protocols.errors import ConfigError, ProtocolDesync
 
 log = logging.getLogger("privinf.client")
@@ -33,7 +34,8 @@ log = logging.getLogger("privinf.client")
 class Client:
     """`Client("server:7000", dealer="dealer:7001", keys="keys/").generate("def main(")`; also a context manager.
 
-    Connecting happens at the first use: handshake, set-up (kept in the cache), a session token, the dealer. One session
+    Connecting happens at the first use: handshake, set-up (kept in the cache), a session token, the dealer if the server has one. Another
+    trust model than `trust`, `dealer` or `two-party`, is refused if it is given; no dealer is needed for the second. One session
     is one sequence, and every query has a session of its own, so that several threads may use one client. `progress` is told
     the phase and the share of it that is done, `waiting` why a peer cannot be reached yet and the seconds after which that is given
     up; the default writes it to the log. Raises PrivinfError and nothing else.
@@ -43,15 +45,18 @@ class Client:
         self,
         server: str,
         *,
-        dealer: str,
+        dealer: str | None = None,
         keys: str,
+        trust: str | None = None,
         options: Options | None = None,
         progress: Progress | None = None,
         waiting: Waiting | None = None,
     ) -> None:
-        options = options or Options()
-        for address in (server, dealer):
+        options = with_trust(options, trust)
+        for address in (server, *(() if dealer is None else (dealer,))):
             parse_address(address)  # a malformed one is noticed now
+        if options.trust == DEALER and dealer is None:
+            raise ConfigError("no dealer was given", remedy=f"give a dealer's address, or the trust model {TWO_PARTY}")
         credentials = load_credentials(keys, "client")
         tokenizer = None if options.tokenizer is None else Own.read(options.tokenizer, options.expect_tokenizer)
         progress, waiting = progress or (lambda phase, share: None), waiting or once_for_each_reason(log.warning)

@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from privinf.client.payload import Payload
-from privinf.session.messages import Dealt, Join, SessionSeed, greet
+from privinf.client.setup import ClientStore, parts_of, receive_part
+from privinf.client.supply import Supply
+from privinf.graph.private import weights_of
+from privinf.session.messages import MAX_KINDS, Dealt, Join, Needs, SessionSeed, greet
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
-from protocols.correlations import Role
+from privinf.trust import DEALER
+from protocols.correlations import Kind, Role
 from protocols.errors import ProtocolDesync
+from protocols.linear import Weight
+from protocols.ring import unpack
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
+
+
+class DealerSupply(Supply):
+    """Set-up brings the masked weights; the session with the dealer is the one that the server has announced."""
+
+    trust = DEALER
+
+    def set_up(self) -> None:
+        """See `Supply`."""
+        lines, connection, lowered = self.lines, self.connection, self.lowered
+        peers, model = lines.peers, lowered.id
+        store, parts = ClientStore(peers.options.cache), parts_of(lowered, peers.named)
+
+        def take(name: str, data: bytes | memoryview | None) -> bool:
+            """Takes a masked weight that has been checked, if there is one."""
+            if data is not None:
+                weight: Weight = parts[name][0]
+                lines.masked[name] = unpack(memoryview(data), weight.shape, weight.bits).to(peers.options.device)
+            return data is not None
+
+        missing = [name for name, (_, item) in parts.items() if not take(name, store.load(model, name, item))]
+        store.sweep(model)
+        connection.send_control(Needs(tuple(missing)), MAX_KINDS)
+        nodes = {name: node for name, (_, node, _) in weights_of(lowered.graph).items()}
+        for done, name in enumerate(missing):
+            connection.meter.label = nodes[name].label
+            data = receive_part(connection, name, parts[name][1], peers.named)
+            store.keep(model, parts[name][1], data)
+            take(name, data)
+            peers.progress("set-up", (done + 1) / len(missing))
+        connection.meter.label = ("", "")
+
+    def source(self, token: bytes) -> ClientSource:
+        """See `Supply`."""
+        peers = self.lines.peers
+        link = self.lines.dial("dealer", peers.options.connect_s)
+        return DealerSource(link, token, peers.options.device, peers.named)
 
 
 class DealerSource(ClientSource):
     """See `ClientSource`; joins the session that the server has announced under this token. `peer`: what the server is called in errors."""
 
     def __init__(self, link: Connection, token: bytes, device: str, peer: str) -> None:
-        self.link, self._peer = link, peer
+        self.link: Connection = link
+        self._peer = peer
         link.meter.phase = "offline"
         greet(link)
         link.send_control(Join(token))
@@ -27,7 +71,7 @@ class DealerSource(ClientSource):
         link.establish()
 
     @contextmanager
-    def making(self, party: PartySource, progress: Callable[[float], None]) -> Iterator[None]:
+    def making(self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]) -> Iterator[None]:
         """What the dealer sends of a pass is read while the pass is walked; ProtocolDesync if it dealt other kinds than were asked for."""
         assert isinstance(party, Store)
         dealt = self.link.receive_control(Dealt)

@@ -1,26 +1,31 @@
-"""Handshake and set-up: how the client comes to a session with a server and its dealer."""
+"""Handshake and set-up: how the client comes to a session with a server, and to its source of correlations."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-from privinf.client.dealer_source import DealerSource
+from privinf.client.dealer_source import DealerSupply
 from privinf.client.lines import Lines
-from privinf.client.setup import ClientStore, parts_of, receive_bundle, receive_part
+from privinf.client.setup import ClientStore, receive_bundle
+from privinf.client.supply import Supply
 from privinf.client.tokenizer import settle
-from privinf.graph.private import Runtime, weights_of
+from privinf.client.two_party_source import TwoPartySupply
+from privinf.graph.private import Runtime
 from privinf.lowering.lowered import Lowered
 from privinf.session.blame import sane
-from privinf.session.messages import MAX_KINDS, Needs, Session, Welcome, greet
+from privinf.session.messages import Session, Welcome, greet
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
+from privinf.transport.frames import MAX_FRAME
+from privinf.trust import DEALER
 from protocols import kernels
 from protocols.correlations import Role
 from protocols.errors import HandshakeError
-from protocols.linear import Weight
 from protocols.party import Party
-from protocols.ring import unpack
+
+SUPPLIES: dict[str, type[Supply]] = {supply.trust: supply for supply in (DealerSupply, TwoPartySupply)}
+"""By trust model."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,28 +35,30 @@ class Joined:
     connection: Connection
     source: ClientSource
     lowered: Lowered
+    trust: str
     gives_logits: bool
     runtime: Runtime
     setup_s: float
 
 
 def join(lines: Lines, connect_s: float | None = None) -> Joined:
-    """Handshake, set-up and the dealer; tries for `connect_s` seconds to reach the server, by default as the options say."""
+    """Handshake, set-up and the source; tries for `connect_s` seconds to reach the server, by default as the options say."""
     began, peers, options = time.perf_counter(), lines.peers, lines.peers.options
     kernels.start(options.cache / "kernels")
     connection = lines.dial("server", options.connect_s if connect_s is None else connect_s)
     connection.meter.phase = "setup"
     with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=peers.server):
         welcome, lowered = _model(lines, connection)
-        _set_up(lines, connection, lowered)
+        connection.max_frame = MAX_FRAME
+        supply = SUPPLIES[welcome.trust](lines, connection, lowered)
+        supply.set_up()
         party = Party(Role.CLIENT, None, lines.masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         runtime = Runtime.of(lowered.graph, party, options.device)
         token = connection.receive_control(Session).token
     connection.establish()
-    link = lines.dial("dealer", options.connect_s)
-    source = DealerSource(link, token, options.device, peers.named)
-    return Joined(connection, source, lowered, welcome.logits, runtime, time.perf_counter() - began)
+    source = supply.source(token)
+    return Joined(connection, source, lowered, welcome.trust, welcome.logits, runtime, time.perf_counter() - began)
 
 
 def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:
@@ -63,32 +70,27 @@ def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:
     if expect and expect != model:
         what, remedy = f"the server has the model {model!r}, not the expected {expect!r}", "compare with what `privinf serve` prints"
         raise HandshakeError(what, party="client", peer=peers.named, remedy=remedy)
+    _agree(lines, welcome.trust)
     lowered = receive_bundle(connection, welcome, ClientStore(peers.options.cache), peers.named)
     settle(lowered, peers.tokenizer, peers.options.expect_tokenizer, peers.named)
     return welcome, lowered
 
 
-def _set_up(lines: Lines, connection: Connection, lowered: Lowered) -> None:
-    """Takes the masked weights from the cache, and from the server what is not kept."""
-    peers, model = lines.peers, lowered.id
-    store, parts = ClientStore(peers.options.cache), parts_of(lowered, peers.named)
-
-    def take(name: str, data: bytes | memoryview | None) -> bool:
-        """Takes a masked weight that has been checked, if there is one."""
-        if data is not None:
-            weight: Weight = parts[name][0]
-            lines.masked[name] = unpack(memoryview(data), weight.shape, weight.bits).to(peers.options.device)
-        return data is not None
-
-    missing = [name for name, (_, item) in parts.items() if not take(name, store.load(model, name, item))]
-    store.sweep(model)
-    connection.send_control(Needs(tuple(missing)), MAX_KINDS)
-    connection.max_frame = 64 * 2**20
-    nodes = {name: node for name, (_, node, _) in weights_of(lowered.graph).items()}
-    for done, name in enumerate(missing):
-        connection.meter.label = nodes[name].label
-        data = receive_part(connection, name, parts[name][1], peers.named)
-        store.keep(model, parts[name][1], data)
-        take(name, data)
-        peers.progress("set-up", (done + 1) / len(missing))
-    connection.meter.label = ("", "")
+def _agree(lines: Lines, trust: str) -> None:
+    """HandshakeError unless the server's trust model is one that this client would have, and knows."""
+    peers = lines.peers
+    if peers.options.trust not in (None, trust):
+        what, remedy = (
+            f"the server has the trust model {trust!r}, not the expected {peers.options.trust!r}",
+            "start both with the same --trust",
+        )
+    elif trust not in SUPPLIES:
+        what, remedy = (
+            f"the server has the trust model {trust!r}, which is none of this release",
+            "install the same release on all machines",
+        )
+    elif trust == DEALER and peers.dealer is None:
+        what, remedy = "the server takes its correlations from a dealer, and none was given", "give --dealer HOST:PORT"
+    else:
+        return
+    raise HandshakeError(what, party="client", peer=peers.named, remedy=remedy)

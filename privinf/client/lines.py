@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from privinf.client.tokenizer import Own
 from privinf.session.blame import farewell
 from privinf.session.options import Options
@@ -25,7 +23,7 @@ class Peers:
     """A client's peers, as whom it speaks to them, and what it tells meanwhile; shared by its sessions."""
 
     server: str
-    dealer: str
+    dealer: str | None  # none is needed where server and client are alone
     credentials: Credentials
     options: Options
     tokenizer: Own | None
@@ -45,9 +43,9 @@ class Lines:
     def __init__(self, peers: Peers) -> None:
         self.peers = peers
         self.dialled: list[Connection] = []
-        """To the server, and once that was reached to the dealer."""
-        self.masked: dict[str, Tensor] = {}
-        """The masked weights, by name."""
+        """To the server, and once that was reached to the dealer, where there is one."""
+        self.masked: dict[str, Any] = {}
+        """What set-up brought of the weights, masked or encrypted, by name."""
         self._closed = threading.Event()
 
     @property
@@ -58,7 +56,8 @@ class Lines:
     def dial(self, role: str, connect_s: float) -> Connection:
         """Connects to the peer of this role, within so many seconds; PrivinfError."""
         peers, server = self.peers, role == "server"
-        address, emulated = (peers.server, peers.options.emulated) if server else (peers.dealer, None)
+        assert server or peers.dealer is not None
+        address, emulated = (peers.server, peers.options.emulated) if server else (str(peers.dealer), None)
         connection = dial(address, peers.credentials, role, peers.options.timeout, emulated, connect_s=connect_s, waiting=peers.waiting)
         self.dialled.append(connection)
         if self.closed:  # meanwhile, by another thread
@@ -66,7 +65,7 @@ class Lines:
         return connection
 
     def close(self, error: BaseException | None = None) -> None:
-        """Closes both; a peer that still listens is told why."""
+        """Closes all; a peer that still listens is told why."""
         self._closed.set()
         try:
             for connection in self.dialled:

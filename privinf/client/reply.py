@@ -18,8 +18,9 @@ from privinf.client.tokenizer import Tokenizer
 from privinf.lowering.steps import padded
 from privinf.session.messages import Terms
 from privinf.session.options import MAX_NEW_TOKENS
-from privinf.session.report import TRUST, TRUST_TEXT, model_of, traffic_of
+from privinf.session.report import model_of, traffic_of
 from privinf.transport.meter import PHASES, Cell
+from privinf.trust import TEXTS
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
 
 PAUSE_S = 0.1
@@ -144,8 +145,8 @@ class Reply:
             "traffic": traffic(*self.sessions),
             "retries": len(self.sessions) - 1,
             "prepared": last.prepared is not None,
-            "trust": TRUST,
-            "trust_model": TRUST_TEXT,
+            "trust": last.trust,
+            "trust_model": TEXTS[last.trust],
             "ring_bits": max(entry.bits for entry in plan),
             "fractional_bits": max(entry.frac for entry in plan),
             "model": model_of(last.lowered),

@@ -24,9 +24,9 @@ from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Run, Terms
 from privinf.session.options import Options
 from privinf.session.prepared import Prepared
-from protocols.correlations import Role
+from protocols.correlations import Kind, Role
 from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync, TransportError
-from protocols.party import Offline, Online, Party
+from protocols.party import Offline, Online, Party, Trace
 from protocols.sources.base import PartySource
 
 
@@ -47,7 +47,7 @@ class ClientSession:
     def __init__(self, lines: Lines, found: Joined) -> None:
         self.lines, self.peers, self.setup_s = lines, lines.peers, found.setup_s
         self.connection, self.source = found.connection, found.source
-        self.lowered, self.gives_logits = found.lowered, found.gives_logits
+        self.lowered, self.trust, self.gives_logits = found.lowered, found.trust, found.gives_logits
         self.runtime, self.store = found.runtime, found.source.party
         self.preprocessing = Preprocessing(lines.peers, found)
         self.prepared: Prepared | None = None
@@ -98,6 +98,9 @@ class ClientSession:
         """Prepares one query, see `Client.prepare`."""
         if logits:
             self.want_logits()
+        if not self.source.prepares:
+            what = "this server makes correlations with its clients alone, and none can be prepared ahead of time"
+            raise HandshakeError(what, party="client", peer=self.peers.named, remedy="use a server with a dealer")
         n_positions = self.lowered.info.n_positions
         if not self.lowered.info.is_language_model:
             raise ConfigError("this model is no language model; nothing can be prepared for it")
@@ -108,7 +111,7 @@ class ClientSession:
     def spend(self, terms: Terms) -> float:
         """From here on a query that was prepared is used, if one fits, and then the session is over after it; the seconds it took."""
         began = time.perf_counter()
-        self.prepared = self.preprocessing.spend(terms)
+        self.prepared = self.preprocessing.spend(terms) if self.source.prepares else None
         if self.prepared is not None:
             self.store = self.prepared.store(self.options.device)
         return time.perf_counter() - began
@@ -184,7 +187,13 @@ class ClientSession:
         self, request: Pass | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
     ) -> None:
         """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead."""
-        with self.source.making(store, progress):
+
+        def kinds() -> list[Kind]:
+            trace = Trace(Role.CLIENT, store.next_name, costs=False)
+            self._walk(sketch.sketch(Party(Role.CLIENT, trace)), request, inputs)
+            return trace.kinds
+
+        with self.source.making(store, kinds, progress):
             self.connection.meter.phase = "offline"
             sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
             sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)

@@ -12,10 +12,11 @@ from typing import Any
 
 from privinf.client.setup import ClientStore, receive_bundle
 from privinf.doctor.finding import Check, roles_of, tried
-from privinf.session.messages import End, Join, Needs, Session, SessionSeed, Welcome, greet
+from privinf.session.messages import End, Join, Key, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, dial, parse_address
+from privinf.trust import DEALER, TEXTS, TWO_PARTY
 from protocols.errors import ConfigError, HandshakeError, PeerUnreachableError
 
 MAX_ANSWER = 1 << 16
@@ -30,6 +31,7 @@ class Deployment:
         self._keys, self._timeout, self._connect_s, self._expect, self._waiting = keys, timeout, connect_s, expect, waiting
         self._store = ClientStore(cache)
         self._model: str | None = None  # the server's
+        self._trust = DEALER
 
     def checks(self, server: str | None, dealer: str | None, gateway: str | None, api_key: str | None) -> Iterator[Check]:
         """Asks each party whose address is given, then tries a session with the server and the dealer if both answered."""
@@ -57,10 +59,12 @@ class Deployment:
         with self._dialled("server", address) as connection:
             welcome = connection.receive_control(Welcome)
             self._model = welcome.model
+            self._trust = welcome.trust
             self._compare(welcome.model, "server")
             found = receive_bundle(connection, welcome, self._store, f"server {address}").tokenizer_id
         tokenizer, logits = found or "none", "grants" if welcome.logits else "does not grant"
-        return f"answers, serves the model {welcome.model}, tokenizer {tokenizer}, {logits} logits"
+        trust = "" if welcome.trust == DEALER else f"; {TEXTS.get(welcome.trust, welcome.trust[:40])}"
+        return f"answers, serves the model {welcome.model}, tokenizer {tokenizer}, {logits} logits{trust}"
 
     def _dealer(self, address: str) -> str:
         roles = roles_of(self._keys) if self._keys is not None else []
@@ -71,15 +75,19 @@ class Deployment:
     def _session(self, server: str, dealer: str | None) -> str:
         """All that comes before a query but the set-up, which is not fetched: so the server has asked its dealer for a session."""
         with self._dialled("server", server) as connection:
-            connection.receive_control(Welcome)
-            for _ in range(2):  # the public bundle, then the weights
-                connection.send_control(Needs(()))
+            trust = connection.receive_control(Welcome).trust
+            connection.send_control(Needs(()))  # nothing of the public bundle
+            if trust == TWO_PARTY:
+                connection.receive_control(Key)
+            connection.send_control(Needs(()))  # nor of the weights
             token = connection.receive_control(Session).token
-            if dealer is not None:
+            if dealer is not None and trust == DEALER:
                 with self._dialled("dealer", dealer) as link:
                     link.send_control(Join(token))
                     link.receive_control(SessionSeed)
             connection.send_control(End())
+        if self._trust == TWO_PARTY:
+            return "the server opened one for us, without a dealer"
         return "server and dealer opened one for us" if dealer is not None else "the server reaches its dealer"
 
     def _gateway(self, address: str, api_key: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A demo on one machine: dealer and server as processes of their own, and what they receive, for the page."""
+"""A demo on one machine: server and dealer, if there is one, as processes of their own, and what they receive, for the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT = 2000
 
 
 class Demo(LocalSession):
-    """Starts dealer and server; `addresses` and `keys` are what a client needs. It is the page's `Watch`."""
+    """Starts server and dealer; `addresses` and `keys` are what a client needs. It is the page's `Watch`."""
 
     def __init__(self, model: Path, options: Options) -> None:
         super().__init__(model, options, watch=self._received)

@@ -41,9 +41,8 @@ class Held:
 
     def cells(self) -> dict[tuple[str, str], Cell]:
         """What moved so far, by peer and phase."""
-        session = self.conversation.session
-        ends = (("server", session.connection), ("dealer", session.source.link))
-        return {(peer, phase): end.meter.total(phase) for peer, end in ends for phase in PHASES}
+        dialled = self.conversation.session.lines.dialled
+        return {(end.peer_role, phase): end.meter.total(phase) for end in dialled for phase in PHASES}
 
     @property
     def spent(self) -> int:

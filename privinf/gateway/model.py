@@ -15,12 +15,13 @@ from protocols.errors import ConfigError
 
 @dataclass(repr=False)
 class Model:
-    """What the server has said of it; `logits`: whether it gives them."""
+    """What the server has said of it; `logits`: whether it gives them; `trust`: who makes the correlations."""
 
     lowered: Lowered
     tokenizer: Any
     chat: Chat
     logits: bool
+    trust: str
 
     @classmethod
     def of(cls, conversation: Conversation, template: str | None, most: int) -> Model:
@@ -28,8 +29,8 @@ class Model:
         lowered = conversation.lowered
         if not lowered.info.is_language_model:
             raise ConfigError("the server's model is no language model", remedy="serve a converted checkpoint")
-        tokenizer = load_tokenizer(lowered.tokenizer)
-        return cls(lowered, tokenizer, Chat(lowered, tokenizer, template, most=most), conversation.session.gives_logits)
+        tokenizer, session = load_tokenizer(lowered.tokenizer), conversation.session
+        return cls(lowered, tokenizer, Chat(lowered, tokenizer, template, most=most), session.gives_logits, session.trust)
 
     def read(self, prompt: str | list[int], *, special_tokens: bool) -> tuple[list[int], str | None]:
         """A prompt's ids, and its text if it is one; ConfigError for what the model cannot take."""

@@ -17,8 +17,9 @@ from sse_starlette.sse import EventSourceResponse
 from privinf.client.sampling import Sampling
 from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.wire import Temperature, as_api_error, usage
-from privinf.session.report import TRUST, TRUST_TEXT, counters, model_of
+from privinf.session.report import counters, model_of
 from privinf.transport.meter import PHASES, Cell
+from privinf.trust import DEALER, TEXTS
 
 TICK_S = 0.1
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
@@ -39,7 +40,7 @@ class Watch(Protocol):
 
     @property
     def seen_traffic(self) -> dict[str, Any]:
-        """{`server`, `dealer`: the contract's `traffic` of the party}."""
+        """{`server`, and `dealer` if there is one: the contract's `traffic` of the party}."""
 
 
 class PageRequest(BaseModel):
@@ -67,10 +68,13 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
 
     @app.get("/page/about")
     async def about() -> dict[str, Any]:
-        model = {**model_of(engine.model.lowered), "n_positions": engine.model.lowered.info.n_positions}
-        trust = {"name": TRUST, "text": TRUST_TEXT}
-        parties = {"server": engine.client.peers.server, "dealer": engine.client.peers.dealer}
-        return {"model": model, "trust": trust, "logits": engine.model.logits, "demo": watch is not None, "parties": parties}
+        shown = engine.model
+        model = {**model_of(shown.lowered), "n_positions": shown.lowered.info.n_positions}
+        trust = {"name": shown.trust, "text": TEXTS[shown.trust]}
+        parties = {"server": engine.client.peers.server}
+        if shown.trust == DEALER:
+            parties["dealer"] = str(engine.client.peers.dealer)
+        return {"model": model, "trust": trust, "logits": shown.logits, "demo": watch is not None, "parties": parties}
 
     @app.post("/page/reply", response_model=None)
     async def reply(body: PageRequest) -> Response:

@@ -240,7 +240,7 @@ class _Queries:
                 last[0] = share
                 self._parent.emit("progress", query=number, phase=phase, share=share)
 
-        made = Client(config["server"], dealer=config["dealer"], keys=config["keys"], options=_options(config), progress=progress)
+        made = Client(config["server"], dealer=config.get("dealer"), keys=config["keys"], options=_options(config), progress=progress)
         if config.get("dump"):
             from privinf.local.probe import dumping
 
@@ -269,8 +269,8 @@ class _Queries:
             emit("result", query=number, result=client.result, logits=[encode_tensor(x) for x in client.logits])
         finally:
             client.close()
-            for peer, connection in (("server", session.connection), ("dealer", session.source.link)) if session else ():
-                self._links.append(snapshot(peer, connection))
+            for connection in session.lines.dialled if session else ():
+                self._links.append(snapshot(connection.peer_role, connection))
 
 
 def main(role: str) -> int:

@@ -21,7 +21,7 @@ def compare(
 ) -> dict[str, Any]:
     """The contract's fields: errors per node inside the network and of the last position's logits, and both tokens.
 
-    The private pass is `run`'s, by three local processes; they dump every node's shares to a temporary directory that only
+    The private pass is `run`'s, by local processes; they dump every node's shares to a temporary directory that only
     this user can read. `max_abs_error` is that of the logits. `warnings` names values beyond the range that the plan
     allows for, where a ring may have wrapped. Raises PrivinfError.
     """

@@ -1,4 +1,4 @@
-"""All three parties on this machine, as three processes over mutual TLS on loopback, with keys of their own."""
+"""All parties on this machine, as processes over mutual TLS on loopback, with keys of their own: three, or two where there is no dealer."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from privinf.client.text import Token, whole_numbers
 from privinf.session.options import MAX_NEW_TOKENS, Options
 from privinf.transport.failure import Failure
 from privinf.transport.keys import init_keys
+from privinf.trust import TWO_PARTY
 from protocols.errors import ConfigError, PrivinfError, TransportError
 
 END_S = 10.0
@@ -180,7 +181,7 @@ class LocalSession:
     fields of the last query; `parties` those of `run` after the session has ended. `devices` are of single roles. Several threads may
     ask at a time, and are answered one after the other.
 
-    With `watch` there are two processes, and the caller is the client, by `addresses` and `keys`: `watch` gets the role of a party
+    With `watch` there is no client's process, and the caller is the client, by `addresses` and `keys`: `watch` gets the role of a party
     and what that party has received, see `privinf.local.watch`.
 
     Seven of its attributes are the arguments, which are read when the processes start, and four are what callers read.
@@ -233,23 +234,28 @@ class LocalSession:
         elif not Path(model).is_dir():
             raise ConfigError(f"there is no model directory {model}")
         level = logging.getLogger("privinf").getEffectiveLevel()
-        for role in ("dealer", "server", *(() if self._watch else ("client",))):  # side by side: each loads its libraries first
+        alone = self.options.trusted == TWO_PARTY
+        roles = (*(() if alone else ("dealer",)), "server", *(() if self._watch else ("client",)))
+        for role in roles:  # side by side: each loads its libraries first
             stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
             self._parties[role] = PartyProcess(role, stderr=stderr, watch=self._watch)
         tokenizer = None if self.options.tokenizer is None else str(self.options.tokenizer.absolute())
-        options = {**asdict(self.options), "cache": str(self.options.cache.absolute()), "tokenizer": tokenizer}
+        chosen = {"cache": str(self.options.cache.absolute()), "tokenizer": tokenizer, "trust": self.options.trusted}
+        options = {**asdict(self.options), **chosen}
         common: dict[str, Any] = {"options": options, "keys": str(keys), "log_level": level, "clock": self._clock}
         common["watch"] = self._watch is not None
         if self._dump is not None:
             common["dump"] = str(self._dump)
         parties = self._parties
         own = {role: {**common, "options": {**options, "device": self._devices.get(role, self.options.device)}} for role in parties}
-        parties["dealer"].say({**own["dealer"], "scratch": str(root)})
+        own[roles[0]]["scratch"] = str(root)
+        if not alone:
+            parties["dealer"].say(own["dealer"])
         parties["server"].say({**own["server"], "model": str(Path(model).absolute())})
-        dealer = parties["dealer"].await_event("listening")["address"]
-        parties["server"].say({"dealer": dealer})
-        server = parties["server"].await_event("listening")["address"]
-        self.addresses, self.keys = {"server": server, "dealer": dealer}, keys
+        if not alone:
+            self.addresses["dealer"] = parties["dealer"].await_event("listening")["address"]
+        parties["server"].say({"dealer": self.addresses.get("dealer")})
+        self.addresses["server"], self.keys = parties["server"].await_event("listening")["address"], keys
         if "client" in parties:
             parties["client"].say({**own["client"], **self.addresses})
             parties["client"].await_event("ready")
@@ -275,9 +281,9 @@ class LocalSession:
                 yield event
         except PrivinfError as error:
             done = True
-            for role in ("server", "dealer"):  # the client saw a connection break; here is why
-                if not isinstance(error, ConfigError) and self._parties[role].has_died(0.3):
-                    raise self._parties[role].death() from error
+            for role, party in self._parties.items():  # the client saw a connection break; here is why
+                if role != "client" and not isinstance(error, ConfigError) and party.has_died(0.3):
+                    raise party.death() from error
             raise
         finally:
             client.forget(number)
@@ -328,12 +334,12 @@ class LocalSession:
             logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy
             seq, tokens = (max(1, self.result["padded"][name]) for name in ("prompt_tokens", "tokens"))
             chunk = self.options.chunk if self.result["prompt_tokens"] else 0
-            self._predicted = explain(lowered, seq, logits=logits, new_tokens=tokens, chunk=chunk)
+            self._predicted = explain(lowered, seq, logits=logits, new_tokens=tokens, chunk=chunk, trust=self.options.trusted)
         return self._predicted
 
     @property
     def parties(self) -> dict[str, Any]:
-        """{`server`, `client`, `dealer`: {`pid`, `peak_rss_bytes`, `traffic`}}, once the session is closed."""
+        """{`server`, `client`, and `dealer` if there is one: {`pid`, `peak_rss_bytes`, `traffic`}}, once the session is closed."""
         return {role: self._parties[role].ended for role in ("server", "client", "dealer") if role in self._parties}
 
     @property
@@ -346,10 +352,11 @@ class LocalSession:
         return {role: party.detail for role, party in self._parties.items()}
 
     def close(self, *, at_once: bool = False) -> None:
-        """Ends the three processes, the client first; `at_once` all together, and soon by force. May be called again."""
+        """Ends the processes, the client first; `at_once` all together, and soon by force. May be called again."""
         parties = list(self._parties.values())
+        last = [party for party in parties if party.role != "client"]
         try:
-            groups = [parties] if at_once else [parties[2:], parties[:2]]
+            groups = [parties] if at_once else [[party for party in parties if party not in last], last]
             for group in groups:
                 for party in group:
                     party.hang_up()

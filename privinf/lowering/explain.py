@@ -4,32 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from privinf.graph.info import InputSpec
 from privinf.graph.private import Runtime
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.program import costs, module_output, next_token, setup_bytes
+from privinf.lowering.program import costs, module_output, next_token, setup_bytes, shape_of
 from privinf.lowering.steps import steps
+from privinf.trust import DEALER, TWO_PARTY
 from protocols.correlations import Role
 from protocols.errors import ConfigError
-from protocols.party import Party, Trace
+from protocols.party import Cost, Party, Trace
 from protocols.ring import blank
 
 
 def explain(
-    lowered: Lowered, seq: int = 1, *, logits: bool = False, new_tokens: int = 1, chunk: int = 0, cached: int = 0
+    lowered: Lowered,
+    seq: int = 1,
+    *,
+    logits: bool = False,
+    new_tokens: int = 1,
+    chunk: int = 0,
+    cached: int = 0,
+    trust: str = DEALER,
 ) -> dict[str, Any]:
-    """{`total`, `ops`, `plan`, `wires`}: bytes are payload.
+    """{`total`, `ops`, `plan`, `wires`, `trust`}: bytes are payload.
 
     `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends.
     `seq` is the number of prompt tokens (a lowered module has the one shape that it was lowered for), and `new_tokens` how many
     follow, each but the last one a pass of its own. The prompt goes through passes of at most `chunk` positions (0: one), after
     `cached` positions that both parties hold already. ConfigError if all that does not fit the context.
+
+    Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
+    client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing.
     """
     info, trace = lowered.info, Trace(Role.CLIENT)
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
+    alone = _Alone(trace) if trust == TWO_PARTY else None
     if info.is_language_model:
         if not 1 <= seq <= cached + seq + new_tokens - 1 <= info.n_positions:
             told = f"{cached} cached positions and a prompt of {seq} tokens do" if cached else f"a prompt of {seq} tokens does"
@@ -37,19 +45,58 @@ def explain(
         if cached:
             next_token(lowered.graph, runtime, blank(1, cached), logits=logits)
             trace.costs.clear()
+            if alone:
+                alone.cached()
         for count, output in steps(seq, new_tokens, chunk):
             next_token(lowered.graph, runtime, blank(1, count), logits=logits and output, output=output)
+            if alone:
+                alone.passed()
     elif chunk or cached:
         raise ConfigError("this model is no language model; it has no prompt in pieces, and nothing cached")
     else:
         module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
+        if alone:
+            alone.passed()
     plan = [{"name": node.name, "op": node.op, **node.plan.record()} for node in lowered.graph.nodes]
-    return {**costs(trace, setup_bytes(runtime)), "plan": plan, "wires": wires(lowered)}
+    found = costs(trace, setup_bytes(lowered.graph)) if alone is None else alone.costs(lowered)
+    return {**found, "plan": plan, "wires": wires(lowered), "trust": trust}
 
 
-def shape_of(spec: InputSpec) -> Tensor:
-    """An input of a lowered module, without values."""
-    return torch.empty([size or 1 for size in spec.shape], dtype=torch.int64 if spec.kind == "ids" else torch.float32, device="meta")
+class _Alone:
+    """What is added to a trace, pass by pass, where server and client make the correlations themselves."""
+
+    def __init__(self, trace: Trace) -> None:
+        from privinf.lowering.joint import Forecast  # not where nothing of it is asked for: it loads kernels
+
+        self._trace, self._forecast = trace, Forecast()
+        self._kinds = self._early = 0  # those of the passes so far
+
+    def passed(self) -> None:
+        """One more pass is in the trace."""
+        trace = self._trace
+        self._forecast.make(trace.kinds[self._kinds :], trace.early[self._early :])
+        self._kinds, self._early = len(trace.kinds), len(trace.early)
+
+    def cached(self) -> None:
+        """The pass in the trace has been before, and what it cost does not count."""
+        self.passed()
+        self._forecast.forget()
+
+    def costs(self, lowered: Lowered) -> dict[str, Any]:
+        """The contract's `total` and `ops`."""
+        from privinf.lowering.encrypted import Sealing
+        from privinf.lowering.joint import BEGIN, PREPROCESS
+
+        setup: dict[tuple[str, str], int] = {}
+        for part in Sealing.of(lowered).parts.values():
+            setup[part.label] = setup.get(part.label, 0) + part.size
+        begun, made, early = self._forecast.begun, self._forecast.made, 0
+        for cost in self._trace.costs.values():
+            cost.dealer_bytes, early = 0, early + cost.peer_offline_bytes
+        for label, cost in ((BEGIN, Cost()), (PREPROCESS, Cost(peer_offline_bytes=made.online_bytes - early))):
+            self._trace.costs[label] = cost
+        setup[BEGIN] = begun.online_bytes
+        return costs(self._trace, setup, {PREPROCESS: made.rounds})
 
 
 def wires(lowered: Lowered) -> list[dict[str, Any]]:

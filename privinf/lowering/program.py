@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
+from privinf.graph.info import InputSpec
 from privinf.graph.planning import FRAC, LOGIT_FRAC
-from privinf.graph.private import PrivinfTensor, Runtime
+from privinf.graph.private import PrivinfTensor, Runtime, weights_of
 from privinf.lowering.setup import packed_bytes
 from protocols.correlations import Role
 from protocols.maximum import row_argmax
@@ -20,6 +22,7 @@ from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.truncation import rescale
 
+Label = tuple[str, str]  # layer and operator
 OUTPUT_FRAC = 10  # of a lowered module's revealed output
 
 
@@ -96,18 +99,30 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
         return party.run(finish())
 
 
-def setup_bytes(runtime: Runtime) -> dict[str, int]:
-    """Bytes of each masked weight, sent once."""
-    return {name: packed_bytes(w) for name, w in runtime.weights.items()}
+def shape_of(spec: InputSpec) -> Tensor:
+    """An input of a lowered module, without values."""
+    return torch.empty([size or 1 for size in spec.shape], dtype=torch.int64 if spec.kind == "ids" else torch.float32, device="meta")
 
 
-def costs(trace: Trace, setup: dict[str, int] | None = None) -> dict[str, Any]:
-    """A trace's costs as the contract's `total` and `ops`."""
-    fields = ("online_bytes", "rounds", "dealer_bytes", "peer_offline_bytes", "setup_bytes", "macs")
+def setup_bytes(graph: Graph) -> dict[Label, int]:
+    """Bytes of the masked weights, each sent once, by the layer and operator that they are of."""
+    found: dict[Label, int] = {}
+    for weight, node, _ in weights_of(graph).values():
+        found[node.label] = found.get(node.label, 0) + packed_bytes(weight)
+    return found
+
+
+def costs(trace: Trace, setup: Mapping[Label, int], offline_rounds: Mapping[Label, int] | None = None) -> dict[str, Any]:
+    """A trace's costs as the contract's `total` and `ops`.
+
+    With `offline_rounds`, where the two parties are alone, `offline_bytes` are what they exchange before the query, and these its rounds.
+    """
     ops: list[dict[str, Any]] = []
-    for (layer, op), cost in trace.costs.items():
-        prefix = f"{layer}.{op}." if layer else f"{op}."
-        own = sum(size for name, size in (setup or {}).items() if name.startswith(prefix))
-        values = (cost.online_bytes, cost.rounds, cost.dealer_bytes, cost.peer_offline_bytes, own, cost.macs)
-        ops.append({"layer": layer, "op": op, **dict(zip(fields, values, strict=True))})
+    for label, cost in trace.costs.items():
+        found = {"online_bytes": cost.online_bytes, "rounds": cost.rounds, "dealer_bytes": cost.dealer_bytes}
+        found |= {"peer_offline_bytes": cost.peer_offline_bytes, "setup_bytes": setup.get(label, 0), "macs": cost.macs}
+        if offline_rounds is not None:
+            found |= {"offline_bytes": cost.peer_offline_bytes, "offline_rounds": offline_rounds.get(label, 0)}
+        ops.append({"layer": label[0], "op": label[1], **found})
+    fields = [name for name in ops[0] if name not in ("layer", "op")]
     return {"total": {name: sum(op[name] for op in ops) for name in fields}, "ops": ops}

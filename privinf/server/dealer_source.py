@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
+from privinf.lowering.lowered import Lowered
+from privinf.server.models import ServedModel, masked_sizes
+from privinf.server.supply import Supply
+from privinf.session.blame import as_told
 from privinf.session.messages import (
     MAX_KINDS,
     Deal,
     End,
     Mark,
     Marked,
+    Needs,
     Prefetch,
     Prefetched,
     Register,
     Reseed,
+    Session,
     SessionSeed,
     Terms,
     WeightRecord,
@@ -28,6 +36,7 @@ from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial
+from privinf.trust import DEALER
 from protocols.correlations import Kind, Role, on_wire
 from protocols.errors import KINDS, Code, PeerUnreachableError, PrivinfError, RefusedError
 from protocols.linear import Weight
@@ -56,6 +65,47 @@ def reach_dealer(service: Service, address: str) -> Connection:
         wrapped = KINDS[code](what, party="server", peer=f"dealer {address}", remedy=error.remedy, code=code, retry_after=again)
         wrapped.reason, wrapped.fault = what, error.fault
         raise wrapped from None
+
+
+class DealerSupply(Supply):
+    """Set-up sends the masked weights; a session is announced to the dealer, and then to the client."""
+
+    trust = DEALER
+
+    def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
+        """See `Supply`."""
+        return masked_sizes(lowered)
+
+    def set_up(self, model: ServedModel, connection: Connection) -> None:
+        """See `Supply`: the masked weights, one message each."""
+        names, turns = connection.receive_control(Needs, MAX_KINDS).names, self.service.turns
+        self.wanted(model, connection, names)
+        with turns.turn(connection.peer_fingerprint):
+            for name in names:
+                data = model.masked(name)
+                connection.meter.label = model.labels[name]
+                with turns.between(connection.peer_fingerprint):
+                    connection.send(data)
+        connection.meter.label = ("", "")
+
+    @contextmanager
+    def session(self, model: ServedModel, connection: Connection) -> Iterator[ServerSource]:
+        """See `Supply`."""
+        service, token = self.service, secrets.token_bytes(16)
+        assert self.dealer is not None, "a server without a dealer has another supply"
+        link = reach_dealer(service, self.dealer)
+        try:
+            weights, client = model.weights.values(), connection.peer_fingerprint
+            source = DealerSource(link, token, client, model.mask_seed, weights, service.options.device)
+            connection.send_control(Session(token))
+            connection.establish()
+            yield source
+        except Exception as error:
+            for each in (connection, link):  # the client before the dealer, whose end it would take for the cause
+                service.tell(each, as_told(error, service.role))
+            raise
+        finally:
+            service.retire(link)
 
 
 class DealerSource(ServerSource):

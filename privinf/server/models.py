@@ -86,13 +86,20 @@ def open_model(path: Path, cache: Path) -> Lowered:
     return lowered
 
 
+def masked_sizes(lowered: Lowered) -> dict[str, int]:
+    """What set-up sends of each weight where it sends them masked, bytes."""
+    return {name: item.size for name, item in lowered.setup.items.items()}
+
+
 class ServedModel:
     """A model as a server hands it out: its weights encoded once for all sessions, its bundle, and what each client may have of it.
 
-    ConfigError for a model that cannot be served.
+    `sizes` are what set-up sends of each weight, bytes. ConfigError for a model that cannot be served.
     """
 
-    def __init__(self, lowered: Lowered, options: Options, *, allow_logits: bool = False) -> None:
+    def __init__(
+        self, lowered: Lowered, options: Options, *, allow_logits: bool = False, sizes: Callable[[Lowered], dict[str, int]] = masked_sizes
+    ) -> None:
         if not lowered.has_weights or lowered.mask_seed is None:
             raise ConfigError("this model came without weights and cannot be served")
         lowered.check_weights()
@@ -102,7 +109,7 @@ class ServedModel:
         self.labels = {name: node.label for name, (_, node, _) in weights.items()}
         self.encoded: Mapping[str, Tensor] = encode_weights(lowered.graph, options.device)
         self.bundle = lowered.bundle()
-        whole = len(self.bundle) + sum(item.size for item in lowered.setup.items.values())
+        whole = len(self.bundle) + sum(sizes(lowered).values())
         self.set_ups = SetUps(options.setups * whole, f"{options.setups} set-ups of this model", options.setup_hours)
         self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
         self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone

@@ -15,7 +15,7 @@ from privinf.server.models import ServedModel
 from privinf.server.preprocessing import Preprocessing
 from privinf.session.access import Tally
 from privinf.session.devices import walking
-from privinf.session.messages import End, Pass, Prepare, Run, Spend, Terms
+from privinf.session.messages import Begin, End, Pass, Prepare, Run, Spend, Terms
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -45,9 +45,12 @@ class ServerSession:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.service.resting(self.connection):
-                request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
+                request = self.connection.receive_control(Pass | Run | Prepare | Spend | Begin | End)
             if isinstance(request, End):
                 return
+            if isinstance(request, Begin):
+                self._begin()
+                continue
             self._check(request)
             self._allowance.check(request)
             self.connection.timeout = self.service.options.timeout
@@ -64,6 +67,12 @@ class ServerSession:
                 self._tell(request)
             self.connection.timeout = self.service.options.idle
 
+    def _begin(self) -> None:
+        """Makes what the session begins with, which is no query yet."""
+        self.connection.timeout = self.service.options.timeout
+        self.source.begin()
+        self.connection.timeout = self.service.options.idle
+
     def _tell(self, request: Pass | Run) -> None:
         """For the log. A pass over one position after a token only goes on from that; whatever else is taken in is prompt."""
         if isinstance(request, Run):
@@ -77,6 +86,8 @@ class ServerSession:
         info = self.model.lowered.info
         if isinstance(request, Run) == info.is_language_model:
             raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
+        if isinstance(request, Prepare | Spend) and not self.source.prepares:
+            raise HandshakeError("this server prepares no queries ahead of time", party="server")
         if not isinstance(request, Prepare) and self._preprocessing.prepares:
             raise ProtocolDesync("a session that prepares queries answers none", party="server")
         if isinstance(request, Run):
@@ -143,6 +154,7 @@ class ServerSession:
         else:
             sketch, trace = self.ask(request, self.runtime, self.store.next_name)
         self.store.begin_pass(trace.kinds)
+        self.source.make()
         if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.model.lowered.info.n_positions:
             self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
             self.source.prefetch(self._prefetched[2].kinds)

@@ -1,9 +1,10 @@
 """The control messages of a session, their order, and the checks of the handshake.
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
-each query; End. Server and dealer: Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a
-Prefetched. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver
-alone; no message depends on a secret.
+each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted, and Begin after
+Session: the two make what a session of theirs begins with. Server and dealer: Register, Seed, then a Deal for each pass, or a Prefetch
+while the one before it is computed and a Prefetched. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of
+it is public or addressed to its receiver alone; no message depends on a secret.
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
 Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
@@ -18,6 +19,7 @@ import msgspec
 from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
 from privinf.transport.failure import Failure
+from privinf.trust import DEALER
 from privinf.version import PROTOCOL, VERSION
 from protocols import correlations
 from protocols.errors import Code, HandshakeError
@@ -50,6 +52,13 @@ class Welcome(msgspec.Struct, frozen=True):
     model: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # sha256 of the public bundle
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BUNDLE)]
     logits: bool
+    trust: Annotated[str, msgspec.Meta(max_length=32)] = DEALER  # who makes the correlations
+
+
+class Key(msgspec.Struct, frozen=True):
+    """S, where the two are alone: which key its weights are encrypted under. What C has kept under another is of no use."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -59,12 +68,16 @@ class Needs(msgspec.Struct, frozen=True):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """S: the token by which the dealer pairs the two."""
+    """S: the token by which the dealer pairs the two; without one, that the set-up is done."""
 
     token: SessionToken
 
     def __repr__(self) -> str:
         return "Session(token hidden)"
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """C, where the two are alone: they make what their session begins with."""
 
 
 class Pass(msgspec.Struct, frozen=True, tag=True):

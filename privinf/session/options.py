@@ -6,12 +6,13 @@ import functools
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.session.devices import check_device
 from privinf.setting import Setting, settings_of
+from privinf.trust import DEALER, TRUSTS
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:  # imported where a link is parsed: `privinf --help` reads these fields, and has no use for TLS
@@ -51,6 +52,13 @@ class Runtime:
         from privinf.transport.shaper import parse_link
 
         return parse_link(self.link) if self.link else None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Who makes the correlations; None: a dealer, and for a client whatever the server says."""
+
+    trust: Annotated[str | None, Setting("Refuse a server with another trust model; default: what it has.", choices=TRUSTS)] = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins, Runtime):
+class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins, Trust, Runtime):
     """All that a session, a server or a dealer takes, in one object, for who writes Python.
 
     It has the parts' fields, and they are more than a dozen for that reason alone. ConfigError where `device` (`cpu` or `cuda`) is not
@@ -135,15 +143,28 @@ class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins
                     "the expected tokenizer is no SHA-256", remedy="give 64 hexadecimal digits, as `sha256sum` and `privinf serve` do"
                 )
             object.__setattr__(self, "expect_tokenizer", self.expect_tokenizer.lower())
+        if self.trust not in (None, *TRUSTS):
+            raise ConfigError(f"there is no trust model {str(self.trust)[:80]!r}", remedy=f"give {' or '.join(TRUSTS)}")
         check_device(self.device)
         for name, (kind, setting) in _settings().items():
             _check(name, kind, setting, getattr(self, name))
+
+    @property
+    def trusted(self) -> str:
+        """Who makes the correlations where nobody else decides."""
+        return self.trust or DEALER
 
     def sessions_each(self, role: str) -> int:
         """Sessions of one certificate of this role at a time; 0: no limit of its own."""
         if role == "client":
             return max(1, self.sessions // 2) if self.client_sessions is None else self.client_sessions
         return self.sessions - self.sessions // 4 if self.server_sessions is None else self.server_sessions
+
+
+def with_trust(options: Options | None, trust: str | None) -> Options:
+    """The options, or the defaults, with this trust model if one is given."""
+    options = options or Options()
+    return options if trust is None else replace(options, trust=trust)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a party has counted, in the contract's JSON, and the trust model's words."""
+"""What a party has counted, in the contract's JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from privinf.lowering.lowered import Lowered
     from privinf.transport.connection import Connection
 
-TRUST = "dealer"
-TRUST_TEXT = "semi-honest server and client; the dealer is a third party trusted only not to collude"
-
 
 def counters(cell: Cell) -> dict[str, int]:
     """{`sent`, `received`, `payload`, `rounds`}."""
@@ -25,7 +22,10 @@ def counters(cell: Cell) -> dict[str, int]:
 
 
 def traffic_of(peer: Mapping[str, Cell], dealer: Cell) -> dict[str, Any]:
-    """The contract's `traffic` of one party: set-up and online are the link between server and client, offline both links."""
+    """The contract's `traffic` of one party: set-up and online are the link between server and client, offline both links.
+
+    Where there is no dealer, its part is zero, and the peer's all of it.
+    """
     both = Cell()
     for part in (dealer, peer["offline"]):
         both.add(part)

@@ -1,9 +1,9 @@
 """The ends of a session with a source of correlations, whichever it is: what server and client ask of theirs.
 
 Each party's end has the party's own `PartySource` (`protocols.sources`), from which it takes. For a pass S, which knows the
-shapes, says what is needed (`ask`), both ends begin the pass, and both take. Where the source can make a pass while another
-is computed, S says what is likely to come (`prefetch`). A query that is prepared has correlations of its own (`reseed`), and what
-is spent of such queries is marked wherever a party could be put back to an earlier state (`mark`).
+shapes, says what is needed (`ask`), both ends begin the pass, both do their part of making it, and both take. Where the source can make
+a pass while another is computed, S says what is likely to come (`prefetch`). A query that is prepared has correlations of its own
+(`reseed`), and what is spent of such queries is marked wherever a party could be put back to an earlier state (`mark`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ class ServerSource(ABC):
     """S's end."""
 
     party: PartySource
-    link: Connection  # to a third party; it is told of a failure
+    prepares: bool = True  # whether queries can be prepared
+
+    def begin(self) -> None:  # noqa: B027  (a source may have nothing to do)
+        """C asks for what a session of the two begins with."""
 
     @abstractmethod
     def ask(self, kinds: Sequence[Kind]) -> None:
         """Has a pass made, from the name on that is next."""
+
+    def make(self) -> None:  # noqa: B027
+        """S's own part of making the pass that `party` has begun."""
 
     @abstractmethod
     def prefetch(self, kinds: Sequence[Kind]) -> None:
@@ -57,13 +63,17 @@ class ClientSource(ABC):
     """C's end."""
 
     party: PartySource
-    link: Connection  # to a third party
+    link: Connection  # to a third party, of a source that has one
+    prepares: bool = True  # whether queries can be prepared
 
     @abstractmethod
-    def making(self, party: PartySource, progress: Callable[[float], None]) -> AbstractContextManager[None]:
+    def making(
+        self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]
+    ) -> AbstractContextManager[None]:
         """Around the walk before a pass: what it takes arrives in this, which is `self.party` or a prepared query's.
 
-        `progress` is told the share done. ProtocolDesync if the two parties asked for different correlations.
+        `kinds` walks the pass on shapes, for a source that wants to know what it will take. `progress` is told the share done.
+        ProtocolDesync if the two parties asked for different correlations.
         """
 
     @abstractmethod

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -106,6 +107,16 @@ class Endpoint(ABC):
     def silence_s(self) -> float:
         """How long a peer may show no sign of life while we wait, seconds."""
         return min(self.timeout, SILENCE_S) if self._silence_s is None else self._silence_s
+
+    @contextmanager
+    def at_work(self, times: float) -> Iterator[None]:
+        """Within it both ends compute for long between their messages: a wait may last, and the peer be silent, so many times as long."""
+        timeout, silence = self.timeout, self._silence_s
+        self.timeout, self._silence_s = times * timeout, times * self.silence_s
+        try:
+            yield
+        finally:
+            self.timeout, self._silence_s = timeout, silence
 
     @property
     def established(self) -> bool:

@@ -30,7 +30,7 @@ COUNTERS = {"sent", "received", "payload", "rounds"}
 def test_the_three_verbs(tmp_path: Path) -> None:
     with t.services("--json") as made:
         told = json.loads(made.server.out)
-        model = {"variant": "SM(t)+ScFuFFN", "model": t.lowered().id, "tokenizer": t.lowered().tokenizer_id}
+        model = {"variant": "SM(t)+ScFuFFN", "model": t.lowered().id, "tokenizer": t.lowered().tokenizer_id, "trust": "dealer"}
         assert told == {"role": "server", **model, "address": made.server_address}
         plain = made.generate("--prompt", "def", "--max-new-tokens", 3, "--ignore-eos", "--cache", tmp_path)
         assert plain.wait() == 0 and plain.err == ""

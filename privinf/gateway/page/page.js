@@ -45,6 +45,7 @@ async function about() {
   history.replaceState(null, "", location.pathname);
   byId("model").textContent = `${model.variant}, ${model.layers} layers, context ${model.n_positions}, id ${model.id.slice(0, 8)}`;
   byId("server-place").textContent = `${parties.server}${demo ? ", a process on this machine" : ""}`;
+  document.body.dataset.trust = trust.name;
   byId("dealer-place").textContent = `${parties.dealer}${demo ? ", a process on this machine" : ""}`;
   byId("trust").textContent = `Trust model (${trust.name}): ${trust.text}.`;
   byId("temperature").disabled = !logits;
@@ -72,16 +73,20 @@ function table(role, rows) {
 
 function counters(now) {
   const { server, dealer } = now.client;
+  const third = document.body.dataset.trust === "dealer";
   const inAll = (...cells) => size(cells.reduce((sum, cell) => sum + cell.received, 0));
   const turned = (cell) => ({ sent: cell.received, received: cell.sent, rounds: cell.rounds });
-  table("client", [["online, with the server", server.online], ["offline, with the server", server.offline], ["offline, from the dealer", dealer.offline]]);
+  table("client", [["online, with the server", server.online], ["offline, with the server", server.offline], ...(third ? [["offline, from the dealer", dealer.offline]] : [])]);
   byId("client-got").textContent = inAll(server.online, server.offline, dealer.offline);
   byId("rounds").textContent = server.online.rounds;
   if (now.server) {
     byId("server-got").textContent = inAll(now.server.online, now.server.offline);
-    byId("dealer-got").textContent = inAll(now.dealer.offline);
-    table("server", [["online, with the client", now.server.online], ["offline, with the client", now.server.offline.peer], ["offline, with the dealer", now.server.offline.dealer]]);
-    table("dealer", [["offline, with both", now.dealer.offline.dealer]]);
+    const offline = third ? [["offline, with the dealer", now.server.offline.dealer]] : [];
+    table("server", [["online, with the client", now.server.online], ["offline, with the client", now.server.offline.peer], ...offline]);
+    if (now.dealer) {
+      byId("dealer-got").textContent = inAll(now.dealer.offline);
+      table("dealer", [["offline, with both", now.dealer.offline.dealer]]);
+    }
   } else {
     byId("server-got").textContent = `${inAll(turned(server.online), turned(server.offline))} from us`;
     byId("dealer-got").textContent = `${inAll(turned(dealer.offline))} from us`;

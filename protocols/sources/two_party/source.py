@@ -169,11 +169,15 @@ class TwoPartySource(PartySource):
         self.pair.masks.clear()
         self._kept.clear()
 
-    def predict(self, kinds: Sequence[Kind]) -> Preprocessing:
-        """On shapes alone: exactly what making this pass takes, after those that were predicted before. It counts as taken."""
+    def predict(self, kinds: Sequence[Kind], trace: Trace | None = None) -> Preprocessing:
+        """On shapes alone: exactly what making this pass takes, after those that were predicted before. It counts as taken.
+
+        With a trace of what was before, which goes on, rounds are those that this pass adds to that chain of messages.
+        """
         assert self.pair.traced, "a source of values predicts nothing"
-        trace = Trace(self.role)
+        trace = trace or Trace(self.role)
+        before = trace.cost.online_bytes, trace.cost.rounds
         self.begin_pass(kinds)
         Party(self.role, trace).run(self.preprocess())
         self.hand_over()
-        return Preprocessing(trace.cost.online_bytes, trace.cost.rounds)
+        return Preprocessing(trace.cost.online_bytes - before[0], trace.cost.rounds - before[1])

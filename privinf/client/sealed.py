@@ -1,0 +1,90 @@
+"""What a client keeps of the encrypted weights: one directory for each model and key, one file for each weight.
+
+    CACHE/setup/MODEL/KEY/NAME.bin    the ciphertexts, and then a digest of them, of the model, of the key and of the weight
+
+A file is written whole or not at all, so that an interrupted set-up goes on where it stopped. What is damaged, or was put there from
+another model, key or weight, is reported, removed and fetched anew; what stands under another key of the model's is of no use any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from privinf.files import finish, make_private, move_into_place, part_file, refusals, sweep
+from protocols.errors import ConfigError
+
+log = logging.getLogger("privinf")
+_DIGEST = 32  # bytes
+_PIECE = 1 << 20
+
+
+class SealedStore:
+    """The set-up of one model under one key."""
+
+    def __init__(self, cache: Path, model: str, key: str) -> None:
+        self._model, self._key = model, key
+        self._all = cache / "setup" / model
+        self._root = self._all / key
+
+    def _path(self, name: str) -> Path:
+        return self._root / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.bin"
+
+    def _digest(self, name: str) -> hashlib._Hash:
+        return hashlib.sha256(f"{self._model} {self._key} {name}\n".encode())
+
+    def sweep(self) -> None:
+        """Removes what is kept under other keys, and what interrupted writes have left."""
+        with refusals(self._root):
+            make_private(self._root)
+        for path in self._all.iterdir():
+            if path.is_dir() and path != self._root:
+                shutil.rmtree(path, ignore_errors=True)
+        sweep(self._root)
+
+    def read(self, name: str, size: int) -> memoryview | None:
+        """A kept part of this size, checked; mapped from the disk, so that what is not read takes no memory."""
+        path = self._path(name)
+        try:
+            with path.open("rb") as file:
+                whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            return None
+        except ValueError:  # it is empty
+            whole = memoryview(b"")
+        except OSError as error:
+            remedy = "look at its permissions, or choose another --cache"
+            raise ConfigError(f"cannot read {path}: {error.strerror}", remedy=remedy) from None
+        data, digest = whole[:-_DIGEST], self._digest(name)
+        for at in range(0, len(data), _PIECE):
+            digest.update(data[at : at + _PIECE])
+        if len(data) == size and digest.digest() == whole[-_DIGEST:]:
+            return data
+        log.warning("the kept set-up of %s was damaged, or another's, and is fetched anew (%s)", name, path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Callable[[memoryview], None]]:
+        """Takes a part piece by piece, and keeps it once the block has ended well; ConfigError where the disk refuses."""
+        digest = self._digest(name)
+        with contextlib.ExitStack() as stack:
+            with refusals(self._root):
+                file, part = stack.enter_context(part_file(self._root))
+
+            def write(data: memoryview) -> None:
+                digest.update(data)
+                with refusals(self._root):
+                    file.write(data)
+
+            yield write
+            with refusals(self._root):
+                file.write(digest.digest())
+                finish(file)
+                move_into_place(part, self._path(name))

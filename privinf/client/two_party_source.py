@@ -1,0 +1,89 @@
+"""C's end of a source that is the two parties themselves: what it keeps of the encrypted weights, and its part of making a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from privinf.client.sealed import SealedStore
+from privinf.client.supply import Supply
+from privinf.lowering.encrypted import Sealing
+from privinf.lowering.joint import Joint
+from privinf.session.joint import Together
+from privinf.session.messages import MAX_KINDS, Begin, Key, Needs
+from privinf.session.source import ClientSource
+from privinf.transport.connection import Connection
+from privinf.trust import TWO_PARTY
+from protocols.correlations import Kind, Role
+from protocols.errors import ConfigError, HandshakeError
+from protocols.sources.base import PartySource
+
+MAX_SETUP = 1 << 36  # bytes; a model that asks for more is not believed
+
+
+class TwoPartySupply(Supply):
+    """Set-up brings the weights, encrypted under a key of the server's; kept for as long as the server has this key."""
+
+    trust = TWO_PARTY
+
+    def set_up(self) -> None:
+        """See `Supply`."""
+        peers, connection = self.lines.peers, self.connection
+        sealing = Sealing.of(self.lowered)
+        if sum(part.size for part in sealing.parts.values()) > MAX_SETUP:
+            what = f"the server's model asks for a set-up of more than {MAX_SETUP} bytes"
+            raise HandshakeError(what, party="client", peer=peers.named)
+        store = SealedStore(peers.options.cache, self.lowered.id, connection.receive_control(Key).id)
+        store.sweep()
+        missing = [name for name, part in sealing.parts.items() if not self._take(store, sealing, name)]
+        connection.send_control(Needs(tuple(missing)), MAX_KINDS)
+        size, done = sum(sealing.parts[name].size for name in missing), 0
+        for name in missing:
+            part = sealing.parts[name]
+            connection.meter.label = part.label
+            with store.writing(name) as write:
+                for length in part.messages():
+                    write(connection.receive(length))
+                    done += length
+                    peers.progress("set-up", done / size)
+            if not self._take(store, sealing, name):
+                raise ConfigError(f"the disk does not give back what was kept of {name}", remedy="choose another --cache")
+        connection.meter.label = ("", "")
+
+    def _take(self, store: SealedStore, sealing: Sealing, name: str) -> bool:
+        """Takes an encrypted weight that is kept and whole, if there is one."""
+        data = store.read(name, sealing.parts[name].size)
+        if data is not None:
+            self.lines.masked[name] = sealing.read(name, data)
+        return data is not None
+
+    def source(self, token: bytes) -> ClientSource:
+        """See `Supply`."""
+        return TwoPartySource(self.connection, self.lines.masked, self.lines.peers.options.device)
+
+
+class TwoPartySource(ClientSource):
+    """See `ClientSource`; begins the session with the server."""
+
+    prepares = False
+
+    def __init__(self, connection: Connection, held: Mapping[str, Any], device: str) -> None:
+        joint = Joint(Role.CLIENT, held, device)
+        self.party: PartySource = joint.source
+        self._together = Together(Role.CLIENT, connection, connection, joint)
+        connection.send_control(Begin())
+        self._together.begin()
+
+    @contextmanager
+    def making(self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]) -> Iterator[None]:
+        """See `ClientSource`."""
+        party.begin_pass(kinds())
+        progress(0.0)
+        self._together.make()
+        progress(1.0)
+        yield
+
+    def reseed(self) -> bytes:
+        """See `ClientSource`."""
+        raise NotImplementedError

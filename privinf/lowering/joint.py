@@ -1,0 +1,62 @@
+"""What S and C make by themselves before a pass, where there is no dealer: each one's source, and what it will move.
+
+What it moves follows from the kinds that a pass takes, which are public: `Forecast` runs the same protocols on shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from protocols.correlations import Kind, Part, Role
+from protocols.lattice.lattice import Lattice
+from protocols.ot.transfers import Transfers
+from protocols.party import Cost, Party, Protocol_, Trace
+from protocols.ring import blank
+from protocols.rounds import Item
+from protocols.sources.two_party.source import TwoPartySource
+
+BEGIN, PREPROCESS = ("", "begin"), ("", "preprocess")
+"""What moves for a session's beginning, and ahead of a pass, as it is counted: of no operator."""
+
+
+class Joint:
+    """One party's end. `weights`: at S the encoded tensors, at C what set-up brought of them (`encrypted`); on shapes none are needed."""
+
+    def __init__(self, role: Role, weights: Mapping[str, Any], device: torch.device | str = "cpu", *, traced: bool = False) -> None:
+        self._transfers = Transfers(role, traced)
+        self._lattice = cast("Any", Lattice(role, self._transfers, traced))
+        self.source = TwoPartySource(role, self._transfers, self._lattice, weights, traced=traced, device=device)
+
+    def begin(self) -> Protocol_[None]:
+        """Once a session, before anything else: what transfers and encryption stand on."""
+        yield from self._transfers.start()
+        yield from self._lattice.start()
+
+
+class Forecast:
+    """What moves between the two before the passes of one session, in payload and in rounds as the client counts them."""
+
+    def __init__(self) -> None:
+        self._joint, self._trace = Joint(Role.CLIENT, {}, traced=True), Trace(Role.CLIENT)
+        began = Trace(Role.CLIENT)
+        Party(Role.CLIENT, began).run(self._joint.begin())
+        self.begun = began.cost
+        """The session's beginning."""
+
+    def make(self, kinds: Sequence[Kind], early: Sequence[Sequence[Part]] = ()) -> None:
+        """A pass that takes these, and what C sends ahead of it."""
+        self._joint.source.predict(kinds, self._trace)
+        for parts in early:
+            self._trace.perform([Item(blank(*part.shape), part.bits, from_server=False, modulus=part.modulus) for part in parts])
+
+    def forget(self) -> None:
+        """The passes so far are there already, and only those to come count."""
+        self._trace = Trace(Role.CLIENT)
+
+    @property
+    def made(self) -> Cost:
+        """All passes; `online_bytes` and `rounds` are those before the query, what C sends ahead included."""
+        return self._trace.cost

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from protocols.correlations import Role
 from protocols.ring import blank, known
 from protocols.rounds import Item, Protocol_, Received
-from protocols.sources.two_party.pair import TransfersEnd
+from protocols.sources.two_party.pair import LatticeEnd, TransfersEnd
 from protocols.sources.two_party.sketch import sketch
 
 WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
@@ -30,13 +30,15 @@ class _Request(Item):
 
     sort: tuple[Any, ...] = ()
     tensors: tuple[Tensor, ...] = field(default=(), repr=False)
+    result: tuple[int, ...] = ()  # the answer's shape
+    need: Tensor | None = None
 
 
 class Batched:
     """The transfers as makers see them: they ask, `run` answers."""
 
     def _ask(self, sort: tuple[Any, ...], *tensors: Tensor) -> Protocol_[Tensor]:
-        (answer,) = yield [_Request(tensors[0], 1, sort=sort, tensors=tensors)]
+        (answer,) = yield [_Request(tensors[0], 1, sort=sort, tensors=tensors, result=tuple(tensors[0].shape))]
         return answer
 
     def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:
@@ -56,8 +58,46 @@ class Batched:
         return self._ask(("ands", bits), x, y)
 
 
-def _perform(transfers: TransfersEnd, sort: tuple[Any, ...], tensors: Sequence[Tensor]) -> Protocol_[Tensor]:
-    method, *rest = sort
+class BatchedLattice:
+    """The lattice as makers see it: products of matrices of one shape, of all layers, become one product with more heads."""
+
+    def __init__(self, lattice: LatticeEnd) -> None:
+        self._lattice = lattice
+
+    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+        """See `LatticeEnd`; both have the same heads."""
+        *heads, n, d = left.shape
+        m = right.shape[-1]
+        wanted = None if need is None else need.numpy().tobytes()
+        request = _Request(
+            left,
+            1,
+            sort=("matmul", holder, bits, (n, d), (d, m), wanted),
+            tensors=(left.reshape(-1, n, d), right.reshape(-1, d, m)),
+            result=(*heads, n, m),
+            need=need,
+        )
+        (answer,) = yield [request]
+        return answer
+
+    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
+        """See `LatticeEnd`."""
+        return self._lattice.linear(weight, r, out, bits, transposed=transposed)
+
+
+class Ends(NamedTuple):
+    """What batches run on."""
+
+    transfers: TransfersEnd
+    lattice: LatticeEnd
+
+
+def _perform(ends: Ends, request: _Request, tensors: Sequence[Tensor]) -> Protocol_[Tensor]:
+    method, *rest = request.sort
+    transfers = ends.transfers
+    if method == "matmul":
+        holder, bits, *_ = rest
+        return ends.lattice.matmul(holder, tensors[0], tensors[1], bits, request.need)
     if method == "ands":
         return transfers.ands(tensors[0], tensors[1], rest[0])
     if method == "correlated":
@@ -67,26 +107,26 @@ def _perform(transfers: TransfersEnd, sort: tuple[Any, ...], tensors: Sequence[T
     return (transfers.product if method == "product" else transfers.chosen)(sender, tensors[0], tensors[1], first, second)
 
 
-def _joined(tensors: Sequence[Tensor], last: int) -> Tensor:
-    """Flat side by side, (n,) or (n, last)."""
-    shape = (-1,) if last == 1 else (-1, last)
-    if not known(*tensors):
-        count = sum(math.prod(x.shape) for x in tensors) // last
-        return blank(*((count,) if last == 1 else (count, last)))
-    return tensors[0].reshape(shape) if len(tensors) == 1 else torch.cat([x.reshape(shape) for x in tensors])
+def _joined(tensors: Sequence[Tensor], last: tuple[int, ...]) -> Tensor:
+    """Side by side along one axis, (n, *last)."""
+    if known(*tensors):
+        return torch.cat([x.reshape(-1, *last) for x in tensors])
+    return blank(sum(math.prod(x.shape) for x in tensors) // (math.prod(last) or 1), *last)
 
 
-def _batch(transfers: TransfersEnd, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
-    """The answers to requests of one sort, by one transfer."""
+def _batch(ends: Ends, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
+    """The answers to requests of one sort, by one transfer or one product."""
     sort = requests[0].sort
-    wide = 1 << sort[2] if sort[0] == "chosen" else 1
-    joined = [_joined([r.tensors[k] for r in requests], wide if k else 1) for k in range(2)]
-    answer = yield from _perform(transfers, sort, joined)
+    last: tuple[tuple[int, ...], tuple[int, ...]] = ((), (1 << sort[2],) if sort[0] == "chosen" else ())
+    if sort[0] == "matmul":
+        last = sort[3], sort[4]
+    joined = [_joined([r.tensors[k] for r in requests], last[k]) for k in range(2)]
+    answer = yield from _perform(ends, requests[0], joined)
+    flat = answer.reshape(-1) if known(answer) else answer
     found, at = [], 0
     for request in requests:
-        shape = tuple(request.tensors[0].shape)
-        count = math.prod(shape)
-        found.append(answer[at : at + count].reshape(shape) if known(answer) else sketch(shape))
+        count = math.prod(request.result)
+        found.append(flat[at : at + count].reshape(request.result) if known(flat) else sketch(request.result))
         at += count
     return found
 
@@ -105,8 +145,8 @@ class Task:
 class _Run:
     """See `run`. Every step goes over tasks and protocols in an order that both parties share."""
 
-    def __init__(self, transfers: TransfersEnd, tasks: Sequence[Task], window: int) -> None:
-        self.transfers, self.window = transfers, window
+    def __init__(self, ends: Ends, tasks: Sequence[Task], window: int) -> None:
+        self.ends, self.window = ends, window
         self.waiting = list(reversed(tasks))  # the next comes last
         self.undone = {task.name for task in tasks}
         self.admitted: list[Task] = []
@@ -178,16 +218,16 @@ class _Run:
                 for taker, answer in zip(takers, answers, strict=True):
                     taker([answer])
 
-            self.advance(_batch(self.transfers, [request for _, request in requests]), None, deal)
+            self.advance(_batch(self.ends, [request for _, request in requests]), None, deal)
 
 
 def _sent(items: list[Item]) -> Protocol_[Received]:
     return (yield items)
 
 
-def run(transfers: TransfersEnd, tasks: Sequence[Task], window: int = WINDOW) -> Protocol_[None]:
+def run(ends: Ends, tasks: Sequence[Task], window: int = WINDOW) -> Protocol_[None]:
     """Runs all tasks, which stand in the order of use; each round is that of everything under way."""
-    state = _Run(transfers, tasks, window)
+    state = _Run(ends, tasks, window)
     while True:
         state.admit()
         while state.asked:

@@ -35,7 +35,7 @@ __all__ = [
     "upper",
 ]
 
-RIPPLE = 12  # bits of a sum up to which the carry ripples, a round a bit: fewest bytes
+RIPPLE = 31  # bits of a sum up to which the carry ripples, a round a bit: a quarter of the bytes
 WORD_BITS = 6  # a one-hot of so many bits is one word
 
 
@@ -131,7 +131,7 @@ def _added(pair: Pair, x: Tensor, bits: int) -> Protocol_[tuple[Tensor, Tensor]]
 def carry(pair: Pair, x: Tensor, bits: int) -> Protocol_[Secret]:
     """Whether the sum of both parties' numbers, each below 2^bits (reduced here), is 2^bits or more; an XOR-shared bit.
 
-    Rounds: `bits` up to 12, then 1 + log2(bits). ANDs: `bits`, or about bits log2(bits).
+    Rounds: `bits` up to 31, then 1 + log2(bits). ANDs: `bits`, or about bits log2(bits).
     """
     assert 0 < bits < 64
     _, out = yield from _added(pair, x, bits)

@@ -17,7 +17,7 @@ from protocols.sources.base import PartySource
 from protocols.sources.two_party import makers as makers  # registers them
 from protocols.sources.two_party.making import Made, make
 from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
-from protocols.sources.two_party.schedule import WINDOW, Batched, Task, run
+from protocols.sources.two_party.schedule import WINDOW, Batched, BatchedLattice, Ends, Task, run
 
 
 class Preprocessing(NamedTuple):
@@ -67,8 +67,8 @@ class TwoPartySource(PartySource):
         window: int = WINDOW,
     ) -> None:
         super().__init__(role, device)
-        self._transfers, self._window = transfers, window
-        self.pair = Pair(role, Batched(), lattice, weights, traced=traced, device=device)
+        self._behind, self._window = Ends(transfers, lattice), window
+        self.pair = Pair(role, Batched(), BatchedLattice(lattice), weights, traced=traced, device=device)
         self._asked: list[tuple[int, Kind]] = []
         self._kept: set[int] = set()  # names of masks that outlive their pass
         self._ends: deque[int] = deque()  # of the passes under way, the name after each
@@ -98,7 +98,7 @@ class TwoPartySource(PartySource):
     def preprocess(self) -> Protocol_[None]:
         """See `PartySource`: every correlation that the pass will take, side by side, in bounded memory."""
         asked, self._broken = self._asked, True  # until it has come to its end
-        yield from run(self._transfers, self._tasks(asked), self._window)
+        yield from run(self._behind, self._tasks(asked), self._window)
         self._asked, self._broken = [], False
 
     def take(self, kind: Kind) -> Correlation:

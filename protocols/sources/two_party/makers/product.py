@@ -1,4 +1,4 @@
-"""Products of masks: elementwise by transfers, bit by bit, and of matrices by the lattice."""
+"""Products of masks, of matrices and elementwise, by the lattice, which itself takes transfers where they are cheaper."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from protocols.ring import add, blank, known, reduce
 from protocols.rounds import Protocol_
 from protocols.rows import Rows
 from protocols.sources.two_party.making import Made, makes
-from protocols.sources.two_party.pair import Pair, Secret
-from protocols.sources.two_party.shared import crossed, one_sided, product
+from protocols.sources.two_party.pair import Pair
+from protocols.sources.two_party.shared import crossed, one_sided
 
 
 def _expanded(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -23,23 +23,25 @@ def _expanded(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @makes(ProductMask)
 def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]:
-    """r_x r_y of both shares, the cross terms by transfers of each bit; one factor a row by the lattice, rows by number.
+    """r_x r_y of both shares, as products of columns: a factor of its own for each element, or one for a row of them.
 
     Learns: nothing, either.
     """
-    x, y = pair.mask(kind.x), pair.mask(kind.y)
-    if kind.rows and kind.rows[2] == 0:  # rows of one length
-        rows = Rows(*kind.rows)
-        each = x.value.reshape(-1, 1, rows.first)
-        made = yield from _matrices(pair, y.value.reshape(-1, 1, 1), each, kind.bits)
-        return Made((made.reshape(kind.shape),))
-    spread = y.value
-    if kind.rows:
-        spread = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(spread)
-    shape = np.broadcast_shapes(x.shape, tuple(spread.shape))
-    left, right = Secret(_expanded(x.value, shape), x.bits), Secret(_expanded(spread, shape), y.bits)
-    shared = yield from product(pair, left, right, kind.bits)
-    return Made((shared.value,))
+    x, y = pair.mask(kind.x).value, pair.mask(kind.y).value
+    if kind.rows and kind.rows[2] == 0:  # rows of one length, one after the other
+        x, y = x.reshape(*y.shape, kind.rows[0]), y[..., None]
+    elif kind.rows:
+        y = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(y)
+    made = yield from _matrices(pair, *columns(x, y), kind.bits)
+    return Made((made.reshape(kind.shape),))
+
+
+def columns(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x * y with broadcasting as matrix products (n, w, 1) @ (n, 1, 1), w being what shares a factor y: less is sent the longer it is."""
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    width = shape[-1] if shape and y.dim() and y.shape[-1] == 1 else 1
+    factors = _expanded(y, (*shape[:-1], 1) if width > 1 else shape)
+    return _expanded(x, shape).reshape(-1, width, 1), factors.reshape(-1, 1, 1)
 
 
 def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:

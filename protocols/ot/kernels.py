@@ -114,11 +114,11 @@ def finish(nodes: Words, trees: int, n: int, hole: Words, receives: bool) -> Non
 
 @compiled
 def encode(noise: Words, places: NDArray[Any], secret: Words, out: Words) -> None:
-    """out_i = noise_i ^ the XOR of the secret's blocks at the ten public places of i."""
-    for i in range(len(places) // 10):
-        x, y = noise[2 * i], noise[2 * i + 1]
+    """out_i = noise_i ^ the XOR of the secret's blocks at the ten public places of i: 16 bits each, and then their 17th bits."""
+    for i in range(len(places)):
+        x, y, high = noise[2 * i], noise[2 * i + 1], np.uint64(places[i, 10])
         for d in range(10):
-            j = np.uint64(places[10 * i + d]) << ONE
+            j = (np.uint64(places[i, d]) | ((high >> np.uint64(d)) & ONE) << np.uint64(16)) << ONE
             x ^= secret[j]
             y ^= secret[j | ONE]
         out[2 * i] = x

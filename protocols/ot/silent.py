@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import os
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,16 +31,20 @@ BATCH = 32  # trees at a time, so that they stay in a core's cache
 
 
 @lru_cache(maxsize=2)
-def places(lpn: Lpn) -> NDArray[Any]:
-    """Where each output reads, ten places a row, flat: AES of counters under a key that says what they are for, scaled to [0, k)."""
-    count = lpn.outputs * LPN_WEIGHT
-    word = np.dtype(np.uint16 if lpn.dimension == 1 << 16 else np.uint32)
-    counters = np.zeros((-(-count * word.itemsize // 16), 2), np.uint64)
+def places(lpn: Lpn) -> NDArray[np.uint16]:
+    """Where each output reads, (outputs, 11): ten places' lower 16 bits, and a word of their 17th bits.
+
+    AES of counters, under a key that says what they are for, gives 32 bits for each, which are scaled to [0, k).
+    """
+    counters = np.zeros((-(-lpn.outputs * LPN_WEIGHT // 4), 2), np.uint64)
     counters[:, 0] = np.arange(len(counters))
     key = hashlib.sha256(f"privinf places {lpn.trees} {lpn.height} {lpn.dimension}".encode()).digest()[:16]
-    found = Aes(key).blocks(counters).reshape(-1).view(word)[:count]
-    if word.itemsize == 4:
-        found = (found.astype(np.uint64) * np.uint64(lpn.dimension) >> np.uint64(32)).astype(np.uint32)
+    drawn = Aes(key).blocks(counters).reshape(-1).view(np.uint32)[: lpn.outputs * LPN_WEIGHT]
+    found = np.zeros((lpn.outputs, LPN_WEIGHT + 1), np.uint16)
+    for d in range(LPN_WEIGHT):
+        at = drawn[d::LPN_WEIGHT].astype(np.uint64) * np.uint64(lpn.dimension) >> np.uint64(32)
+        found[:, d] = at & np.uint64(0xFFFF)
+        found[:, LPN_WEIGHT] |= (at >> np.uint64(16) << np.uint64(d)).astype(np.uint16)
     found.flags.writeable = False
     return found
 
@@ -123,7 +126,7 @@ class Extender:
         n = 1 << self.lpn.height
         kernels.finish(self._nodes, trees, n, hole, self._delta is None)
         first, last = start * n, (start + trees) * n
-        kernels.encode(self._nodes, places(self.lpn)[LPN_WEIGHT * first : LPN_WEIGHT * last], self._seed, out[2 * first : 2 * last])
+        kernels.encode(self._nodes, places(self.lpn)[first:last], self._seed, out[2 * first : 2 * last])
 
     def _next(self, out: Words) -> Words:
         net = 2 * self.lpn.net

@@ -46,7 +46,12 @@ def finish(nodes: Words, hole: Words | None) -> Words:
 
 
 def encode(noise: Words, places: np.ndarray, secret: Words) -> Words:
-    return noise ^ np.bitwise_xor.reduce(secret[places.reshape(len(noise), -1)], 1)
+    return noise ^ np.bitwise_xor.reduce(secret[read_places(places)], 1)
+
+
+def read_places(places: np.ndarray) -> np.ndarray:
+    """(outputs, 10)."""
+    return places[:, :10].astype(np.int64) | (places[:, 10:].astype(np.int64) >> np.arange(10) & 1) << 16
 
 
 def pack(values: Words, bits: int) -> Words:

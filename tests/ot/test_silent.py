@@ -10,7 +10,7 @@ import pytest
 from protocols.ot import kernels
 from protocols.ot.silent import Extender, places
 from protocols.ot.words import Words
-from protocols.security import LPN, LPN_EMP, LPN_WEIGHT, Lpn
+from protocols.security import LPN, LPN_EMP, LPN_WEIGHT, LPN_WIDE, Lpn
 from tests.ot import plain
 
 ONE = np.uint64(1)
@@ -71,24 +71,24 @@ def test_leaves(receives: bool) -> None:
     assert np.array_equal(nodes, expected)
 
 
-@pytest.mark.parametrize("lpn", [TINY, LPN_EMP])
+@pytest.mark.parametrize("lpn", [TINY, LPN_EMP, LPN_WIDE])
 def test_encode(lpn: Lpn) -> None:
     noise, secret, out = words(500, 2), words(lpn.dimension, 2), words(1000)
-    at = places(lpn)[: 500 * LPN_WEIGHT]
+    at = places(lpn)[:500]
     kernels.encode(noise.reshape(-1), at, secret.reshape(-1), out)
     assert np.array_equal(out.reshape(-1, 2), plain.encode(noise, at, secret))
 
 
 def test_places_are_even() -> None:
     for lpn in (LPN, TINY):
-        at = places(lpn)
-        assert len(at) == lpn.outputs * LPN_WEIGHT and int(at.max()) < lpn.dimension
-        counts = np.bincount(at, minlength=lpn.dimension)
-        mean = len(at) / lpn.dimension
+        at = plain.read_places(places(lpn))
+        assert at.shape == (lpn.outputs, LPN_WEIGHT) and int(at.max()) < lpn.dimension
+        counts = np.bincount(at.reshape(-1), minlength=lpn.dimension)
+        mean = at.size / lpn.dimension
         assert abs(counts - mean).max() < 9 * mean**0.5  # each is Poisson; nine deviations
 
 
-@pytest.mark.parametrize("lpn", [TINY, LPN])
+@pytest.mark.parametrize("lpn", [TINY, LPN_EMP, LPN])
 def test_every_output_is_a_correlated_transfer(lpn: Lpn) -> None:
     sender, receiver, delta = pair(lpn)
     seen = []
@@ -110,6 +110,6 @@ def test_every_output_is_a_correlated_transfer(lpn: Lpn) -> None:
 
 
 def test_sets_hold_what_they_say() -> None:
-    for lpn in (LPN, LPN_EMP):
+    for lpn in (LPN, LPN_EMP, LPN_WIDE):
         assert lpn.outputs == lpn.trees * 2**lpn.height and lpn.net == lpn.outputs - lpn.dimension - lpn.trees * lpn.height > 0
-    assert LPN.dimension - LPN.trees > 2**15
+    assert LPN.dimension >= LPN_EMP.dimension and LPN.outputs <= LPN_EMP.outputs  # no easier than that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from protocols.truncation import OrMask
 from tests.protocols.test_sources import Book, holds
 from tests.support.alone import Alone
 from tests.support.every_kind import asked, weights
+from tests.support.ladder import IDS, LADDER, LOGIT_ERROR, float_logits, make, walker
 from tests.support.plain_transfers import PlainTransfers
-from tests.support.two_party import uniform
+from tests.support.two_party import Weights, uniform
 
 
 def drawn(n: int) -> dict[str, tuple[Weight, Tensor]]:
@@ -136,3 +138,23 @@ def test_shares_are_uniform_at_each_party(kind: Kind) -> None:
         for share, part in zip(correlation.shares, kind.shared_parts(), strict=True):
             ones = ((share[..., None] >> torch.arange(part.bits)) & 1).double().mean(0)
             assert float((ones - 0.5).abs().max()) < 6 * 0.5 / 4000**0.5
+
+
+@pytest.mark.parametrize("variant", LADDER)
+def test_the_ladder_runs_by_the_two_alone(tmp_path: Path, variant: str) -> None:
+    """Right, by the kinds that a dealer is asked for, and for exactly what was predicted; the second of two passes too."""
+    lowered, model = make(tmp_path, variant)
+    sources = list[Alone]()
+
+    def source(weights: Weights, device: str) -> Alone:
+        sources.append(Alone(weights, device))
+        return sources[-1]
+
+    by_two = walker(lowered, source=source)
+    for ids in (IDS, IDS[:1]):
+        found, exact = by_two(ids), float_logits(model, ids)
+        assert float((found.client.reshape(-1) - exact).abs().max()) < LOGIT_ERROR
+        assert found.dealt == b""
+        made = sources[0].predicted[-1]
+        assert found.counted["offline"]["payload"] == made.bytes + found.predicted.peer_offline_bytes
+        assert made.rounds <= 60

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from protocols.correlations import Tensors
 from protocols.maximum import SelectorMask, UpperMask, _group, _opponents
-from protocols.ring import blank, like
+from protocols.ring import like
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.two_party.making import Made, makes
 from protocols.sources.two_party.pair import Pair, Secret
 from protocols.sources.two_party.shared import and_, bit_to_arithmetic, select, upper
+from protocols.sources.two_party.sketch import sketch
 
 
 @makes(UpperMask)
@@ -25,7 +26,7 @@ def _rhos(pair: Pair, kind: SelectorMask, rho: Tensor) -> Tensor:
     """(H, groups, size - 1, size - 1): of every candidate but the last and each opponent."""
     heads, groups, candidates, _ = kind.shape
     if pair.traced:
-        return blank(heads, groups, candidates, candidates)
+        return sketch((heads, groups, candidates, candidates))
     return rho[..., like(_opponents(candidates + 1)[0], rho)]
 
 
@@ -51,7 +52,7 @@ def selector_mask(pair: Pair, kind: SelectorMask, own: Tensors) -> Protocol_[Mad
         return Made((made.value,))
     r = pair.mask(kind.wire)
     if pair.traced:
-        difference = blank(*kind.shape)
+        difference = sketch(kind.shape)
     else:
         found = r.value[:, like(_group(kind.rows, kind.level, kind.group).index, r.value)]
         difference = (found[..., :-1] - found[..., -1:])[..., None].expand(kind.shape)

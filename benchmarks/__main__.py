@@ -53,13 +53,16 @@ def shipped(
     from benchmarks.scenarios.shipped import shipped as scenario
 
     names = _chosen(backends)
-    _perform(
-        "shipped",
-        files,
-        lambda run, work: scenario(
-            run, work, model=model, seq=seq, samples=samples, errors=errors, backends=names, link=link, device=device
-        ),
-    )
+    chosen: dict[str, Any] = {
+        "model": model,
+        "seq": seq,
+        "samples": samples,
+        "errors": errors,
+        "backends": names,
+        "link": link,
+        "device": device,
+    }
+    _perform("shipped", files, lambda run, work: scenario(run, work, **chosen))
 
 
 @app.command()
@@ -101,11 +104,7 @@ def scale(
     from benchmarks.scenarios.scale import scale as scenario
 
     names = _chosen(backends)
-    _perform(
-        "scale",
-        files,
-        lambda run, work: scenario(run, work, quick=quick, samples=samples, backends=names, device=device),
-    )
+    _perform("scale", files, lambda run, work: scenario(run, work, quick=quick, samples=samples, backends=names, device=device))
 
 
 @app.command()

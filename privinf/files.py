@@ -32,9 +32,9 @@ def check_private(path: Path, otherwise: str = "") -> None:
         raise ConfigError(f"{path} can be read or written by other users of this machine", remedy=remedy)
 
 
-def sync_directory(directory: Path) -> None:
-    """Makes what was renamed or removed in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Makes durable what a file holds, or what was renamed or removed in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -44,7 +44,7 @@ def sync_directory(directory: Path) -> None:
 def move_into_place(part: Path, path: Path) -> None:
     """Gives a written and synchronised file its name, durably."""
     os.replace(part, path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager

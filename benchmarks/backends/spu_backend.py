@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
@@ -207,23 +207,8 @@ class CheetahBackend(SpuBackend):
 
 def _both(work: Any) -> list[Any]:
     """`work(rank)` of both parties at once; what one raises is raised."""
-    found: list[Any] = [None, None]
-    errors: list[BaseException] = []
-
-    def guarded(rank: int) -> None:
-        try:
-            found[rank] = work(rank)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return found
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, range(2)))
 
 
 def _free_port() -> int:

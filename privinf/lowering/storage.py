@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.files import check_private
+from privinf.files import check_private, sync
 from privinf.lowering.rules import check_graph
 from privinf.lowering.schema import Saved, build_graph, decode, parameter_key
 from protocols.errors import ConfigError
@@ -100,15 +100,6 @@ def write_files(model: Stored, directory: Path) -> None:
     for path in directory.iterdir():
         path.chmod(0o600)
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Makes what was written of a file or directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_model(directory: str | os.PathLike[str]) -> Stored:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from privinf.files import sync
 from privinf.models.base import Config, Decoder, Family, families, read_config
 from privinf.models.tokenizer import TOKENIZER, tokenizer_of
 from protocols.errors import ConfigError
@@ -154,18 +155,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _into_place(scratch: Path, path: Path) -> None:
     """Contents to the disk before the name, and the name before we go on."""
-    _sync(scratch)
+    sync(scratch)
     scratch.chmod(0o644)
     os.replace(scratch, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 # ---- checks

@@ -92,11 +92,6 @@ class Trainer:
         """The model's."""
         return self.model.config
 
-    @property
-    def directory(self) -> Path:
-        """Where the run is kept."""
-        return self.metrics.directory
-
     # ---- one step
 
     def train_step(self, fraction: float) -> dict[str, float]:
@@ -197,9 +192,9 @@ class Trainer:
             "settings": self.settings.model_dump(mode="json"),
             "started_from": self.started_from,
         }
-        with writing(self.directory / STATE):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_tensors(self.directory / STATE, tensors, {"run": json.dumps(facts)})
+        with writing(self.metrics.directory / STATE):
+            self.metrics.directory.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.metrics.directory / STATE, tensors, {"run": json.dumps(facts)})
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """The vectors of a spectral norm's power iteration."""
@@ -207,7 +202,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Takes up the state in the directory, if there is one; refuses one of another model, corpus or settings."""
-        path = self.directory / STATE
+        path = self.metrics.directory / STATE
         if not path.is_file():
             return False
         try:

@@ -308,17 +308,9 @@ def _builder(
 
 
 def _usage(*, key_cert_sign: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not key_cert_sign,
-        key_cert_sign=key_cert_sign,
-        crl_sign=key_cert_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    never = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")
+    signs = {"digital_signature": not key_cert_sign, "key_cert_sign": key_cert_sign, "crl_sign": key_cert_sign}
+    return x509.KeyUsage(**signs, **dict.fromkeys(never, False))
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -29,14 +29,7 @@ class MemoryConnection(Endpoint):
 
     def __init__(self, wire: _Wire, side: int, *, party: str, peer: str, timeout: float, link: Link | None, meter: Meter | None) -> None:
         super().__init__(
-            party=party,
-            peer_role=peer,
-            peer_fingerprint="",
-            peer_name="memory",
-            timeout=timeout,
-            silence_s=None,
-            link=link,
-            meter=meter,
+            party=party, peer_role=peer, peer_fingerprint="", peer_name="memory", timeout=timeout, silence_s=None, link=link, meter=meter
         )
         self._wire = wire
         self._side = side

@@ -12,28 +12,8 @@ import pytest
 
 from privinf.gateway.hosts import host_of, is_ours
 from tests.support import trio as t
-from tests.support.gateway import KEY, Gateway, gateway
+from tests.support.gateway import KEY, MORE, Gateway, gateway, greedy_text, ids_of
 from tests.support.trio import Trio, trio
-
-POSITIONS = t.POSITIONS
-MORE = {"ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def door(parties: Trio) -> Iterator[Gateway]:
-    with gateway(parties) as made:
-        yield made
-
-
-def ids_of(text: str) -> list[int]:
-    found: list[int] = t.tokenizer().encode(text).ids
-    return found
-
-
-def greedy_text(parties: Trio, prompt: str, count: int) -> str:
-    client = parties.client()
-    return "".join(token.text or "" for token in client.generate(prompt, max_new_tokens=count, ignore_eos=True))
-
 
 # ---- the official client
 
@@ -66,7 +46,7 @@ def test_the_official_client_streams(door: Gateway, parties: Trio) -> None:
 def test_the_official_client_chats(door: Gateway, parties: Trio) -> None:
     messages: Any = [{"role": "user", "content": "hi"}]
     prompt = "User: hi\nAssistant:"
-    assert len(ids_of(prompt)) < POSITIONS
+    assert len(ids_of(prompt)) < t.POSITIONS
     done = door.openai().chat.completions.create(model="privinf", messages=messages, max_completion_tokens=3, extra_body=MORE)
     expected = greedy_text(parties, prompt, 3).removeprefix(" ")
     assert done.choices[0].message.content == expected and done.choices[0].message.role == "assistant"
@@ -261,7 +241,7 @@ def test_names_of_hosts() -> None:
 
 def test_a_client_that_asks_for_very_much_gets_what_there_is(door: Gateway) -> None:
     done = door.openai().completions.create(model="privinf", prompt="x" * 28, max_tokens=10**9, extra_body=MORE)
-    assert done.usage is not None and done.usage.completion_tokens == POSITIONS - 28 + 1
+    assert done.usage is not None and done.usage.completion_tokens == t.POSITIONS - 28 + 1
 
 
 def test_no_logits_no_temperature(tmp_path: Path) -> None:

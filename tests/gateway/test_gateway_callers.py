@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -17,29 +16,9 @@ import pytest
 
 from privinf.client.conversation import Conversation
 from tests.support import trio as t
-from tests.support.gateway import KEY, Gateway, gateway
+from tests.support.gateway import KEY, MORE, Gateway, gateway, greedy_text, ids_of
 from tests.support.trio import Trio, trio, wait_for
 from tests.support.waiting import PATIENCE
-
-POSITIONS = t.POSITIONS
-MORE = {"ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def door(parties: Trio) -> Iterator[Gateway]:
-    with gateway(parties) as made:
-        yield made
-
-
-def ids_of(text: str) -> list[int]:
-    found: list[int] = t.tokenizer().encode(text).ids
-    return found
-
-
-def greedy_text(parties: Trio, prompt: str, count: int) -> str:
-    client = parties.client()
-    return "".join(token.text or "" for token in client.generate(prompt, max_new_tokens=count, ignore_eos=True))
-
 
 # ---- turns
 

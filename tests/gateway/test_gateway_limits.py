@@ -16,10 +16,8 @@ from privinf.client.conversation import Conversation
 from privinf.transport import keys as keys_module
 from privinf.transport.keys import renew_keys
 from tests.support import trio as t
-from tests.support.gateway import Gateway, gateway
+from tests.support.gateway import MORE, Gateway, gateway
 from tests.support.trio import trio, wait_for
-
-MORE = {"ignore_eos": True}
 
 
 def complete(door: Gateway, prompt: str, count: int = 2) -> Any:

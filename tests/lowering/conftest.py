@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,3 +42,14 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lowered:
 def saved(lowered: Lowered, tmp_path: Path) -> Path:
     lowered.save(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def crypten() -> Any:
+    """Stock CrypTen, ready."""
+    from privinf.crypten_adapter import crypten_module
+
+    package = crypten_module()
+    if not package.is_initialized():
+        package.init()
+    return package

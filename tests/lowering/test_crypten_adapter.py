@@ -20,14 +20,6 @@ from privinf.ops.mul import Mul
 from privinf.ops.mul_constant import MulConstant
 
 
-@pytest.fixture
-def crypten() -> Any:
-    package = crypten_module()
-    if not package.is_initialized():
-        package.init()
-    return package
-
-
 def graph_of(*nodes: tuple[Any, list[str]], inputs: tuple[str, ...] = ("x",)) -> Graph:
     graph = Graph(inputs, [nodes[-1][0].name])
     for node, reads in nodes:

@@ -75,14 +75,6 @@ def test_graph_equals_module(name: str, length: int) -> None:
         assert ops(graph) == case.ops
 
 
-@pytest.fixture
-def crypten() -> Any:
-    package = crypten_module()
-    if not package.is_initialized():
-        package.init()
-    return package
-
-
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("arithmetic", "torch attention", "weights used twice")])
 def test_graph_on_stock_crypten(name: str, crypten: Any) -> None:
     module, graph = lowered_case(name, 7)

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from privinf.transport.keys import add_client, load_credentials
 from privinf.transport.listener import parse_address
 from protocols.errors import RefusedError, TransportError
 from tests.support import trio as t
+from tests.support.between import Between, both_ways
 from tests.support.failures import failed
 from tests.support.waiting import PATIENCE
 
@@ -132,49 +132,24 @@ def test_a_client_that_is_shut_out_in_a_session_is_told_and_the_others_go_on(tmp
 # ---- two servers behind a balancer
 
 
-class Balancer:
+class Balancer(Between):
     """Hands connections to servers in turn, as a plain TCP proxy does; knows nothing of TLS."""
 
     def __init__(self, *addresses: str) -> None:
         self._places = [parse_address(address) for address in addresses]
         self._next = itertools.count()
         self.used: list[int] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near = self._listener.accept()[0]
-                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near: socket.socket) -> None:
+    def carry(self, near: socket.socket) -> None:
         for _ in self._places:  # one that does not answer is passed over
             number = next(self._next) % len(self._places)
             with contextlib.suppress(OSError):
                 far = socket.create_connection(self._places[number], 5)
                 self.used.append(number)
-                threading.Thread(target=_copy, args=(far, near), daemon=True).start()
-                _copy(near, far)
+                both_ways(near, far)
                 return
         near.close()
-
-    def __enter__(self) -> Balancer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    for each in (source, target):
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,28 +16,16 @@ from protocols.sources.two_party.schedule import WINDOW
 from protocols.sources.two_party.source import Preprocessing, TwoPartySource
 from tests.support.plain_lattice import PlainLattice
 from tests.support.plain_transfers import PlainTransfers
+from tests.support.threads import at_both
 from tests.support.two_party import Weights
 
 
 def both(program: Callable[[Role, Any], Any]) -> tuple[dict[Role, Any], dict[str, Any]]:
     """`program(role, channel)` in a thread for each party; their results, and what the client's meter counted."""
-    channels, results, errors = dict(zip(Role, memory_pair(), strict=True)), dict[Role, Any](), list[BaseException]()
-
-    def guarded(role: Role) -> None:
-        try:
-            channels[role].meter.phase = "offline"
-            results[role] = program(role, channels[role])
-        except BaseException as error:
-            errors.append(error)
-            channels[role].close()
-
-    threads = [threading.Thread(target=guarded, args=(role,)) for role in Role]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    channels = dict(zip(Role, memory_pair(), strict=True))
+    for channel in channels.values():
+        channel.meter.phase = "offline"
+    results = at_both(lambda role: program(role, channels[role]), channels)
     return results, channels[Role.CLIENT].meter.snapshot()["offline"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from privinf.transport.memory import memory_pair
 from protocols.correlations import Correlation, Kind, Role
 from protocols.party import Cost, Online, Party, Protocol_, Trace
 from protocols.sources.base import PartySource
+from tests.support.threads import at_both
 
 
 class Nothing(PartySource):
@@ -33,25 +33,9 @@ class Both:
 def run_both(program: Callable[[Role], Protocol_[Any]], pair: tuple[Any, Any] | None = None) -> Both:
     """`program(role)` at each; the first of the pair is the server's; it was used for nothing before."""
     ends = dict(zip((Role.SERVER, Role.CLIENT), pair or memory_pair(), strict=True))
-    results: dict[Role, Any] = {}
-    errors: list[BaseException] = []
     for end in ends.values():
         end.meter.phase = "online"
-
-    def walk(role: Role) -> None:
-        try:
-            results[role] = Party(role, Online(role, ends[role], Nothing(role))).run(program(role))
-        except BaseException as error:
-            errors.append(error)
-            ends[role].close()
-
-    threads = [threading.Thread(target=walk, args=(role,)) for role in Role]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    results = at_both(lambda role: Party(role, Online(role, ends[role], Nothing(role))).run(program(role)), ends)
     counted = ends[Role.CLIENT].meter.snapshot()["online"]
     return Both(results[Role.SERVER], results[Role.CLIENT], counted["payload"], counted["rounds"])
 

@@ -21,6 +21,7 @@ from privinf.transport.listener import parse_address
 from privinf.transport.meter import Meter
 from privinf.transport.tls import TlsStream, make_context
 from protocols.errors import PrivinfError
+from tests.support.between import Between
 from tests.support.waiting import PATIENCE
 
 DIALS = ("client", "server", "dealer")
@@ -51,7 +52,7 @@ class Fault:
         return first, second
 
 
-class Relay:
+class Relay(Between):
     """Stands in for a service, at an address of its own, to whoever dials it in a role; frames count from when `fault` is set."""
 
     def __init__(self, address: str, link: tuple[str, str], keys: Path, fault: Fault | None = None) -> None:
@@ -61,10 +62,8 @@ class Relay:
             make_context(load_credentials(keys, dials), server=False),
         )
         self._guard = threading.Lock()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self.fault = fault
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+        super().__init__()
 
     @property
     def fault(self) -> Fault | None:
@@ -75,13 +74,7 @@ class Relay:
         with self._guard:
             self._fault, self._seen = fault, 0
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed
-            while True:
-                near, _ = self._listening.accept()
-                threading.Thread(target=self._carry, args=(near,), name="relayed", daemon=True).start()
-
-    def _carry(self, near: socket.socket) -> None:
+    def carry(self, near: socket.socket) -> None:
         with near, contextlib.suppress(OSError, PrivinfError), socket.create_connection(self._target, PATIENCE) as far:
             ends = [
                 TlsStream(near, self._contexts[0], Meter(), server_side=True),
@@ -108,14 +101,6 @@ class Relay:
             self._seen += 1
             if self._seen == fault.number:
                 fault.victim.result(PATIENCE).send(fault.signal)
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in `accept`
-        self._listening.close()
 
 
 Count = Callable[[Header], None]

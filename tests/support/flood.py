@@ -12,13 +12,13 @@ import resource
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 from privinf.transport.listener import parse_address
+from tests.support.between import Between, both_ways
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD = 6000
@@ -64,22 +64,14 @@ def flooding(address: str, rate: float, seconds: float, sources: int = 0, says: 
         process.communicate()
 
 
-class Relay:
+class Relay(Between):
     """Connects whoever comes to an address at once, and then takes `delay` seconds for each byte, each way: a network far away."""
 
     def __init__(self, address: str, delay: float) -> None:
         self._place, self._delay = parse_address(address), delay
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._door.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near = self._door.accept()[0]
-                threading.Thread(target=self._connect, args=(near,), daemon=True).start()
-
-    def _connect(self, near: socket.socket) -> None:
+    def carry(self, near: socket.socket) -> None:
         try:
             far = socket.create_connection(self._place, 10)
         except OSError:
@@ -87,24 +79,7 @@ class Relay:
             return
         for sock in (near, far):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=self._carry, args=(far, near), daemon=True).start()
-        self._carry(near, far)
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                time.sleep(self._delay)
-                target.sendall(data)
-        for each in (source, target):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+        both_ways(near, far, self._delay)
 
 
 def main() -> None:

@@ -18,10 +18,13 @@ from privinf.gateway.engine import Engine
 from privinf.gateway.limits import Bounds, Limits
 from privinf.gateway.metrics import Requests
 from privinf.gateway.serve import HttpServer, listen_on
+from tests.support import trio as t
 from tests.support.trio import Trio, wait_for
 from tests.support.waiting import PATIENCE
 
 KEY = "sk-test-key"
+MORE = {"ignore_eos": True}
+"""What a caller adds so that a reply has as many tokens as are asked for."""
 
 
 @dataclass
@@ -77,3 +80,13 @@ def gateway(
             yield Gateway(address, engine, service)
     finally:
         engine.close()
+
+
+def ids_of(text: str) -> list[int]:
+    found: list[int] = t.tokenizer().encode(text).ids
+    return found
+
+
+def greedy_text(parties: Trio, prompt: str, count: int) -> str:
+    client = parties.client()
+    return "".join(token.text or "" for token in client.generate(prompt, max_new_tokens=count, ignore_eos=True))

@@ -6,7 +6,6 @@ its secrets with `input_of`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from protocols.ring import decode, encode, reduce, signed
 from protocols.shares import Shares, Wire
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Dealer, Store
+from tests.support.threads import at_both
 
 Program = Callable[[Party], Any]
 Seen = list[tuple[Part, Tensor]]
@@ -201,7 +201,6 @@ class Session:
         channels = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))
         results: dict[Role, Any] = {}
         received: dict[Role, Seen] = {}
-        errors: list[BaseException] = []
 
         def walk(role: Role) -> None:
             channel, source = channels[role], self.made.ends[role]
@@ -221,21 +220,11 @@ class Session:
             source.end_pass()
             received[role] = engine.seen
 
-        def guarded(role: Role) -> None:
-            try:
-                with self.within():
-                    walk(role)
-            except BaseException as error:
-                errors.append(error)
-                channels[role].close()
+        def within(role: Role) -> None:
+            with self.within():
+                walk(role)
 
-        threads = [threading.Thread(target=guarded, args=(role,)) for role in Role]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
+        at_both(within, channels)
         counted = channels[Role.CLIENT].meter.snapshot()
         return Outcome(results[Role.SERVER], results[Role.CLIENT], predicted, counted, payload, kinds, received)
 

@@ -58,14 +58,14 @@ def trainer(tokens: Tokens, directory: Path, config: AeroConfig = SMALL, **setti
 
 
 def test_whole_modules_are_held_out_with_their_tests(sources: Path) -> None:
-    for name, text in (
-        ("test/test_package_1.py", "x = 1"),
-        ("test/test_package_2/test_more.py", "x = 2"),
-        ("empty.py", " \n"),
-        ("site-packages/other.py", "x = 3"),
-        ("_sysconfigdata__linux.py", "x = 4"),
-        ("package_3/end.py", f"END = '{END}'"),
-    ):
+    for name, text in {
+        "test/test_package_1.py": "x = 1",
+        "test/test_package_2/test_more.py": "x = 2",
+        "empty.py": " \n",
+        "site-packages/other.py": "x = 3",
+        "_sysconfigdata__linux.py": "x = 4",
+        "package_3/end.py": f"END = '{END}'",
+    }.items():
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
         (sources / name).write_text(text)
     (sources / "latin.py").write_bytes(b"# caf\xe9\n")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from benchmarks.measure import Run
 from benchmarks.micro import cases, run_case
 from benchmarks.schema import median
+from benchmarks.transfers import Speed, speeds
+
+ELEMENTS = 50000  # of what stands on oblivious transfer
 
 
 def micro(run: Run, *, samples: int) -> None:
@@ -25,3 +28,21 @@ def micro(run: Run, *, samples: int) -> None:
         middle = median(seconds)
         if middle:
             run.measure("throughput", case.elements / middle, "elements/s", of=case.name, samples=tuple(case.elements / s for s in seconds))
+    _transfers(run, samples)
+
+
+def _transfers(run: Run, samples: int) -> None:
+    """By each party's own processor; bytes of a transfer hang on how many an extension left over, and are those of the first sample."""
+    found: dict[str, list[Speed]] = {}
+    for _ in range(samples + 1):
+        for speed in speeds(ELEMENTS):
+            found.setdefault(speed.name, []).append(speed)
+    for name, each in found.items():
+        of, last = f"oblivious transfer: {name}", each[0]
+        run.measure("bytes", last.bytes / last.transfers, "B/transfer", of=of)
+        for who, seconds in (("sender", [e.sender_s for e in each[1:]]), ("receiver", [e.receiver_s for e in each[1:]])):
+            middle = median(seconds)
+            if middle:
+                run.measure(who, last.transfers / middle, "transfers/s", of=of, samples=tuple(last.transfers / s for s in seconds))
+            if middle and last.elements:
+                run.measure(f"{who}, each", middle / last.elements * 1e6, "us", of=of)

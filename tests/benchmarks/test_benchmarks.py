@@ -30,6 +30,7 @@ from benchmarks.output import as_csv, markdown
 from benchmarks.report import BEGIN, END
 from benchmarks.scenarios import ladder as scenario
 from benchmarks.schema import VERSION, Result, check, encode, median, read
+from benchmarks.transfers import speeds
 from protocols.errors import ConfigError, UnsupportedOpError
 from tests.support.waiting import PATIENCE
 
@@ -178,6 +179,14 @@ def test_a_network_that_does_not_lower_is_named(tmp_path: Path, monkeypatch: pyt
 def test_micro_counts() -> None:
     found = run_case(next(case for case in cases() if case.name.startswith("linear")))
     assert (found.online_bytes, found.rounds) == (5.0, 0) and found.error is not None and found.error < 0.01
+
+
+def test_transfers_are_timed_with_their_bytes() -> None:
+    found = {speed.name: speed for speed in speeds(70)}
+    assert found["IKNP"].bytes == 16 * found["IKNP"].transfers
+    assert found["silent"].bytes < found["silent"].transfers / 5
+    assert {speed.elements for speed in found.values()} == {0, 70}
+    assert all(speed.sender_s >= 0 and speed.receiver_s >= 0 and speed.bytes > 0 for speed in found.values())
 
 
 @pytest.mark.parametrize(("samples", "middle"), [([], None), ([3.0], 3.0), ([5.0, 1.0, 2.0], 2.0), ([4.0, 1.0], 2.5)])

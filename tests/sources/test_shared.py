@@ -16,6 +16,7 @@ from protocols.rounds import Protocol_
 from protocols.sources.base import PartySource
 from protocols.sources.two_party import shared
 from protocols.sources.two_party.pair import Pair, Secret
+from protocols.sources.two_party.schedule import BatchedLattice
 from protocols.sources.two_party.sketch import sketch
 from tests.support.alone import both
 from tests.support.plain_lattice import PlainLattice
@@ -26,7 +27,7 @@ COUNT = 200
 
 
 def pair_of(role: Role, traced: bool = False) -> Pair:
-    return Pair(role, PlainTransfers(role, traced), PlainLattice(role, traced=traced), {}, traced=traced)
+    return Pair(role, PlainTransfers(role, traced), BatchedLattice(PlainLattice(role, traced=traced)), {}, traced=traced)
 
 
 def split(x: Tensor, bits: int, xor: bool = False) -> dict[Role, Secret]:

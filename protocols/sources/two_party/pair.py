@@ -46,6 +46,13 @@ class LatticeEnd(Protocol):
         """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is W at S, and its ciphertexts at C."""
 
 
+class MakersLattice(LatticeEnd, Protocol):
+    """What makers have of it: see `schedule.BatchedLattice`."""
+
+    def columns(self, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
+        """Shares of x * y modulo 2^bits: y (n, 1) at `holder`, x (n, w) at the other; whichever is cheaper to encrypt is encrypted."""
+
+
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Secret(Hidden):
     """A secret of which `value` is this party's share: additive modulo 2^bits, or an XOR of words of `bits` bits."""
@@ -74,7 +81,7 @@ class Pair:
         self,
         role: Role,
         transfers: TransfersEnd,
-        lattice: LatticeEnd,
+        lattice: MakersLattice,
         weights: Mapping[str, Any],
         *,
         traced: bool = False,

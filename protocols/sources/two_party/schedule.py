@@ -21,6 +21,7 @@ from protocols.rounds import Item, Protocol_, Received
 from protocols.sources.two_party.pair import LatticeEnd, TransfersEnd
 from protocols.sources.two_party.sketch import sketch
 
+MANY = 1 << 13  # factors that fill a ciphertext
 WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
 
 
@@ -80,6 +81,13 @@ class BatchedLattice:
         (answer,) = yield [request]
         return answer
 
+    def columns(self, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
+        """See `MakersLattice`."""
+        (n, width), shape = x.shape, tuple(x.shape)
+        (answer,) = yield [_Request(x, 1, sort=("columns", holder, bits, (width,), (1,)), tensors=(x, y), result=shape)]
+        assert y.shape == (n, 1)
+        return answer
+
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
         """See `LatticeEnd`."""
         return self._lattice.linear(weight, r, out, bits, transposed=transposed)
@@ -98,6 +106,8 @@ def _perform(ends: Ends, request: _Request, tensors: Sequence[Tensor]) -> Protoc
     if method == "matmul":
         holder, bits, *_ = rest
         return ends.lattice.matmul(holder, tensors[0], tensors[1], bits, request.need)
+    if method == "columns":
+        return _columns(ends.lattice, rest[0], tensors[0], tensors[1], rest[1])
     if method == "ands":
         return transfers.ands(tensors[0], tensors[1], rest[0])
     if method == "correlated":
@@ -105,6 +115,17 @@ def _perform(ends: Ends, request: _Request, tensors: Sequence[Tensor]) -> Protoc
         return transfers.correlated(sender, tensors[0], tensors[1], bits, xor=xor)
     sender, first, second = rest
     return (transfers.product if method == "product" else transfers.chosen)(sender, tensors[0], tensors[1], first, second)
+
+
+def _columns(lattice: LatticeEnd, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
+    """Many factors fill ciphertexts of their own, each a place; of fewer each has a ciphertext's part for all that it multiplies."""
+    n, width = x.shape
+    if width == 1 or n >= MANY:
+        found = yield from lattice.matmul(holder, x.reshape(n, width, 1), y.reshape(n, 1, 1), bits)
+    else:
+        other = Role.CLIENT if holder is Role.SERVER else Role.SERVER
+        found = yield from lattice.matmul(other, y.reshape(n, 1, 1), x.reshape(n, 1, width), bits)
+    return found.reshape(n, width) if known(found) else blank(n, width)
 
 
 def _joined(tensors: Sequence[Tensor], last: tuple[int, ...]) -> Tensor:
@@ -118,7 +139,7 @@ def _batch(ends: Ends, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
     """The answers to requests of one sort, by one transfer or one product."""
     sort = requests[0].sort
     last: tuple[tuple[int, ...], tuple[int, ...]] = ((), (1 << sort[2],) if sort[0] == "chosen" else ())
-    if sort[0] == "matmul":
+    if sort[0] in ("matmul", "columns"):
         last = sort[3], sort[4]
     joined = [_joined([r.tensors[k] for r in requests], last[k]) for k in range(2)]
     answer = yield from _perform(ends, requests[0], joined)

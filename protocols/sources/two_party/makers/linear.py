@@ -25,5 +25,5 @@ def linear_mask(pair: Pair, kind: LinearMask, own: Tensors) -> Protocol_[Made]:
     if pair.is_server and not pair.traced:
         weight = reduce(-kind.select(pair.weight(kind.weight)), kind.bits).expand(weight.shape)
     left, right = columns(r, weight)
-    shared = yield from pair.lattice.matmul(Role.SERVER, left, right, kind.bits)
+    shared = yield from pair.lattice.columns(Role.SERVER, left, right, kind.bits)
     return Made((shared.reshape(kind.shape),))

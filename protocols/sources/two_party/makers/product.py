@@ -9,7 +9,7 @@ from torch import Tensor
 from protocols.correlations import Role, Tensors
 from protocols.matrix import matmul
 from protocols.product import MatmulMask, MatrixTimesRowsMask, ProductMask, RowsTimesMatrixMask
-from protocols.ring import add, blank, known, reduce
+from protocols.ring import add, blank, known, multiply, reduce
 from protocols.rounds import Protocol_
 from protocols.rows import Rows
 from protocols.sources.two_party.making import Made, makes
@@ -32,16 +32,22 @@ def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]
         x, y = x.reshape(*y.shape, kind.rows[0]), y[..., None]
     elif kind.rows:
         y = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(y)
-    made = yield from _matrices(pair, *columns(x, y), kind.bits)
-    return Made((made.reshape(kind.shape),))
+    left, right = (reduce(each, kind.bits) for each in columns(x, y))
+
+    def cross(holder: Role) -> Protocol_[Tensor]:
+        second, first = one_sided(pair, holder, right, left)
+        return pair.lattice.columns(holder, first, second, kind.bits)
+
+    shared = yield from crossed(pair, cross)
+    return Made((reduce(add(shared, multiply(left, right)), kind.bits).reshape(kind.shape),))
 
 
 def columns(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x * y with broadcasting as matrix products (n, w, 1) @ (n, 1, 1), w being what shares a factor y: less is sent the longer it is."""
+    """x * y with broadcasting as (n, w) and (n, 1), w being how many elements share a factor y: the more, the less is sent."""
     shape = np.broadcast_shapes(x.shape, y.shape)
     width = shape[-1] if shape and y.dim() and y.shape[-1] == 1 else 1
     factors = _expanded(y, (*shape[:-1], 1) if width > 1 else shape)
-    return _expanded(x, shape).reshape(-1, width, 1), factors.reshape(-1, 1, 1)
+    return _expanded(x, shape).reshape(-1, width), factors.reshape(-1, 1)
 
 
 def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import Fit, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
+from protocols.correlations import Bits, Fit, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import known, like, reduce
+from protocols.ring import blank, known, like, reduce
 from protocols.rows import INDEX, Rows
 from protocols.shares import Shares, Wire
 from protocols.table import ones, own_sign
@@ -28,15 +29,15 @@ LOW = FRAC + 2  # bits of the low digit: units of the high digit are 4
 HIGH = 6  # bits of the high digit: a one-hot of 64
 BITS = LOW + HIGH
 CENTRE = 2  # a low digit's factor is e^(2 - l / 2^FRAC): two of them are e^-4 to e^4
-TABLE_FRAC = 26  # of the table entry times e^low, e^-4 for the centres of both factors
+CENTRE = 2  # a low digit's factor is e^(2 - l / 2^FRAC): two of them are e^-4 to e^4
 FACTOR_FRAC = 17  # of a party's factor
 FACTOR_BITS = 20  # e^2 < 8
-SENT_FRAC = 19  # of a party's sum of entries times its factor
-OUT_FRAC = SENT_FRAC + FACTOR_FRAC
-OUT_BITS = OUT_FRAC + 2  # e^0.5 < 2, and a sign; that of what is sent, too
+TABLE_FRAC = 16  # of a window below a maximum
+ENTRY_FRAC = 30  # of a table's entries, which carry e^-4 for the centres of both factors
+SPARE = 3  # fraction bits that a sum of entries times a factor has beyond the window's, where it is opened
+OUT_FRAC = TABLE_FRAC + SPARE + FACTOR_FRAC
 DROP = 16  # bits of the shared product of masks and factors that are not kept
-KEPT_BITS = OUT_BITS - DROP
-_DIGITS = (-4, -3, -2, -1, 0, 1, 2)  # high digits whose table entries are not practically 0
+PRACTICALLY_NOTHING = 0.02  # units of a window
 
 _E_FIXED = 160  # fraction bits in which the tables are computed
 
@@ -62,6 +63,35 @@ def _exp_fixed(numerator: int, denominator: int) -> int:
     return total >> (guard - _E_FIXED)
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The exponents that a table holds: of high digits up to `top`, the `above` next ones counted as e^4, and all others as 0.
+
+    `frac`: fraction bits that results are good for. What they are said to have is `OUT_FRAC`: they are scaled by 2^(frac - TABLE_FRAC).
+    """
+
+    top: int
+    frac: int
+    above: int = 0
+
+    @property
+    def bits(self) -> int:
+        """The ring of the results: of e^0.5 < 2 below a maximum, of e^4 < 2^6 without one, and of a sign."""
+        return self.frac + SPARE + FACTOR_FRAC + (7 if self.above else 2)
+
+    @property
+    def digits(self) -> range:
+        """Sums of both parties' high digits and the difference's whose entries are not practically 0: a carry makes one more of them."""
+        lowest = self.top + 1
+        while math.exp(4 * lowest) * 2.0**self.frac > PRACTICALLY_NOTHING:  # the largest value of the digit below
+            lowest -= 1
+        return range(lowest, self.top + 2)
+
+
+BELOW_MAXIMUM = Window(1, TABLE_FRAC)
+OUT_BITS = BELOW_MAXIMUM.bits
+
+
 def _powers(first: int, step: int) -> Iterator[int]:
     """e^(first + step * l / 2^FRAC) for l in [0, 2^LOW), with _E_FIXED fraction bits."""
     value, factor = _exp_fixed(first, 1), _exp_fixed(step, 1 << FRAC)
@@ -75,15 +105,15 @@ def _round(value: int, frac: int) -> int:
 
 
 @lru_cache
-def multipliers() -> Tensor:
-    """(len(_DIGITS), 2^LOW): e^(4 h - 4 + l / 2^FRAC) * 2^TABLE_FRAC, the public integer multipliers.
+def multipliers(window: Window) -> Tensor:
+    """(len(digits), 2^LOW): e^(4 h - 4 + l / 2^FRAC) * 2^ENTRY_FRAC, the public integer multipliers.
 
     It is the running sums that are rounded, not the entries: each is within 1 of the exact value, and as l is uniform
     they are right on average. To nearest, a thousand small exponentials in a row would all be rounded alike, to 0 at last.
     """
     table = []
-    for digit in _DIGITS:
-        sums = [0, *(_round(total, TABLE_FRAC) for total in accumulate(_powers(4 * digit - 2 * CENTRE, 1)))]
+    for digit in window.digits:
+        sums = [0, *(_round(total, ENTRY_FRAC) for total in accumulate(_powers(4 * digit - 2 * CENTRE, 1)))]
         table.append([after - before for before, after in pairwise(sums)])
     return torch.tensor(table, dtype=torch.int64)
 
@@ -94,9 +124,9 @@ def factors() -> Tensor:
     return torch.tensor([_round(value, FACTOR_FRAC) for value in _powers(CENTRE, -1)], dtype=torch.int64)
 
 
-def factor(r: Tensor, word: Tensor, *, server: bool) -> Tensor:
-    """x, the signed factor of a party that holds R = r and this share of the one-hot: |x| < 2^FACTOR_BITS."""
-    return own_sign(ones(word), server=server) * like(factors(), r)[r & ((1 << LOW) - 1)]
+def factor(r: Tensor, words: Tensor, *, server: bool) -> Tensor:
+    """x, the signed factor of a party that holds R = r and this share of the one-hot, (words, ...): |x| < 2^FACTOR_BITS."""
+    return own_sign(ones(words).sum(0), server=server) * like(factors(), r)[r & ((1 << LOW) - 1)]
 
 
 class ExpMask(Kind, frozen=True):
@@ -104,6 +134,7 @@ class ExpMask(Kind, frozen=True):
 
     And with the signed factors x_S, x_C of the low digits (`factor`) and both parties' masks a: a_C x_S - a_S x_C, without its low
     16 bits, rounded: by D to within 1/2, by two parties alone to within 16, half a unit for each of the low bits of both factors.
+    Without a maximum (0) R = r_x, and the one-hot is in two words: in the second where the sum of the low digits has a carry.
     """
 
     x: Number
@@ -111,69 +142,119 @@ class ExpMask(Kind, frozen=True):
     shape: Shape
     shift: Shift
     rows: Layout
+    bits: Bits = OUT_BITS
 
     def server_parts(self) -> tuple[Part, ...]:
-        return (Part(self.shape, OUT_BITS),)
+        return (Part(self.shape, self.bits),)
 
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        return Part(self.shape, 1 << HIGH, xor=True), Part(self.shape, KEPT_BITS)
+        return Part((1 if self.maximum else 2, *self.shape), 1 << HIGH, xor=True), Part(self.shape, self.bits - DROP)
 
     def tolerance(self) -> tuple[int, ...]:
         """See `Kind`."""
         return 0, DROP
 
     def fit(self, shapes: Shapes) -> Fit:
-        rows, x = Rows.read(self.rows), shapes.server_mask(self.x)
-        fits(len(x) == 2, x[-1] == rows.count, shapes.server_mask(self.maximum) == (x[0], rows.number))
-        return Fit((x, x), None, 22 * math.prod(x) + INDEX * rows.count)
+        x, words, index = shapes.server_mask(self.x), 2, 0
+        if self.maximum:
+            rows = Rows.read(self.rows)
+            fits(len(x) == 2, x[-1] == rows.count, shapes.server_mask(self.maximum) == (x[0], rows.number))
+            words, index = 1, INDEX * rows.count
+        return Fit(((words, *x), x), None, (18 + 4 * words) * math.prod(x) + index)
 
-    def difference(self, x: Tensor, maximum: Tensor) -> Tensor:
+    def difference(self, x: Tensor, maximum: Tensor | None) -> Tensor:
         """R of these masks, or of one party's shares of them."""
-        return reduce(x - Rows(*self.rows).spread(maximum << self.shift), BITS)
+        return reduce(x if maximum is None else x - Rows(*self.rows).spread(maximum << self.shift), BITS)
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        r_server = self.difference(known.server_mask(self.x), known.server_mask(self.maximum))
-        r_client = reduce(self.difference(known.mask(self.x), known.mask(self.maximum)) - r_server, BITS)
-        hot = torch.ones_like(r_server) << (-((r_server >> LOW) + (r_client >> LOW)) & ((1 << HIGH) - 1))
+        at = self.maximum
+        r_server = self.difference(known.server_mask(self.x), known.server_mask(at) if at else None)
+        r_client = reduce(self.difference(known.mask(self.x), known.mask(at) if at else None) - r_server, BITS)
+        hot = (torch.ones_like(r_server) << place_of((r_server >> LOW) + (r_client >> LOW)))[None]
+        if not at:
+            low = (1 << LOW) - 1
+            carry = ((r_server & low) + (r_client & low)) >> LOW
+            hot = torch.cat([hot * (1 - carry), hot * carry])
         product = factor(r_server, shares[0], server=True) * client[0] - factor(r_client, shares[0] ^ hot, server=False) * server[0]
         return (hot, (product + (1 << (DROP - 1))) >> DROP), None
 
 
-def exponential(party: Party, x: Wire, maximum: Wire, rows: Rows, shift: int) -> Protocol_[Shares]:
+def place_of(digits: Tensor) -> Tensor:
+    """Where the one-hot of a sum of high digits, negated, is hot."""
+    return -digits & ((1 << HIGH) - 1)
+
+
+def _entries(words: Tensor, d: Tensor, window: Window) -> Tensor:
+    """One party's sum of its bits of the rotated one-hot times the table's entries for the public d in [0, 2^BITS).
+
+    Without a maximum, an entry of the second word has a carry, and its true digit is one less. Of the digits that count as e^4, an
+    entry is e^(4 top + 4), e^4 more where there is a carry.
+    """
+    high, low = d >> LOW, d & ((1 << LOW) - 1)
+    table, u = like(multipliers(window), d), torch.zeros_like(d)
+    for k, digit in enumerate(window.digits):
+        place = (digit - high) & ((1 << HIGH) - 1)
+        for carry, word in enumerate(words):
+            if not window.above or digit - carry <= window.top:
+                u = u + ((word >> place) & 1) * table[k][low]
+    run = (1 << window.above) - 1
+    for carry, word in enumerate(words if window.above else ()):
+        first = window.top + 1 + carry
+        place = (first - high) & ((1 << HIGH) - 1)
+        many = ones(word & ((run << place) | (run >> 1 >> (63 - place))))  # the next places, around the word's end
+        u = u + many * _round(_exp_fixed(4 * first - 2 * CENTRE, 1), ENTRY_FRAC)
+    return u
+
+
+def exponential(
+    party: Party,
+    x: Wire,
+    maximum: Wire | None,
+    rows: Rows,
+    shift: int,
+    *,
+    window: Window = BELOW_MAXIMUM,
+    offset: Tensor | None = None,
+    bits: int = 0,
+) -> Protocol_[Shares]:
     """e^(x - m 2^shift) for scores x (H, N) with 12 fraction bits and each row's m (H, number); shares in Z_2^38, 36 fraction bits.
 
     Steps: D = X - M 2^shift = d + R in Z_2^20 is public, d = x - m 2^shift, R = R_S + R_C. With high and low digits (units of 4),
     e^d = e^(4 (D_h - R_S,h - R_C,h)) e^(D_l) e^(-R_S,l) e^(-R_C,l). The two hold XOR shares t_S, t_C of the one-hot of
     -(R_S,h + R_C,h); t_S - t_C is plus or minus it, and the sign is a product of one that S knows and one that C knows. Each
-    sums its bits of the rotated one-hot times public integers for table[h] e^(D_l) 2^26, where table[h] = e^(4 h), 0 <= h <= 2,
+    sums its bits of the rotated one-hot times public integers for table[h] e^(D_l) 2^30, where table[h] = e^(4 h), 0 <= h <= 2,
     and table[h] = e^(4 (h - 64)) above: u. Each rounds u x, x being its sign times e^(-R_l), to 19 fraction bits, and opens it
     under its mask, Y. e^d = (u_S x_S) x_C - x_S (u_C x_C) = Y_S x_C - x_S Y_C + (a_C x_S - a_S x_C), the last of which D shares.
-    Domain: d in [-244, 0.5). Error: of the two factors 2^-18 e^2 each, relative, of the two roundings 2^-20 e^2 each, of the multiplier
-    2^-26 e^4, and of the last product 2^-21 with a dealer, 2^-16 without: at most 5.7e-5 e^d + 1.6e-5, so 1.1e-4, and 1.3e-4. Its mean
-    over R is below 2e-7. Rounds: 1. Bits: 38 each way. Learns: the uniform Y, each the other's.
+    Without a maximum: e^(x - offset) for a public `offset` (N,) of integers with 12 fraction bits. The `window` has true digits, of
+    d + R_l for R_l in [0, 4), the carry being taken off, up to 0, and those above count as e^4 e^(-R_l), between 1 and e^4: d above 0
+    counts as 0 at least and 4 at most. The one-hot says by its word whether there is a carry.
+    Domain: d in [-244, 0.5); without a maximum [4 above - 252, 4 above). Error: of the two factors 2^-18 e^2 each, relative, of the two
+    roundings 2^-20 e^2 each, of the multiplier 2^-30 e^4, and of the last product 2^-21 with a dealer, 2^-16 without: at most
+    5.7e-5 e^d + 1.6e-5, so 1.1e-4, and 1.3e-4. Its mean over R is below 2e-7. A window with more fraction bits than 16 has all but the
+    first part smaller by as many. With `bits` the ring is wider than it must be.
+    Rounds: 1. Bits: 38 each way (`Window.bits`). Learns: the uniform Y, each the other's.
     """
-    kind = ExpMask(x.name, maximum.name, x.shape, shift, rows.fields())
+    assert window.top <= (0 if window.above else 1), "the sums of a table's entries times a factor fit 64 bits"
+    bits, layout = bits or window.bits, rows.fields() if maximum is not None else ()
+    kind = ExpMask(x.name, maximum.name if maximum is not None else 0, x.shape, shift, layout, bits)
     correlation = party.take(kind)
-    if not known(x.masked, maximum.masked):
-        yield [Item(x.masked, OUT_BITS)]
-        return Shares(x.masked, OUT_BITS, OUT_FRAC)
-    word, product = correlation.shares
-    d = kind.difference(x.masked, maximum.masked)
-    high, low = d >> LOW, d & ((1 << LOW) - 1)
-    table = like(multipliers(), d)
-    u = torch.zeros_like(d)
-    for k, digit in enumerate(_DIGITS):
-        u = u + ((word >> ((digit - high) & ((1 << HIGH) - 1))) & 1) * table[k][low]
-    own = factor(kind.difference(x.mask, maximum.mask), word, server=party.is_server)
-    drop = TABLE_FRAC + FACTOR_FRAC - SENT_FRAC
-    mine = ((u * own + (1 << (drop - 1))) >> drop) + correlation.own[0]
-    (theirs,) = yield [Item(mine, OUT_BITS)]
+    if not known(x.masked) or (maximum is not None and not known(maximum.masked)):
+        yield [Item(blank(*x.shape), bits)]
+        return Shares(blank(*x.shape), bits, OUT_FRAC)
+    words, product = correlation.shares
+    d = kind.difference(x.masked, maximum.masked if maximum is not None else None)
+    if offset is not None:
+        d = reduce(d - like(offset, d), BITS)
+    own = factor(kind.difference(x.mask, maximum.mask if maximum is not None else None), words, server=party.is_server)
+    drop = ENTRY_FRAC + FACTOR_FRAC - window.frac - SPARE
+    mine = ((_entries(words, d, window) * own + (1 << (drop - 1))) >> drop) + correlation.own[0]
+    (theirs,) = yield [Item(mine, bits)]
     value = own * theirs
-    return Shares((-value if party.is_server else value) + (product << DROP), OUT_BITS, OUT_FRAC)
+    return Shares((-value if party.is_server else value) + (product << DROP), bits, OUT_FRAC)
 
 
-def cost_exponential(count: int) -> Declared:
-    """D: a one-hot, and the masks times the factors."""
-    return dealt((count, 2**HIGH), (count, KEPT_BITS)) + exchanged((count, OUT_BITS))
+def cost_exponential(count: int, bits: int = OUT_BITS, *, maximum: bool = True) -> Declared:
+    """D: a one-hot, in two words without a maximum, and the masks times the factors."""
+    return dealt((count if maximum else 2 * count, 2**HIGH), (count, bits - DROP)) + exchanged((count, bits))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,13 +28,14 @@ def test_exponential_tables_are_exact() -> None:
     for low in (0, 1, 2, 4095, 4096, 9999, (1 << exp.LOW) - 1):
         exact = reference.exact_exponential((2 << exp.FRAC) - low, 1 << exp.FRAC, exp.FACTOR_FRAC)
         assert abs(int(exp.factors()[low]) - exact) <= 0.5
-        for row, digit in enumerate(exp._DIGITS):
-            exact = reference.exact_exponential(((4 * digit - 4) << exp.FRAC) + low, 1 << exp.FRAC, exp.TABLE_FRAC)
-            assert abs(int(exp.multipliers()[row, low]) - exact) < 1
-    points = torch.arange(1 << exp.LOW).double() / 2**exp.FRAC
-    for row, digit in enumerate(exp._DIGITS):
-        exact_sums = (torch.exp(points + 4 * digit - 4) * 2**exp.TABLE_FRAC).cumsum(0)
-        assert ((exp.multipliers()[row].cumsum(0) - exact_sums).abs() <= 0.51 + 1e-13 * exact_sums).all()
+    for window in (exp.BELOW_MAXIMUM, exp.Window(0, 21, 30)):
+        table, points = exp.multipliers(window), torch.arange(1 << exp.LOW).double() / 2**exp.FRAC
+        for row, digit in enumerate(window.digits):
+            exact_sums = (torch.exp(points + 4 * digit - 4) * 2**exp.ENTRY_FRAC).cumsum(0)
+            assert ((table[row].cumsum(0) - exact_sums).abs() <= 0.51 + 1e-13 * exact_sums).all()
+            for low in (0, 1, 4095, 9999, (1 << exp.LOW) - 1):
+                exact = reference.exact_exponential(((4 * digit - 4) << exp.FRAC) + low, 1 << exp.FRAC, exp.ENTRY_FRAC)
+                assert abs(int(table[row, low]) - exact) < 1
 
 
 def exponential_errors(d: Tensor) -> Tensor:
@@ -61,6 +64,29 @@ def test_exponential_is_right_on_average() -> None:
     for d in (0.4, -2.0, -7.7, -10.3, -12.4, -16.0):
         errors = exponential_errors(torch.full((1, 60000), round(d * 4096)))
         assert abs(errors.mean()) < 2e-7 + 6 * float(errors.std()) / 60000**0.5
+
+
+@pytest.mark.parametrize(("frac", "bits"), [(16, 0), (21, 0), (25, 0), (19, 64)])
+def test_an_exponential_without_a_maximum_is_within_its_bound_and_saturates(frac: int, bits: int) -> None:
+    """Below 0 as below a maximum, scaled; above, between 1 and e^4 times that; far below, nothing."""
+    window, offset = exp.Window(0, frac, 30), 5 << 12
+    low, high = -132 << 12, (120 << 12) - 1
+    d = torch.cat([torch.randint(low, high, (4, 4000)), torch.randint(-20 << 12, 2 << 12, (4, 20000))], -1)
+    d[:, :8] = torch.tensor([low, low + 1, high, high - 1, 0, -1, 1 << 12, 4 << 9])
+    rows = Rows(d.shape[1], 4, 0)
+
+    def program(party: Party) -> Protocol_[Shares]:
+        (wire,) = yield from open_masked(party, [input_of(party, d + offset, 21, 12)])
+        where = torch.full((d.shape[1],), offset)
+        return (yield from exp.exponential(party, wire, None, rows, 0, window=window, offset=where, bits=bits))
+
+    outcome = run(program)
+    assert outcome.server.bits == (bits or window.bits)
+    value, exact = outcome.value() / 2.0 ** (frac - 16), reference.exponential(d / 2.0**12)
+    below = d < 0
+    error = (value - exact).abs()[below]
+    assert (error <= 5.7e-5 * exact[below] + 1.6e-5 * 2.0 ** (16 - frac) + 1e-7).all()
+    assert value[~below].min() > 1 - 1e-4 and value[~below].max() < math.exp(4) * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("bound", [1.0, 1.66, 2.0, 7.3, 212.5, 512.0, 1700.0, 4096.0])

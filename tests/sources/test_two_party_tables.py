@@ -38,7 +38,8 @@ def reciprocals() -> list[tuple[Kind, ...]]:
 
 def exponentials() -> list[tuple[Kind, ...]]:
     rows = [(Rows(1, 12, 1), 2), (Rows(45, 2, 0), 1), (Rows(1, 3, 0), 30)]
-    return [
+    alone: list[tuple[Kind, ...]] = [(Mask((3, 50), 21), exp.ExpMask(1, 0, (3, 50), 0, (), bits)) for bits in (43, 52, 64)]
+    return alone + [
         (Mask((heads, r.count), 21), Mask((heads, r.number), bits), exp.ExpMask(1, 2, (heads, r.count), shift, r.fields()))
         for r, heads in rows
         for bits, shift in ((10, 11), (21, 0), (20, 5))
@@ -112,6 +113,18 @@ def test_the_exponential_is_within_its_bound_and_right_on_average() -> None:
     small = torch.full((1, 20000), -40 << 12)
     error = difference_program(small, reference.exponential(small / 2.0**12))
     assert abs(error.mean()) < 2e-7 + 6 * float(error.std()) / 20000**0.5
+
+
+def test_an_exponential_without_a_maximum() -> None:
+    d, window = torch.randint(-16 << 12, 0, (2, 8000)), exp.Window(0, 24, 30)
+
+    def protocol(party: Party) -> Protocol_[Shares]:
+        (wire,) = yield from open_masked(party, [input_of(party, d, 21, 12)])
+        return (yield from exp.exponential(party, wire, None, Rows(8000, 2, 0), 0, window=window))
+
+    exact = reference.exponential(d / 2.0**12)
+    error = alone_value(protocol) / 2.0**8 - exact
+    assert (error.abs() <= 5.7e-5 * exact + 3.2e-5 * 2.0**-8).all()
 
 
 def test_the_reciprocal_is_within_its_bound() -> None:

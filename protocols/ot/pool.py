@@ -8,7 +8,7 @@ they want first (a round without a message), and one extension then serves all o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ from protocols.ot.words import Words, tensor_of, words_of
 from protocols.ring import blank
 from protocols.rounds import Item, Protocol_
 from protocols.security import IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
+
+MESSAGES = 8
+"""Of several silent extensions at most: the receiver expands one while the sender makes the next, and none waits for an answer."""
 
 _EMPTY = np.empty((0, 2), np.uint64)
 
@@ -97,24 +100,44 @@ class Pool:
             self._extender = Extender(LPN, session, seed[: LPN.seed], self.hash.delta)
 
     def take(self, count: int, sink: Sink) -> Protocol_[None]:
-        """The next `count` transfers go to `sink`, and nobody gets them again; a message where there are too few."""
-        counts = self._counts
+        """The next `count` transfers go to `sink`, and nobody gets them again; messages where there are too few."""
+        counts, done = self._counts, 0
         if counts.stock < counts.wanted + count:
             counts.wanted += count
             yield []  # others that run beside this one say what they want
-            while counts.stock < counts.wanted:
+            while done < count and counts.stock < counts.wanted:
                 if self._busy:
                     yield []
                     continue
                 self._busy = True
-                yield from self._extend(counts.wanted - counts.stock)
+                for extension in self._extensions(counts.wanted - counts.stock):
+                    counts.stock += yield from extension
+                    ready = min(counts.stock, count - done)  # used while the sender makes more
+                    counts.wanted -= ready
+                    self._spend(done, ready, sink)
+                    done += ready
                 self._busy = False
-            counts.wanted -= count
-        first = counts.spent
-        counts.spent += count
-        counts.stock -= count
-        if not self._traced:
-            self._read(first, count, sink)
+            counts.wanted -= count - done
+        self._spend(done, count - done, sink)
+
+    def _extensions(self, count: int) -> Iterator[Protocol_[int]]:
+        """What makes at least so many more, a message each, from one party; how many, and of which sort, follows from the counts so far."""
+        counts = self._counts
+        if count <= SMALL and counts.small + count <= SMALL_IN_ALL:
+            counts.small += count
+            yield self._few(count)
+            return
+        left = -(-count // LPN.net)
+        most = -(-left // MESSAGES)
+        while left:
+            yield self._silent(min(left, most))
+            left -= min(left, most)
+
+    def _few(self, count: int) -> Protocol_[int]:
+        """By IKNP; gives how many."""
+        blocks = yield from self._small(count)
+        self._chunks.append(blocks)
+        return 64 * -(-count // 64)
 
     def _small(self, count: int) -> Protocol_[Words]:
         """At least `count` blocks by one message from the receiver, in multiples of 64."""
@@ -127,22 +150,8 @@ class Pool:
             blocks = self._iknp.extend(words_of(u))
         return blocks
 
-    def _extend(self, count: int) -> Protocol_[None]:
-        """By one message; which, and how many transfers it makes, follows from the counts so far."""
-        counts = self._counts
-        if count <= SMALL and counts.small + count <= SMALL_IN_ALL:
-            blocks = yield from self._small(count)
-            self._chunks.append(blocks)
-            made = 64 * -(-count // 64)
-            counts.small += made
-        else:
-            times = -(-count // LPN.net)
-            yield from self._silent(times)
-            made = times * LPN.net
-        counts.stock += made
-
-    def _silent(self, times: int) -> Protocol_[None]:
-        """Several silent extensions by one message from the sender; the receiver expands each when it is read."""
+    def _silent(self, times: int) -> Protocol_[int]:
+        """Silent extensions by one message from the sender, each expanded at the receiver when it is read; gives how many transfers."""
         message = None
         if self.sends and self._extender is not None:
             message = np.empty((times, LPN.trees, LPN.height, 2), np.uint64)
@@ -152,16 +161,22 @@ class Pool:
         (arrived,) = yield [self.item(self.sender, message, times, LPN.trees, LPN.height, 2)]
         if not self.sends and self._extender is not None:
             self._chunks.extend(Message(each) for each in words_of(arrived))
+        return times * LPN.net
 
-    def _read(self, first: int, count: int, sink: Sink) -> None:
-        at = 0
-        while at < count:
+    def _spend(self, done: int, count: int, sink: Sink) -> None:
+        """The next transfers to one who has had `done` before."""
+        counts = self._counts
+        first = counts.spent - done
+        counts.spent += count
+        counts.stock -= count
+        at, stop = done, 0 if self._traced else done + count
+        while at < stop:
             chunk = self._chunks.popleft()
             if isinstance(chunk, Message):
                 assert self._extender is not None
                 chunk = self._extender.receive(chunk.words)
-            if len(chunk) > count - at:
-                self._chunks.appendleft(chunk[count - at :])
-                chunk = chunk[: count - at]
+            if len(chunk) > stop - at:
+                self._chunks.appendleft(chunk[stop - at :])
+                chunk = chunk[: stop - at]
             sink(first, at, chunk)
             at += len(chunk)

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
+from protocols import kernels
+from protocols.correlations import Bits, Correlation, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import known, parity, reduce
+from protocols.ring import flat, known, parity, reduce
 from protocols.rows import MAX_SINGLE
 
 MAX_DIGIT = 6  # a one-hot digit is one 64-bit word; a digit that stands alone may be wider
 MAX_BITS = 43  # seven digits; more would want a tree, since the products of masks double with each
 JOINT_BITS = 60  # products of masks side by side in one element
+_NOTHING = np.empty(0, np.int64)
 
 
 @lru_cache
@@ -145,6 +147,43 @@ def _above(words: Tensor, digit: Tensor, width: int) -> Tensor:
     return parity(x[..., 0])
 
 
+@lru_cache
+def _products(number: int) -> np.ndarray:
+    """(terms, 3): what the terms, multiplied out over masked and opened variables, are made of; see `kernels.steps.masked_bit`."""
+    places, found = {product: k for k, product in enumerate(_joint(number))}, []
+    for term in _terms(number):
+        for size in range(len(term) + 1):
+            for masked in combinations(sorted(term), size):
+                opened = sum(1 << variable for variable in term if variable not in masked)
+                found.append((places[masked] if size > 1 else -1, masked[0] if size == 1 else -1, opened))
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _compiled(party: Party, c: Tensor, kind: CompareMask, correlation: Correlation) -> Protocol_[Tensor]:
+    """The rest of `compare` by compiled loops."""
+    number, plain = len(kind.digits), flat(c)
+    less, variables = np.empty(plain.size, np.int64), np.zeros(plain.size, np.int64)
+    for k, (word, (at, width)) in enumerate(zip(correlation.shares, kind.digits, strict=False)):
+        if width > MAX_DIGIT:
+            words = word.expand(*c.shape, -1).reshape(-1, word.shape[-1]).contiguous().numpy()
+            kernels.fast.wide_digit(plain, at, width, words, less)
+        else:
+            places = -1 if k == number - 1 else k, number - 2 + k if k else -1
+            kernels.fast.narrow_digit(plain, at, width, flat(word.expand(c.shape)), *places, variables, less)
+    opened = own = joint = _NOTHING
+    if number > 1:
+        own = flat(correlation.own[1])
+        mine = torch.from_numpy(variables ^ own).view(c.shape)
+        (theirs,) = yield [Item(mine, 2 * (number - 1))]
+        opened = flat(mine ^ theirs)
+        joint = flat(correlation.shares[number]) if _joint(number) else _NOTHING
+    rho, top = flat(correlation.own[0]), kind.bits - 1
+    kernels.fast.masked_bit(opened, own, joint, _products(number), int(party.is_server), less, rho, top, plain)
+    result = torch.from_numpy(less).view(c.shape)
+    (theirs,) = yield [Item(result, 1)]
+    return result ^ theirs
+
+
 def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, Tensor]]:
     """The masked bit [x >= y] ^ rho, known to both, and the name under which rho is known to the source.
 
@@ -162,6 +201,8 @@ def compare(party: Party, c: Tensor, kind: CompareMask) -> Protocol_[tuple[int, 
             yield [Item(c, 2 * (number - 1))]
         yield [Item(c, 1)]
         return correlation.name, c
+    if kernels.fast is not None and c.is_cpu and len(joint_widths(number)) < 2:
+        return correlation.name, (yield from _compiled(party, c, kind, correlation))
     less, equal = [], []
     for word, (at, width) in zip(correlation.shares, kind.digits, strict=False):
         digit = (c >> at) & ((1 << width) - 1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.comparison import CompareMask, compare, cost_compare
 from protocols.correlations import Bits, Fit, Flag, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt
@@ -37,6 +38,29 @@ def _differences(x: Tensor) -> Tensor:
     """(..., size) -> (..., pairs): of all pairs."""
     first, second = like(_sides(x.shape[-1]), x)
     return x[..., first] - x[..., second]
+
+
+def _public_differences(x: Tensor, index: Tensor, bits: int) -> Tensor:
+    """Of a wire (H, N) in Z_2^bits at (groups, size) -> (H, groups, pairs)."""
+    if kernels.fast is None or not x.is_cpu:
+        return reduce(_differences(x[:, like(index, x)]), bits)
+    out = torch.empty((len(x), len(index), len(_pairs(index.shape[1]))), dtype=torch.int64)
+    kernels.fast.differences(x.contiguous().numpy(), index.numpy(), bits, out.numpy())
+    return out
+
+
+def _patterns(beta: Tensor, size: int) -> Tensor:
+    """(H, groups, pairs) -> (H, groups, size - 1): for each candidate but the last, a bit for each opponent that it beats, but for rho."""
+    if kernels.fast is not None and beta.is_cpu:
+        out = torch.empty((*beta.shape[:-1], size - 1), dtype=torch.int64)
+        kernels.fast.patterns(beta.contiguous().numpy(), size, out.numpy())
+        return out
+    which, second = (like(constant, beta) for constant in _opponents(size))
+    alpha = beta[..., which] ^ second  # the first of equals wins
+    pattern = alpha[..., 0]
+    for k in range(1, size - 1):
+        pattern = pattern | (alpha[..., k] << k)
+    return pattern
 
 
 @lru_cache
@@ -176,18 +200,30 @@ class _Selector:
     group: Group
     name: int
     place: tuple[int, int]
-    alone: Tensor  # (H, groups, size - 1): the coefficient of 1 for each candidate but the last
-    coefficients: Tensor  # (H, groups, size - 1, products)
+    pattern: Tensor  # (H, groups, size - 1), see `_patterns`
     products: Tensor  # shares, (H, groups, size - 1, products)
 
-    def weighted(self, difference: Tensor, own: Tensor, shared: Tensor | None) -> Tensor:
-        """A share of sum_i w_i d_i for d_i (H, groups, size - 1).
+    def chosen(self, x: Tensor, r: Tensor | None, shared: Tensor | None, server: bool) -> Tensor:
+        """A share of x_last + sum_i w_i (x_i - x_last) for x (H, N) with masks r, of which this party holds a share, -> (H, groups).
 
-        `difference` is the public part of d, `own` this party's share of d, `shared` that of the products times d's masks.
+        `shared` are shares of the products times the masks' differences; where x is public there are neither.
         """
-        product = difference[..., None] * self.products
+        size = self.group.size
+        if kernels.fast is not None and x.is_cpu:
+            shares, masks = self.products.contiguous().numpy(), torch.zeros_like(x) if r is None else r
+            more = shares if shared is None else shared.contiguous().numpy()
+            out, values = torch.empty(self.pattern.shape[:-1], dtype=torch.int64), (x.contiguous().numpy(), masks.contiguous().numpy())
+            end = self.group.index.numpy(), int(server), out.numpy()
+            kernels.fast.selected(self.pattern.numpy(), _expansion(size - 1).numpy(), shares, more, int(shared is not None), *values, *end)
+            return out
+        index = like(self.group.index, x)
+        x, r = x[:, index], torch.zeros_like(x)[:, index] if r is None else r[:, index]
+        difference, own = x[..., :-1] - x[..., -1:], r[..., -1:] - r[..., :-1]
+        own = difference + own if server else own
+        coefficients, product = like(_expansion(size - 1), x)[self.pattern], difference[..., None] * self.products
         product = product if shared is None else product - shared
-        return (self.alone * own).sum(-1) + (self.coefficients * product).sum((-2, -1))
+        value = (coefficients[..., 0] * own).sum(-1) + (coefficients[..., 1:] * product).sum((-2, -1)) - r[..., -1]
+        return value + x[..., -1] if server else value
 
 
 def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: int) -> Protocol_[_Selector]:
@@ -197,20 +233,14 @@ def _choose(party: Party, wire: Wire, rows: Rows, place: tuple[int, int], bits: 
     shape = (wire.shape[0], len(group.index), len(_pairs(size)))
     c = blank(*shape)
     if known(wire.masked):
-        c = reduce(_differences(wire.masked[:, like(group.index, wire.masked)]), wire.bits)
+        c = _public_differences(wire.masked, group.index, wire.bits)
     single = int(single_digit(wire.shape[0], rows, place[0], wire.bits))
     name, beta = yield from compare(party, c, PairCompareMask(wire.name, shape, shape, wire.bits, single, rows.fields(), *place))
     wins = (*shape[:-1], size - 1, (1 << (size - 1)) - 1)
     products = party.take(SelectorMask(name, 0, wins, bits, rows.fields(), *place)).shares[0]
     if not known(beta):
-        return _Selector(group, name, place, beta, beta, products)
-    which, second = (like(constant, beta) for constant in _opponents(size))
-    alpha = beta[..., which] ^ second  # the first of equals wins
-    pattern = alpha[..., 0]
-    for k in range(1, size - 1):
-        pattern = pattern | (alpha[..., k] << k)
-    coefficients = like(_expansion(size - 1), beta)[pattern]
-    return _Selector(group, name, place, coefficients[..., 0], coefficients[..., 1:], products)
+        return _Selector(group, name, place, beta, products)
+    return _Selector(group, name, place, _patterns(beta, size), products)
 
 
 def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tensor:
@@ -218,21 +248,14 @@ def _selected(party: Party, selector: _Selector, wire: Wire, rows: Rows) -> Tens
     mask = party.take(SelectorMask(selector.name, wire.name, tuple(selector.products.shape), wire.bits, rows.fields(), *selector.place))
     if not known(wire.masked):
         return blank(*selector.products.shape[:-2])
-    index = like(selector.group.index, wire.masked)
-    x, r = wire.masked[:, index], wire.mask[:, index]
-    difference, own = x[..., :-1] - x[..., -1:], r[..., -1:] - r[..., :-1]
-    value = selector.weighted(difference, difference + own if party.is_server else own, mask.shares[0]) - r[..., -1]
-    return value + x[..., -1] if party.is_server else value
+    return selector.chosen(wire.masked, wire.mask, mask.shares[0], party.is_server)
 
 
 def _selected_public(party: Party, selector: _Selector, values: Tensor) -> Tensor:
     """The same for public values, (H, N): the winner's place at the first level."""
     if not known(selector.products):
         return blank(*selector.products.shape[:-2])
-    x = values[:, like(selector.group.index, values)]
-    difference = x[..., :-1] - x[..., -1:]
-    value = selector.weighted(difference, difference if party.is_server else difference * 0, None)
-    return value + x[..., -1] if party.is_server else value
+    return selector.chosen(values, None, None, party.is_server)
 
 
 def _at(x: Shares, index: Tensor) -> Tensor:

@@ -77,6 +77,11 @@ def common_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
     return tuple(max(m, n) if min(m, n) else 0 for m, n in zip(long, padded, strict=True))
 
 
+def flat(x: Tensor) -> np.ndarray:
+    """A tensor of the CPU as compiled loops read it, (n,); where it lies in order, the same memory."""
+    return (x if x.is_contiguous() else x.contiguous()).view(-1).numpy()
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
     """a + b, or a blank of its shape."""
     return a + b if known(a, b) else blank(*common_shape(a, b))

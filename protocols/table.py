@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.ring import like
+from protocols import kernels
+from protocols.ring import flat, like
 
 WORD = 64
 BLOCK = 1 << 14  # entries that are read at a time
@@ -81,9 +82,19 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
 
     Eight bits at a time: their partial sums are tabulated, so that an entry costs no operation of its own.
     """
+    if kernels.fast is not None and words.is_cpu:
+        return _compiled(words, index, tables)
     octets = rotated(words, index).contiguous().view(torch.uint8)  # (..., 8 n), lowest bits first
     sums = _octet_sums(like(tables, words)).flatten(0, 1)  # (8 n * 256, t)
     places = octets.reshape(-1, octets.shape[-1]).long() + 256 * torch.arange(octets.shape[-1], device=words.device)
     step = max(1, BLOCK // places.shape[1])
     out = [sums[part].sum(1) for part in torch.split(places, step)]  # (step, t) each
     return torch.cat(out).T.reshape(len(tables), *index.shape)
+
+
+def _compiled(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
+    sums, number = _octet_sums(tables).flatten(0, 1), words.shape[-1]
+    out = torch.empty((len(tables), *index.shape), dtype=torch.int64)
+    rows = out.view(len(tables), index.numel()).numpy()
+    kernels.fast.read(words.reshape(index.numel(), number).contiguous().numpy(), flat(index), sums.numpy(), rows)
+    return out

@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from protocols.correlations import Bits, Fit, Kind, Known, Part, Related, Shape, Shapes, Tensors
+import torch
+from torch import Tensor
+
+from protocols import kernels
+from protocols.correlations import Bits, Correlation, Fit, Kind, Known, Part, Related, Shape, Shapes, Tensors
 from protocols.declared import Declared, dealt
 from protocols.opening import cost_open_masked
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import blank, known, shift_right
+from protocols.ring import blank, flat, known, shift_right
 from protocols.shares import Shares
 
 
@@ -63,29 +67,53 @@ def rescale(party: Party, x: Shares, *, bits: int, frac: int, nonnegative: bool 
     shift = x.frac - frac
     assert shift < x.bits, "more fraction bits than there are"
     if reduces(x, bits, frac):
-        value = shift_right(x.value, shift, x.bits)
-        if shift and party.is_server and known(value):
-            value = value + 1
-        return Shares(value, bits, frac, x.early)
+        return Shares(_reduced(x.value, shift, x.bits, int(shift > 0 and party.is_server)), bits, frac, x.early)
     offset = 1 << (x.bits - 5 if nonnegative else x.bits - 2)
     assert offset >> shift << shift == offset, "the offset keeps its value when it is shifted"
-    z = x.value + offset if party.is_server and known(x.value) else x.value
     wrap_bits = bits - (x.bits - shift)
     mask = party.take(OrMask(x.shape, wrap_bits))
-    top = shift_right(z, x.bits - 1, x.bits)
-    mine = top ^ mask.own[0] if known(top) else top
+    top, mine = _top(party, x, offset, mask) if known(x.value) else (x.value, x.value)
     (theirs,) = yield [Item(mine, 1, early=x.early)]
-    # with m = e + (1 - 2e) b for the opened e: m_S m_C is linear in b_S, b_C (each known to one party) and b_S b_C
     if not known(mine, theirs):
         return Shares(blank(*x.shape), bits, frac)
+    return Shares(_shifted(party, x, offset, shift, top, mine, theirs, mask), bits, frac)
+
+
+def _reduced(x: Tensor, shift: int, bits: int, more: int) -> Tensor:
+    if kernels.fast is None or not x.is_cpu or not shift:
+        value = shift_right(x, shift, bits)
+        return value + more if more and known(value) else value
+    out = torch.empty(x.shape, dtype=torch.int64)
+    kernels.fast.shift_right(flat(x), shift, bits, more, flat(out))
+    return out
+
+
+def _top(party: Party, x: Shares, offset: int, mask: Correlation) -> tuple[Tensor, Tensor]:
+    """The top bit of this party's share, the offset added at S, and the same masked."""
+    added = offset if party.is_server else 0
+    if kernels.fast is None or not x.value.is_cpu:
+        top = shift_right(x.value + added, x.bits - 1, x.bits)
+        return top, top ^ mask.own[0]
+    top, mine = (torch.empty(x.value.shape, dtype=torch.int64) for _ in range(2))
+    kernels.fast.top_masked(flat(x.value), added, x.bits, flat(mask.own[0]), flat(top), flat(mine))
+    return top, mine
+
+
+def _shifted(party: Party, x: Shares, offset: int, shift: int, top: Tensor, mine: Tensor, theirs: Tensor, mask: Correlation) -> Tensor:
+    """This party's share of the result. With m = e + (1 - 2e) b for the opened e, m_S m_C is linear in b_S, b_C and b_S b_C."""
+    own, shared = mask.own[0], mask.shares[0]
+    if kernels.fast is not None and x.value.is_cpu:
+        out = torch.empty(x.value.shape, dtype=torch.int64)
+        parts = [flat(value) for value in (top, mine, theirs, own, shared)]
+        kernels.fast.rescaled(flat(x.value), offset, x.bits, shift, *parts, int(party.is_server), flat(out))
+        return out
     own_sign, peer_sign = 1 - 2 * mine, 1 - 2 * theirs
-    product = own_sign * peer_sign * mask.shares[0] + theirs * own_sign * mask.own[0]
+    product = own_sign * peer_sign * shared + theirs * own_sign * own
+    z = x.value + offset if party.is_server else x.value
     if party.is_server:
         product = product + mine * theirs
     value = shift_right(z, shift, x.bits) - ((top - product) << (x.bits - shift))
-    if party.is_server:
-        value = value - (offset >> shift) + (1 if shift else 0)
-    return Shares(value, bits, frac)
+    return value - (offset >> shift) + (1 if shift else 0) if party.is_server else value
 
 
 def cost_rescale(count: int, bits: int, shift: int, to_bits: int, *, early: bool = False) -> Declared:

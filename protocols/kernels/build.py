@@ -22,15 +22,17 @@ from numba.core.registry import cpu_target
 BESIDE = Path(__file__).parent / "__pycache__" / "kernels"
 """Where they are kept if this user can write there, or if they were compiled there ahead."""
 COMPLETE = "complete"
+_entries: list[tuple[Any, Any]] = []  # in the order in which they call each other
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., None]], Any]:
-    """Compiles a function for its signature, or reads it from where it is kept; without one it is part of those that call it."""
+    """Of a function that `read` compiles for its signature; without one it is part of those that call it."""
 
     def decorate(function: Callable[..., None]) -> Any:
-        if signature is None:
-            return numba.njit(nogil=True)(function)
-        return numba.njit(signature, nogil=True, cache=bool(numba.config.CACHE_DIR))(function)
+        made = numba.njit(nogil=True)(function)
+        if signature is not None:
+            _entries.append((made, signature))
+        return made
 
     return decorate
 
@@ -56,12 +58,18 @@ def complete(directory: Path) -> bool:
 
 
 def read(directory: Path | None) -> Any:
-    """All of them, in one module; compiles those that are not kept there."""
+    """All of them, in one module; compiles those that are not kept there. For other arrays than their signatures' they raise TypeError."""
+    found = importlib.import_module("protocols.kernels.compiled")
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_place(directory)) if directory else ""
     try:
-        return importlib.import_module("protocols.kernels.compiled")
+        for made, signature in _entries:
+            if directory is not None:
+                made.enable_caching()
+            made.compile(signature)
+            made.disable_compile()
     finally:
         numba.config.CACHE_DIR = before
+    return found
 
 
 def main(directory: Path) -> None:
@@ -77,4 +85,5 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else BESIDE)
+    build = importlib.import_module("protocols.kernels.build")  # the one that the kernels know
+    build.main(Path(sys.argv[1]) if len(sys.argv) > 1 else BESIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import TransportError
-from protocols.lattice import noise
+from protocols.lattice import kernels, noise
 from protocols.lattice.noise import Array
 from protocols.lattice.parameters import Budget
 from protocols.lattice.rings import field as field_of
@@ -52,13 +53,22 @@ def residues_of(values: Sequence[Tensor], primes: Sequence[int], sender: Role) -
 
 def uniform_rows(seed: bytes, first: int, count: int, budget: Budget) -> list[Array]:
     """Polynomials `first` to `first + count` of a public seed, (count, N) for each prime, as values of the whole transform."""
-    prg, primes = Prg(seed), budget.primes
-    out = [np.empty((count, budget.degree), np.int64) for _ in primes]
+    prg, primes, degree = Prg(seed), np.array(budget.primes, np.int64), budget.degree
+    out = np.empty((len(primes), count, degree), np.int64)
+    word = np.dtype(np.uint32 if max(budget.primes) < 1 << 32 else np.uint64)
+    # as many words for each prime as hold enough, but one time in 2^40
+    masks = np.array([(1 << p.bit_length()) - 1 for p in budget.primes], np.int64)
+    sizes = [
+        math.ceil(degree / r + 8 * math.sqrt(degree * (1 - r)) / r) + 8
+        for r in (p / (m + 1) for p, m in zip(budget.primes, masks.tolist(), strict=True))
+    ]
+    ends = np.cumsum(sizes)
     for k in range(count):
         stream = prg.stream(first + k)
-        for row, p in zip(out, primes, strict=True):
-            row[k] = noise.uniform(stream, budget.degree, p)
-    return out
+        words = stream.raw(int(ends[-1]) * word.itemsize).view(word)
+        for i in kernels.accept_all(words, ends, masks, primes, out[:, k]):
+            out[i, k] = noise.uniform(stream, degree, budget.primes[i])
+    return list(out)
 
 
 def transformed(x: Array, budget: Budget, primes: Sequence[int] | None = None) -> list[Array]:
@@ -89,11 +99,11 @@ class Keys:
         a = uniform_rows(derive(self.seed, "public key"), 0, 1, ring)
         out = [np.empty((count, degree), np.int64) for _ in ring.primes]
         for k in range(count):
-            secret = transformed(noise.ternary(stream, degree), ring)
+            secret = transformed(noise.secret(stream, degree), ring)
             error = transformed(noise.errors(stream, degree), ring)
             self.secrets.append(secret)
             for row, p, s, e, pa in zip(out, ring.primes, secret, error, a, strict=True):
-                row[k] = reduced(e - times(pa[0], s, p), p)
+                row[k] = reduced(e - times(pa, s[None], p)[0, 0], p)
         return out
 
     def receive(self, seed: bytes, rows: Sequence[Array]) -> None:
@@ -107,11 +117,11 @@ class Keys:
         ring = self.budget
         a = uniform_rows(derive(self.seed, "public key"), 0, 1, ring)
         u = transformed(noise.ternary(stream, rows * ring.degree).reshape(rows, ring.degree), ring)
-        first = [times(v, pa, p) for v, pa, p in zip(u, a, ring.primes, strict=True)]
+        first = [times(v, pa, p)[:, 0] for v, pa, p in zip(u, a, ring.primes, strict=True)]
         second = []
         for i, p in enumerate(ring.primes):
             keys = np.stack([key[i] for key in self.public[:count]])
-            second.append(times(u[i][:, None], keys[None], p))
+            second.append(times(u[i], keys, p))
         return first, second
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from protocols.correlations import Role
+from protocols.errors import CorrelationError
 from protocols.lattice import gilboa
 from protocols.lattice.ciphertext import Keys
 from protocols.lattice.gilboa import Products, product_shape
+from protocols.lattice.linear import linear, lookup
 from protocols.lattice.matmul import matmul
 from protocols.lattice.plan import choose
+from protocols.lattice.weights import EncryptedWeight, Form, WeightKeys
 from protocols.ring import blank, known
 from protocols.rounds import Protocol_
+
+HeldWeight = WeightKeys | EncryptedWeight | Mapping[Form, EncryptedWeight] | None
+"""What a party has of an encrypted weight."""
 
 
 class Lattice:
@@ -61,3 +68,35 @@ class Lattice:
         keys = self._keys.setdefault((holder, ring.degree, ring.primes), Keys(ring))
         found = yield from matmul(self.transfers, self.role, holder, keys, plan, lefts, rights, need)
         return found.reshape(shape) if known(found) else blank(*shape)
+
+    def linear(self, weight: HeldWeight, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
+        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C, a blank at S; see `protocols.lattice.linear`.
+
+        `weight` is a `WeightKeys` at S; at C an `EncryptedWeight`, or several by their form; None where only shapes count.
+        """
+        form = Form("" if weight is None else _name(weight), r.shape[-1], out, bits, transposed)
+        rows = r.reshape(-1, r.shape[-1]) if known(r) else blank(math.prod(r.shape[:-1]), r.shape[-1])
+        found = yield from linear(_held(weight, form), form, rows)
+        return found.reshape(*r.shape[:-1], out) if known(found) else blank(*r.shape[:-1], out)
+
+    def lookup(self, table: HeldWeight, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """Shares of rows of S's table (size, out), modulo 2^bits, (count, out): ids (count,) below size at C, a blank at S."""
+        form = Form("" if table is None else _name(table), size, out, bits, False, True)
+        return (yield from lookup(_held(table, form), form, ids))
+
+
+def _name(held: WeightKeys | EncryptedWeight | Mapping[Form, EncryptedWeight]) -> str:
+    if isinstance(held, WeightKeys):
+        return held.name
+    return held.form.name if isinstance(held, EncryptedWeight) else next(iter(held)).name
+
+
+def _held(held: HeldWeight, form: Form) -> WeightKeys | EncryptedWeight | None:
+    """What belongs to this form; CorrelationError where C keeps another."""
+    if held is None or isinstance(held, WeightKeys):
+        return held
+    found = (held if held.form == form else None) if isinstance(held, EncryptedWeight) else held.get(form)
+    if found is None:
+        text = f"what is kept of the weight {form.name} has another form than is asked for"
+        raise CorrelationError(text, remedy="receive the set-up anew")
+    return found

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Role
-from protocols.lattice import compiled, noise
+from protocols.lattice import kernels, noise
 from protocols.lattice.ciphertext import Keys, flooded, residue_items, residues_of, seed_item, seed_of, uniform_rows
 from protocols.lattice.gilboa import Products
 from protocols.lattice.noise import Array
@@ -101,7 +101,7 @@ def _encrypt(plan: Plan, keys: Keys, right: Array, seed: bytes, stream: Stream) 
         for i, p in enumerate(ring.primes):
             transform = field_of(p, ring.degree)
             secret = np.stack([key[i] for key in keys.secrets[: plan.secrets]])
-            hidden = transform.backward(times(uniform[i][:, None], secret[None], p), plan.roots)
+            hidden = transform.backward(times(uniform[i], secret, p), plan.roots)
             body = transform.forward(reduced(scaled[i] + error, p), 1, plan.roots)
             out[i][group] = reduced(body - hidden, p)
     return out
@@ -148,7 +148,7 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
         for i, p in enumerate(ring.primes):
             transform = field_of(p, ring.degree)
             out = np.empty((plan.roots, rows, (1 + plan.secrets) * plan.width), np.int64)
-            compiled.products(scalars[i], columns[i], p, out)
+            kernels.products(scalars[i], columns[i], p, out)
             # (roots, rows, 1 + S, b) to (rows, 1 + S, N)
             sums = (
                 out.reshape(plan.roots, rows, 1 + plan.secrets, plan.width)
@@ -223,7 +223,7 @@ def _decrypt(plan: Plan, keys: Keys, first: Sequence[Array], low: Array, seed: b
             transform = field_of(p, ring.degree)
             values = transform.forward(np.ascontiguousarray(first[i][block.group, block.rows]))
             secret = np.stack([key[i] for key in keys.secrets[: plan.secrets]])
-            products.append(transform.backward(times(values[:, None], secret[None], p)))
+            products.append(transform.backward(times(values, secret, p)))
         whole, below = base.fraction(np.stack(products), ring.kept)
         count = int(wanted[block.rows].sum()) * plan.roots
         lows = _spread(low[at : at + count], plan, wanted[block.rows])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.lattice import compiled
+from protocols.lattice import kernels
 from protocols.prg import Prg, Stream, new_seed
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -26,7 +26,7 @@ def uniform(stream: Stream, count: int, modulus: int) -> Array:
     while at < count:
         size = min(_WORDS, (count - at) + (count - at) // 8 + 8)
         words = stream.raw(size * np.dtype(word).itemsize).view(word)
-        at = compiled.accept(words, np.int64((1 << bits) - 1), np.int64(modulus), out, at)
+        at = kernels.accept(words, np.int64((1 << bits) - 1), np.int64(modulus), out, at)
     return out
 
 
@@ -35,13 +35,21 @@ def errors(stream: Stream, count: int) -> Array:
     out = np.empty(count, np.int64)
     for start in range(0, count, _WORDS):
         part = out[start : start + _WORDS]
-        compiled.binomial(stream.raw(8 * part.size).view(np.uint64), part)
+        kernels.binomial(stream.raw(8 * part.size).view(np.uint64), part)
     return out
 
 
 def ternary(stream: Stream, count: int) -> Array:
     """Uniform in -1, 0, 1."""
     return uniform(stream, count, 3) - 1
+
+
+def secret(stream: Stream, count: int) -> Array:
+    """Uniform in -1, 0, 1; drawn anew, one time in millions, where more than 7 of 10 are none zeros, so that budgets may count on it."""
+    while True:
+        found = ternary(stream, count)
+        if count < 1024 or 10 * int(np.count_nonzero(found)) <= 7 * count:
+            return found
 
 
 def flood(stream: Stream, count: int, top: int, low: int) -> tuple[Array, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.lattice import compiled
+from protocols.lattice import kernels
 from protocols.lattice.noise import Array
 
 _BASES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # of Miller and Rabin's test: it is right below 2^64 with these
@@ -58,18 +58,24 @@ def primes_for(bits: float, step: int, widest: int, without: tuple[int, ...] = (
     return tuple(found)
 
 
-def times(x: Array, y: Array | np.int64, p: int) -> Array:
-    """x * y modulo p for residues, broadcast."""
-    x, y = np.broadcast_arrays(x, y)
+def scaled(x: Array, factor: int, p: int) -> Array:
+    """x * factor modulo p, for residues."""
     out = np.empty(x.shape, np.int64)
-    compiled.elementwise(np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(y).reshape(-1), p, out.reshape(-1))
+    kernels.scaled(np.ascontiguousarray(x).reshape(-1), np.int64(factor % p), p, out.reshape(-1))
+    return out
+
+
+def times(x: Array, y: Array, p: int) -> Array:
+    """Every row of x (r, n) times every row of y (k, n) modulo p: (r, k, n)."""
+    out = np.empty((len(x), len(y), x.shape[1]), np.int64)
+    kernels.spread(np.ascontiguousarray(x), np.ascontiguousarray(y), p, out)
     return out
 
 
 def reduced(x: Array, p: int) -> Array:
     """x modulo p, any int64s; a new array."""
     out = np.empty(x.shape, np.int64)
-    compiled.remainder(np.ascontiguousarray(x).reshape(-1), p, out.reshape(-1))
+    kernels.remainder(np.ascontiguousarray(x).reshape(-1), p, out.reshape(-1))
     return out
 
 
@@ -77,38 +83,68 @@ def of_limbs(limbs: Sequence[Array], minus: int, p: int) -> Array:
     """Modulo p: integers in limbs of 32 bits, lowest first, less a number."""
     total = np.full(limbs[0].shape, -minus % p, np.int64)
     for i, limb in enumerate(limbs):
-        total += times(reduced(limb, p), np.int64(pow(2, 32 * i, p)), p)
+        total += scaled(reduced(limb, p), pow(2, 32 * i, p), p)
     return reduced(total, p)
+
+
+@cache
+def primes_below(bits: int, step: int, count: int, without: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The largest primes of so many bits that are 1 modulo `step`; fewer where there are not so many."""
+    found: list[int] = []
+    n = (1 << bits) - step + 1
+    while len(found) < count and n.bit_length() == bits:
+        if n not in without and is_prime(n):
+            found.append(n)
+        n -= step
+    return tuple(found)
+
+
+def packed_primes(bits: float, step: int, widest: int, without: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Primes, 1 modulo `step`, whose product is at least 2^bits and whose elements take few bits on a wire."""
+    left = max(1, math.ceil(bits / (widest - 0.01)))
+    found: list[int] = []
+    rest = bits
+    while rest > 0:
+        width = min(widest, max(math.ceil(rest / max(1, left)), step.bit_length() + 3))
+        next_ = primes_below(width, step, 1, (*without, *found))
+        if left <= 1 and next_ and math.log2(next_[0]) < rest and width < widest:
+            next_ = primes_below(width + 1, step, 1, (*without, *found))
+        if not next_:
+            next_ = primes_above(1 << width, step, 1, (*without, *found))
+        found += next_
+        rest -= math.log2(next_[0])
+        left -= 1
+    return tuple(found)
 
 
 class Field:
     """Transforms of up to `size` points modulo one prime that is 1 modulo 2 size."""
 
     def __init__(self, p: int, size: int) -> None:
-        assert p % (2 * size) == 1 and p.bit_length() <= compiled.WIDEST_PRIME
+        assert p % (2 * size) == 1 and p.bit_length() <= kernels.WIDEST_PRIME
         self.p, self.size = p, size
         root = next(w for g in range(2, 9999) if pow(w := pow(g, (p - 1) // (2 * size), p), size, p) == p - 1)
         self._roots, self._quotients = self._table(root)
         self._inverses, self._inverse_quotients = self._table(pow(root, -1, p))
 
     def _table(self, root: int) -> tuple[Array, Any]:
-        powers = [1]
-        for _ in range(self.size - 1):
-            powers.append(powers[-1] * root % self.p)
-        bits = self.size.bit_length() - 1
-        roots = np.array([powers[int(f"{k:0{bits}b}"[::-1], 2) if bits else 0] for k in range(self.size)], np.int64)
+        # in bit-reversed order the second half of each power of two is the first times one root more
+        roots, step = np.ones(1, np.int64), self.size // 2
+        while step:
+            roots = np.concatenate([roots, scaled(roots, pow(root, step, self.p), self.p)])
+            step //= 2
         return roots, roots / self.p
 
     def forward(self, x: Array, first: int = 1, last: int | None = None) -> Array:
         """In place, along the last axis, which may be longer than `size` where `last` says so."""
-        compiled.forward(x.reshape(-1, x.shape[-1]), self._roots, self._quotients, self.p, first, last or self.size)
+        kernels.forward(x.reshape(-1, x.shape[-1]), self._roots, self._quotients, self.p, first, last or self.size)
         return x
 
     def backward(self, x: Array, first: int = 1, last: int | None = None) -> Array:
         """Its inverse."""
         last = last or self.size
         scale = pow(last // first, -1, self.p)
-        compiled.backward(x.reshape(-1, x.shape[-1]), self._inverses, self._inverse_quotients, self.p, first, last, scale)
+        kernels.backward(x.reshape(-1, x.shape[-1]), self._inverses, self._inverse_quotients, self.p, first, last, scale)
         return x
 
 
@@ -119,7 +155,7 @@ def field(p: int, size: int) -> Field:
 
 
 class Base:
-    """Residues modulo several primes, or modulo 2^64 where there is none: a plaintext modulus P, or Q."""
+    """A plaintext modulus P: residues modulo several primes, or where there is none, modulo 2^64 of which 2^power is a divisor."""
 
     def __init__(self, primes: tuple[int, ...], power: int = 0) -> None:
         self.primes, self.modulus = primes, math.prod(primes) << power
@@ -132,13 +168,13 @@ class Base:
         """Of int64s (...): (K, ...)."""
         out = np.empty((len(self.primes), *x.shape), np.int64)
         for row, p in zip(out, self.primes, strict=True):
-            compiled.remainder(np.ascontiguousarray(x).reshape(-1), p, row.reshape(-1))
+            kernels.remainder(np.ascontiguousarray(x).reshape(-1), p, row.reshape(-1))
         return out
 
     def digits(self, x: Array) -> Array:
         """Mixed radix digits of residues (K, ...)."""
         out = np.ascontiguousarray(x).copy()
-        compiled.digits(out.reshape(len(out), -1), self._p, self._inverses)
+        kernels.digits(out.reshape(len(out), -1), self._p, self._inverses)
         return out
 
     def wrapped(self, digits: Array) -> Array:
@@ -151,7 +187,7 @@ class Base:
         out = np.empty(digits.shape[1:], np.int64)
         top = (self.primes[-1] + 1) // 2 if centred else 1 << 62
         weights = np.array([w % q for w in self.weights], np.int64)
-        compiled.digits_to(digits.reshape(len(digits), -1), weights, top, q, out.reshape(-1))
+        kernels.digits_to(digits.reshape(len(digits), -1), weights, top, q, out.reshape(-1))
         return out
 
     def fraction(self, x: Array, q: tuple[int, ...]) -> tuple[Array, Any]:
@@ -162,16 +198,20 @@ class Base:
         whole = np.array([[self.modulus // p % k if k else self.modulus // p for k in self._p.tolist()] for p in q], np.int64)
         flat = np.ascontiguousarray(x).reshape(len(q), -1)
         out, frac = np.zeros((len(self._p), flat.shape[1]), np.int64), np.empty(flat.shape[1])
-        compiled.fraction(flat, np.array(q, np.int64), unit, rest, whole, self._p, out, frac)
+        kernels.fraction(flat, np.array(q, np.int64), unit, rest, whole, self._p, out, frac)
         return out.reshape(-1, *x.shape[1:]), frac.reshape(x.shape[1:])
 
     def scale(self, x: Array, q: tuple[int, ...]) -> tuple[list[Array], Any]:
-        """floor(Q x / P) modulo each of q for x (K, ...) modulo P, and the fractions that were cut off."""
+        """floor(Q x / P) modulo each of q, and what was cut off, for x (K, ...) modulo P; K = 1 for a power of two up to 2^62."""
         big = math.prod(q)
-        rest = np.stack([times(row, np.int64(big % p), p) for row, p in zip(x, self.primes, strict=True)])
+        if not self.primes:
+            word = np.int64(((big + (1 << 63)) % (1 << 64)) - (1 << 63))
+            cut = x[0] * word & (self.modulus - 1)
+            return [scaled(reduced(cut, p), -pow(self.modulus, -1, p), p) for p in q], cut / self.modulus
+        rest = np.stack([scaled(row, big, p) for row, p in zip(x, self.primes, strict=True)])
         found = self.digits(rest)
         cut = np.asarray(sum(d * (w / self.modulus) for d, w in zip(found, self.weights[:-1], strict=True)))
-        return [times(self.lift(found, p, False), np.int64(-pow(self.modulus, -1, p) % p), p) for p in q], cut
+        return [scaled(self.lift(found, p, False), -pow(self.modulus, -1, p), p) for p in q], cut
 
 
 def drop(x: list[Array], q: tuple[int, ...], keep: int) -> list[Array]:
@@ -180,5 +220,5 @@ def drop(x: list[Array], q: tuple[int, ...], keep: int) -> list[Array]:
     while len(x) > keep:
         last, p = x.pop(), q[len(x)]
         last = last - (last > p // 2) * np.int64(p)
-        x = [times(reduced(row - last, r), np.int64(pow(p, -1, r)), r) for row, r in zip(x, q, strict=False)]
+        x = [scaled(reduced(row - last, r), pow(p, -1, r), r) for row, r in zip(x, q, strict=False)]
     return x

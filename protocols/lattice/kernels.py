@@ -6,23 +6,14 @@ difference is right modulo 2^64. All control flow depends on sizes alone, but fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
+from protocols.compiled import compiled
+
 WIDEST_PRIME = 49
 """Bits."""
-
-
-def compiled(function: F) -> F:
-    """Compiles at the first call, and keeps the machine code on disk where there is a place for it."""
-    try:
-        return cast(F, numba.njit(cache=True)(function))
-    except RuntimeError:  # no writable place
-        return cast(F, numba.njit(function))
 
 
 @compiled
@@ -89,14 +80,6 @@ def backward(x: Any, roots: Any, quotients: Any, p: Any, first: Any, last: Any, 
             m //= 2
         for j in range(n):
             x[row, j] = multiply(x[row, j], scale, p, inverse)
-
-
-@compiled
-def elementwise(x: Any, y: Any, p: Any, out: Any) -> None:
-    """out = x * y for rows of residues."""
-    inverse = 1.0 / p
-    for i in range(x.size):
-        out[i] = multiply(x[i], y[i], p, inverse)
 
 
 @compiled
@@ -223,6 +206,46 @@ def accept(words: Any, mask: Any, q: Any, out: Any, at: Any) -> Any:
             out[at] = value
             at += 1
     return at
+
+
+@compiled
+def accept_all(words: Any, ends: Any, masks: Any, primes: Any, out: Any) -> Any:
+    """`accept` for several primes, prime i from the words before ends[i]; those whose words did not suffice."""
+    short = np.zeros(primes.size, np.int64)
+    count, start = 0, 0
+    for i in range(primes.size):
+        at, q, mask, row = 0, primes[i], masks[i], out[i]
+        for j in range(start, ends[i]):
+            value = np.int64(words[j]) & mask
+            if value < q:
+                row[at] = value
+                at += 1
+                if at == row.size:
+                    break
+        start = ends[i]
+        if at < row.size:
+            short[count] = i
+            count += 1
+    return short[:count]
+
+
+@compiled
+def spread(x: Any, y: Any, p: Any, out: Any) -> None:
+    """out[i, k] = x[i] * y[k] for rows of residues: (r, n), (k, n), (r, k, n)."""
+    inverse = 1.0 / p
+    for i in range(x.shape[0]):
+        for k in range(y.shape[0]):
+            left, right, found = x[i], y[k], out[i, k]
+            for j in range(left.size):
+                found[j] = multiply(left[j], right[j], p, inverse)
+
+
+@compiled
+def scaled(x: Any, factor: Any, p: Any, out: Any) -> None:
+    """out = x * factor."""
+    inverse = 1.0 / p
+    for i in range(x.size):
+        out[i] = multiply(x[i], factor, p, inverse)
 
 
 @compiled

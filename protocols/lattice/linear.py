@@ -1,0 +1,154 @@
+"""Shares of products with a server's matrix that the client holds encrypted, and of single rows of it.
+
+Source: Nimbus (arXiv 2411.15707), with an encryption of zero and a flood on every answer, without which c1 = sum r_i a_i could be solved
+for r. Steps: C sums r_i times the rows' ciphertexts, adds an encryption of zero under S's public keys and a flood, rounds, and sends c1
+and a few bits of the used coefficients of c0, of which the upper part is a fresh public seed's stream; C's share is what makes that true.
+S decrypts. One message C -> S: w bits for each of N coefficients, 5 for each output. Plaintexts are in Z_2^bits: nothing to convert.
+Learns: C ciphertexts (RLWE), S answers that are a flood away from fresh encryptions of its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.correlations import Role
+from protocols.lattice import noise
+from protocols.lattice.ciphertext import flooded, seed_item, seed_of, transformed
+from protocols.lattice.noise import Array
+from protocols.lattice.rings import Base, primes_below, reduced, times
+from protocols.lattice.rings import field as field_of
+from protocols.lattice.weights import PUBLIC_KEY, EncryptedWeight, Form, WeightKeys, polynomials
+from protocols.prg import Prg, Stream, new_seed
+from protocols.ring import blank, known, reduce, signed
+from protocols.rounds import Item, Protocol_
+
+Sums = Callable[[slice], tuple[list[Array], list[Array]]]
+
+TERMS = 256
+"""Rows whose products with centred scalars float64 sums exactly: 2^23 2^22 2^8 = 2^53."""
+HELD = 1 << 24
+"""Elements of a block of answers, about."""
+
+
+def _times(scalars: Array, matrix: Any, total: Array, p: int) -> None:
+    """total += scalars (n, k) @ matrix (k, c) modulo p, exactly; scalars centred, |.| < p / 2, k at most TERMS, p below 2^23."""
+    found = torch.from_numpy(scalars.astype(np.float64)) @ torch.from_numpy(matrix.astype(np.float64))
+    total += found.numpy().astype(np.int64)
+
+
+def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[list[Array], list[Array]]:
+    """Sums of scalars (n, inner) times the rows: c1 (n, N) as values, c0 (n, outer) as coefficients, for each prime."""
+    scalars = all_scalars[rows]
+    form, ring, n = held.form, held.form.budget, len(scalars)
+    first = [np.zeros((n, ring.degree), np.int64) for _ in ring.primes]
+    second = [np.zeros((n, form.outer), np.int64) for _ in ring.primes]
+    for start in range(0, form.inner, TERMS):
+        part = slice(start, min(form.inner, start + TERMS))
+        a = polynomials(held.seed, start, part.stop - start, ring)
+        for i, p in enumerate(ring.primes):
+            centred = reduced(scalars[:, part], p)
+            centred -= (centred > p // 2) * np.int64(p)
+            _times(centred, a[i], first[i], p)
+            _times(centred, held.rows[i][part], second[i], p)
+        del a
+    return [reduced(x, p) for x, p in zip(first, ring.primes, strict=True)], [
+        reduced(x, p) for x, p in zip(second, ring.primes, strict=True)
+    ]
+
+
+def _taken(held: EncryptedWeight, all_ids: Array, rows: slice) -> tuple[list[Array], list[Array]]:
+    """The rows of these numbers, in the same form."""
+    ring = held.form.budget
+    ids = all_ids[rows]
+    found = [polynomials(held.seed, int(k), 1, ring) for k in ids]
+    first = [np.concatenate([each[i] for each in found]) for i in range(len(ring.primes))]
+    return first, [rows_[ids].astype(np.int64) for rows_ in held.rows]
+
+
+def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stream: Stream, tops: Stream) -> tuple[Array, ...]:
+    """Upper and lower limbs of c1 (n, N), low bits of c0 (n, outer), and C's shares (n, outer)."""
+    form, ring, n = held.form, held.form.budget, len(first[0])
+    upper, lower = form.limbs
+    a = polynomials(held.seed, PUBLIC_KEY, 1, ring)
+    u = transformed(noise.ternary(stream, n * ring.degree).reshape(n, ring.degree), ring)
+    error = noise.errors(stream, n * ring.degree).reshape(n, ring.degree)
+    flood = flooded((n, form.outer), ring, stream)
+    c0, c1 = [], []
+    for i, p in enumerate(ring.primes):
+        transform = field_of(p, ring.degree)
+        c1.append(reduced(transform.backward(reduced(first[i] + times(u[i], a[i], p)[:, 0], p)) + error, p))
+        key = transform.forward(held.public[i].astype(np.int64))  # (blocks, N)
+        zero = transform.backward(times(u[i], key, p)).reshape(n, -1)[:, : form.outer]
+        c0.append(reduced(second[i] + zero + flood[i], p))
+    (high,), frac = Base((), upper).fraction(np.stack(c1), ring.primes)
+    low = (frac * (1 << lower) + 0.5).astype(np.int64)
+    high, low = (high + (low >> lower)) & ((1 << upper) - 1), low & ((1 << lower) - 1)
+    (whole,), below = Base((), form.bits).fraction(np.stack(c0), ring.primes)
+    top = tops.uniform((n, form.outer), form.bits).numpy()
+    return high, low, (below * (1 << ring.low_bits)).astype(np.int64), whole - top
+
+
+def _decrypt(keys: WeightKeys, form: Form, high: Array, low: Array, bits: Array, tops: Stream) -> Array:
+    """S's shares (n, outer)."""
+    ring, n = form.budget, len(high)
+    _, lower = form.limbs
+    (p,) = primes_below(48, 2 * ring.degree, 1)
+    transform = field_of(p, ring.degree)
+    secrets = transform.forward(reduced(keys.secrets(form), p))
+    products = []
+    for limb in (high, low):
+        found = transform.backward(times(transform.forward(limb.copy()), secrets, p)).reshape(n, -1)[:, : form.outer]
+        products.append(np.where(found > p // 2, found - p, found))
+    spare = form.spare
+    whole = (products[0] << (lower - spare)) + (products[1] >> spare)
+    below = (products[1] & ((1 << spare) - 1)) * 2.0**-spare
+    carry = (below + (bits + 0.5) * 2.0**-ring.low_bits + 0.5).astype(np.int64)
+    return np.asarray(whole + carry + tops.uniform((n, form.outer), form.bits).numpy())
+
+
+def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int, sums: Sums | None) -> Protocol_[Tensor]:
+    """The message and what both make of it; `sums` gives C the sums of some of `count` answers, and is None where they are not known."""
+    ring = form.budget
+    upper, lower = form.limbs
+    shapes = ((count, ring.degree), (count, ring.degree), (count, form.outer))
+    values: list[Tensor] = [blank(*shape) for shape in shapes]
+    seed, share = None, blank(count, form.outer)
+    if isinstance(held, EncryptedWeight) and sums is not None:
+        seed, stream, found = new_seed(), noise.fresh(), []
+        tops, size = Prg(seed).stream(0), max(1, HELD // (len(ring.primes) * ring.degree))
+        for start in range(0, count, size):
+            found.append(_answer(held, *sums(slice(start, min(count, start + size))), stream, tops))
+        *values, share = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
+    widths = (upper, lower, ring.low_bits)
+    items = [seed_item(Role.CLIENT, seed), *(Item(v, w, from_server=False) for v, w in zip(values, widths, strict=True))]
+    received = yield items
+    if isinstance(held, WeightKeys):
+        high, low, rest = (value.numpy() for value in received[1:])
+        tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, HELD // ring.degree), []
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            shares.append(_decrypt(held, form, high[part], low[part], rest[part], tops))
+        share = torch.from_numpy(np.concatenate(shares))
+    return reduce(share, form.bits)
+
+
+def linear(held: EncryptedWeight | WeightKeys | None, form: Form, r: Tensor) -> Protocol_[Tensor]:
+    """Shares of -(r W) modulo 2^bits, (n, outer): r (n, inner) at C, any representatives; S passes a blank. See the module's text."""
+    sums = None
+    if isinstance(held, EncryptedWeight) and known(r):
+        sums = partial(_combined, held, signed(reduce(-r, form.bits), form.bits).numpy())
+    return (yield from _exchange(held, form, r.shape[0], sums))
+
+
+def lookup(held: EncryptedWeight | WeightKeys | None, form: Form, ids: Tensor) -> Protocol_[Tensor]:
+    """Shares of the rows of these numbers modulo 2^bits, (n, outer): ids (n,) at C, a blank at S."""
+    sums = None
+    if isinstance(held, EncryptedWeight) and known(ids):
+        sums = partial(_taken, held, ids.numpy())
+    return (yield from _exchange(held, form, ids.shape[0], sums))

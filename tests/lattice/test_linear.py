@@ -1,0 +1,210 @@
+"""Products with an encrypted weight and rows of an encrypted table, against integers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from protocols.correlations import Role
+from protocols.errors import ConfigError, CorrelationError, TransportError
+from protocols.lattice import noise
+from protocols.lattice.lattice import Lattice
+from protocols.lattice.parameters import VARIANCE, limit, zero_rms
+from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, encrypted_size, forms
+from protocols.linear import LinearMask, Weight
+from protocols.ring import blank
+from tests.lattice.two_ends import ROLES, Clear, Run, drawn, run, trace
+
+S, C = ROLES
+KEYS = LatticeKeys()
+
+
+def sealed(form: Form, matrix: Tensor) -> EncryptedWeight:
+    return EncryptedWeight.read(form, encrypt_weight(KEYS, form, matrix))
+
+
+def product(held: EncryptedWeight, r: Tensor) -> Run:
+    form = held.form
+
+    def make(role: Role) -> Any:
+        own = (WeightKeys(KEYS, form.name), blank(*r.shape)) if role is S else (held, r)
+        return Lattice(role, Clear(role)).linear(*own, form.outer, form.bits, transposed=form.transposed)
+
+    return run(make)
+
+
+def rows(held: EncryptedWeight, ids: Tensor) -> Run:
+    form = held.form
+
+    def make(role: Role) -> Any:
+        own = (WeightKeys(KEYS, form.name), blank(*ids.shape)) if role is S else (held, ids)
+        return Lattice(role, Clear(role)).lookup(*own, form.outer, form.bits, form.inner)
+
+    return run(make)
+
+
+def total(outcome: Run, bits: int) -> Tensor:
+    return (outcome.results[S] + outcome.results[C]) & ((1 << bits) - 1)
+
+
+def negative(r: Tensor, matrix: Tensor, bits: int) -> Tensor:
+    found = -np.matmul(r.numpy().astype(object), matrix.numpy().astype(object)) % (1 << bits)
+    return torch.from_numpy(found.astype(np.int64))
+
+
+CASES = [
+    (2, 24, 40, False),
+    (28, 24, 40, True),
+    (33, 1, 1, False),
+    (56, 24, 40, True),
+    (59, 24, 40, False),
+    (33, 300, 3, False),
+    (56, 5, 8200, False),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_products_are_exact(case: tuple[int, int, int, bool]) -> None:
+    bits, *shape, transposed = case
+    generator = np.random.default_rng(bits)
+    weight = Weight("w", tuple(shape), bits, 10)
+    matrix = drawn(generator, weight.shape, bits)
+    held = sealed(Form.of(weight, transposed), matrix)
+    r = drawn(generator, (2, 2, held.form.inner), bits)
+    assert torch.equal(total(product(held, r), bits), negative(r, matrix.T if transposed else matrix, bits))
+
+
+@pytest.mark.parametrize(
+    "entry", [(0, 0), (1, 1 << 55), (1 << 55, 1 << 55), ((1 << 55) - 1, (1 << 56) - 1), ((1 << 56) - 1, (1 << 55) + 1)]
+)
+def test_extreme_entries_are_exact(entry: tuple[int, int]) -> None:
+    held = sealed(Form("w", 96, 8, 56), torch.full((96, 8), entry[0]))
+    r = torch.full((3, 96), entry[1])
+    assert torch.equal(total(product(held, r), 56), negative(r, torch.full((96, 8), entry[0]), 56))
+
+
+@pytest.mark.parametrize("bits", [12, 28])
+def test_rows_of_a_table_are_exact(bits: int) -> None:
+    generator = np.random.default_rng(bits)
+    table = drawn(generator, (70, 33), bits)
+    held = sealed(Form("t", 70, 33, bits, False, True), table)
+    ids = torch.tensor([0, 69, 5, 5, 31])
+    outcome = rows(held, ids)
+    assert torch.equal(total(outcome, bits), table[ids])
+    assert outcome.sent[S] == 0 and not torch.equal(outcome.results[S][2], outcome.results[S][3]), "the same row is another share"
+
+
+def test_a_prediction_is_what_is_counted() -> None:
+    form, table = Form("w", 12, 20, 40), Form("t", 9, 20, 28, False, True)
+    held = sealed(form, torch.ones((12, 20), dtype=torch.int64)), sealed(table, torch.ones((9, 20), dtype=torch.int64))
+    for role in ROLES:
+        lattice = Lattice(role, Clear(role), True)
+        counted = product(held[0], torch.zeros((7, 12), dtype=torch.int64))
+        sent, rounds, shape = trace(lattice.linear(None, blank(7, 12), 20, 40))
+        assert (sent, rounds) == (counted.sent, counted.rounds) == (sent, 1) and shape.shape == (7, 20)
+        counted = rows(held[1], torch.zeros(3, dtype=torch.int64))
+        sent, rounds, shape = trace(lattice.lookup(None, blank(3), 20, 28, 9))
+        assert (sent, rounds) == (counted.sent, counted.rounds) and shape.shape == (3, 20)
+
+
+def test_encryption_is_the_same_each_time_and_keys_are_kept() -> None:
+    form, matrix = Form("w", 130, 40, 36), drawn(np.random.default_rng(1), (130, 40), 36)
+    parts = list(encrypt_weight(KEYS, form, matrix))
+    again = list(encrypt_weight(LatticeKeys.from_bytes(KEYS.to_bytes()), form, matrix))
+    assert parts == again and [len(part) for part in parts] == list(form.part_sizes()) and len(parts) > 1
+    assert sum(map(len, parts)) == encrypted_size(form)
+    assert parts[0] != next(encrypt_weight(LatticeKeys(), form, matrix))
+    assert max(map(len, parts[1:])) <= 1 << 22
+    with pytest.raises(ConfigError, match="another size"):
+        LatticeKeys.from_bytes(b"short")
+
+
+def test_parts_that_are_not_what_the_form_says_are_refused() -> None:
+    form, matrix = Form("w", 4, 40, 36), torch.zeros((4, 40), dtype=torch.int64)
+    parts = list(encrypt_weight(KEYS, form, matrix))
+    for wrong, text in (
+        (parts[:1], "0 bytes in place of"),
+        ([*parts, b""], "too many"),
+        ([parts[0], parts[1][:-1]], "bytes in place of"),
+        ([parts[0], b"\xff" * len(parts[1])], "out of range"),
+        ([parts[0][:16] + b"\xff" * (len(parts[0]) - 16), parts[1]], "out of range"),
+    ):
+        with pytest.raises(TransportError, match=text):
+            EncryptedWeight.read(form, wrong)
+
+
+def test_another_form_than_is_kept_is_refused() -> None:
+    held = sealed(Form("w", 4, 40, 36), torch.zeros((4, 40), dtype=torch.int64))
+    with pytest.raises(CorrelationError, match="another form"):
+        next(Lattice(C, Clear(C)).linear({held.form: held}, torch.zeros((1, 4), dtype=torch.int64), 40, 35))
+    with pytest.raises(ConfigError, match="no ring"):
+        _ = Form("w", 4, 40, 64).budget
+
+
+def test_forms_of_kinds_are_each_told_once() -> None:
+    kinds = [
+        LinearMask("a", (3, 8), 5, 40),
+        LinearMask("a", (9, 8), 5, 40),
+        LinearMask("a", (9, 5), 8, 36, 0, 1),
+        LinearMask("scale", (9, 5), 5, 36, 1),
+    ]
+    assert forms(kinds) == [Form("a", 8, 5, 40), Form("a", 5, 8, 36, True)]
+
+
+def test_rings_stay_within_the_standard_and_keep_a_margin() -> None:
+    for bits in (4, 28, 40, 56, 59):
+        for inner in (1, 768, 50257):
+            for chosen in (False, True):
+                form = Form("w", inner, 10, bits, False, chosen)
+                ring = form.budget
+                scalars = 1.0 if chosen else inner * 2.0 ** (2 * bits - 2)
+                rms = math.sqrt((VARIANCE + 0.25) * scalars + zero_rms(ring.degree) ** 2)
+                assert math.log2(math.prod(ring.primes)) <= limit(ring.degree) and max(ring.primes) < 1 << 23
+                assert ring.margin(1 << bits, rms) > 0 and ring.flood_half >= 2**64 * rms
+                assert form.spare >= 9 and max(form.limbs) <= 34
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = Form("w", 64, 16, 33)
+    monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
+    factor = 1
+
+    def flood(stream: Any, count: int, top: int, low: int) -> tuple[Any, ...]:
+        largest = (top * factor << low) - 1 if sign > 0 else (top << low) // 2 - (top * factor << low) // 2
+        return tuple(np.full(count, (largest >> 32 * i) & 0xFFFFFFFF if i < 5 else largest >> 160) for i in range(6))
+
+    monkeypatch.setattr(noise, "flood", flood)
+    generator = np.random.default_rng(9)
+    matrix = drawn(generator, (64, 16), 33)
+    held = sealed(form, matrix)
+    r = torch.full((4, 64), 1 << 32)
+    assert torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
+    factor = 32
+    assert not torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
+
+
+def many(rounds: int) -> int:
+    generator, count = np.random.default_rng(4), 0
+    matrix = drawn(generator, (8, 8192), 30)
+    held = sealed(Form("w", 8, 8192, 30), matrix)
+    for _ in range(rounds):
+        r = drawn(generator, (128, 8), 30)
+        found = total(product(held, r), 30)
+        assert torch.equal(found, -(r @ matrix) & ((1 << 30) - 1))
+        count += found.numel()
+    return count
+
+
+def test_a_million_outputs_without_a_wrong_one() -> None:
+    assert many(1) >= 10**6
+
+
+@pytest.mark.slow
+def test_a_hundred_million_outputs_without_a_wrong_one() -> None:
+    assert many(96) >= 10**8

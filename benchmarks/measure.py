@@ -8,14 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from benchmarks import machine
 from benchmarks.backends import backend
 from benchmarks.backends.base import Sample
 from benchmarks.links import link_of
 from benchmarks.networks import SHIPPED, Network, made, model_id, opened
-from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Seconds, Setting, Socket, median, totals_of
+from benchmarks.schema import Absent, Goal, Link, Measure, Predicted, Result, Row, Setting, Socket, median, totals_of
 
 
 class Run:
@@ -82,12 +80,6 @@ class Run:
             absent=tuple(self.absent),
             notes=tuple(self.notes),
         )
-
-    @staticmethod
-    def remade(result: Result, rows: Sequence[Row]) -> Result:
-        """The result with other rows, and the totals that follow; the sockets' counters are left out."""
-        seconds: Seconds = {(total.setting, total.phase): total.samples for total in result.totals}
-        return replace(result, rows=tuple(rows), totals=tuple(totals_of(rows, seconds)), sockets=())
 
 
 def take(run: Run, network: Network, seq: int, name: str, used: Any, link: Link = Link()) -> None:  # noqa: B008

@@ -121,10 +121,6 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
         """The node of this name; KeyError if there is none."""
         return self._modules[name]
 
-    def consumers(self, name: str) -> tuple[str, ...]:
-        """The nodes that read the value `name`, each once."""
-        return tuple(reader for reader, inputs in self._graph.items() if name in inputs)
-
     def append(self, node: Any, inputs: Sequence[str]) -> str:
         """Add `node` under its own name, reading `inputs`; return the name of its output, which is the node's."""
         self.add_module(node.name, node, list(inputs))

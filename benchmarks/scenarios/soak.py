@@ -24,7 +24,6 @@ from privinf.transport.keys import init_keys
 from protocols.errors import TransportError
 
 PROMPTS, PROMPT, REPLY, TURN, SECOND = 6, 12, 6, 4, 3
-AT_A_TIME = 6
 TIMEOUT_S = 20.0
 """Of the parties: how long a silent or dawdling peer is waited for."""
 HANGS_S = 90.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import msgspec
 
-from privinf.graph.node import Node
+from privinf.graph.node import Node, Shape, broadcast
 from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, Shown, bits_for
 from privinf.graph.private import PrivinfTensor
 from protocols.opening import open_masked
@@ -31,6 +32,20 @@ class Numbered(Node):
         """The number."""
 
         constant: float
+
+
+class OfTwo(Node):
+    """A node of two values whose shapes broadcast; `floats` is stock CrypTen's node for it, which is among its classes too."""
+
+    arity = 2
+    rowwise = True
+    floats: ClassVar[Any]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return broadcast(self, *shapes)
+
+    def generic(self, x: Any, *others: Any) -> Any:
+        return self.floats.forward(self, (x, *others))
 
 
 class Product(Node):

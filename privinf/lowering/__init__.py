@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["Info", "Lowered", "convert", "load", "lower"]
 
 _HOMES = {
-    "Info": ("privinf.graph.info", "Info"),
-    "Lowered": ("privinf.lowering.lowered", "Lowered"),
-    "convert": ("privinf.lowering.from_checkpoint", "convert"),
-    "load": ("privinf.lowering.lowered", "load"),
-    "lower": ("privinf.lowering.export", "lower"),
+    "Info": "privinf.graph.info",
+    "Lowered": "privinf.lowering.lowered",
+    "convert": "privinf.lowering.from_checkpoint",
+    "load": "privinf.lowering.lowered",
+    "lower": "privinf.lowering.export",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_HOMES[name]), name)

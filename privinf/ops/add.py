@@ -6,24 +6,17 @@ from typing import Any
 
 from privinf.crypten_adapter import stock
 from privinf.graph.builder import Builder, Wire, as_wire, aten, rule, times
-from privinf.graph.node import Node, Shape, broadcast
+from privinf.graph.kinds import OfTwo
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.bias import shift
 from privinf.ops.scale import scale
 
 
-class Add(Node, stock.Add):  # type: ignore[misc]
+class Add(OfTwo, stock.Add):  # type: ignore[misc]
     """x + y, two private values whose shapes broadcast."""
 
     op = "add"
-    arity = 2
-    rowwise = True
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        return broadcast(self, *shapes)
-
-    def generic(self, x: Any, *others: Any) -> Any:
-        return stock.Add.forward(self, (x, *others))
+    floats = stock.Add
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
         return x.with_shares(x.shares + others[0].shares)

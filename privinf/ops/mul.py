@@ -6,8 +6,7 @@ from typing import Any
 
 from privinf.crypten_adapter import stock
 from privinf.graph.builder import Builder, Wire, as_wire, aten, rule
-from privinf.graph.kinds import Product
-from privinf.graph.node import Shape, broadcast
+from privinf.graph.kinds import OfTwo, Product
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.scale import scale
 from protocols.party import Protocol_
@@ -15,18 +14,11 @@ from protocols.product import multiply
 from protocols.shares import Shares
 
 
-class Mul(Product, stock.Mul):  # type: ignore[misc]
+class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
     """Elementwise x y, two private values whose shapes broadcast; x may be y."""
 
     op = "mul"
-    arity = 2
-    rowwise = True
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        return broadcast(self, *shapes)
-
-    def generic(self, x: Any, *others: Any) -> Any:
-        return stock.Mul.forward(self, (x, *others))
+    floats = stock.Mul
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         one, other = yield from self.opened(x, others[0])

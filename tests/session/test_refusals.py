@@ -21,20 +21,7 @@ from privinf.transport import Connection, FrameKind, dial, load_credentials
 from privinf.transport.failure import Failure
 from privinf.transport.frames import ERROR_LIMIT, pack_header
 from protocols import errors
-from protocols.errors import (
-    KINDS,
-    Code,
-    ConfigError,
-    HandshakeError,
-    Heard,
-    PeerUnreachableError,
-    PrivinfError,
-    ProtocolDesync,
-    RangeError,
-    RefusedError,
-    TransportError,
-    kind_of,
-)
+from protocols.errors import KINDS, Code, Heard, PrivinfError, kind_of
 from tests.support.tls_pair import connected, inject, keys_dir, outcome, pool
 
 __all__ = ["keys_dir", "pool"]
@@ -132,10 +119,10 @@ def test_a_failure_where_it_is_found(code: Code) -> None:
 def test_a_failure_from_a_service_to_its_peer(keys_dir: Path, server: Refuser, code: Code, established: bool) -> None:
     server.error, server.third = KINDS[code]("no room for you", code=code, retry_after=7), ""
     error = told(keys_dir, server, established=established)
-    if KINDS[code] in (ConfigError, RangeError):  # nobody's business but ours
+    if KINDS[code] in (errors.ConfigError, errors.RangeError):  # nobody's business but ours
         assert "the peer ended the session" in str(error) and error.code in (Code.OPENING, Code.TRANSPORT)
         return
-    verb = "gave up" if established and KINDS[code] is not RefusedError else "refused"
+    verb = "gave up" if established and KINDS[code] is not errors.RefusedError else "refused"
     assert error.message == f"the peer {verb}: no room for you" and error.reason == "no room for you"
     assert (error.code, error.again(3), error.heard) == (code, 7, Heard.SESSION if established else Heard.OPENING)
     assert error.fault == error.peer == f"server {server.address}" and error.party == "client"
@@ -148,7 +135,12 @@ def test_a_failure_from_a_service_to_its_peer(keys_dir: Path, server: Refuser, c
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(C.FULL, RefusedError), (C.DESYNC, ProtocolDesync), (C.CORRELATION, TransportError), (C.STOPPING, TransportError)],
+    [
+        (C.FULL, errors.RefusedError),
+        (C.DESYNC, errors.ProtocolDesync),
+        (C.CORRELATION, errors.TransportError),
+        (C.STOPPING, errors.TransportError),
+    ],
 )
 def test_a_reason_that_is_relayed_is_told_once_and_says_whose(
     keys_dir: Path, server: Refuser, dealer: Dealer, code: Code, kind: type[PrivinfError]
@@ -156,7 +148,7 @@ def test_a_reason_that_is_relayed_is_told_once_and_says_whose(
     dealer.error, dealer.established = KINDS[code]("no room for you", code=code, retry_after=9), False
     server.third = dealer.address
     error = told(keys_dir, server, established=True)
-    verb = "refused" if kind is RefusedError else "gave up"
+    verb = "refused" if kind is errors.RefusedError else "gave up"
     assert type(error) is kind and error.message == f"the peer {verb}: no room for you"
     assert (error.code, error.again(3)) == (code, 9)
     assert error.fault == f"dealer {dealer.address}" and error.peer == f"server {server.address}"
@@ -169,10 +161,10 @@ def test_a_fault_of_ours_is_told_as_that_and_no_more(keys_dir: Path, server: Ref
 
 
 def test_a_refusal_for_now() -> None:
-    at_once, later = (RefusedError.for_now("full", Code.FULL, after=after) for after in (0, 8))
+    at_once, later = (errors.RefusedError.for_now("full", Code.FULL, after=after) for after in (0, 8))
     assert (at_once.message, at_once.again(5)) == ("full; come again later", 5)
     assert (later.message, later.again(5)) == ("full; come again later, in 8 s", 8)
-    assert RefusedError("never").again(5) is None
+    assert errors.RefusedError("never").again(5) is None
     assert as_api_error(at_once).retry_after == RETRY_S
 
 
@@ -211,7 +203,7 @@ def test_errors_that_cannot_be_read(keys_dir: Path, pool: ThreadPoolExecutor, es
         with connected(keys_dir, pool, established=established) as pair:
             inject(pair.server, pack_header(len(body), FrameKind.ERROR, 0, 0, 0) + body)
             error = outcome(pair.client.receive)
-            assert type(error) is (TransportError if established else HandshakeError)
+            assert type(error) is (errors.TransportError if established else errors.HandshakeError)
             assert error.code is Code.OTHER and error.reason == "no reason given" and error.again(3) is None
 
 
@@ -232,7 +224,7 @@ def test_errors_that_say_more_than_they_may(keys_dir: Path, pool: ThreadPoolExec
             assert "no [31m room for you" in error.reason and len(error.message) < 530 and len(error.fault) < 201
             assert error.fault.isprintable() and not error.remedy and not error.layer and error.party == "client"
             assert error.peer == f"server {pair.client.peer_name}" and error.heard is (Heard.SESSION if established else Heard.OPENING)
-            expected = RefusedError if number == 0 else TransportError if established else HandshakeError
+            expected = errors.RefusedError if number == 0 else errors.TransportError if established else errors.HandshakeError
             assert type(error) is expected and (error.code is Code.OTHER) == (number == 1)
             assert end_of(error) == ((3, 429) if number == 0 else (4 if established else 3, 502))
 
@@ -265,7 +257,7 @@ def test_what_we_say_is_short_enough_and_can_be_read(failure: Failure, more: int
 
 
 def test_a_time_beyond_bounds_is_told_as_the_bound() -> None:
-    said = Failure.from_peer(Failure.of(RefusedError("budget", retry_after=1 << 50)).for_peer())
+    said = Failure.from_peer(Failure.of(errors.RefusedError("budget", retry_after=1 << 50)).for_peer())
     assert said.text == "budget" and said.retry == 1 << 31
 
 
@@ -327,4 +319,6 @@ def test_an_error_is_raised_with_a_code_of_its_class() -> None:
 
 
 def test_peers_that_cannot_be_reached_are_that_only_before_a_session() -> None:
-    assert kind_of(Code.ABSENT, Heard.OPENING) is PeerUnreachableError and kind_of(Code.ABSENT, Heard.SESSION) is TransportError
+    assert (
+        kind_of(Code.ABSENT, Heard.OPENING) is errors.PeerUnreachableError and kind_of(Code.ABSENT, Heard.SESSION) is errors.TransportError
+    )

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from protocols.comparison import BitMask, CompareMask, compare, cost_compare
-from protocols.correlations import Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
+from protocols.correlations import Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
-from protocols.maximum import UpperMask
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
@@ -87,9 +86,9 @@ FORMS: dict[str, Callable[[Decimal], Decimal]] = {"tanh": _tanh_form, "erf": _er
 
 @lru_cache
 def pieces(form: str, frac: int) -> Tensor:
-    """(2, 2^INDEX_BITS): constant (frac + 12 fraction bits) and slope (12) of the line for index i, good on (i - 1, i + 1) / 2^PIECE.
+    """(2, 2^INDEX_BITS): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^PIECE.
 
-    The chord's slope, and the constant between the largest and the smallest gap, so that the error is about even. In
+    The chord's slope, and the value between the largest and the smallest gap, so that the error is about even. In
     decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
     """
     function, count = FORMS[form], 1 << INDEX_BITS
@@ -101,16 +100,16 @@ def pieces(form: str, frac: int) -> Tensor:
             at = i - count if i >= count // 2 else i
             slope[i] = round((values[2 * at + 2] - values[2 * at - 2]) / (2 * step) * (1 << SLOPE_FRAC))
             gaps = [values[k] - Decimal(slope[i]) / (1 << SLOPE_FRAC) * k * step / 2 for k in range(2 * at - 2, 2 * at + 3)]
-            constant[i] = round((max(gaps) + min(gaps)) / 2 * (1 << (frac + SLOPE_FRAC)))
+            constant[i] = round((max(gaps) + min(gaps)) / 2 * (1 << (frac + SLOPE_FRAC))) + slope[i] * (at << (frac - PIECE))
     return torch.tensor([constant, slope], dtype=torch.int64)
 
 
 class PiecesMask(Kind, frozen=True):
-    """The rotated one-hot of the index's mask, its sign s, and s a, s b, s r, s b r for the masks a, b of both entries and x's mask r."""
+    """The rotated one-hot of r >> shift, its sign s, s b, s l, s (b l - a): masks a, b of both entries, l = r mod 2^shift."""
 
     x: Number
-    index: Number
     shape: Shape
+    shift: Shift
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part((2, *self.shape), PRODUCT_BITS),)
@@ -118,36 +117,37 @@ class PiecesMask(Kind, frozen=True):
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        return Part((*self.shape, _WORDS), 64, xor=True), *(Part(self.shape, PRODUCT_BITS) for _ in range(5))
+        return Part((*self.shape, _WORDS), 64, xor=True), Part((4, *self.shape), PRODUCT_BITS)
 
     def fit(self, shapes: Shapes) -> Fit:
-        fits(shapes.mask(self.x) == shapes.mask(self.index) == self.shape)
+        fits(shapes.mask(self.x) == self.shape)
         count = math.prod(self.shape)
-        return Fit(tuple(part.shape for part in self.shared_parts()), None, 8 * count + hot_held(count, _WORDS))
+        return Fit(tuple(part.shape for part in self.shared_parts()), None, 12 * count + hot_held(count, _WORDS))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         (a, b), r = server[0] + client[0], known.mask(self.x)
-        word, sign = one_hot(known.mask(self.index), shares[0])
-        return (word, sign, sign * a, sign * b, sign * r, sign * b * r), None
+        word, sign = one_hot(r >> self.shift, shares[0])
+        part = r & ((1 << self.shift) - 1)
+        return (word, torch.stack([sign, sign * b, sign * part, sign * (b * part - a)])), None
 
 
 def _line(party: Party, x: Wire, form: str) -> Protocol_[Shares]:
-    """A[i] + B[i] x for the piece i of x, both entries opened under masks, up to a sign that D shares."""
+    """A[i] + B[i] (x - x_i) for the piece i of x, both entries opened under masks, up to a sign that D shares."""
     shift = x.frac - PIECE
-    index = party.take(UpperMask(x.name, x.shape, shift, INDEX_BITS, 0))
-    correlation = party.take(PiecesMask(x.name, index.name, x.shape))
+    correlation = party.take(PiecesMask(x.name, x.shape, shift))
     frac = x.frac + SLOPE_FRAC
     if not known(x.masked):
         yield [Item(blank(2, *x.shape), PRODUCT_BITS)]
         return Shares(x.masked, PRODUCT_BITS, frac)
-    word, sign, sign_a, sign_b, sign_r, sign_br = correlation.shares
+    word, (sign, sign_b, sign_l, sign_ba) = correlation.shares
     table, public = like(pieces(form, x.frac), x.masked), (x.masked >> shift) & ((1 << INDEX_BITS) - 1)
     u = read(word, public, table)
     mine = (u if party.is_server else -u) + correlation.own[0]
     (theirs,) = yield [Item(mine, PRODUCT_BITS)]
-    constant, slope = mine + theirs
-    value = constant * sign - sign_a + x.masked * (slope * sign - sign_b) - slope * sign_r + sign_br
-    return Shares(value, PRODUCT_BITS, frac)
+    entry, slope = mine + theirs
+    # x - x_i = X_l - l exactly, with no wrap: s (A' - a) + s (B' - b) (X_l - l)
+    part = x.masked & ((1 << shift) - 1)
+    return Shares((entry + slope * part) * sign - part * sign_b - slope * sign_l + sign_ba, PRODUCT_BITS, frac)
 
 
 def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
@@ -194,5 +194,5 @@ def cost_gelu(count: int, compare_bits: int, bits: int) -> Declared:
     """Two comparisons under one mask clamp; the line of a piece of 256 is opened, slope and constant; both parts are extended."""
     ring, opened = PRODUCT_BITS, cost_open_masked((count, PRODUCT_BITS))
     clamped = cost_compare(2 * count, compare_bits, masks=count) + dealt((2 * count, ring), (2 * count, ring)) + opened
-    line = dealt((count * _WORDS, 64), *[(count, ring)] * 5) + exchanged((2 * count, ring))
+    line = dealt((count * _WORDS, 64), (4 * count, ring)) + exchanged((2 * count, ring))
     return opened + clamped + line + cost_rescale(count, ring, SLOPE_FRAC, bits).beside(cost_rescale(count, ring, 0, bits))

@@ -12,7 +12,6 @@ from protocols import exponential as exp
 from protocols import reference
 from protocols.activation import PRODUCT_BITS, PiecesMask
 from protocols.correlations import Kind, Mask, Part, Role
-from protocols.maximum import UpperMask
 from protocols.norm import RING, InverseRootMask, SquareMask, centred
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
@@ -53,7 +52,7 @@ def others() -> list[tuple[Kind, ...]]:
         (Mask(shape, 64), SquareMask(1, (9,), 64)),
     ]
     found.append((Mask((COUNT,), RING), Mask((COUNT,), 9), InverseRootMask(1, 2, (COUNT,))))
-    return [*found, (Mask(shape, PRODUCT_BITS), UpperMask(1, shape, 7, 8, 0), PiecesMask(1, 2, shape))]
+    return [*found, *((Mask(shape, PRODUCT_BITS), PiecesMask(1, shape, shift)) for shift in (7, 0, 1, 9))]
 
 
 @pytest.mark.parametrize("edges", [False, True])

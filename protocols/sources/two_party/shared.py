@@ -28,7 +28,6 @@ __all__ = [
     "one_hot",
     "one_hot_of_sum",
     "product",
-    "ripple",
     "select",
     "select_words",
     "sign_value",
@@ -136,12 +135,6 @@ def carry(pair: Pair, x: Tensor, bits: int) -> Protocol_[Secret]:
     """
     assert 0 < bits < 64
     _, out = yield from _added(pair, x, bits)
-    return Secret(out, 1, True)
-
-
-def ripple(pair: Pair, x: Tensor, bits: int) -> Protocol_[Secret]:
-    """`carry` for one AND a bit, whatever their number: for what waits for something as long."""
-    _, out = yield from _ripple(pair, reduce(x, bits), bits)
     return Secret(out, 1, True)
 
 

@@ -11,7 +11,7 @@ from protocols.ring import blank, parity, reduce
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.two_party.making import Made, makes
 from protocols.sources.two_party.pair import Pair, Secret
-from protocols.sources.two_party.shared import one_hot_of_sum, one_sided, ripple, select_words
+from protocols.sources.two_party.shared import carry, one_hot_of_sum, one_sided, select_words
 
 
 @makes(ExpMask)
@@ -20,7 +20,7 @@ def exp_mask(pair: Pair, kind: ExpMask, own: Tensors) -> Protocol_[Made]:
 
     Without a maximum the one-hot times the carry of the low digits besides, which is found beside it. The products keep no more than
     the bits that the online phase reads: what the lower bits of a factor choose is rounded before it is sent, which is right on
-    average. Rounds: 13, or 18. Transfers: 20 for the one-hot, half of them for ANDs, and 42 for the products, of 22 bits at most
+    average. Rounds: 13, or 23. Transfers: 20 for the one-hot, half of them for ANDs, and 42 for the products, of 22 bits at most
     beside a maximum; 1090 bits an element beside the transfers' own. Learns: nothing, either; all that travels is uniform.
     """
     r = pair.mask(kind.x).value
@@ -31,10 +31,10 @@ def exp_mask(pair: Pair, kind: ExpMask, own: Tensors) -> Protocol_[Made]:
         hot = yield from one_hot_of_sum(pair, place_of(r >> LOW), HIGH)
         words = hot.value[None]
     else:
-        hot, carry = yield from parallel(one_hot_of_sum(pair, place_of(r >> LOW), HIGH), ripple(pair, r, LOW))
+        hot, over = yield from parallel(one_hot_of_sum(pair, place_of(r >> LOW), HIGH), carry(pair, r, LOW))
         # entry 0 does not travel: the entries' sum is the carry, since a one-hot's is 1
-        rest = yield from select_words(pair, carry, Secret((hot.value >> 1) & ((1 << 63) - 1), 63, True))
-        second = (rest.value << 1) | (carry.value ^ parity(rest.value))
+        rest = yield from select_words(pair, over, Secret((hot.value >> 1) & ((1 << 63) - 1), 63, True))
+        second = (rest.value << 1) | (over.value ^ parity(rest.value))
         words = torch.stack([hot.value ^ second, second])
     x = r if pair.traced else factor(r, words, server=pair.is_server)
     by_client, by_server = yield from parallel(*(_times(pair, sender, own[0], x, kind.bits) for sender in Role))

@@ -28,7 +28,7 @@ ALARM = re.compile(r"Traceback|internal error|Exception|Error:|Fatal")
 
 
 @dataclass(frozen=True)
-class State:
+class Footprint:
     """What the system says of a process: resident bytes, threads, open files of any kind, and sockets among them."""
 
     rss: int
@@ -37,7 +37,7 @@ class State:
     sockets: int
 
 
-def state_of(pid: int) -> State:
+def state_of(pid: int) -> Footprint:
     """TransportError where the process has ended."""
     base = Path(f"/proc/{pid}")
     try:
@@ -50,7 +50,7 @@ def state_of(pid: int) -> State:
     for name in names:
         with contextlib.suppress(OSError):  # it was closed meanwhile
             sockets += os.readlink(base / "fd" / name).startswith("socket:")
-    return State(rss, threads, len(names), sockets)
+    return Footprint(rss, threads, len(names), sockets)
 
 
 def alarms(text: str) -> list[str]:
@@ -98,7 +98,7 @@ class Verb:
         return self.process.poll() is None
 
     @property
-    def state(self) -> State:
+    def state(self) -> Footprint:
         """As it is now; TransportError where it has ended."""
         if not self.alive:
             raise TransportError(f"the {self.role} has ended; it says: {self.last_words}", party=self.role)
@@ -177,7 +177,7 @@ class Deployment:
                 found[sample.name] = found.get(sample.name, 0.0) + sample.value
         return found
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, Footprint]:
         """Of every process; TransportError where one has ended."""
         return {role: verb.state for role, verb in self.verbs.items()}
 

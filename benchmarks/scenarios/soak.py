@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from benchmarks.callers import clear_prompts, clear_reply, fork_server
-from benchmarks.deployment import Deployment, State, alarms
+from benchmarks.deployment import Deployment, Footprint, alarms
 from benchmarks.measure import Run
 from benchmarks.networks import Network
 from benchmarks.scenarios.serving import growth
@@ -79,10 +79,10 @@ class Level:
     """A quiet moment: seconds since the start, and what the system says of each party."""
 
     at: float
-    states: dict[str, State]
+    states: dict[str, Footprint]
 
 
-def leaks(first: Mapping[str, State], last: Mapping[str, State]) -> list[str]:
+def leaks(first: Mapping[str, Footprint], last: Mapping[str, Footprint]) -> list[str]:
     """Threads, files and sockets of which a party has more than at the start and than its pools hold."""
     found = []
     for role, state in first.items():

@@ -36,7 +36,7 @@ VERBS = {
 
 
 @dataclass
-class State:
+class Invocation:
     """What the verbs tell `main`."""
 
     debug: bool = False
@@ -50,7 +50,7 @@ def _set_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def _set_debug(context: typer.Context, debug: bool) -> bool:
     if debug:
-        context.find_object(State).debug = True  # type: ignore[union-attr]
+        context.find_object(Invocation).debug = True  # type: ignore[union-attr]
         os.environ["PRIVINF_DEBUG"] = "1"  # for the parties that `run` starts
         warnings.simplefilter("default")
         log_to_stderr(debug=True)

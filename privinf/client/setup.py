@@ -15,7 +15,7 @@ from pathlib import Path
 from privinf.files import refusals, sweep, write_private
 from privinf.graph.private import weights_of
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.setup import Item, packed_bytes
+from privinf.lowering.setup import SetupItem, packed_bytes
 from privinf.session.messages import Needs, Welcome
 from privinf.transport.connection import Connection
 from privinf.transport.frames import FrameKind
@@ -66,14 +66,14 @@ class ClientStore:
         """Keeps a bundle, whose digest is the model's id."""
         _write(self.root / "bundles" / model, data)
 
-    def _path(self, model: str, item: Item) -> Path:
+    def _path(self, model: str, item: SetupItem) -> Path:
         return self.root / "setup" / model / f"{item.sha256}.bin"
 
-    def load(self, model: str, name: str, item: Item) -> bytes | None:
+    def load(self, model: str, name: str, item: SetupItem) -> bytes | None:
         """What was kept of the set-up."""
         return self._checked(self._path(model, item), item.sha256, f"the kept set-up of {name}")
 
-    def keep(self, model: str, item: Item, data: memoryview) -> None:
+    def keep(self, model: str, item: SetupItem, data: memoryview) -> None:
         """Keeps a part of the set-up, of which this is the item."""
         _write(self._path(model, item), data)
 
@@ -99,7 +99,7 @@ def receive_bundle(connection: Connection, welcome: Welcome, store: ClientStore,
     return Lowered.from_bundle(bundle)
 
 
-def parts_of(lowered: Lowered, peer: str) -> dict[str, tuple[Weight, Item]]:
+def parts_of(lowered: Lowered, peer: str) -> dict[str, tuple[Weight, SetupItem]]:
     """What set-up consists of; HandshakeError unless the bundle promises just what its graph needs, and no more than is believed."""
     weights, items = {name: weight for name, (weight, _, _) in weights_of(lowered.graph).items()}, lowered.setup.items
     if {name: packed_bytes(weight) for name, weight in weights.items()} != {name: item.size for name, item in items.items()}:
@@ -109,10 +109,10 @@ def parts_of(lowered: Lowered, peer: str) -> dict[str, tuple[Weight, Item]]:
     return {name: (weight, items[name]) for name, weight in weights.items()}
 
 
-def receive_part(connection: Connection, name: str, item: Item, peer: str) -> memoryview:
+def receive_part(connection: Connection, name: str, item: SetupItem, peer: str) -> memoryview:
     """A part of the set-up from the server; HandshakeError if it is not what the model's id stands for."""
     data = connection.receive(item.size)
-    if Item.of(data) != item:
+    if SetupItem.of(data) != item:
         what, remedy = f"what the server sent as {name} is not what its model's id stands for", "nothing of it was kept; ask who runs it"
         raise HandshakeError(what, party="client", peer=peer, remedy=remedy)
     return data

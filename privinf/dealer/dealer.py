@@ -47,7 +47,7 @@ from protocols.sources.dealer import ELEMENT, Dealer
 
 log = logging.getLogger("privinf.dealer")
 MAX_CONTROL = 4 * 2**20
-MOST_AHEAD = 64 * 2**20  # bytes of a pass that are kept before it is asked for; a larger one is dealt then
+MOST_PREFETCHED = 64 * 2**20  # bytes of a pass that are kept before it is asked for; a larger one is dealt then
 
 
 @dataclass
@@ -60,7 +60,7 @@ class _Session:
 
 
 @dataclass
-class _Ahead:
+class _Prefetch:
     """A pass that was dealt before it was asked for; nobody has seen anything of it."""
 
     first: int  # the name of its first correlation
@@ -138,7 +138,7 @@ class DealerService(Service):
 
     def _deal(self, connection: Connection, session: _Session, masks: Callable[[], dict[str, Tensor]], server_seed: bytes) -> None:
         dealer: Dealer | None = None  # made when it is first needed: a query that was prepared needs none
-        ahead: _Ahead | None = None
+        prefetched: _Prefetch | None = None
         while True:
             request = connection.receive_control(Deal | Prefetch | Prefetched | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
@@ -152,14 +152,14 @@ class DealerService(Service):
                 connection.send_control(self._mark(connection, client, request))
                 continue
             if isinstance(request, Prefetched):
-                if ahead is None:
+                if prefetched is None:
                     raise ProtocolDesync("a pass is asked for as prefetched, and none was", party="dealer")
-                self._send(session, client, ahead.head, ahead.payload, ahead.correlations)
-                ahead = None
+                self._send(session, client, prefetched.head, prefetched.payload, prefetched.correlations)
+                prefetched = None
                 continue
-            if ahead is not None and dealer is not None:
-                dealer.rewind(ahead.first)
-                ahead = None
+            if prefetched is not None and dealer is not None:
+                dealer.rewind(prefetched.first)
+                prefetched = None
             if isinstance(request, Reseed):
                 server_seed, session.seed, dealer = new_seed(), new_seed(), None
                 connection.send_control(SessionSeed(server_seed))
@@ -170,10 +170,10 @@ class DealerService(Service):
             head, dealt = self._read(dealer, request)
             payload: Iterable[bytearray] = self._messages(dealt)
             if isinstance(request, Prefetch):
-                if head.size <= MOST_AHEAD:
+                if head.size <= MOST_PREFETCHED:
                     with self.turns.turn(session.client):
                         payload = list(payload)
-                ahead = _Ahead(first, len(request.kinds), head, payload)
+                prefetched = _Prefetch(first, len(request.kinds), head, payload)
             else:
                 self._send(session, client, head, payload, len(request.kinds))
 

@@ -21,7 +21,7 @@ from privinf.gateway.conversations import Conversations
 from privinf.gateway.held import Held
 from privinf.gateway.limits import Limits
 from privinf.gateway.model import Model
-from privinf.gateway.tally import Tally
+from privinf.gateway.replies import ReplyCounts
 from privinf.gateway.waits import Full, Stopping
 from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
 
@@ -67,7 +67,7 @@ class Engine:
 
     def __init__(self, client: Client, limits: Limits, template: str | None = None) -> None:
         self.client, self.limits, self._template = client, limits, template
-        self.conversations, self.tally = Conversations(client, limits), Tally()
+        self.conversations, self.replies = Conversations(client, limits), ReplyCounts()
         self._pool = ThreadPoolExecutor(limits.active, thread_name_prefix="privinf-reply")
         self._slots = asyncio.Semaphore(limits.active)
         self.waiting = self.active = 0
@@ -154,7 +154,7 @@ class Engine:
         inside, limits = self.active + self.waiting, self.limits
         made, rest = min(inside, limits.active), max(0, inside - limits.active)
         waits = f"{rest} {'caller waits' if rest == 1 else 'callers wait'}" if limits.waiting else "nobody may wait"
-        retry_after = max(1, round(math.ceil((rest + 1) / limits.active) * self.tally.mean_s))
+        retry_after = max(1, round(math.ceil((rest + 1) / limits.active) * self.replies.mean_s))
         return Full(
             f"{made} {'reply is' if made == 1 else 'replies are'} being made and {waits}, and there is room for no more", retry_after
         )
@@ -173,7 +173,7 @@ class Engine:
             if answer.held is not None:
                 self.conversations.retire(answer.held)
         finally:
-            self.tally.ended(end, time.monotonic() - began, answer)
+            self.replies.ended(end, time.monotonic() - began, answer)
             emit(None)
 
     def _answer(self, query: Query, ids: list[int], text: str | None, answer: Answer, emit: Callable[[Any], None]) -> None:
@@ -207,7 +207,7 @@ class Engine:
         answer.finish_reason = reply.finish_reason
         held.ended = reply.finish_reason == "stop" and not reply.streamer.stopped
         held.text = None if text is None or reply.streamer.text is None else text + reply.streamer.text
-        self.tally.whole(reply)
+        self.replies.whole(reply)
         self.conversations.keep(held)
 
     def _pass(self, attempts: Attempts, query: Query, answer: Answer, fresh: list[int], keep: bool) -> Iterator[Token]:
@@ -244,6 +244,6 @@ class Engine:
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
     def _open(self, begun: Callable[[Held], None], connect_s: float | None = None) -> Held:
-        held = self.conversations.open(begun, connect_s, max(1, round(self.tally.mean_s)))
-        self.tally.opened(held.conversation.session.setup_s)
+        held = self.conversations.open(begun, connect_s, max(1, round(self.replies.mean_s)))
+        self.replies.opened(held.conversation.session.setup_s)
         return held

@@ -52,7 +52,7 @@ def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
     """Everything, as it is now."""
     yield requests.family()
     yield from traffic_families("client", engine.conversations.cells())
-    counts = engine.tally.counts
+    counts = engine.replies.counts
     yield counter("privinf_prompt_tokens", "Tokens of prompts.", counts["prompt_tokens"])
     yield counter("privinf_cached_tokens", "Of them, those that a kept conversation had already.", counts["cached_tokens"])
     yield counter("privinf_tokens", "New tokens.", counts["tokens"])
@@ -61,7 +61,7 @@ def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
         replies.add_metric([end], counts[name])
     yield replies
     seconds = CounterMetricFamily("privinf_seconds", "Seconds of sessions by phase.", labels=["phase"])
-    for phase, value in engine.tally.seconds.items():
+    for phase, value in engine.replies.seconds.items():
         seconds.add_metric([phase], value)
     yield seconds
     yield counter("privinf_correlations", "Correlations that were spent, each once.", engine.conversations.spent())

@@ -193,7 +193,7 @@ class CompletionRequest(_Request):
         return self.prompt  # type: ignore[return-value]
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     """One piece of a message's content; text is the only kind."""
 
     type: Literal["text"]
@@ -206,7 +206,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     role: Annotated[StrictStr, Field(max_length=100)]
-    content: Text | list[Part] | None = None
+    content: Text | list[TextPart] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As templates read it: its role, and its text as one string."""

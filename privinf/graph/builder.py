@@ -1,7 +1,7 @@
 """How operators are recognised: rules for ATen operators, recognisers for whole regions, and what both work with.
 
-A rule gets a `Builder`, then the ATen operator's arguments: a `Wire` is a private value, a `Constant` a tensor that does not depend on
-the inputs, everything else is a Python value. It returns a `Wire` (or a tuple of them), `NotImplemented` where this use is another
+A rule gets a `Builder`, then the ATen operator's arguments: a `Value` is a private value, a `Constant` a tensor that does not depend on
+the inputs, everything else is a Python value. It returns a `Value` (or a tuple of them), `NotImplemented` where this use is another
 rule's, or raises `Unsupported`. Operators all of whose arguments are constants never reach a rule: they are evaluated once.
 
 A recogniser rewrites the draft once it is whole, for what only the operators around it tell.
@@ -56,7 +56,7 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
-class Wire:
+class Value:
     """A private value of the graph under construction."""
 
     key: str
@@ -93,21 +93,21 @@ class Builder:
                 return found
         raise Unsupported("no rule takes these operands")
 
-    def emit(self, kind: type[Node], *inputs: Wire, **values: Any) -> Wire:
+    def emit(self, kind: type[Node], *inputs: Value, **values: Any) -> Value:
         """The value of a new node."""
         if any(wire.is_ids for wire in inputs) and not kind.reads_ids:
             raise Unsupported("arithmetic on token ids")
         label = kind.op or "mask"
         node = kind(f"{self.path}.{label}" if self.path else label, layer_of(self.path), **values)
         key = self.draft.add(node, [wire.key for wire in inputs])
-        return Wire(key, self.draft.shapes[key])
+        return Value(key, self.draft.shapes[key])
 
-    def source(self, x: Wire) -> Wire:
+    def source(self, x: Value) -> Value:
         """What the node that made a value read first."""
         key = self.draft.reads[x.key][0]
-        return Wire(key, self.draft.shapes[key])
+        return Value(key, self.draft.shapes[key])
 
-    def by_rows(self, kind: type[Node], x: Wire, **values: Any) -> Wire:
+    def by_rows(self, kind: type[Node], x: Value, **values: Any) -> Value:
         """Emit a node that treats each row alike, before what only moves rows rather than after it.
 
         Reshapes and permutations so move down until they meet their inverse: exporters wrap matrix products in pairs of them.
@@ -131,9 +131,9 @@ def as_number(value: Constant | float) -> float | None:
     return None if value.private or value.tensor.numel() != 1 else float(value.tensor)
 
 
-def as_wire(value: Any) -> Wire:
+def as_value(value: Any) -> Value:
     """A private value; Unsupported if it is a constant."""
-    if not isinstance(value, Wire):
+    if not isinstance(value, Value):
         raise Unsupported("a constant where a private value is expected")
     return value
 

@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 import privinf.lowering.spellings
 import privinf.ops  # noqa: F401  both register their rules
 from privinf.crypten_adapter import Graph
-from privinf.graph.builder import TABLE, Builder, Constant, Unsupported, Wire
+from privinf.graph.builder import TABLE, Builder, Constant, Unsupported, Value
 from privinf.graph.draft import Draft
 from privinf.graph.info import Info, InputSpec
 from privinf.lowering.lowered import Lowered, finish_lowering
@@ -157,7 +157,7 @@ class Walk:
         changed = [spec.target for spec in self.program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
         if changed:
             raise UnsupportedOpError(f"the module changes its buffers or inputs in place: {', '.join(map(str, changed))}")
-        if len(result) != 1 or not isinstance(result[0], Wire | Constant):
+        if len(result) != 1 or not isinstance(result[0], Value | Constant):
             raise UnsupportedOpError(f"the module returns {len(result)} values", remedy="it must return one tensor")
         if isinstance(result[0], Constant):
             raise UnsupportedOpError("the module's output does not depend on its inputs")
@@ -181,7 +181,7 @@ class Walk:
                 if value.dtype == torch.bool or value.is_complex():
                     raise UnsupportedOpError(f"the input {node.name} has dtype {str(value.dtype).removeprefix('torch.')}")
                 shape = tuple(int(size) for size in value.shape)
-                self.values[node] = Wire(self.draft.add_input(node.name, shape), shape, is_ids=not value.is_floating_point())
+                self.values[node] = Value(self.draft.add_input(node.name, shape), shape, is_ids=not value.is_floating_point())
             else:
                 tensor = tensors.get(spec.target or "")
                 if not isinstance(tensor, Tensor):
@@ -218,13 +218,13 @@ class Walk:
                 and not harmless(target, args)
             ):
                 raise Unsupported("draws random numbers")
-            if not any(isinstance(value, Wire) for value in operands):
+            if not any(isinstance(value, Value) for value in operands):
                 return evaluate(target, args, kwargs, any(isinstance(value, Constant) and value.private for value in operands))
             if target not in TABLE or is_symbolic(value):
                 raise Unsupported("what follows depends on the inputs' values" if is_symbolic(value) else "")
             if any(isinstance(value, Constant) and value.tensor.is_complex() for value in operands):
                 raise Unsupported("complex numbers")
-            if any(isinstance(value, Wire) and value.is_ids for value in operands) and becomes_float(node):
+            if any(isinstance(value, Value) and value.is_ids for value in operands) and becomes_float(node):
                 raise Unsupported("token ids used as numbers")
             return self.builder.apply(target, *args, **kwargs)
         except (Unsupported, ConfigError, TypeError, ValueError, RuntimeError) as error:
@@ -247,7 +247,7 @@ class Walk:
         if isinstance(value, Tensor):
             shape = shape_of(value)
             key = self.draft.add_input(f"missing{len(self.draft.inputs)}", shape)
-            return Wire(key, shape)
+            return Value(key, shape)
         return tuple(self.placeholder(part) for part in value) if isinstance(value, list | tuple) else value
 
 

@@ -28,7 +28,7 @@ from privinf.lowering.calibrate import Ranges, calibrate
 from privinf.lowering.plan import plan_rings
 from privinf.lowering.rules import check_graph
 from privinf.lowering.schema import Bundle, Saved, build_graph, build_plan, decode, manifest_of
-from privinf.lowering.setup import SALT_BYTES, Item, SetUp, masked
+from privinf.lowering.setup import SALT_BYTES, SetUp, SetupItem, masked
 from privinf.lowering.storage import MASK_SEED_BYTES, Stored, load_model, naming, save_model
 from protocols.errors import ConfigError, HandshakeError
 from protocols.ring import encode
@@ -89,10 +89,10 @@ class Lowered:
                 digest.update(value.numpy())
         return digest.hexdigest()
 
-    def _masked_items(self, *names: str) -> dict[str, Item]:
+    def _masked_items(self, *names: str) -> dict[str, SetupItem]:
         """What stands for the masked weights in the bundle; all, or those that are named."""
         return {
-            name: Item.of(masked(encode(node.value(key).detach(), weight.frac), self.mask_seed, weight))
+            name: SetupItem.of(masked(encode(node.value(key).detach(), weight.frac), self.mask_seed, weight))
             for name, (weight, node, key) in weights_of(self.graph).items()
             if self.mask_seed is not None and (not names or name in names)
         }

@@ -14,14 +14,14 @@ from protocols.ring import pack, packed_size
 SALT_BYTES = 32
 
 
-class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SetupItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that set-up sends: its bytes, and their SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
 
     @classmethod
-    def of(cls, data: memoryview) -> Item:
+    def of(cls, data: memoryview) -> SetupItem:
         """What stands for this."""
         return cls(len(data), hashlib.sha256(data).hexdigest())
 
@@ -29,7 +29,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SetUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that set-up sends, by name: the masked weights. `salt` is random, and makes the bundle's hash say nothing to who lacks it."""
 
-    items: dict[str, Item]
+    items: dict[str, SetupItem]
     salt: bytes
 
 

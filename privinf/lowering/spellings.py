@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Constant, Unsupported, Wire, as_constant, as_wire, aten, broadcast_shape, rule
+from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_constant, as_value, aten, broadcast_shape, rule
 from privinf.ops.add import Add
 from privinf.ops.bias import shift
 from privinf.ops.cat import Cat, cat, expand
@@ -40,7 +40,7 @@ from privinf.ops.softmax import MASKED, mask
     aten.to.other,
     aten.type_as.default,
 )
-def identity(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
+def identity(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
     """x itself: copies, casts between float types, dropout at inference."""
     return x
 
@@ -49,23 +49,23 @@ def identity(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
 
 
 @rule(aten.div.Tensor, aten.div.Scalar)
-def div(b: Builder, x: Any, y: Any) -> Wire:
+def div(b: Builder, x: Any, y: Any) -> Value:
     """x / y by a public number or tensor, as a product."""
-    if isinstance(y, Wire):
+    if isinstance(y, Value):
         raise Unsupported("division by a private value")
     if isinstance(y, Constant):
-        return scale(b, as_wire(x), Constant(1.0 / y.tensor.float(), y.private))
-    return scale(b, as_wire(x), 1.0 / y)
+        return scale(b, as_value(x), Constant(1.0 / y.tensor.float(), y.private))
+    return scale(b, as_value(x), 1.0 / y)
 
 
 @rule(aten.neg.default)
-def neg(b: Builder, x: Wire) -> Wire:
+def neg(b: Builder, x: Value) -> Value:
     """-x."""
     return scale(b, x, -1.0)
 
 
 @rule(aten.pow.Tensor_Scalar)
-def power(b: Builder, x: Wire, exponent: float) -> Wire:
+def power(b: Builder, x: Value, exponent: float) -> Value:
     """x^2 and x^3, by products; Unsupported for other powers."""
     if exponent == 1:
         return x
@@ -76,20 +76,20 @@ def power(b: Builder, x: Wire, exponent: float) -> Wire:
 
 
 @rule(aten.square.default)
-def square(b: Builder, x: Wire) -> Wire:
+def square(b: Builder, x: Value) -> Value:
     """x^2."""
     return b.emit(Mul, x, x)
 
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
-def total(b: Builder, x: Wire, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
+def total(b: Builder, x: Value, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
     """The sum over some axes, or all."""
     for dim in dims if dims else range(len(x.shape)):
         x = total_of_axis(b, x, dim)
     return reshape(b, x, b.result_shape)
 
 
-def total_of_axis(b: Builder, x: Wire, dim: int) -> Wire:
+def total_of_axis(b: Builder, x: Value, dim: int) -> Value:
     """The sum over one axis, which stays with size 1: halves are added to each other, which moves no bytes."""
     while x.shape[dim] > 1:
         size = x.shape[dim]
@@ -100,7 +100,7 @@ def total_of_axis(b: Builder, x: Wire, dim: int) -> Wire:
 
 
 @rule(aten.mean.dim, aten.mean.default)
-def mean(b: Builder, x: Wire, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
+def mean(b: Builder, x: Value, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
     """The sum, times one over the number of elements."""
     count = 1
     for dim in dims if dims else range(len(x.shape)):
@@ -111,7 +111,7 @@ def mean(b: Builder, x: Wire, dims: Sequence[int] | None = None, keepdim: bool =
 # ---- masks
 
 
-def blend(b: Builder, x: Wire, masked: Tensor, value: float) -> Wire:
+def blend(b: Builder, x: Value, masked: Tensor, value: float) -> Value:
     """x where not masked, else a number."""
     if value <= MASKED:
         return mask(b, expand(b, x, broadcast_shape(x.shape, tuple(masked.shape))), masked)
@@ -120,19 +120,19 @@ def blend(b: Builder, x: Wire, masked: Tensor, value: float) -> Wire:
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(b: Builder, x: Any, masked: Any, value: Any) -> Wire:
+def masked_fill(b: Builder, x: Any, masked: Any, value: Any) -> Value:
     """x, but a number where a public mask says so."""
     number = float(as_constant(value)) if isinstance(value, Constant) else float(value)
-    return blend(b, as_wire(x), as_constant(masked).bool(), number)
+    return blend(b, as_value(x), as_constant(masked).bool(), number)
 
 
 @rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
-def where(b: Builder, condition: Any, x: Any, y: Any) -> Wire:
+def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
     """One of a private value and a public number, by a public condition."""
     chosen = as_constant(condition).bool()
-    if isinstance(x, Wire) and isinstance(y, Wire):
+    if isinstance(x, Value) and isinstance(y, Value):
         raise Unsupported("a choice between two private values")
-    wire, other, masked = (x, y, ~chosen) if isinstance(x, Wire) else (as_wire(y), x, chosen)
+    wire, other, masked = (x, y, ~chosen) if isinstance(x, Value) else (as_value(y), x, chosen)
     if isinstance(other, Constant):
         if other.tensor.numel() != 1:
             raise Unsupported("a choice between a private value and a tensor")
@@ -141,13 +141,13 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Wire:
 
 
 @rule(aten.tril.default)
-def tril(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
+def tril(b: Builder, x: Value, diagonal: int = 0) -> Value:
     """x up to a diagonal, zeros above it."""
     return scale(b, x, Constant(torch.ones(x.shape[-2:]).tril(diagonal), True))
 
 
 @rule(aten.triu.default)
-def triu(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
+def triu(b: Builder, x: Value, diagonal: int = 0) -> Value:
     """x from a diagonal on, zeros below it."""
     return scale(b, x, Constant(torch.ones(x.shape[-2:]).triu(diagonal), True))
 
@@ -156,13 +156,13 @@ def triu(b: Builder, x: Wire, diagonal: int = 0) -> Wire:
 
 
 @rule(aten.t.default, aten.numpy_T.default, aten.mT.default, aten.adjoint.default)
-def matrix_transpose(b: Builder, x: Wire) -> Wire:
+def matrix_transpose(b: Builder, x: Value) -> Value:
     """The last two axes exchanged."""
     return x if len(x.shape) < 2 else transpose(b, x)
 
 
 @rule(aten.movedim.int, aten.movedim.intlist)
-def movedim(b: Builder, x: Wire, source: Any, target: Any) -> Wire:
+def movedim(b: Builder, x: Value, source: Any, target: Any) -> Value:
     """Axes moved, the others in their order."""
     source, target = ([value] if isinstance(value, int) else value for value in (source, target))
     rank = len(x.shape)
@@ -172,20 +172,20 @@ def movedim(b: Builder, x: Wire, source: Any, target: Any) -> Wire:
 
 
 @rule(aten.narrow.default)
-def narrow(b: Builder, x: Wire, dim: int, start: int, length: int) -> Wire:
+def narrow(b: Builder, x: Value, dim: int, start: int, length: int) -> Value:
     """`length` elements of an axis from `start`."""
     return slice_(b, x, dim, start, start + length)
 
 
 @rule(aten.split.Tensor)
-def split(b: Builder, x: Wire, size: int, dim: int = 0) -> tuple[Wire, ...]:
+def split(b: Builder, x: Value, size: int, dim: int = 0) -> tuple[Value, ...]:
     """Pieces of `size` along an axis, the last one shorter."""
     end = x.shape[dim]
     return tuple(take(b, x, dim, start, min(start + size, end)) for start in range(0, end, size))
 
 
 @rule(aten.split_with_sizes.default, aten.split.sizes)
-def split_with_sizes(b: Builder, x: Wire, sizes: Sequence[int], dim: int = 0) -> tuple[Wire, ...]:
+def split_with_sizes(b: Builder, x: Value, sizes: Sequence[int], dim: int = 0) -> tuple[Value, ...]:
     """Pieces of these sizes along an axis."""
     parts, start = [], 0
     for size in sizes:
@@ -195,28 +195,28 @@ def split_with_sizes(b: Builder, x: Wire, sizes: Sequence[int], dim: int = 0) ->
 
 
 @rule(aten.chunk.default)
-def chunk(b: Builder, x: Wire, chunks: int, dim: int = 0) -> tuple[Wire, ...]:
+def chunk(b: Builder, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
     """`chunks` pieces along an axis, or fewer."""
     return split(b, x, -(-x.shape[dim] // chunks), dim)
 
 
 @rule(aten.unbind.int)
-def unbind(b: Builder, x: Wire, dim: int = 0) -> tuple[Wire, ...]:
+def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
     """Every element of an axis, without that axis."""
     return tuple(pick(b, x, dim, index) for index in range(x.shape[dim]))
 
 
 @rule(aten.stack.default)
-def stack(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Wire:
+def stack(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Value:
     """Tensors side by side on a new axis."""
-    wires = [as_wire(value) for value in tensors]
+    wires = [as_value(value) for value in tensors]
     shape = wires[0].shape
     dim %= len(shape) + 1
     return cat(b, [reshape(b, wire, (*shape[:dim], 1, *shape[dim:])) for wire in wires], dim)
 
 
 @rule(aten.repeat_interleave.self_int)
-def repeat_interleave(b: Builder, x: Wire, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Wire:
+def repeat_interleave(b: Builder, x: Value, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Value:
     """Every element of an axis several times in a row."""
     if dim is None:
         x, dim = reshape(b, x, (torch.Size(x.shape).numel(),)), 0
@@ -226,7 +226,7 @@ def repeat_interleave(b: Builder, x: Wire, repeats: int, dim: int | None = None,
 
 
 @rule(aten.repeat.default)
-def repeat(b: Builder, x: Wire, repeats: Sequence[int]) -> Wire:
+def repeat(b: Builder, x: Value, repeats: Sequence[int]) -> Value:
     """The tensor several times along each axis."""
     x = reshape(b, x, (1,) * (len(repeats) - len(x.shape)) + x.shape)
     for dim, count in enumerate(repeats):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.crypten_adapter import stock
-from privinf.graph.builder import Builder, Wire, as_wire, aten, rule, times
+from privinf.graph.builder import Builder, Value, as_value, aten, rule, times
 from privinf.graph.kinds import OfTwo
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.bias import shift
@@ -23,9 +23,9 @@ class Add(OfTwo, stock.Add):  # type: ignore[misc]
 
 
 @rule(aten.add.Tensor, aten.add.Scalar)
-def add(b: Builder, x: Any, y: Any, alpha: float = 1) -> Wire:
+def add(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
     """x + alpha y, one of them private at least."""
-    if isinstance(y, Wire):
+    if isinstance(y, Value):
         y = scale(b, y, alpha)
-        return b.emit(Add, x, y) if isinstance(x, Wire) else shift(b, y, x)
-    return shift(b, as_wire(x), times(y, alpha))
+        return b.emit(Add, x, y) if isinstance(x, Value) else shift(b, y, x)
+    return shift(b, as_value(x), times(y, alpha))

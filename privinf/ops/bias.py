@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Constant, Unsupported, Wire, as_number, broadcast_shape
+from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_number, broadcast_shape
 from privinf.graph.node import Affine, Shape
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.add_constant import AddConstant
@@ -37,7 +37,7 @@ class Bias(Broadcast):
         return x.with_shares(add_server_constant(x.party, x.shares, term))
 
 
-def shift(b: Builder, x: Wire, term: Constant | float) -> Wire:
+def shift(b: Builder, x: Value, term: Constant | float) -> Value:
     """x plus a constant, which may turn out to be a causal mask."""
     number = as_number(term)
     if number is not None:

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from privinf.crypten_adapter import crypten_module
-from privinf.graph.builder import MAX_COPIES, Builder, Constant, Unsupported, Wire, as_wire, aten, rule
+from privinf.graph.builder import MAX_COPIES, Builder, Constant, Unsupported, Value, as_value, aten, rule
 from privinf.graph.node import Node, Shape
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.reshape import reshape
@@ -47,13 +47,13 @@ class Cat(Node):
 
 
 @rule(aten.cat.default, aten.concat.default)
-def cat(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Wire:
+def cat(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Value:
     """Private values side by side; an empty constant among them is nothing."""
-    wires = [as_wire(value) for value in tensors if not (isinstance(value, Constant) and value.tensor.numel() == 0)]
+    wires = [as_value(value) for value in tensors if not (isinstance(value, Constant) and value.tensor.numel() == 0)]
     return wires[0] if len(wires) == 1 else b.emit(Cat, *wires, dim=dim % len(wires[0].shape))
 
 
-def expand(b: Builder, x: Wire, shape: Sequence[int]) -> Wire:
+def expand(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     """x copied along the axes where it has size 1 and `shape` more."""
     x = reshape(b, x, (1,) * (len(shape) - len(x.shape)) + x.shape)
     for dim, size in enumerate(shape):
@@ -65,6 +65,6 @@ def expand(b: Builder, x: Wire, shape: Sequence[int]) -> Wire:
 
 
 @rule(aten.expand.default, aten.expand_as.default)
-def to_result(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
+def to_result(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
     """x as large as the result."""
     return expand(b, x, b.result_shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from privinf.graph.builder import Builder, Constant, Unsupported, Wire, as_constant, aten, rule
+from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_constant, aten, rule
 from privinf.graph.info import Info
 from privinf.graph.node import Node, Shape
 from privinf.graph.planning import TABLE_FRAC, Bits, Planning, ProductPlan, bits_for, is_small
@@ -86,16 +86,16 @@ class Embedding(Node):
 
 
 @rule(aten.embedding.default)
-def embedding(b: Builder, weight: Any, ids: Wire, *_: Any) -> Wire:
+def embedding(b: Builder, weight: Any, ids: Value, *_: Any) -> Value:
     """Rows of a constant table."""
-    if not isinstance(ids, Wire) or not ids.is_ids:
+    if not isinstance(ids, Value) or not ids.is_ids:
         raise Unsupported("an embedding of what is not a graph input of token ids")
     return b.emit(Embedding, ids, weight=as_constant(weight).float())
 
 
 @rule(aten.index.Tensor)
-def index(b: Builder, table: Any, indices: Sequence[Any]) -> Wire:
+def index(b: Builder, table: Any, indices: Sequence[Any]) -> Value:
     """The same, written as an index."""
-    if isinstance(table, Constant) and len(indices) == 1 and len(table.shape) == 2 and isinstance(indices[0], Wire):
+    if isinstance(table, Constant) and len(indices) == 1 and len(table.shape) == 2 and isinstance(indices[0], Value):
         return embedding(b, table, indices[0])
     raise Unsupported("indexing other than rows of a table by token ids")

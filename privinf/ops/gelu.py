@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from privinf.graph.builder import Builder, Wire, aten, rule
+from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.ops.relu import Compared
 from protocols.activation import PRODUCT_BITS
 from protocols.activation import gelu as pieces
@@ -41,6 +41,6 @@ class Gelu(Compared):
 
 
 @rule(aten.gelu.default)
-def gelu(b: Builder, x: Wire, *, approximate: str = "none") -> Wire:
+def gelu(b: Builder, x: Value, *, approximate: str = "none") -> Value:
     """Of any shape."""
     return b.by_rows(Gelu, x, form="tanh" if approximate == "tanh" else "erf")

@@ -10,7 +10,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Constant, Unsupported, Wire, aten, rule
+from privinf.graph.builder import Builder, Constant, Unsupported, Value, aten, rule
 from privinf.graph.node import Node
 from privinf.graph.planning import FRAC, Bits, Planning, Shown, bits_for, up
 from privinf.graph.planning import Plan as AnyPlan
@@ -86,7 +86,7 @@ class LayerNorm(Node):
 
 
 @rule(aten.layer_norm.default)
-def layer_norm(b: Builder, x: Wire, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Wire:
+def layer_norm(b: Builder, x: Value, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Value:
     """Over the last axis, with its scale and shift as nodes of their own."""
     if len(shape) != 1:
         raise Unsupported("a LayerNorm over more than the last axis")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
-from privinf.graph.builder import Builder, Constant, Wire, aten, rule
+from privinf.graph.builder import Builder, Constant, Value, aten, rule
 from privinf.graph.node import Node, Shape
 from privinf.graph.planning import (
     COMPARED_FRAC,
@@ -166,7 +166,7 @@ class Linear(Node):
         yield Shown("product", self.plan.ring, self.plan.in_frac + self.plan.weight_frac, own.get("out"))
 
 
-def linear(b: Builder, x: Wire, weight: Tensor, bias: Tensor | None = None) -> Wire:
+def linear(b: Builder, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
     """x (..., in) @ weight (in, out) + bias (out)."""
     values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     return b.by_rows(Linear, x, **values)
@@ -175,7 +175,7 @@ def linear(b: Builder, x: Wire, weight: Tensor, bias: Tensor | None = None) -> W
 @rule(aten.linear.default)
 def linear_of_constants(b: Builder, x: Any, weight: Any, bias: Any = None) -> Any:
     """x weight^T + bias, where weight and bias are the server's."""
-    if not (isinstance(x, Wire) and isinstance(weight, Constant) and (bias is None or isinstance(bias, Constant))):
+    if not (isinstance(x, Value) and isinstance(weight, Constant) and (bias is None or isinstance(bias, Constant))):
         return NotImplemented
     return linear(b, x, weight.tensor.float().t(), None if bias is None else bias.tensor.float())
 

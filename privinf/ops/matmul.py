@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import stock
-from privinf.graph.builder import MAX_COPIES, Builder, Constant, Unsupported, Wire, as_wire, aten, broadcast_shape, rule, times
+from privinf.graph.builder import MAX_COPIES, Builder, Constant, Unsupported, Value, as_value, aten, broadcast_shape, rule, times
 from privinf.graph.kinds import Product
 from privinf.graph.node import Shape
 from privinf.graph.private import PrivinfTensor
@@ -46,14 +46,14 @@ class MatMul(Product, stock.MatMul):  # type: ignore[misc]
 
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
-def matmul(b: Builder, x: Wire | Constant, y: Wire | Constant) -> Wire:
+def matmul(b: Builder, x: Value | Constant, y: Value | Constant) -> Value:
     """torch.matmul of a private value with a private value or a constant."""
     if len(x.shape) == 1 or len(y.shape) == 1:
         wide_x = unsqueeze(b, x, 0) if len(x.shape) == 1 else x  # (1, K)
         wide_y = unsqueeze(b, y, 1) if len(y.shape) == 1 else y  # (K, 1)
         return reshape(b, matmul(b, wide_x, wide_y), product_shape(x.shape, y.shape))
     if isinstance(x, Constant):
-        return transpose(b, matmul(b, transpose(b, as_wire(y)), Constant(x.tensor.mT, x.private)))
+        return transpose(b, matmul(b, transpose(b, as_value(y)), Constant(x.tensor.mT, x.private)))
     lead = broadcast_shape(x.shape[:-2], y.shape[:-2])
     if isinstance(y, Constant):
         if y.tensor.numel() == y.shape[-2] * y.shape[-1]:  # one matrix for all
@@ -63,7 +63,7 @@ def matmul(b: Builder, x: Wire | Constant, y: Wire | Constant) -> Wire:
     return b.emit(MatMul, expand(b, x, (*lead, *x.shape[-2:])), expand(b, y, (*lead, *y.shape[-2:])))
 
 
-def _each(b: Builder, x: Wire, matrices: Tensor) -> Wire:
+def _each(b: Builder, x: Value, matrices: Tensor) -> Value:
     """x (..., M, K) @ matrices (..., K, N), a constant matrix for each leading index."""
     shape = (*x.shape[:-1], matrices.shape[-1])
     count = matrices.shape[:-2].numel()
@@ -80,7 +80,7 @@ def product_shape(x: Shape, y: Shape) -> Shape:
     return tuple(torch.matmul(torch.empty(x, device="meta"), torch.empty(y, device="meta")).shape)
 
 
-def unsqueeze(b: Builder, x: Wire | Constant, dim: int) -> Wire | Constant:
+def unsqueeze(b: Builder, x: Value | Constant, dim: int) -> Value | Constant:
     """With another axis of size 1."""
     shape = (*x.shape[:dim], 1, *x.shape[dim:])
     return Constant(x.tensor.reshape(shape), x.private) if isinstance(x, Constant) else reshape(b, x, shape)
@@ -89,19 +89,19 @@ def unsqueeze(b: Builder, x: Wire | Constant, dim: int) -> Wire | Constant:
 @rule(aten.linear.default)
 def linear_of_a_value(b: Builder, x: Any, weight: Any, bias: Any = None) -> Any:
     """x weight^T + bias, where weight or bias is a private value."""
-    if isinstance(x, Wire) and isinstance(weight, Constant) and (bias is None or isinstance(bias, Constant)):
+    if isinstance(x, Value) and isinstance(weight, Constant) and (bias is None or isinstance(bias, Constant)):
         return NotImplemented
-    turned = transpose(b, weight) if isinstance(weight, Wire) else Constant(weight.tensor.t(), weight.private)
+    turned = transpose(b, weight) if isinstance(weight, Value) else Constant(weight.tensor.t(), weight.private)
     y = matmul(b, x, turned)
     return y if bias is None else add(b, y, bias)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
-def addmm(b: Builder, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Wire:
+def addmm(b: Builder, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Value:
     """beta bias + alpha x y."""
-    if isinstance(x, Wire) and isinstance(y, Constant) and isinstance(bias, Constant) and y.shape[-1:] == bias.shape and len(y.shape) == 2:
+    if isinstance(x, Value) and isinstance(y, Constant) and isinstance(bias, Constant) and y.shape[-1:] == bias.shape and len(y.shape) == 2:
         return linear(b, x, y.tensor.float() * alpha, bias.tensor.float() * beta)
     product = scale(b, matmul(b, x, y), alpha)
     if beta == 0:
         return product
-    return add(b, product, scale(b, bias, beta) if isinstance(bias, Wire) else times(bias, beta))
+    return add(b, product, scale(b, bias, beta) if isinstance(bias, Value) else times(bias, beta))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.crypten_adapter import stock
-from privinf.graph.builder import Builder, Wire, as_wire, aten, rule
+from privinf.graph.builder import Builder, Value, as_value, aten, rule
 from privinf.graph.kinds import OfTwo, Product
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.scale import scale
@@ -26,8 +26,8 @@ class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
-def mul(b: Builder, x: Any, y: Any) -> Wire:
+def mul(b: Builder, x: Any, y: Any) -> Value:
     """x y, one of them private at least."""
-    if isinstance(x, Wire):
-        return b.emit(Mul, x, y) if isinstance(y, Wire) else scale(b, x, y)
-    return scale(b, as_wire(y), x)
+    if isinstance(x, Value):
+        return b.emit(Mul, x, y) if isinstance(y, Value) else scale(b, x, y)
+    return scale(b, as_value(y), x)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from privinf.graph.builder import Builder, Wire, aten, rule
+from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 from privinf.ops.reshape import reshape
@@ -41,7 +41,7 @@ class Permute(Moving):
 
 
 @rule(aten.permute.default)
-def permute(b: Builder, x: Wire, dims: Sequence[int]) -> Wire:
+def permute(b: Builder, x: Value, dims: Sequence[int]) -> Value:
     """x with axes in another order; two in a row are one, and moving axes of size 1 is a reshape."""
     dims = [dim % len(x.shape) for dim in dims]
     shape = tuple(x.shape[dim] for dim in dims)
@@ -55,7 +55,7 @@ def permute(b: Builder, x: Wire, dims: Sequence[int]) -> Wire:
 
 
 @rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
-def transpose(b: Builder, x: Wire, first: int = -2, second: int = -1) -> Wire:
+def transpose(b: Builder, x: Value, first: int = -2, second: int = -1) -> Value:
     """x with two axes exchanged."""
     dims = list(range(len(x.shape)))
     dims[first], dims[second] = dims[second], dims[first]

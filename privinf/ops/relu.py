@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from privinf.graph.builder import Builder, Wire, aten, rule
+from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.graph.node import Node
 from privinf.graph.planning import COMPARED_FRAC, FRAC, Bits, Planning, Shown, Wanted, bits_for
 from privinf.graph.planning import Plan as AnyPlan
@@ -99,6 +99,6 @@ class Relu(Compared):
 
 
 @rule(aten.relu.default)
-def relu(b: Builder, x: Wire) -> Wire:
+def relu(b: Builder, x: Value) -> Value:
     """Of any shape."""
     return b.by_rows(Relu, x)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
-from privinf.graph.builder import Builder, Wire, aten, rule
+from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 
@@ -43,7 +43,7 @@ class Reshape(Moving):
         return x.reshape(*self.shape) if self.shape else x.reshape([])
 
 
-def reshape(b: Builder, x: Wire, shape: Sequence[int]) -> Wire:
+def reshape(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     """x in another shape; two in a row are one, none where the shape stays."""
     while isinstance(b.draft.producer(x.key), Reshape):
         x = b.source(x)
@@ -63,7 +63,7 @@ def reshape(b: Builder, x: Wire, shape: Sequence[int]) -> Wire:
     aten.view_as.default,
     aten.reshape_as.default,
 )
-def as_result(b: Builder, x: Wire, *_: Any, **__: Any) -> Wire:
+def as_result(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
     """All of these keep the elements in row-major order, so the shape of the result says everything."""
     if x.is_ids and b.result_shape == x.shape:
         return x

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Constant, Wire, as_number, broadcast_shape
+from privinf.graph.builder import Builder, Constant, Value, as_number, broadcast_shape
 from privinf.graph.kinds import Product
 from privinf.graph.node import Affine, Node, Shape, broadcast
 from privinf.graph.planning import DIAGONAL_FRAC, FRAC, Bits, Planning, ProductPlan, Shown, bits_for
@@ -83,7 +83,7 @@ class Scale(Broadcast, Product):
         return (yield from self.canonical(x.party, y))
 
 
-def with_weight(b: Builder, kind: type[Node], x: Wire, constant: Constant | float) -> Wire:
+def with_weight(b: Builder, kind: type[Node], x: Value, constant: Constant | float) -> Value:
     """x with a private tensor, each expanded to the shape that both have together."""
     assert isinstance(constant, Constant)
     x = expand(b, x, broadcast_shape(x.shape, constant.shape))
@@ -94,7 +94,7 @@ def with_weight(b: Builder, kind: type[Node], x: Wire, constant: Constant | floa
     return emit(kind, x, weight=weight)
 
 
-def scale(b: Builder, x: Wire, factor: Constant | float) -> Wire:
+def scale(b: Builder, x: Value, factor: Constant | float) -> Value:
     """x times a constant: public if it is a number in the code, private if it comes from the weights."""
     number = as_number(factor)
     if number is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from privinf.graph.builder import Builder, Wire, aten, rule
+from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 from privinf.ops.last_position import LastPosition
@@ -35,13 +35,13 @@ class Select(Moving):
         return x[(slice(None),) * self.dim + (self.index,)]
 
 
-def pick(b: Builder, x: Wire, dim: int, index: int) -> Wire:
+def pick(b: Builder, x: Value, dim: int, index: int) -> Value:
     """One position of one axis."""
     dim %= len(x.shape)
     return b.emit(Select, x, dim=dim, index=index % x.shape[dim])
 
 
 @rule(aten.select.int)
-def select(b: Builder, x: Wire, dim: int, index: int) -> Wire:
+def select(b: Builder, x: Value, dim: int, index: int) -> Value:
     """The last position of axis 1 has a node of its own."""
     return b.emit(LastPosition, x) if index == -1 and dim == 1 and len(x.shape) > 2 else pick(b, x, dim, index)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from privinf.graph.builder import Builder, Unsupported, Wire, aten, rule
+from privinf.graph.builder import Builder, Unsupported, Value, aten, rule
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 
@@ -53,7 +53,7 @@ class Slice(Moving):
         return x[(*axes, slice(self.start, self.stop, self.step))]
 
 
-def take(b: Builder, x: Wire, dim: int, start: int, stop: int, step: int = 1) -> Wire:
+def take(b: Builder, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
     """Positions of one axis; all of them are the value itself."""
     dim %= len(x.shape)
     if (start, stop, step) == (0, x.shape[dim], 1):
@@ -62,7 +62,7 @@ def take(b: Builder, x: Wire, dim: int, start: int, stop: int, step: int = 1) ->
 
 
 @rule(aten.slice.Tensor)
-def slice_(b: Builder, x: Wire, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Wire:
+def slice_(b: Builder, x: Value, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Value:
     """As in Python: negative and missing bounds, and bounds beyond the end."""
     start, stop, step = slice(start, stop, step).indices(x.shape[dim])
     if start >= stop:

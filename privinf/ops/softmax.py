@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Unsupported, Wire, aten, recogniser, rule
+from privinf.graph.builder import Builder, Unsupported, Value, aten, recogniser, rule
 from privinf.graph.draft import Draft
 from privinf.graph.kinds import Product
 from privinf.graph.node import Node, Shape
@@ -77,7 +77,7 @@ class CausalMask(Node):
 
 
 @rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
-def softmax(b: Builder, x: Wire, dim: int, *_: Any) -> Wire:
+def softmax(b: Builder, x: Value, dim: int, *_: Any) -> Value:
     """Over any axis, by way of the last."""
     dim %= len(x.shape)
     if dim == len(x.shape) - 1:
@@ -85,7 +85,7 @@ def softmax(b: Builder, x: Wire, dim: int, *_: Any) -> Wire:
     return transpose(b, b.emit(Softmax, transpose(b, x, dim, -1)), dim, -1)
 
 
-def mask(b: Builder, x: Wire, masked: Tensor) -> Wire:
+def mask(b: Builder, x: Value, masked: Tensor) -> Value:
     """Scores x (..., T, T) with the masked ones at minus infinity; only the causal mask is known."""
     queries, keys = x.shape[-2:] if len(x.shape) > 1 else (1, 1)
     future = torch.ones(queries, keys, dtype=torch.bool).triu(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.crypten_adapter import stock
-from privinf.graph.builder import Builder, Wire, as_wire, aten, rule, times
+from privinf.graph.builder import Builder, Value, as_value, aten, rule, times
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.add import Add
 from privinf.ops.bias import shift
@@ -23,15 +23,15 @@ class Sub(Add, stock.Sub):  # type: ignore[misc]
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)
-def sub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Wire:
+def sub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
     """x - alpha y, one of them private at least."""
-    if isinstance(y, Wire):
+    if isinstance(y, Value):
         y = scale(b, y, alpha)
-        return b.emit(Sub, x, y) if isinstance(x, Wire) else shift(b, scale(b, y, -1.0), x)
-    return shift(b, as_wire(x), times(y, -alpha))
+        return b.emit(Sub, x, y) if isinstance(x, Value) else shift(b, scale(b, y, -1.0), x)
+    return shift(b, as_value(x), times(y, -alpha))
 
 
 @rule(aten.rsub.Tensor, aten.rsub.Scalar)
-def rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Wire:
+def rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
     """y - alpha x."""
     return sub(b, y, x, alpha)

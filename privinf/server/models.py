@@ -17,7 +17,7 @@ import protocols
 from privinf.graph.node import NODE_KINDS
 from privinf.graph.private import encode_weights, weights_of
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.setup import Item, masked
+from privinf.lowering.setup import SetupItem, masked
 from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
 from privinf.server.budget import Budget, SetUps
@@ -117,7 +117,7 @@ class ServedModel:
     def masked(self, name: str) -> memoryview:
         """A masked weight, which is what the model's id stands for."""
         data = masked(self.encoded[name], self.mask_seed, self.weights[name])
-        if Item.of(data) != self.lowered.setup.items[name]:
+        if SetupItem.of(data) != self.lowered.setup.items[name]:
             remedy = "lower the checkpoint again with `privinf convert`"
             raise HandshakeError(f"the server's masked {name} is not what its model's id stands for", party="server", remedy=remedy)
         return data

@@ -19,7 +19,7 @@ class Diverged(PrivinfError):
     exit_code = 4
 
 
-class Watch:
+class LossWatch:
     """Over the recent loss of a model's run."""
 
     def __init__(self, model: AeroModel) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.training.corpus import Tokens, batch_at
-from privinf.training.divergence import Watch
+from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
 from privinf.training.initial import initialise
@@ -82,7 +82,7 @@ class Trainer:
             normalise_ffns(self.model, settings.ffn_norm, settings.seed)
         self.objective = Objective(self.model, settings, compile=compile)
         self.optimizers = Optimizers(self.objective.named, settings)
-        self.metrics, self.watch = Metrics(directory), Watch(self.model)
+        self.metrics, self.watch = Metrics(directory), LossWatch(self.model)
         self.step, self.elapsed = 0, 0.0
         self.between_steps = True  # else an interrupt hit while weights were changing, and the state is no state of the run
         self.corpus_id = corpus_id

@@ -15,7 +15,7 @@ from protocols.errors import TransportError
 _PERIOD_S = 0.5
 
 
-class _Wire:
+class _Pipe:
     """What two ends share: one lock, and the bytes under way to each of them, one frame an item."""
 
     def __init__(self) -> None:
@@ -27,51 +27,51 @@ class _Wire:
 class MemoryConnection(Endpoint):
     """One end of a pair; to be used from a thread of its own. Wire bytes are those of frames, header included, since there is no TLS."""
 
-    def __init__(self, wire: _Wire, side: int, *, party: str, peer: str, timeout: float, link: Link | None, meter: Meter | None) -> None:
+    def __init__(self, pipe: _Pipe, side: int, *, party: str, peer: str, timeout: float, link: Link | None, meter: Meter | None) -> None:
         super().__init__(
             party=party, peer_role=peer, peer_fingerprint="", peer_name="memory", timeout=timeout, silence_s=None, link=link, meter=meter
         )
-        self._wire = wire
+        self._pipe = pipe
         self._side = side
         self._reader = FrameReader(self._admit)
 
     def _transfer(self, frames: list[tuple[bytes, memoryview]], want: Want | None) -> memoryview | None:
-        wire, mine, theirs = self._wire, self._side, 1 - self._side
+        pipe, mine, theirs = self._pipe, self._side, 1 - self._side
         deadline = time.monotonic() + self.timeout
-        with wire.changed:
+        with pipe.changed:
             self._want = want
             try:
                 if error := self._interrupted():
                     raise error
-                if wire.closed[mine]:
+                if pipe.closed[mine]:
                     raise self.failure(TransportError, "this connection was closed at this end")
-                if frames and wire.closed[theirs]:
+                if frames and pipe.closed[theirs]:
                     self._read_all()
                     self._raise_reported()
                     raise self.failure(TransportError, "the peer closed the connection")
                 for header, body in frames:
-                    wire.to[theirs].append(header + bytes(body))  # a copy: the caller may reuse its buffer
+                    pipe.to[theirs].append(header + bytes(body))  # a copy: the caller may reuse its buffer
                     self.meter.current.sent += len(header) + len(body)
-                wire.changed.notify_all()
+                pipe.changed.notify_all()
                 while want is not None:
                     self._read_all()
                     message = self._take(want)
                     if message is not None:
                         return message
-                    if wire.to[mine] and not self._inbox:
+                    if pipe.to[mine] and not self._inbox:
                         continue  # the first frames of a message; more have come
                     held = self._held_for()
                     if error := self._interrupted():
                         raise error
-                    if wire.closed[mine]:
+                    if pipe.closed[mine]:
                         raise self.failure(TransportError, "this connection was closed at this end")
-                    if wire.closed[theirs] and held is None:
+                    if pipe.closed[theirs] and held is None:
                         raise self.failure(TransportError, "the peer closed the connection")
                     left = deadline - time.monotonic()
                     if left <= 0 and held is None:
                         raise self.failure(TransportError, f"the peer does not answer within {self.timeout:g} s")
                     began = time.perf_counter()
-                    wire.changed.wait(min(left, _PERIOD_S) if held is None else held)
+                    pipe.changed.wait(min(left, _PERIOD_S) if held is None else held)
                     self.meter.current.seconds += time.perf_counter() - began
             finally:
                 self._want = None
@@ -79,7 +79,7 @@ class MemoryConnection(Endpoint):
 
     def _read_all(self) -> None:
         """Reads frames as far as somebody waits for them, through the same reader as a socket's."""
-        incoming = self._wire.to[self._side]
+        incoming = self._pipe.to[self._side]
         while incoming and not (self._inbox and self._want):
             raw = memoryview(incoming.popleft())
             self.meter.current.received += len(raw)
@@ -93,18 +93,18 @@ class MemoryConnection(Endpoint):
                     self._arrived(frame)
 
     def _wake(self) -> None:
-        with self._wire.changed:
-            self._wire.changed.notify_all()
+        with self._pipe.changed:
+            self._pipe.changed.notify_all()
 
     def close(self, goodbye: bool = True) -> None:
-        with self._wire.changed:
-            if self._wire.closed[self._side]:
+        with self._pipe.changed:
+            if self._pipe.closed[self._side]:
                 return
-            if goodbye and not self._wire.closed[1 - self._side]:
-                self._wire.to[1 - self._side].append(pack_header(0, FrameKind.GOODBYE, 0, 0, 0))
+            if goodbye and not self._pipe.closed[1 - self._side]:
+                self._pipe.to[1 - self._side].append(pack_header(0, FrameKind.GOODBYE, 0, 0, 0))
                 self.meter.current.sent += HEADER.size
-            self._wire.closed[self._side] = True
-            self._wire.changed.notify_all()
+            self._pipe.closed[self._side] = True
+            self._pipe.changed.notify_all()
 
 
 def memory_pair(
@@ -119,9 +119,9 @@ def memory_pair(
 
     Nothing blocks a sender, so one thread may also play both parts as long as it sends before it receives.
     """
-    wire = _Wire()
-    first = MemoryConnection(wire, 0, party=roles[0], peer=roles[1], timeout=timeout, link=link, meter=meters[0])
-    second = MemoryConnection(wire, 1, party=roles[1], peer=roles[0], timeout=timeout, link=link, meter=meters[1])
+    pipe = _Pipe()
+    first = MemoryConnection(pipe, 0, party=roles[0], peer=roles[1], timeout=timeout, link=link, meter=meters[0])
+    second = MemoryConnection(pipe, 1, party=roles[1], peer=roles[0], timeout=timeout, link=link, meter=meters[1])
     if established:
         for end in (first, second):
             end.establish(MAX_FRAME)

@@ -15,7 +15,7 @@ import benchmarks.__main__ as command
 from benchmarks.__main__ import main
 from benchmarks.backends.privinf_backend import PrivinfBackend
 from benchmarks.callers import Answer, Clear, clear_prompts, clear_reply
-from benchmarks.deployment import State, alarms, state_of
+from benchmarks.deployment import Footprint, alarms, state_of
 from benchmarks.measure import Run
 from benchmarks.networks import made
 from benchmarks.report import as_markdown, sections
@@ -28,7 +28,7 @@ from protocols.errors import ConfigError, TransportError
 from tests.support.waiting import wait_for
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 64, "n_positions": 64}
-QUIET = State(rss=200 << 20, threads=4, files=9, sockets=6)
+QUIET = Footprint(rss=200 << 20, threads=4, files=9, sockets=6)
 
 
 # ---- what is asked of visitors
@@ -122,7 +122,7 @@ class FakeSwarm:
         self.spent = {"server": [1.0, 5.0], "dealer": [2.0, 6.0]}
 
 
-def judged(network: Any, tally: Tally, last: State = QUIET, spent: float = 5.0, logs: list[str] | None = None) -> Run:
+def judged(network: Any, tally: Tally, last: Footprint = QUIET, spent: float = 5.0, logs: list[str] | None = None) -> Run:
     run = Run("soak")
     levels = [Level(float(at), {"server": QUIET if at < 3 else last}) for at in range(4)]
     _judge(run, network, FakeSwarm(tally), levels, {"server": spent, "dealer": 6.0}, {"server": logs or []})  # type: ignore[arg-type]
@@ -145,9 +145,9 @@ def test_a_soak_is_judged(network: Any, tmp_path: Path) -> None:
     (tmp_path / "soak.json").write_bytes(encode(good.result(True)))
     assert read(tmp_path / "soak.json").scenario == "soak"
     for broken in (
-        judged(network, tally, State(QUIET.rss, 5, 9, 6)),
-        judged(network, tally, State(QUIET.rss, 4, 10, 6)),
-        judged(network, tally, State(QUIET.rss + (100 << 20), 4, 9, 6)),
+        judged(network, tally, Footprint(QUIET.rss, 5, 9, 6)),
+        judged(network, tally, Footprint(QUIET.rss, 4, 10, 6)),
+        judged(network, tally, Footprint(QUIET.rss + (100 << 20), 4, 9, 6)),
         judged(network, tally, spent=7.0),
         judged(network, tally, logs=["Traceback"]),
     ):

@@ -182,7 +182,7 @@ def test_a_caller_that_leaves_ends_the_protocol_at_all_three(tmp_path: Path, str
         wait_for(lambda: door.engine.active == 0)
         wait_for(lambda: not door.engine.client.sessions and not door.engine.conversations.live)
         wait_for(lambda: not parties.server.peers and not parties.dealer.peers)
-        assert door.engine.tally.counts["cancelled"] == 1 and door.engine.tally.counts["failed"] == 0
+        assert door.engine.replies.counts["cancelled"] == 1 and door.engine.replies.counts["failed"] == 0
         done = door.openai().completions.create(model="privinf", prompt="x", max_tokens=1, extra_body=MORE)
         assert done.usage is not None
 

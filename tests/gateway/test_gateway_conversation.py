@@ -54,7 +54,7 @@ def test_what_was_dealt_ahead_is_used_by_the_token_that_follows_and_by_nothing_e
             sent = parties.dealer.counters.counts["correlations"] - before
             assert sent == conversation.session.store.next_name - names  # what was dropped was sent to nobody
     assert len(dealt) == 2 and all(first < after for first, after in dealt)
-    monkeypatch.setattr("privinf.dealer.dealer.MOST_AHEAD", 0)  # passes too large to be kept are dealt when they are asked for
+    monkeypatch.setattr("privinf.dealer.dealer.MOST_PREFETCHED", 0)  # passes too large to be kept are dealt when they are asked for
     monkeypatch.setattr("privinf.server.dealer_source.CONTROL_LIMIT", 0)  # and lists too long for the sockets' buffers are sent later
     tokens = [token.id for token in parties.client().generate(ids=[1, 2, 3], max_new_tokens=6, ignore_eos=True)]
     assert t.is_greedy([1, 2, 3], tokens) and len(tokens) == 6

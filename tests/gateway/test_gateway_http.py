@@ -150,7 +150,7 @@ def test_a_body_without_end_and_without_a_limit(door: Gateway) -> None:
 
 
 def test_a_reader_that_stops_ends_its_reply(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = door.engine.tally.counts["cancelled"]
+    before = door.engine.replies.counts["cancelled"]
 
     def long(query: Any, ids: Any, text: Any, reply: Any, emit: Callable[[Any], None]) -> None:
         while not reply.cancelled.is_set():
@@ -163,7 +163,7 @@ def test_a_reader_that_stops_ends_its_reply(door: Gateway, monkeypatch: pytest.M
     with connect(door, SO_RCVBUF=4096) as sock:
         sock.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        wait_for(lambda: door.engine.tally.counts["cancelled"] == before + 1 and door.engine.active == 0)
+        wait_for(lambda: door.engine.replies.counts["cancelled"] == before + 1 and door.engine.active == 0)
     monkeypatch.undo()
     assert is_well(door)
 

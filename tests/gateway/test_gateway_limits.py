@@ -35,14 +35,14 @@ def test_prepared_queries_are_used_for_first_turns_that_fit(tmp_path: Path) -> N
         parties.client().prepare(9, max_new_tokens=4)
         with gateway(parties, prepared=False) as door:
             expected = complete(door, "def main!", 3).choices[0].text
-            assert door.engine.tally.counts["prepared"] == 0 and len(door.engine.conversations.idle) == 1
+            assert door.engine.replies.counts["prepared"] == 0 and len(door.engine.conversations.idle) == 1
         with gateway(parties) as door:
             before = dealt(door)
             done = complete(door, "def main!", 3)
-            assert done.choices[0].text == expected and door.engine.tally.counts["prepared"] == 1 and dealt(door) == before
+            assert done.choices[0].text == expected and door.engine.replies.counts["prepared"] == 1 and dealt(door) == before
             assert len(door.engine.conversations.idle) == 0 and not door.engine.client.sessions  # it ends with what was prepared
             again = complete(door, "def main!", 3)  # none is left
-            assert again.choices[0].text == expected and door.engine.tally.counts["prepared"] == 1 and dealt(door) > before
+            assert again.choices[0].text == expected and door.engine.replies.counts["prepared"] == 1 and dealt(door) > before
             turn = complete(door, f"def main!{expected}z", 1)
             assert turn.usage.prompt_tokens_details.cached_tokens == 9 + 2  # a conversation that is kept goes on as ever
 
@@ -56,7 +56,7 @@ def test_a_budget_that_is_used_up(tmp_path: Path) -> None:
             with pytest.raises(openai.RateLimitError, match="come again later, in") as found:
                 complete(door, prompt)
             assert 7000 < int(found.value.response.headers["Retry-After"]) <= 7200 and found.value.code == "rate_limit_exceeded"
-        wait_for(lambda: door.engine.active == 0 and door.engine.tally.counts["failed"] == 3)
+        wait_for(lambda: door.engine.active == 0 and door.engine.replies.counts["failed"] == 3)
 
 
 def test_a_kept_session_at_its_limit_is_replaced(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def browser() -> Iterator[Any]:
 
 
 def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
-    before = demo.engine.tally.counts["cancelled"]
+    before = demo.engine.replies.counts["cancelled"]
     problems: list[str] = []
     asked: list[str] = []
     with contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
@@ -159,7 +159,7 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
         page.get_by_text(re.compile(r"^[1-9]\d* of 26 ")).wait_for(timeout=60_000)  # what the context has room for
         page.locator("#stop").click()
         page.get_by_text("stopped").wait_for()
-    wait_for(lambda: demo.engine.active == 0 and demo.engine.tally.counts["cancelled"] == before + 1)
+    wait_for(lambda: demo.engine.active == 0 and demo.engine.replies.counts["cancelled"] == before + 1)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from privinf.cli import app as cli
 from privinf.cli.config import options_of
-from privinf.cli.verbs import State, load_verb
+from privinf.cli.verbs import Invocation, load_verb
 from privinf.transport.keys import load_credentials
 from tests.support.waiting import PATIENCE
 
@@ -29,7 +29,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 def parse(words: list[str]) -> None:
     """Reads a command line as `privinf` would, and runs nothing."""
-    context: Any = typer.Context(typer.main.get_command(cli.root), info_name="privinf", obj=State())
+    context: Any = typer.Context(typer.main.get_command(cli.root), info_name="privinf", obj=Invocation())
     command = load_verb(words[0])
     rest = words[1:]
     while getattr(command, "commands", None):

@@ -17,7 +17,7 @@ from torch import nn
 
 import privinf
 from privinf.crypten_adapter import crypten_module
-from privinf.graph.builder import TABLE, Builder, Wire, rule
+from privinf.graph.builder import TABLE, Builder, Value, rule
 from privinf.graph.kinds import Product
 from privinf.graph.node import NODE_KINDS
 from privinf.graph.planning import Planning, ProductPlan, Shown
@@ -63,7 +63,7 @@ class Silu(Product):
 
 
 @rule(aten.silu.default)
-def silu(b: Builder, x: Wire) -> Wire:
+def silu(b: Builder, x: Value) -> Value:
     """Of any shape."""
     return b.by_rows(Silu, x)
 

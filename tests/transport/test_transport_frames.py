@@ -158,7 +158,7 @@ def test_parts_of_a_message_that_are_too_small(keys_dir: Path, pool: ThreadPoolE
                 TransportError if established else OpeningError
             ) and f"a part of a message of {size} bytes; all but the last have 65536 or more" in str(error)
     client, server = memory_pair(("client", "server"))
-    client._wire.to[1].append(pack_header(size, FrameKind.DATA, MORE, 1, 0) + bytes(size))
+    client._pipe.to[1].append(pack_header(size, FrameKind.DATA, MORE, 1, 0) + bytes(size))
     assert "a part of a message" in str(outcome(lambda: server.receive(10 * MB)))
 
 

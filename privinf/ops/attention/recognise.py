@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.graph.builder import Builder, Constant, Unsupported, Wire, as_constant, as_wire, aten, recogniser, rule
+from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_constant, as_value, aten, recogniser, rule
 from privinf.graph.draft import Draft, joint_name
 from privinf.graph.node import Shape
 from privinf.ops.attention.node import CausalAttention
@@ -38,9 +38,9 @@ def attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Wire:
+) -> Value:
     """Spelt out, for `recognise_attention` to find where it is causal."""
-    q, k, v = as_wire(q), as_wire(k), as_wire(v)
+    q, k, v = as_value(q), as_value(k), as_value(v)
     if enable_gqa and q.shape[-3] != k.shape[-3]:
         raise Unsupported("attention with fewer heads of keys than of queries")
     scores = times(b, matmul(b, q, transpose(b, k)), q.shape[-1] ** -0.5 if scale is None else scale)  # (..., T, T)

@@ -10,7 +10,7 @@ from privinf.transport.meter import PHASES
 _COUNTED = ("prompt_tokens", "cached_tokens", "tokens")
 
 
-class Tally:
+class ReplyCounts:
     """Counts by name, seconds by phase. Safe in threads."""
 
     def __init__(self) -> None:

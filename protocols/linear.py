@@ -150,16 +150,20 @@ def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_o
 def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits: int) -> Protocol_[Shares]:
     """Rows of S's table (V, d) at C's secret indices, in Z_2^bits: `linear` on one-hot rows; -> (count, d).
 
+    Or, where C holds the table encrypted (`party.tables`), by one message of a masked ciphertext a row (`protocols.lattice.linear`).
     `ids` (count,) at C (or None where they are not known yet), None at S. Rounds: 1 message C -> S. Bits: V * bits a row.
     Learns: nothing, either; the number of rows is public.
     """
     size = table.shape[0]
+    if party.tables is not None:
+        hidden = ids if ids is not None and not party.is_server else blank(count)
+        return Shares((yield from party.tables.lookup(table.name, hidden, table.shape[1], bits, size)), bits, table.frac)
     if party.is_server or ids is None or ids.is_meta:
         value = blank(count, size)
     else:
         value = torch.zeros((count, size), dtype=torch.int64, device=ids.device)
         value[torch.arange(count, device=ids.device), ids] = 1
-    return linear(party, Shares(value, bits, 0), table, bits=bits, client_only=True)
+    return (yield from linear(party, Shares(value, bits, 0), table, bits=bits, client_only=True))
 
 
 def cost_linear(rows: int, inputs: int, outputs: int, bits: int, *, early: bool = False) -> Declared:

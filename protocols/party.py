@@ -28,7 +28,7 @@ from protocols.sources.base import PartySource
 
 T = TypeVar("T")
 
-__all__ = ["Channel", "Cost", "Engine", "Item", "Offline", "Online", "Party", "Protocol_", "Received", "Trace", "parallel"]
+__all__ = ["Channel", "Cost", "Engine", "Item", "Offline", "Online", "Party", "Protocol_", "Received", "Tables", "Trace", "parallel"]
 
 
 @dataclass(slots=True)
@@ -166,13 +166,24 @@ class Online:
         return [blank(*item.value.shape) if tensor is None else tensor for tensor, item in zip(received, items, strict=True)]
 
 
+class Tables(Protocol):
+    """S's tables as C holds them encrypted, where there is no dealer: see `protocols.linear.lookup`."""
+
+    def lookup(self, table: str, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """Shares of rows (count, out) of a table of `size`, modulo 2^bits: ids (count,) at C, a blank at S and ahead of the query."""
+
+
 class Party:
-    """One party of one session while it walks a program: its role, its weights (S: encoded, C: masked) and an engine."""
+    """One party of one session while it walks a program: its role, its weights (S: encoded, C: masked) and an engine.
+
+    `tables`, where rows of S's tables are taken from ciphertexts; else a row is a product with a one-hot.
+    """
 
     def __init__(self, role: Role, engine: Engine | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         self.role = role
         self.weights: Mapping[str, Tensor] = weights if weights is not None else {}
         self.engine = engine
+        self.tables: Tables | None = None
         self.on_label: Callable[[tuple[str, str]], None] | None = None
 
     def __repr__(self) -> str:

@@ -59,6 +59,8 @@ class Runtime:
         shapes: dict[str, Mapping[str, Kept]] = {
             node: {part: kept.shape_only() for part, kept in parts.items()} for node, parts in self.state.items()
         }
+        if party.tables is None:
+            party.tables = self.party.tables
         return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device)
 
 

@@ -227,6 +227,8 @@ class Store(PartySource):
             elif not chosen:
                 return  # this one is not
             name += 1
+        if not chosen:  # nothing is known of what comes
+            return
         mine = drawn.draw(self._prg, [name for name, *_ in chosen])
         theirs = dealt.unpack(payloads) if client else []
         for place, (name, kind, length) in enumerate(chosen):

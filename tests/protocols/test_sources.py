@@ -18,7 +18,7 @@ from torch import Tensor
 from protocols.correlations import Correlation, Fit, Kind, Mask, Part, Role, pack_parts, size_of, unpack_parts
 from protocols.errors import CorrelationError
 from protocols.linear import linear
-from protocols.party import Item, Party, Protocol_
+from protocols.party import Item, Party, Protocol_, Tables
 from protocols.prg import Prg, derive
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Dealer, Store
@@ -90,6 +90,7 @@ class Trusted:
     def __init__(self, weights: Weights, device: str) -> None:
         self.client_weights: dict[str, Tensor] = {}
         self.ends: dict[Role, PartySource] = {role: End(role, device) for role in Role}
+        self.tables: dict[Role, Tables] = {}
         self._book = Book({name: -tensor for name, (_, tensor) in weights.items()})
         self._drawn = torch.Generator().manual_seed(7)
 

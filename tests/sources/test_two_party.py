@@ -156,5 +156,6 @@ def test_the_ladder_runs_by_the_two_alone(tmp_path: Path, variant: str) -> None:
         assert float((found.client.reshape(-1) - exact).abs().max()) < LOGIT_ERROR
         assert found.dealt == b""
         made = sources[0].predicted[-1]
+        assert found.counted["online"]["payload"] == found.predicted.online_bytes
         assert found.counted["offline"]["payload"] == made.bytes + found.predicted.peer_offline_bytes
         assert made.rounds <= 60

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Role
-from protocols.party import Online, Party, Trace
+from protocols.party import Online, Party, Tables, Trace
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.base import PartySource
 from protocols.sources.two_party.schedule import WINDOW
 from protocols.sources.two_party.source import Preprocessing, TwoPartySource
+from protocols.sources.two_party.tables import SealedTables
 from tests.support.plain_lattice import PlainLattice
 from tests.support.plain_transfers import PlainTransfers
 from tests.support.threads import at_both
@@ -54,6 +55,7 @@ class Alone:
         lattices = {role: lattice(role, ends[role], False) for role in Role}
         self.parties = {role: TwoPartySource(role, ends[role], lattices[role], encoded, device=device, window=window) for role in Role}
         self.ends: dict[Role, PartySource] = dict(self.parties)
+        self.tables: dict[Role, Tables] = {role: SealedTables(role, lattices[role], encoded) for role in Role}
         traced = transfers(Role.CLIENT, True)
         hidden = lattice(Role.CLIENT, traced, True)
         self.twin = TwoPartySource(Role.CLIENT, traced, hidden, {}, traced=True, window=window)

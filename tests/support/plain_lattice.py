@@ -55,3 +55,12 @@ class PlainLattice:
             share, rest = self._split(-product.reshape(*r.shape[:-1], out), bits)
         (got,) = yield [Item(rest, bits, from_server=False)]
         return got if self.role is Role.SERVER else share
+
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """See `LatticeEnd`."""
+        share = rest = blank(ids.shape[0], out)
+        if self.role is Role.CLIENT and not ids.is_meta:
+            assert table.shape == (size, out)
+            share, rest = self._split(table[ids], bits)
+        (got,) = yield [Item(rest, bits, from_server=False)]
+        return got if self.role is Role.SERVER else share

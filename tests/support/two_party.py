@@ -17,7 +17,7 @@ from torch import Tensor
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, KindHash, Part, Role
 from protocols.linear import Weight, mask_weight, weight_mask
-from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Trace
+from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Tables, Trace
 from protocols.prg import new_seed
 from protocols.ring import decode, encode, reduce, signed
 from protocols.shares import Shares, Wire
@@ -118,6 +118,7 @@ class Source(Protocol):
     """Both ends of a source of correlations, for parties in one process."""
 
     ends: dict[Role, PartySource]
+    tables: dict[Role, Tables]  # where C holds tables encrypted; or none
     client_weights: dict[str, Tensor]  # what C holds of them
 
     def begin_pass(self, kinds: list[Kind]) -> bytes:
@@ -136,6 +137,7 @@ class Dealt:
         self.client_weights = {name: mask_weight(tensor.to(device), weight_seed, w) for name, (w, tensor) in weights.items()}
         self.stores = {role: Store(role, seeds[role], device) for role in Role}
         self.ends: dict[Role, PartySource] = {**self.stores}
+        self.tables: dict[Role, Tables] = {}
         self.dealer = Dealer(seeds[Role.SERVER], seeds[Role.CLIENT], masks, device)
         self._left = 0
 
@@ -180,11 +182,16 @@ class Session:
             self.made = self.source(self.weights, self.device)
         self.held = {Role.SERVER: encoded, Role.CLIENT: self.made.client_weights}
 
+    def _party(self, role: Role, engine: Engine, splits: int) -> TestParty:
+        party = TestParty(role, engine, self.held[role], splits)
+        party.tables = self.made.tables.get(role)
+        return party
+
     def trace(self, role: Role, program: Program) -> Trace:
         """The program on shapes."""
         trace = Trace(role, self.made.ends[role].next_name)
         with self.within():
-            program(TestParty(role, trace, self.held[role], 0))
+            program(self._party(role, trace, 0))
         return trace
 
     def run(self, program: Program, observe: Callable[[Party], None] | None = None) -> Outcome:
@@ -207,12 +214,12 @@ class Session:
             channel.meter.phase = "offline"
             Party(role, Online(role, channel, source)).run(source.preprocess())
             offline = Offline(self.held[role], channel, source)
-            program(TestParty(role, offline, self.held[role], splits))
+            program(self._party(role, offline, splits))
             if role is Role.CLIENT:
                 self.made.end_pass(kinds)
             channel.meter.phase = "online"
             engine = _Recorder(role, channel, source, offline.early)
-            party = TestParty(role, engine, self.held[role], splits)
+            party = self._party(role, engine, splits)
             if observe is not None:
                 observe(party)
             results[role] = program(party)

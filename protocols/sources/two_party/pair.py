@@ -43,7 +43,10 @@ class LatticeEnd(Protocol):
         """
 
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
-        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is W at S, and its ciphertexts at C."""
+        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
+
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
 
 
 class MakersLattice(LatticeEnd, Protocol):

@@ -92,6 +92,10 @@ class BatchedLattice:
         """See `LatticeEnd`."""
         return self._lattice.linear(weight, r, out, bits, transposed=transposed)
 
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """See `LatticeEnd`."""
+        return self._lattice.lookup(table, ids, out, bits, size)
+
 
 class Ends(NamedTuple):
     """What batches run on."""

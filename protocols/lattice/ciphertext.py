@@ -16,7 +16,7 @@ from protocols.lattice import kernels, noise
 from protocols.lattice.noise import Array
 from protocols.lattice.parameters import Budget
 from protocols.lattice.rings import field as field_of
-from protocols.lattice.rings import of_limbs, reduced, times
+from protocols.lattice.rings import reduced, times
 from protocols.prg import SEED_BYTES, Prg, Stream, derive, new_seed
 from protocols.ring import blank
 from protocols.rounds import Item
@@ -112,22 +112,24 @@ class Keys:
         for k in range(len(rows[0])):
             self.public.append([row[k] for row in rows])
 
-    def zeros(self, rows: int, count: int, stream: Stream) -> tuple[list[Array], list[Array]]:
-        """Encryptions of zero without their last errors: a u (rows, N) and b_j u (rows, count, N), as values modulo each prime."""
-        ring = self.budget
-        a = uniform_rows(derive(self.seed, "public key"), 0, 1, ring)
-        u = transformed(noise.ternary(stream, rows * ring.degree).reshape(rows, ring.degree), ring)
-        first = [times(v, pa, p)[:, 0] for v, pa, p in zip(u, a, ring.primes, strict=True)]
-        second = []
-        for i, p in enumerate(ring.primes):
-            keys = np.stack([key[i] for key in self.public[:count]])
-            second.append(times(u[i], keys, p))
-        return first, second
+    def zeros(self, rows: int, count: int, stream: Stream) -> list[Array]:
+        """Encryptions of zero without their last errors, a u and b_j u: (rows, 1 + count, N) as values modulo each prime."""
+        a = uniform_rows(derive(self.seed, "public key"), 0, 1, self.budget)
+        keys = [np.stack([a[i][0], *(key[i] for key in self.public[:count])]) for i in range(len(a))]
+        return zeros(keys, rows, self.budget, stream)
 
 
-def flooded(shape: tuple[int, ...], budget: Budget, stream: Stream) -> list[Array]:
-    """An error and a flood for each coefficient of c0, modulo each prime."""
-    count = int(np.prod(shape))
+def zeros(keys: Sequence[Array], rows: int, budget: Budget, stream: Stream) -> list[Array]:
+    """The same from public keys (a and b_j, N), as values modulo each prime."""
+    u = transformed(noise.ternary(stream, rows * budget.degree).reshape(rows, budget.degree), budget)
+    return [times(x, key, p) for x, key, p in zip(u, keys, budget.primes, strict=True)]
+
+
+def add_flood(second: Sequence[Array], budget: Budget, stream: Stream) -> None:
+    """Adds an error and a flood to each coefficient of c0, residues modulo each prime, in place."""
+    count = second[0].size
     limbs = noise.flood(stream, count, *budget.flood)
     error = noise.errors(stream, count)
-    return [reduced(of_limbs(limbs, budget.flood_half, p) + error, p).reshape(shape) for p in budget.primes]
+    for x, p in zip(second, budget.primes, strict=True):
+        weights = np.array([pow(2, noise.LIMB * k, p) for k in range(len(limbs))], np.int64)
+        kernels.plus_limbs(x.reshape(-1), limbs, weights, error, budget.flood_half % p, p)

@@ -202,9 +202,8 @@ def accept(words: Any, mask: Any, q: Any, out: Any, at: Any) -> Any:
         if at == out.size:
             break
         value = np.int64(word) & mask
-        if value < q:
-            out[at] = value
-            at += 1
+        out[at] = value
+        at += np.int64(value < q)
     return at
 
 
@@ -214,14 +213,13 @@ def accept_all(words: Any, ends: Any, masks: Any, primes: Any, out: Any) -> Any:
     short = np.zeros(primes.size, np.int64)
     count, start = 0, 0
     for i in range(primes.size):
-        at, q, mask, row = 0, primes[i], masks[i], out[i]
+        at, q, mask, row = np.int64(0), primes[i], masks[i], out[i]
         for j in range(start, ends[i]):
+            if at == row.size:
+                break
             value = np.int64(words[j]) & mask
-            if value < q:
-                row[at] = value
-                at += 1
-                if at == row.size:
-                    break
+            row[at] = value
+            at += np.int64(value < q)  # no branch that is hard to foretell
         start = ends[i]
         if at < row.size:
             short[count] = i
@@ -246,6 +244,30 @@ def scaled(x: Any, factor: Any, p: Any, out: Any) -> None:
     inverse = 1.0 / p
     for i in range(x.size):
         out[i] = multiply(x[i], factor, p, inverse)
+
+
+@compiled
+def plus(x: Any, y: Any, p: Any) -> None:
+    """x += y for residues, in place."""
+    for i in range(x.size):
+        r = x[i] + y[i]
+        x[i] = r - p if r >= p else r
+
+
+@compiled
+def plus_limbs(x: Any, limbs: Any, weights: Any, small: Any, minus: Any, p: Any) -> None:
+    """x += sum_i limbs_i weights_i + small - minus modulo p, in place: limbs (k, n) in [0, 2^48), |small| < p, minus a residue."""
+    inverse = 1.0 / p
+    for k in range(limbs.shape[0]):
+        w, limb = weights[k], limbs[k]
+        for i in range(x.size):
+            r = x[i] + multiply(limb[i], w, p, inverse)
+            x[i] = r - p if r >= p else r
+    for i in range(x.size):
+        r = x[i] + small[i] - minus
+        r = r + p if r < 0 else r
+        r = r + p if r < 0 else r
+        x[i] = r - p if r >= p else r
 
 
 @compiled

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.lattice import noise
-from protocols.lattice.ciphertext import flooded, seed_item, seed_of, transformed
+from protocols.lattice.ciphertext import add_flood, seed_item, seed_of, zeros
 from protocols.lattice.noise import Array
-from protocols.lattice.rings import Base, primes_below, reduced, times
+from protocols.lattice.rings import Base, plus, primes_below, reduced, times
 from protocols.lattice.rings import field as field_of
-from protocols.lattice.weights import PUBLIC_KEY, EncryptedWeight, Form, WeightKeys, polynomials
+from protocols.lattice.weights import EncryptedWeight, Form, WeightKeys, polynomials
 from protocols.prg import Prg, Stream, new_seed
 from protocols.ring import blank, known, reduce, signed
 from protocols.rounds import Item, Protocol_
@@ -33,7 +33,9 @@ Sums = Callable[[slice], tuple[list[Array], list[Array]]]
 TERMS = 256
 """Rows whose products with centred scalars float64 sums exactly: 2^23 2^22 2^8 = 2^53."""
 HELD = 1 << 24
-"""Elements of a block of answers, about."""
+"""Elements of a block of sums, about."""
+SMALL = 1 << 18
+"""Elements of a block of answers, about: what a processor's cache holds."""
 
 
 def _times(scalars: Array, matrix: Any, total: Array, p: int) -> None:
@@ -75,17 +77,15 @@ def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stre
     """Upper and lower limbs of c1 (n, N), low bits of c0 (n, outer), and C's shares (n, outer)."""
     form, ring, n = held.form, held.form.budget, len(first[0])
     upper, lower = form.limbs
-    a = polynomials(held.seed, PUBLIC_KEY, 1, ring)
-    u = transformed(noise.ternary(stream, n * ring.degree).reshape(n, ring.degree), ring)
     error = noise.errors(stream, n * ring.degree).reshape(n, ring.degree)
-    flood = flooded((n, form.outer), ring, stream)
+    zero = zeros(held.public_values, n, ring, stream)
     c0, c1 = [], []
     for i, p in enumerate(ring.primes):
-        transform = field_of(p, ring.degree)
-        c1.append(reduced(transform.backward(reduced(first[i] + times(u[i], a[i], p)[:, 0], p)) + error, p))
-        key = transform.forward(held.public[i].astype(np.int64))  # (blocks, N)
-        zero = transform.backward(times(u[i], key, p)).reshape(n, -1)[:, : form.outer]
-        c0.append(reduced(second[i] + zero + flood[i], p))
+        zero[i][:, 0] = plus(zero[i][:, 0].copy(), first[i], p)
+        found = field_of(p, ring.degree).backward(zero[i])  # (n, 1 + blocks, N)
+        c1.append(reduced(found[:, 0] + error, p))
+        c0.append(plus(np.ascontiguousarray(found[:, 1:].reshape(n, -1)[:, : form.outer]), second[i], p))
+    add_flood(c0, ring, stream)
     (high,), frac = Base((), upper).fraction(np.stack(c1), ring.primes)
     low = (frac * (1 << lower) + 0.5).astype(np.int64)
     high, low = (high + (low >> lower)) & ((1 << upper) - 1), low & ((1 << lower) - 1)
@@ -121,16 +121,19 @@ def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int,
     seed, share = None, blank(count, form.outer)
     if isinstance(held, EncryptedWeight) and sums is not None:
         seed, stream, found = new_seed(), noise.fresh(), []
-        tops, size = Prg(seed).stream(0), max(1, HELD // (len(ring.primes) * ring.degree))
+        tops, size, most = Prg(seed).stream(0), max(1, HELD // (len(ring.primes) * ring.degree)), max(1, SMALL // ring.degree)
         for start in range(0, count, size):
-            found.append(_answer(held, *sums(slice(start, min(count, start + size))), stream, tops))
+            first, second = sums(slice(start, min(count, start + size)))
+            for at in range(0, len(first[0]), most):
+                part = slice(at, at + most)
+                found.append(_answer(held, [x[part] for x in first], [x[part] for x in second], stream, tops))
         *values, share = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
     widths = (upper, lower, ring.low_bits)
     items = [seed_item(Role.CLIENT, seed), *(Item(v, w, from_server=False) for v, w in zip(values, widths, strict=True))]
     received = yield items
     if isinstance(held, WeightKeys):
         high, low, rest = (value.numpy() for value in received[1:])
-        tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, HELD // ring.degree), []
+        tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, SMALL // ring.degree), []
         for start in range(0, count, size):
             part = slice(start, start + size)
             shares.append(_decrypt(held, form, high[part], low[part], rest[part], tops))

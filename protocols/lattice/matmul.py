@@ -32,17 +32,17 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.lattice import kernels, noise
-from protocols.lattice.ciphertext import Keys, flooded, residue_items, residues_of, seed_item, seed_of, uniform_rows
+from protocols.lattice.ciphertext import Keys, add_flood, residue_items, residues_of, seed_item, seed_of, uniform_rows
 from protocols.lattice.gilboa import Products
 from protocols.lattice.noise import Array
 from protocols.lattice.plan import Plan
-from protocols.lattice.rings import Base, drop, reduced, times
+from protocols.lattice.rings import Base, drop, plus, reduced, times
 from protocols.lattice.rings import field as field_of
 from protocols.prg import Prg, Stream, derive, new_seed
 from protocols.ring import blank, known, reduce, signed
 from protocols.rounds import Item, Protocol_
 
-HELD = 1 << 22  # elements of a block of answers, about
+HELD = 1 << 20  # elements of a block of answers, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,6 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
         rows = block.rows.stop - block.rows.start
         scalars = _plaintexts(plan, base, lefts[group][..., block.rows])
         zeros = keys.zeros(rows, plan.secrets, stream)
-        floods = flooded((rows, plan.secrets, ring.degree), ring, stream)
         last = noise.errors(stream, rows * ring.degree).reshape(rows, ring.degree)
         first, second = [], []
         for i, p in enumerate(ring.primes):
@@ -155,10 +154,10 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
                 .transpose(1, 2, 0, 3)
                 .reshape(rows, 1 + plan.secrets, ring.degree)
             )
-            zero = np.concatenate([zeros[0][i][:, None], zeros[1][i]], 1)
-            found = transform.backward(reduced(sums + transform.backward(zero, plan.roots), p), 1, plan.roots)
+            found = transform.backward(plus(transform.backward(zeros[i], plan.roots), sums, p), 1, plan.roots)
             first.append(reduced(found[:, 0] + last, p))
-            second.append(reduced(found[:, 1:] + floods[i], p))
+            second.append(np.ascontiguousarray(found[:, 1:]))
+        add_flood(second, ring, stream)
         for kept, row in zip(answer.first, drop(first, ring.primes, ring.keep), strict=True):
             kept[group, block.rows] = row
         whole, below = base.fraction(np.stack(second), ring.primes)

@@ -52,14 +52,19 @@ def secret(stream: Stream, count: int) -> Array:
             return found
 
 
-def flood(stream: Stream, count: int, top: int, low: int) -> tuple[Array, ...]:
-    """Integers uniform in [0, top 2^low) as limbs of 32 bits, lowest first; top below 2^31."""
-    limbs = [stream.raw(4 * count).view(np.uint32).astype(np.int64) for _ in range(low // 32)]
-    rest = low % 32
+LIMB = 48
+"""Bits of a flood's limbs."""
+
+
+def flood(stream: Stream, count: int, top: int, low: int) -> Array:
+    """Integers uniform in [0, top 2^low), top below 2^31, as limbs of 48 bits, lowest first: (k, count)."""
+    whole, rest = divmod(low, LIMB)
+    out = np.empty((whole + (2 if rest > LIMB - 31 else 1), count), np.int64)
+    for limb in out[:whole]:
+        limb[:] = stream.raw(8 * count).view(np.int64)
+        limb &= (1 << LIMB) - 1
     head = uniform(stream, count, top)
-    if rest:
-        limbs.append(stream.raw(4 * count).view(np.uint32).astype(np.int64) & ((1 << rest) - 1))
-        # the top begins within this limb
-        limbs[-1] |= (head << rest) & 0xFFFFFFFF
-        head >>= 32 - rest
-    return (*limbs, head)
+    out[whole] = (stream.raw(8 * count).view(np.int64) & ((1 << rest) - 1)) | (head << rest) & ((1 << LIMB) - 1)
+    if rest > LIMB - 31:
+        out[whole + 1] = head >> (LIMB - rest)
+    return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -79,12 +78,10 @@ def reduced(x: Array, p: int) -> Array:
     return out
 
 
-def of_limbs(limbs: Sequence[Array], minus: int, p: int) -> Array:
-    """Modulo p: integers in limbs of 32 bits, lowest first, less a number."""
-    total = np.full(limbs[0].shape, -minus % p, np.int64)
-    for i, limb in enumerate(limbs):
-        total += scaled(reduced(limb, p), pow(2, 32 * i, p), p)
-    return reduced(total, p)
+def plus(x: Array, y: Array, p: int) -> Array:
+    """x += y for residues of one shape, x whole in memory."""
+    kernels.plus(x.reshape(-1), np.ascontiguousarray(y).reshape(-1), p)
+    return x
 
 
 @cache

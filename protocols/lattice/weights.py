@@ -234,6 +234,14 @@ class EncryptedWeight:
     public: list[Small]
     rows: list[Small]
 
+    @cached_property
+    def public_values(self) -> list[Array]:
+        """The public keys' a and b_j, (1 + blocks, N) for each prime, as values of the whole transform."""
+        ring = self.form.budget
+        a = polynomials(self.seed, PUBLIC_KEY, 1, ring)
+        keys = [field_of(p, ring.degree).forward(x.astype(np.int64)) for x, p in zip(self.public, ring.primes, strict=True)]
+        return [np.concatenate([each, key]) for each, key in zip(a, keys, strict=True)]
+
     @staticmethod
     def read(form: Form, parts: Iterable[bytes | memoryview]) -> EncryptedWeight:
         """From the parts, in order; TransportError for a part of another size than the form says, or residues out of range."""

@@ -149,9 +149,9 @@ def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monk
     monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
     factor = 1
 
-    def flood(stream: Any, count: int, top: int, low: int) -> tuple[Any, ...]:
+    def flood(stream: Any, count: int, top: int, low: int) -> Any:
         largest = (top * factor << low) - 1 if sign > 0 else (top << low) // 2 - (top * factor << low) // 2
-        return tuple(np.full(count, (largest >> 32 * i) & 0xFFFFFFFF if i < 5 else largest >> 160) for i in range(6))
+        return np.stack([np.full(count, (largest >> 48 * i) & ((1 << 48) - 1)) for i in range(4)])
 
     monkeypatch.setattr(noise, "flood", flood)
     # the largest plaintexts, in no pattern that would cancel

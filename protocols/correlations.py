@@ -17,12 +17,14 @@ from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.errors import CorrelationError
 from protocols.prg import Stream
-from protocols.ring import blank, pack, packed_size, reduce, unpack
+from protocols.ring import blank, flat, pack, packed_size, reduce, unpack
 
 Tensors = Sequence[Tensor]
 Related = tuple[Sequence[Tensor], Tensor | None]
@@ -221,7 +223,7 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
     @property
     def shared_bytes(self) -> int:
         """What one party's shares take, packed."""
-        return size_of(self.shared_parts())
+        return size_of(parts_of(self).shared)
 
 
 class Mask(Kind, frozen=True):
@@ -286,10 +288,28 @@ class Correlation:
         self._shares = shares
 
     def _make_own(self) -> tuple[Tensor, ...]:
-        return blanks(self.kind.own_parts(self.role))
+        return blanks(parts_of(self.kind).own(self.role))
 
     def _make_shares(self) -> tuple[Tensor, ...]:
-        return blanks(self.kind.shared_parts())
+        return blanks(parts_of(self.kind).shared)
+
+
+class PartsOf(NamedTuple):
+    """All parts of a kind."""
+
+    server: tuple[Part, ...]
+    client: tuple[Part, ...]
+    shared: tuple[Part, ...]
+
+    def own(self, role: Role) -> tuple[Part, ...]:
+        """Private randomness of this party."""
+        return self.server if role is Role.SERVER else self.client
+
+
+@lru_cache(maxsize=1 << 12)
+def parts_of(kind: Kind) -> PartsOf:
+    """They are asked for several times in a pass."""
+    return PartsOf(kind.server_parts(), kind.client_parts(), kind.shared_parts())
 
 
 def blanks(parts: Sequence[Part]) -> tuple[Tensor, ...]:
@@ -301,6 +321,17 @@ def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
     """Packs tensors side by side."""
     pairs = zip(values, parts, strict=True)
     return b"".join(pack(part.reduce(value) if part.modulus else value, part.bits).tobytes() for value, part in pairs)
+
+
+def pack_rests(values: Sequence[Tensor], shares: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
+    """Packs what is left of values without one party's shares of them: the other's shares."""
+    if kernels.fast is None or any(part.modulus or not value.is_cpu for value, part in zip(values, parts, strict=True)):
+        return pack_parts([part.split(value, share) for value, share, part in zip(values, shares, parts, strict=True)], parts)
+    out, at = np.empty(size_of(parts), np.uint8), 0
+    for value, share, part in zip(values, shares, parts, strict=True):
+        kernels.fast.pack_rest(flat(value), flat(share), int(part.xor), part.bits, out[at : at + part.size])
+        at += part.size
+    return out.tobytes()
 
 
 def unpack_parts(payload: memoryview, parts: Sequence[Part], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
@@ -343,7 +374,8 @@ def from_wire(data: bytes | msgspec.Raw) -> Kind:
     what = f"a {type(made).__name__} was asked for with"
     if not made.bounded():
         raise CorrelationError(f"{what} a field out of bounds")
-    parts = (*made.server_parts(), *made.client_parts(), *made.shared_parts())
-    if any(not 1 <= part.bits <= 64 or part.count > MAX_ELEMENTS for part in parts):
-        raise CorrelationError(f"{what} a size out of bounds")
+    for parts in parts_of(made):
+        for part in parts:
+            if not 1 <= part.bits <= 64 or part.count > MAX_ELEMENTS:
+                raise CorrelationError(f"{what} a size out of bounds")
     return made

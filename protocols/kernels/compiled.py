@@ -3,6 +3,7 @@
 from protocols.kernels.elements import counters as counters
 from protocols.kernels.elements import counters_many as counters_many
 from protocols.kernels.elements import pack as pack
+from protocols.kernels.elements import pack_rest as pack_rest
 from protocols.kernels.elements import product as product
 from protocols.kernels.elements import product_transposed as product_transposed
 from protocols.kernels.elements import uniform as uniform

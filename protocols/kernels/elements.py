@@ -101,6 +101,19 @@ def pack(x, bits, out):
         _pack_planes(x, bits % 8, place, out[at:])
 
 
+@compiled(_VOID(_I8, _I8, _INT, _INT, _U1))
+def pack_rest(x, share, xor, bits, out):
+    """`pack` of what is left of x without a share of it, by addition or by XOR."""
+    rest = np.empty(x.size, np.int64)
+    if xor:
+        for i in range(x.size):
+            rest[i] = x[i] ^ share[i]
+    else:
+        for i in range(x.size):
+            rest[i] = x[i] - share[i]
+    pack(rest, bits, out)
+
+
 @compiled(None)
 def _unpack_bytes(raw, size, place, out):
     shift = np.uint64(place)

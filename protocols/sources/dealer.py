@@ -8,16 +8,31 @@ bounded, before anything of it is made; it has no code for any kind, but evaluat
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from protocols.correlations import MAX_KINDS, Correlation, Fit, Kind, KindHash, Mask, Part, Role, blanks, pack_parts, size_of, unpack_parts
+from protocols.correlations import (
+    MAX_KINDS,
+    Correlation,
+    Fit,
+    Kind,
+    KindHash,
+    Mask,
+    Part,
+    Role,
+    blanks,
+    pack_rests,
+    parts_of,
+    size_of,
+    unpack_parts,
+)
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
 from protocols.sources.base import PartySource
-from protocols.sources.expansion import MOST, Together, counts_of
+from protocols.sources.expansion import MOST, Drawn, Together, counts_of, draw_both
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
@@ -29,8 +44,9 @@ ENTRY = 64  # elements that a mask counts beyond its own
 
 def _parts_held(kind: Kind) -> int:
     """Elements that the parts of a kind take at a time while it is dealt, at most."""
-    own = sum(part.count for part in (*kind.server_parts(), *kind.client_parts()))
-    return OWN * own + SHARED * sum(part.count for part in kind.shared_parts())
+    parts = parts_of(kind)
+    own = sum([part.count for part in parts.server + parts.client])
+    return OWN * own + SHARED * sum([part.count for part in parts.shared])
 
 
 class _Sketch:
@@ -92,7 +108,7 @@ class _Sketch:
             fit = kind.fit(self)
         except (ValueError, LookupError) as error:
             raise CorrelationError(f"the fields of a {name} do not fit the masks that they name", party="dealer") from error
-        if fit.values != tuple(part.shape for part in kind.shared_parts()):
+        if fit.values != tuple([part.shape for part in parts_of(kind).shared]):
             raise CorrelationError(f"the shape of a {name} does not fit the masks that it names", party="dealer")
         return fit
 
@@ -176,7 +192,7 @@ class Store(PartySource):
         name = self.next_ahead()
         self.asked.update(kind)
         self.expect(name, kind)
-        if parts := kind.shared_parts():
+        if parts := parts_of(kind).shared:
             assert self._fetch is not None, "a pass has not begun"
             self.put(name, self._fetch(size_of(parts)))
         if kind.shared_early:
@@ -214,7 +230,8 @@ class Store(PartySource):
         chosen: list[tuple[int, Kind, int]] = []
         payloads: list[memoryview] = []
         while total < MOST and (kind := self._expected.get(name)) is not None:
-            own, shared = kind.own_parts(self.role), kind.shared_parts()
+            parts = parts_of(kind)
+            own, shared = parts.own(self.role), parts.shared
             counts = counts_of(own + shared, self.device) if name not in self._held else None
             payload = self._payloads.get(name)
             if counts is not None and (not client or not shared or (payload is not None and len(payload) == size_of(shared))):
@@ -313,8 +330,11 @@ class Dealer:
         return self._dealt(kinds, gone)
 
     def _dealt(self, kinds: Sequence[Kind], gone: list[list[int]]) -> Iterator[bytes]:
-        for kind, names in zip(kinds, gone, strict=True):
-            yield self._deal(kind)
+        drawn: deque[Drawn] = deque()
+        for place, (kind, names) in enumerate(zip(kinds, gone, strict=True)):
+            if not drawn:
+                drawn.extend(draw_both(self._server, self._client, self.next_name, kinds[place:], self._device))
+            yield self._deal(kind, drawn.popleft() if drawn else None)
             for name in names:
                 del self._masks[name], self._leave[name]
         self.end_pass()
@@ -324,19 +344,22 @@ class Dealer:
         _Sketch(self).of([kind], self.next_name)
         return self._deal(kind)
 
-    def _deal(self, kind: Kind) -> bytes:
+    def _draw(self, kind: Kind, name: int) -> Drawn:
+        parts, server, client = parts_of(kind), self._server.stream(name), self._client.stream(name)
+        ours = tuple([part.draw(server, self._device) for part in parts.server])
+        theirs = tuple([part.draw(client, self._device) for part in parts.client])
+        return ours, theirs, tuple([part.draw(server, self._device) for part in parts.shared])
+
+    def _deal(self, kind: Kind, drawn: Drawn | None = None) -> bytes:
         name, self.next_name = self.next_name, self.next_name + 1
-        server_stream, client_stream = self._server.stream(name), self._client.stream(name)
-        server = [part.draw(server_stream, self._device) for part in kind.server_parts()]
-        client = [part.draw(client_stream, self._device) for part in kind.client_parts()]
-        parts = kind.shared_parts()
-        shares = [part.draw(server_stream, self._device) for part in parts]
+        server, client, shares = self._draw(kind, name) if drawn is None else drawn
+        parts = parts_of(kind).shared
         values, left = kind.relation(self, server, client, shares)
         assert [value.shape for value in values] == [part.shape for part in parts], f"{type(kind).__name__}: its fit says otherwise"
         if left is not None:
             (self._kept if _is_kept(kind) else self._masks)[name] = left
             self._leave[name] = kind
-        return pack_parts([part.split(value, share) for value, share, part in zip(values, shares, parts, strict=True)], parts)
+        return pack_rests(values, shares, parts)
 
     def end_pass(self) -> None:
         """Forgets all masks that no later pass refers to."""

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from protocols import kernels
-from protocols.correlations import Part
+from protocols.correlations import Kind, Part, parts_of
 from protocols.prg import BLOCK, Prg, word_size
 from protocols.ring import packed_size
 
 Parts = Sequence[Part]
+
+Drawn = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+"""S's own values, C's own values, S's shares."""
 
 SMALL = 1 << 14  # elements of a correlation up to which it is expanded together with others
 MOST = 1 << 16  # elements that are expanded at a time
@@ -27,6 +30,25 @@ def counts_of(parts: Parts, device: torch.device | str) -> list[int] | None:
         return None
     counts = [math.prod(part.shape) for part in parts]
     return None if sum(counts) > SMALL or any(part.modulus for part in parts) else counts
+
+
+def draw_both(server: Prg, client: Prg, first: int, kinds: Sequence[Kind], device: torch.device | str) -> list[Drawn]:
+    """Of correlations from this name on, what both parties draw and S's shares; none if the next is not to be expanded with others."""
+    at_server, at_client, lengths, total = Together(), Together(), [], 0
+    for kind in kinds:
+        parts = parts_of(kind)
+        ours, theirs = counts_of(parts.server + parts.shared, device), counts_of(parts.client, device)
+        if ours is None or theirs is None or total >= MOST:
+            break
+        at_server.add(parts.server + parts.shared, ours)
+        at_client.add(parts.client, theirs)
+        lengths.append(len(parts.server))
+        total += sum(ours) + sum(theirs) + 1
+    if not lengths:
+        return []
+    names = range(first, first + len(lengths))
+    both = zip(at_server.draw(server, names), at_client.draw(client, names), lengths, strict=True)
+    return [(ours[:length], theirs, ours[length:]) for ours, theirs, length in both]
 
 
 class Together:

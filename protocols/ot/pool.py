@@ -1,8 +1,9 @@
 """One direction's random correlated transfers: what is left of the last extension, and the next one when it is not enough.
 
 Each direction has its own delta, base transfers and session; nothing of it outlives the object. How many are made, and when, follows from
-the counts asked for alone, so that both ends and a trace do the same: programs that run side by side and find too few say what
-they want first (a round without a message), and one extension then serves all of them.
+the counts asked for alone, so that both ends and a trace do the same. Silent extensions travel ahead of their need, with other
+messages of their sender (`carrying`), so that few wait for one. Where too few are there, programs that run side by side say what they want
+first (a round without a message), and one extension then serves all of them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from protocols.ot.pads import Hash
 from protocols.ot.silent import Extender
 from protocols.ot.words import Words, tensor_of, words_of
 from protocols.ring import blank
-from protocols.rounds import Item, Protocol_
-from protocols.security import IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
+from protocols.rounds import Item, Protocol_, Received, parallel
+from protocols.security import AHEAD, IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
 
 MESSAGES = 8
 """Of several silent extensions at most: the receiver expands one while the sender makes the next, and none waits for an answer."""
@@ -31,9 +32,9 @@ _EMPTY = np.empty((0, 2), np.uint64)
 
 
 Sink = Callable[[int, int, Words], None]
-"""Is given transfers as they are read: the number of the first asked for, where these are from there, and their blocks (n, 2).
+"""Is given transfers as they are read: their first one's number less its place, its place among those asked for, their blocks (n, 2).
 
-The blocks of a receiver are to be used before it returns.
+Others may have some in between, so that the first figure can change. The blocks of a receiver are to be used before it returns.
 """
 
 
@@ -45,12 +46,23 @@ class Message(NamedTuple):
 
 @dataclass
 class _Counts:
-    """What both ends and a trace count: transfers that are there, asked for, spent, and made by IKNP for small needs."""
+    """What both ends and a trace count: transfers that are there, under way, asked for, spent, and made by IKNP for small needs."""
 
     stock: int = 0
+    coming: int = 0
     wanted: int = 0
     spent: int = 0
     small: int = 0
+
+
+def carrying(items: list[Item], *pools: Pool) -> Protocol_[Received]:
+    """One round of these items, with what the pools' senders, who send some of them, send ahead."""
+    received, *_ = yield from parallel(_round(items), *(pool.ahead() for pool in pools))
+    return received  # type: ignore[no-any-return]
+
+
+def _round(items: list[Item]) -> Protocol_[Received]:
+    return (yield items)
 
 
 class Pool:
@@ -106,11 +118,11 @@ class Pool:
             counts.wanted += count
             yield []  # others that run beside this one say what they want
             while done < count and counts.stock < counts.wanted:
-                if self._busy:
+                if self._busy or counts.stock + counts.coming >= counts.wanted:
                     yield []
                     continue
                 self._busy = True
-                for extension in self._extensions(counts.wanted - counts.stock):
+                for extension in self._extensions(counts.wanted - counts.stock - counts.coming):
                     counts.stock += yield from extension
                     ready = min(counts.stock, count - done)  # used while the sender makes more
                     counts.wanted -= ready
@@ -151,17 +163,33 @@ class Pool:
         return blocks
 
     def _silent(self, times: int) -> Protocol_[int]:
-        """Silent extensions by one message from the sender, each expanded at the receiver when it is read; gives how many transfers."""
-        message = None
+        """Silent extensions by one message from the sender; the receiver expands each when it is read. Gives how many transfers."""
+        message, made = None, []
         if self.sends and self._extender is not None:
             message = np.empty((times, LPN.trees, LPN.height, 2), np.uint64)
             for at in range(times):
                 message[at], blocks = self._extender.send()
-                self._chunks.append(blocks)
+                made.append(blocks)
         (arrived,) = yield [self.item(self.sender, message, times, LPN.trees, LPN.height, 2)]
-        if not self.sends and self._extender is not None:
+        # both ends note them now: of several under way, those begun first come first
+        if self.sends:
+            self._chunks.extend(made)
+        elif self._extender is not None:
             self._chunks.extend(Message(each) for each in words_of(arrived))
         return times * LPN.net
+
+    def ahead(self) -> Protocol_[None]:
+        """One round, of this pool's sender alone if anybody's: what keeps as many transfers in stock as were spent, up to `AHEAD`."""
+        counts = self._counts
+        target = min(counts.spent, AHEAD) if counts.spent > SMALL_IN_ALL else 0
+        times = max(0, -(-(target - counts.stock - counts.coming) // LPN.net))
+        if not times:
+            yield []
+            return
+        counts.coming += times * LPN.net
+        made = yield from self._silent(times)
+        counts.coming -= made
+        counts.stock += made
 
     def _spend(self, done: int, count: int, sink: Sink) -> None:
         """The next transfers to one who has had `done` before."""

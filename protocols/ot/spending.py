@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protocols.ot import kernels
-from protocols.ot.pool import Pool
+from protocols.ot.pool import Pool, carrying
 from protocols.ot.words import Words, mask, pack, string_words, words_of
 from protocols.rounds import Protocol_
 from protocols.security import PART
@@ -37,29 +37,27 @@ class Scaling(NamedTuple):
         return -(-self.n * (self.y_bits * self.bits - self.y_bits * (self.y_bits - 1) // 2) // 64)
 
 
-def scale(pool: Pool, how: Scaling, mine: Words, share: Words) -> Protocol_[None]:
-    """Adds this party's share to `share`; `mine` is x at the sender, y at the receiver. Transfers go by y's bits, then by elements."""
+def scale(pool: Pool, other: Pool, how: Scaling, mine: Words, share: Words) -> Protocol_[None]:
+    """Adds this party's share to `share`; `mine` is x at the sender, y at the receiver. Transfers go by y's bits, then by elements.
+
+    `other` is the pool of the other direction.
+    """
     count, hashed = how.n * how.y_bits, pool.hash
     flips = np.zeros(string_words(count, 1), np.uint64)
     if hashed is None:
         yield from pool.take(count, lambda first, at, blocks: None)
-        yield [pool.item(pool.receiver, None, len(flips))]
-        yield [pool.item(pool.sender, None, how.words)]
+        yield from carrying([pool.item(pool.receiver, None, len(flips))], other)
+        yield from carrying([pool.item(pool.sender, None, how.words)], pool)
     elif pool.sends:
-        held: list[Words] = []
-        numbers: list[int] = []
-
-        def hold(first: int, at: int, blocks: Words) -> None:
-            numbers.append(first)
-            held.append(blocks)
-
-        yield from pool.take(count, hold)
-        (answer,) = yield [pool.item(pool.receiver, None, len(flips))]
+        held: list[tuple[int, int, Words]] = []
+        yield from pool.take(count, lambda first, at, blocks: held.append((first, at, blocks)))
+        (answer,) = yield from carrying([pool.item(pool.receiver, None, len(flips))], other)
         message = np.zeros(how.words + 1, np.uint64)  # the kernel reads one word further
         flips = words_of(answer)
-        for at, size, _, laid, aes in hashed.spans(held, numbers[0]):
-            kernels.scale_send(laid, aes, at, size, flips, mine, how.bits, how.xor, share, message)
-        yield [pool.item(pool.sender, message[:-1], how.words)]
+        for first, start, blocks in held:
+            for at, size, _, laid, aes in hashed.spans([blocks], first, start):
+                kernels.scale_send(laid, aes, at, size, flips, mine, how.bits, how.xor, share, message)
+        yield from carrying([pool.item(pool.sender, message[:-1], how.words)], pool)
     else:
 
         def choose(first: int, at: int, blocks: Words) -> None:
@@ -67,8 +65,8 @@ def scale(pool: Pool, how: Scaling, mine: Words, share: Words) -> Protocol_[None
                 kernels.scale_choose(laid, aes, part, place, size, mine, how.xor, share, flips)
 
         yield from pool.take(count, choose)
-        yield [pool.item(pool.receiver, flips, len(flips))]
-        (answer,) = yield [pool.item(pool.sender, None, how.words)]
+        yield from carrying([pool.item(pool.receiver, flips, len(flips))], other)
+        (answer,) = yield from carrying([pool.item(pool.sender, None, how.words)], pool)
         kernels.scale_finish(words_of(answer), mine, how.y_bits, how.bits, how.xor, share)
 
 
@@ -101,7 +99,7 @@ class Table(NamedTuple):
         return np.array([sum(full << s * self.bits for s, bit in enumerate(row) if bit) for row in rows], np.uint64)
 
 
-def look_up(pool: Pool, how: Table, index: Words | None, table: Words | None) -> Protocol_[Words]:
+def look_up(pool: Pool, other: Pool, how: Table, index: Words | None, table: Words | None) -> Protocol_[Words]:
     """The receiver's words (n,), for its index (n,) below 2^m and the sender's table (n, 2^m). Transfers go by the index's bits."""
     n, m = how.n, how.choice_bits
     pads = np.empty((0 if pool.hash is None else n * m, 2 if pool.sends else 1, how.groups), np.uint64)
@@ -117,14 +115,14 @@ def look_up(pool: Pool, how: Table, index: Words | None, table: Words | None) ->
     if index is not None:
         for k in range(m):
             flips[k * n : (k + 1) * n] ^= index >> np.uint64(k) & _ONE
-    (answer,) = yield [pool.item(pool.receiver, None if index is None else pack(flips, 1), string_words(n * m, 1))]
+    (answer,) = yield from carrying([pool.item(pool.receiver, None if index is None else pack(flips, 1), string_words(n * m, 1))], other)
     message = None
     if table is not None:
         message = np.zeros(how.words + 1, np.uint64)
         ones = np.stack([how.ones(k) for k in range(m)])
         kernels.table_send(pads, words_of(answer), np.ascontiguousarray(table), how.per, how.bits, ones, message)
         message = message[:-1]
-    (answer,) = yield [pool.item(pool.sender, message, how.words)]
+    (answer,) = yield from carrying([pool.item(pool.sender, message, how.words)], pool)
     if index is None:
         return flips
     found = np.empty(n, np.uint64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Role
-from protocols.ot.pool import Pool
+from protocols.ot.pool import Pool, carrying
 from protocols.ot.spending import Scaling, Table, Triples, look_up, parts, scale
 from protocols.ot.words import Words, mask, tensor_of, words_of
 from protocols.ring import blank
@@ -62,14 +62,15 @@ class Transfers:
         """Shares of x y for y of `y_bits` bits, by parts of bounded size."""
         assert x.shape == y.shape and 1 <= bits <= 64 and y_bits >= 1
         pool, n = self._pools[sender], x.numel()
+        other = self._pools[pool.receiver]
         mine = None if self.traced else words_of(x if pool.sends else y).reshape(-1)
         share = np.zeros(0 if self.traced else n, np.uint64)
         for start, stop in parts(n, y_bits):
             how = Scaling(stop - start, bits, y_bits, xor)
             if mine is None:
-                yield from scale(pool, how, share, share)
+                yield from scale(pool, other, how, share, share)
             else:
-                yield from scale(pool, how, mine[start:stop], share[start:stop])
+                yield from scale(pool, other, how, mine[start:stop], share[start:stop])
         return blank(*x.shape) if self.traced else tensor_of(share & mask(bits)).reshape(x.shape)
 
     def chosen(self, sender: Role, choice: Tensor, words: Tensor, choice_bits: int, bits: int) -> Protocol_[Tensor]:
@@ -86,8 +87,8 @@ class Transfers:
         table = words_of(words).reshape(n, slots) if pool.sends and not self.traced else None
         for start, stop in parts(n, choice_bits):
             how = Table(stop - start, choice_bits, bits)
-            part = yield from look_up(pool, how, None if index is None else index[start:stop], None if table is None else table[start:stop])
-            found.append(part)
+            cut = [None if x is None else x[start:stop] for x in (index, table)]
+            found.append((yield from look_up(pool, self._pools[pool.receiver], how, *cut)))
         if self.traced:
             return blank(*choice.shape)
         if pool.sends:
@@ -108,7 +109,7 @@ class Transfers:
             triples = [Triples(pool, stop - start, bits) for pool in self._pools.values()]
             yield from parallel(*(each.take() for each in triples))
             if self.traced:
-                yield [Item(blank(stop - start), bits), Item(blank(stop - start), bits)]
+                yield from carrying([Item(blank(stop - start), bits), Item(blank(stop - start), bits)], *self._pools.values())
                 continue
             found.append((yield from self._and(triples, words_of(x).reshape(-1)[start:stop], words_of(y).reshape(-1)[start:stop], bits)))
         if self.traced:
@@ -120,7 +121,7 @@ class Transfers:
         (a,) = (each.factor for each in triples if each.pool.sends)
         (b,) = (each.factor for each in triples if not each.pool.sends)
         mine = [tensor_of(x ^ a), tensor_of(y ^ b)]
-        theirs = yield [Item(value, bits) for value in mine]
+        theirs = yield from carrying([Item(value, bits) for value in mine], *self._pools.values())
         d, e = (words_of(one ^ other) for one, other in zip(mine, theirs, strict=True))
         z: Words = triples[0].share ^ triples[1].share ^ a & b ^ d & b ^ e & a
         if self.role is Role.SERVER:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import TransportError
+from protocols.ot import pool as pool_module
 from protocols.ot import spending
 from protocols.ot.base import BaseSender, choose
 from protocols.ot.transfers import Transfers
 from protocols.party import Protocol_, parallel
 from protocols.ring import blank, reduce
-from protocols.security import LPN
+from protocols.security import LPN, Lpn
 from tests.support.both import Both, predicted, run_both
 from tests.support.tls_pair import connected, keys_dir, pool
 from tests.support.two_party import uniform
@@ -157,6 +158,56 @@ def test_silent_extensions_in_between(ends: Ends) -> None:
     for both, bits in ((two, 20), (rest, 10)):
         assert torch.equal(reduce(both.server + both.client, bits), reduce(x * y, bits))
     assert rest.rounds < two.rounds
+
+
+def test_programs_of_all_kinds_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extensions so small that they are made, waited for and sent ahead all the time; what each program gets is right, and predicted."""
+    for name, value in {"LPN": Lpn(70, 4, 200), "SMALL": 50, "SMALL_IN_ALL": 400, "AHEAD": 3000}.items():
+        monkeypatch.setattr(pool_module, name, value)
+    ends = Ends()
+    sizes = [3, 700, 41, 90, 1500, 5, 200, 1, 64]
+    inputs = [(uniform(n), bits_of(n, width=5), uniform(n, 8), {role: uniform(n) for role in Role}) for n in sizes]
+
+    def chain(end: Transfers, at: int) -> Protocol_[list[Tensor]]:
+        x, y, words, z = inputs[at]
+        sender = list(Role)[at % 2]
+        receiver = OTHER[sender]
+        found = []
+        for step in range(at % 4 + 1):
+            if step % 3 == 0:
+                found.append((yield from end.product(sender, known_to(end, sender, x), known_to(end, receiver, y), 20, 5)))
+            elif step % 3 == 1:
+                found.append((yield from end.ands(known_to(end, end.role, z[end.role]), known_to(end, end.role, z[end.role]), 2)))
+            else:
+                found.append((yield from end.chosen(sender, known_to(end, receiver, y & 7), known_to(end, sender, words), 3, 9)))
+        return found
+
+    for _ in range(3):
+        both = ends.run(lambda end: parallel(*(chain(end, at) for at in range(len(sizes)))))
+        for at, (x, y, words, z) in enumerate(inputs):
+            server, client = both.server[at], both.client[at]
+            wanted = {
+                0: reduce(x * y, 20),
+                1: reduce(z[Role.SERVER] ^ z[Role.CLIENT], 2),
+                2: reduce(words.gather(-1, y[:, None] & 7)[:, 0], 9),
+            }
+            for step, (s, c) in enumerate(zip(server, client, strict=True)):
+                assert torch.equal(reduce(s + c, 20) if step % 3 == 0 else s ^ c, wanted[step % 3])
+
+
+def test_most_needs_are_met_ahead() -> None:
+    """A chain of needs of one size waits for no extension once it runs: two rounds each, one for ANDs, as if transfers were endless."""
+    end = Transfers(Role.CLIENT, traced=True)
+    x = blank(20000)
+
+    def chain(times: int) -> Protocol_[None]:
+        for _ in range(times):
+            yield from parallel(*(end.product(sender, x, x, 40, 40) for sender in Role))
+            yield from end.ands(x, x, 1)
+
+    predicted(Role.CLIENT, end.start())
+    predicted(Role.CLIENT, chain(3))
+    assert predicted(Role.CLIENT, chain(10)).rounds == 30
 
 
 def test_what_is_large_goes_in_parts(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

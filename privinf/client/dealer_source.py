@@ -10,6 +10,7 @@ from privinf.client.setup import ClientStore, parts_of, receive_part
 from privinf.client.supply import Supply
 from privinf.graph.private import weights_of
 from privinf.session.messages import MAX_KINDS, Dealt, Join, Needs, SessionSeed, greet
+from privinf.session.prepared import Recorder, Writer
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from privinf.trust import DEALER
@@ -85,3 +86,7 @@ class DealerSource(ClientSource):
     def reseed(self) -> bytes:
         """See `ClientSource`."""
         return self.link.receive_control(SessionSeed).seed
+
+    def recorder(self, writer: Writer) -> PartySource:
+        """See `ClientSource`."""
+        return Recorder(writer, self.party.device)

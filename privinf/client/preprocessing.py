@@ -39,7 +39,7 @@ from privinf.session.messages import (
     Terms,
 )
 from privinf.session.pool import Pool, PoolLane
-from privinf.session.prepared import Header, Prepared, Recorder
+from privinf.session.prepared import Header, Prepared
 from protocols.correlations import Role
 from protocols.errors import ConfigError, ProtocolDesync
 from protocols.party import Party
@@ -66,10 +66,13 @@ class Preprocessing:
         """A lane of this session's, see `Pool.open`."""
         return self._pool.open(lane, self._peers.options.timeout, self._found.connection.peer_until)
 
+    def _lane(self, terms: Terms) -> Lane:
+        return Lane(*self._parties, terms, self._found.trust)
+
     def prepare(self, terms: Terms, walk: Walk) -> dict[str, Any]:
         """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
-        connection, device = self._found.connection, self._peers.options.device
-        lane = Lane(*self._parties, terms)
+        connection, source = self._found.connection, self._found.source
+        lane = self._lane(terms)
         connection.meter.phase = "offline"
         with self._open(lane) as shelf:
             held = shelf.held()
@@ -80,10 +83,9 @@ class Preprocessing:
             reserved = connection.receive_control(Reserved)
             if reserved.index <= max(shelf.spent, *held, 0):
                 raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=self._peers.named)
-        seed = self._found.source.reseed()
-        header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, seed)
+        header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, source.reseed(), lane.trust)
         with self._pool.writer(lane, header) as writer:
-            self._record(terms, Recorder(writer, device), walk)
+            self._record(terms, source.recorder(writer), walk)
             writer.seal()
             with self._open(lane) as shelf:
                 shelf.add(writer)
@@ -96,7 +98,7 @@ class Preprocessing:
         lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
         return {**lengths, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
 
-    def _record(self, terms: Terms, store: Recorder, walk: Walk) -> None:
+    def _record(self, terms: Terms, store: PartySource, walk: Walk) -> None:
         """Computes and records this party's part of every pass, from an empty context on."""
         weights, passes = self._found.runtime.party.weights, terms.passes
         sketch = Runtime.of(self._found.lowered.graph, Party(Role.CLIENT), self._peers.options.device)
@@ -111,7 +113,7 @@ class Preprocessing:
 
     def spend(self, terms: Terms) -> Prepared | None:
         """A prepared query that fits, spent at all three parties; None where there is none, and then the dealer deals as ever."""
-        for lane in self._pool.lanes(*self._parties, terms):
+        for lane in self._pool.lanes(self._lane(terms)):
             self._found.connection.meter.phase = "offline"
             try:
                 with self._open(lane) as shelf:

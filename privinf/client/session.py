@@ -98,9 +98,6 @@ class ClientSession:
         """Prepares one query, see `Client.prepare`."""
         if logits:
             self.want_logits()
-        if not self.source.prepares:
-            what = "this server makes correlations with its clients alone, and none can be prepared ahead of time"
-            raise HandshakeError(what, party="client", peer=self.peers.named, remedy="use a server with a dealer")
         n_positions = self.lowered.info.n_positions
         if not self.lowered.info.is_language_model:
             raise ConfigError("this model is no language model; nothing can be prepared for it")
@@ -111,7 +108,7 @@ class ClientSession:
     def spend(self, terms: Terms) -> float:
         """From here on a query that was prepared is used, if one fits, and then the session is over after it; the seconds it took."""
         began = time.perf_counter()
-        self.prepared = self.preprocessing.spend(terms) if self.source.prepares else None
+        self.prepared = self.preprocessing.spend(terms)
         if self.prepared is not None:
             self.store = self.prepared.store(self.options.device)
         return time.perf_counter() - began
@@ -175,7 +172,9 @@ class ClientSession:
             self.store.end_pass()
             with party.label("", ""):  # what follows belongs to no operator
                 pass
-        timing.offline_s += middle - began
+        begun, self.source.set_up_s = self.source.set_up_s, 0.0
+        timing.setup_s += begun
+        timing.offline_s += middle - began - begun
         timing.unshown_s += time.perf_counter() - middle
         if result is not None:
             result = result.clone()  # outside of inference mode: a tensor like any other

@@ -10,13 +10,15 @@ from privinf.client.sealed import SealedStore
 from privinf.client.supply import Supply
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Joint
-from privinf.session.joint import Together
-from privinf.session.messages import MAX_KINDS, Begin, Key, Needs
+from privinf.session.joint import Recorder, Together
+from privinf.session.messages import MAX_KINDS, Key, Needs
+from privinf.session.prepared import Writer
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
 from protocols.errors import ConfigError, HandshakeError
+from protocols.prg import new_seed
 from protocols.sources.base import PartySource
 
 MAX_SETUP = 1 << 36  # bytes; a model that asks for more is not believed
@@ -43,7 +45,7 @@ class TwoPartySupply(Supply):
             part = sealing.parts[name]
             connection.meter.label = part.label
             with store.writing(name) as write:
-                for length in part.messages():
+                for length in part.pieces:
                     write(connection.receive(length))
                     done += length
                     peers.progress("set-up", done / size)
@@ -60,30 +62,31 @@ class TwoPartySupply(Supply):
 
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""
-        return TwoPartySource(self.connection, self.lines.masked, self.lines.peers.options.device)
+        held = Sealing.of(self.lowered).held(self.lines.masked)
+        return TwoPartySource(self.connection, held, self.lines.peers.options.device)
 
 
 class TwoPartySource(ClientSource):
-    """See `ClientSource`; begins the session with the server."""
-
-    prepares = False
+    """See `ClientSource`."""
 
     def __init__(self, connection: Connection, held: Mapping[str, Any], device: str) -> None:
         joint = Joint(Role.CLIENT, held, device)
         self.party: PartySource = joint.source
         self._together = Together(Role.CLIENT, connection, connection, joint)
-        connection.send_control(Begin())
-        self._together.begin()
 
     @contextmanager
     def making(self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]) -> Iterator[None]:
         """See `ClientSource`."""
         party.begin_pass(kinds())
         progress(0.0)
-        self._together.make()
+        self.set_up_s += self._together.make(party)
         progress(1.0)
         yield
 
     def reseed(self) -> bytes:
+        """See `ClientSource`; nothing is expanded from it."""
+        return new_seed()
+
+    def recorder(self, writer: Writer) -> PartySource:
         """See `ClientSource`."""
-        raise NotImplementedError
+        return Recorder(self._together.joint.apart(), writer.write, lambda kinds: writer.end_pass(kinds, []))

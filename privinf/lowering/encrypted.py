@@ -1,6 +1,6 @@
-"""What set-up sends where there is no dealer: the weights, encrypted under a key of S's.
+"""What set-up sends where there is no dealer: the weights, encrypted under keys of S's.
 
-Which weights are encrypted, and for which products, follows from the graph: those that a pass multiplies C's masks by. S's key is derived
+Which weights are encrypted, and in which forms, follows from the graph: those that a pass multiplies C's masks by. S's keys are derived
 from the seed of the lowering, as the masks of the weights are, so that a part is the same whenever it is made and S keeps nothing
 more; what each part's encryption draws is its own, and no other plaintext ever gets it. All clients are sent the same.
 """
@@ -18,46 +18,42 @@ from torch import Tensor
 from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import Label, module_output, next_token, shape_of
-from privinf.trust import DEALER, TWO_PARTY
 from privinf.version import PROTOCOL
-from protocols.correlations import Role
-from protocols.errors import ConfigError
-from protocols.linear import LinearMask, Weight
+from protocols.correlations import Kind, Role
+from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, forms
 from protocols.party import Party, Trace
-from protocols.prg import derive
+from protocols.prg import SEED_BYTES, derive
 from protocols.ring import blank
-
-MESSAGE = 4 * 2**20
-"""Bytes of one message of set-up, at most."""
 
 
 @dataclass(frozen=True)
 class SealedPart:
-    """One encrypted weight as set-up sends it: for which products it is, its bytes, and the layer and operator that they count as."""
+    """One encrypted weight as set-up sends it: in which form, the bytes of its pieces, and the layer and operator that it counts as."""
 
-    weight: Weight
-    bits: int
-    transposed: bool
-    size: int
+    form: Form
+    pieces: tuple[int, ...]
     label: Label
 
-    def messages(self) -> Iterator[int]:
-        """The lengths of the messages that it comes in."""
-        for start in range(0, self.size, MESSAGE):
-            yield min(MESSAGE, self.size - start)
+    @property
+    def size(self) -> int:
+        """Bytes, in all."""
+        return sum(self.pieces)
+
+    def cut(self, data: memoryview) -> Iterator[memoryview]:
+        """Its pieces, of all of it."""
+        at = 0
+        for length in self.pieces:
+            yield data[at : at + length]
+            at += length
 
 
 class Sealing:
-    """The encrypted weights of one model, by name; `of` finds it."""
+    """The encrypted weights of one model, by name; `of` finds it. ConfigError for a weight whose ring is too wide to be encrypted."""
 
     def __init__(self, lowered: Lowered) -> None:
         self._id = lowered.id
         labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
-        weights = {name: weight for name, (weight, _, _) in weights_of(lowered.graph).items()}
-        self.parts: dict[str, SealedPart] = {}
-        for name, bits, transposed in _products(lowered):
-            size = encrypted_size(weights[name], bits, transposed)
-            self.parts[f"{name} transposed" if transposed else name] = SealedPart(weights[name], bits, transposed, size, labels[name])
+        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in forms(_kinds(lowered))}
 
     @staticmethod
     def of(lowered: Lowered) -> Sealing:
@@ -68,62 +64,53 @@ class Sealing:
         return found
 
     def _seed(self, mask_seed: bytes) -> bytes:
-        """Of the key: another one for each lowering, and for each release that encrypts otherwise."""
-        return derive(mask_seed, f"key of the encrypted weights of {self._id}, protocol {PROTOCOL}")
+        """Of the keys: another one for each lowering, and for each release that encrypts otherwise."""
+        return derive(mask_seed, f"keys of the encrypted weights of {self._id}, protocol {PROTOCOL}")
+
+    def _keys(self, mask_seed: bytes) -> LatticeKeys:
+        return LatticeKeys(derive(self._seed(mask_seed), "keys")[:SEED_BYTES])
 
     def key_id(self, mask_seed: bytes) -> str:
-        """By which a client knows whether what it has kept is under this key; it says nothing of it."""
-        return hashlib.sha256(derive(self._seed(mask_seed), "name of the key")).hexdigest()
+        """By which a client knows whether what it has kept is under these keys; it says nothing of them."""
+        return hashlib.sha256(derive(self._seed(mask_seed), "name of the keys")).hexdigest()
 
-    def seal(self, mask_seed: bytes, name: str, encoded: Mapping[str, Tensor]) -> Iterator[memoryview]:
-        """A part as set-up sends it, message by message; the same bytes whenever it is made."""
-        part = self.parts[name]
-        data = encrypt_weight(self._seed(mask_seed), part.weight, encoded[part.weight.name], part.bits, part.transposed)
-        assert len(data) == part.size
-        at = 0
-        for length in part.messages():
-            yield data[at : at + length]
-            at += length
+    def seal(self, mask_seed: bytes, name: str, encoded: Mapping[str, Tensor]) -> Iterator[bytes]:
+        """A part as set-up sends it, piece by piece, a message each; the same bytes whenever it is made."""
+        form = self.parts[name].form
+        return encrypt_weight(self._keys(mask_seed), form, encoded[form.name])
 
-    def read(self, name: str, data: memoryview) -> Any:
-        """What C computes with; HandshakeError for what is no encrypted weight."""
+    def read(self, name: str, data: memoryview) -> EncryptedWeight:
+        """What C computes with; TransportError for what is no encrypted weight."""
         part = self.parts[name]
-        return read_weight(data, part.weight, part.bits, part.transposed)
+        return EncryptedWeight.read(part.form, part.cut(data))
+
+    def held(self, weights: Mapping[str, Any]) -> dict[str, dict[Form, Any]]:
+        """What C's end of the source takes, of what was read: each weight in its forms."""
+        found: dict[str, dict[Form, Any]] = {}
+        for name, weight in weights.items():
+            form = self.parts[name].form
+            found.setdefault(form.name, {})[form] = weight
+        return found
 
     def opened(self, mask_seed: bytes, encoded: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What S's end of the source takes for its weights."""
-        return dict(encoded)
+        """What S's end of the source takes: the keys of what is encrypted, and the other weights themselves."""
+        keys = self._keys(mask_seed)
+        return {**encoded, **{part.form.name: WeightKeys(keys, part.form.name) for part in self.parts.values()}}
 
 
 _known: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
 
 
-def _products(lowered: Lowered) -> list[tuple[str, int, bool]]:
-    """(weight, ring, transposed) of the products with masks of C's, but for the diagonal ones, in the order of a pass."""
+def _name(form: Form) -> str:
+    return f"{form.name} in {form.bits} bits{', transposed' if form.transposed else ''}"
+
+
+def _kinds(lowered: Lowered) -> list[Kind]:
+    """All that a pass over one position takes: a longer one multiplies by the same weights."""
     trace, info = Trace(Role.CLIENT, costs=False), lowered.info
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
     if info.is_language_model:
         next_token(lowered.graph, runtime, blank(1, 1), logits=False)
     else:
         module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
-    found: dict[tuple[str, bool], int] = {}
-    for kind in trace.kinds:
-        if isinstance(kind, LinearMask) and not kind.diagonal:
-            place = kind.weight, bool(kind.transposed)
-            found[place] = max(found.get(place, 0), kind.bits)
-    return [(name, bits, transposed) for (name, transposed), bits in found.items()]
-
-
-def encrypted_size(weight: Weight, bits: int, transposed: bool) -> int:
-    """Bytes of an encrypted weight; ConfigError, as long as none can be encrypted."""
-    raise ConfigError(f"the trust model {TWO_PARTY} cannot be had yet: weights cannot be encrypted", remedy=f"use {DEALER}")
-
-
-def encrypt_weight(seed: bytes, weight: Weight, encoded: Tensor, bits: int, transposed: bool) -> memoryview:
-    """An encrypted weight."""
-    raise NotImplementedError
-
-
-def read_weight(data: memoryview, weight: Weight, bits: int, transposed: bool) -> Any:
-    """What C keeps of it."""
-    raise NotImplementedError
+    return trace.kinds

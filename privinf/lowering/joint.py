@@ -6,7 +6,7 @@ What it moves follows from the kinds that a pass takes, which are public: `Forec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -27,8 +27,13 @@ class Joint:
 
     def __init__(self, role: Role, weights: Mapping[str, Any], device: torch.device | str = "cpu", *, traced: bool = False) -> None:
         self._transfers = Transfers(role, traced)
-        self._lattice = cast("Any", Lattice(role, self._transfers, traced))
+        self._lattice = Lattice(role, self._transfers, traced)
+        self._role, self._weights, self._device = role, weights, device
         self.source = TwoPartySource(role, self._transfers, self._lattice, weights, traced=traced, device=device)
+
+    def apart(self) -> TwoPartySource:
+        """A source of its own on the same transfers and keys, whose passes are handed over: those of a query that is prepared."""
+        return TwoPartySource(self._role, self._transfers, self._lattice, self._weights, device=self._device)
 
     def begin(self) -> Protocol_[None]:
         """Once a session, before anything else: what transfers and encryption stand on."""

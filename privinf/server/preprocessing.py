@@ -31,6 +31,10 @@ from protocols.party import Trace
 log = logging.getLogger("privinf")
 
 
+Pieces = tuple[Trace, Iterator[bytes | memoryview], Iterator[memoryview]]
+"""Of a pass: what it needs, what of it is kept here, and then what the client sends ahead of it."""
+
+
 class Preprocessing:
     """The prepared queries of one session."""
 
@@ -43,13 +47,16 @@ class Preprocessing:
 
     def _open(self, terms: Terms) -> AbstractContextManager[PoolLane]:
         """The lane of these terms, see `Pool.open`."""
-        return self._pool.open(Lane(*self._parties, terms), self._options.timeout, self._connection.peer_until)
+        return self._pool.open(self._lane(terms), self._options.timeout, self._connection.peer_until)
+
+    def _lane(self, terms: Terms) -> Lane:
+        return Lane(*self._parties, terms, self._options.trusted)
 
     def _marked(self, terms: Terms, spent: int, index: int = 0) -> Marked:
         return self._source.mark(self._parties[0], terms, spent, index)
 
-    def prepare(self, request: Prepare, dealt: Iterator[tuple[Trace, Iterator[memoryview]]]) -> None:
-        """Prepares one query, whose passes are dealt as this asks for them: what each needs, and what the client sends ahead.
+    def prepare(self, request: Prepare, dealt: Iterator[Pieces]) -> None:
+        """Prepares one query, whose passes are dealt as this asks for them.
 
         HandshakeError where this server keeps no more, or its disk or the dealer refuses.
         """
@@ -61,7 +68,7 @@ class Preprocessing:
             what, remedy = "the server cannot keep a prepared query", "look at the server's output"
             raise HandshakeError(what, party="server", remedy=remedy) from error
 
-    def _prepare(self, request: Prepare, dealt: Iterator[tuple[Trace, Iterator[memoryview]]]) -> None:
+    def _prepare(self, request: Prepare, dealt: Iterator[Pieces]) -> None:
         connection, terms = self._connection, request.terms
         connection.meter.phase = "offline"
         with self._open(terms) as shelf:
@@ -74,10 +81,12 @@ class Preprocessing:
             index = shelf.reserve(max(marked.spent, *(index for index, _ in request.held), 0))
         serial, seed = secrets.token_bytes(16), self._source.reseed()
         connection.send_control(Reserved(index, serial))
-        lane = Lane(*self._parties, terms)
-        with self._pool.writer(lane, Header(Role.SERVER, lane.name(Role.SERVER), index, serial, seed)) as writer:
-            for trace, early in dealt:
+        lane = self._lane(terms)
+        with self._pool.writer(lane, Header(Role.SERVER, lane.name(Role.SERVER), index, serial, seed, lane.trust)) as writer:
+            for trace, kept, early in dealt:
                 sizes = []
+                for piece in kept:
+                    writer.write(piece)
                 for data in early:
                     writer.write(data)
                     sizes.append(len(data))
@@ -113,7 +122,7 @@ class Preprocessing:
         prepared: Prepared | None = None
         connection.meter.phase = "offline"
         highest = request.spent
-        if not self._pool.holds(Lane(*self._parties, terms)):
+        if not self._pool.holds(self._lane(terms)):
             connection.send_control(Chosen(highest, 0))
             return None
         try:

@@ -12,10 +12,10 @@ from privinf.graph.private import Runtime
 from privinf.lowering.program import module_output, next_token
 from privinf.server.budget import Allowance
 from privinf.server.models import ServedModel
-from privinf.server.preprocessing import Preprocessing
+from privinf.server.preprocessing import Pieces, Preprocessing
 from privinf.session.access import Tally
 from privinf.session.devices import walking
-from privinf.session.messages import Begin, End, Pass, Prepare, Run, Spend, Terms
+from privinf.session.messages import End, Pass, Prepare, Run, Spend, Terms
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -45,12 +45,9 @@ class ServerSession:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.service.resting(self.connection):
-                request = self.connection.receive_control(Pass | Run | Prepare | Spend | Begin | End)
+                request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
             if isinstance(request, End):
                 return
-            if isinstance(request, Begin):
-                self._begin()
-                continue
             self._check(request)
             self._allowance.check(request)
             self.connection.timeout = self.service.options.timeout
@@ -67,12 +64,6 @@ class ServerSession:
                 self._tell(request)
             self.connection.timeout = self.service.options.idle
 
-    def _begin(self) -> None:
-        """Makes what the session begins with, which is no query yet."""
-        self.connection.timeout = self.service.options.timeout
-        self.source.begin()
-        self.connection.timeout = self.service.options.idle
-
     def _tell(self, request: Pass | Run) -> None:
         """For the log. A pass over one position after a token only goes on from that; whatever else is taken in is prompt."""
         if isinstance(request, Run):
@@ -86,8 +77,6 @@ class ServerSession:
         info = self.model.lowered.info
         if isinstance(request, Run) == info.is_language_model:
             raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
-        if isinstance(request, Prepare | Spend) and not self.source.prepares:
-            raise HandshakeError("this server prepares no queries ahead of time", party="server")
         if not isinstance(request, Prepare) and self._preprocessing.prepares:
             raise ProtocolDesync("a session that prepares queries answers none", party="server")
         if isinstance(request, Run):
@@ -121,20 +110,25 @@ class ServerSession:
         with walking(self.store.device):
             module_output(graph, runtime, inputs, observe=observe)
 
-    def _dealt(self, terms: Terms) -> Iterator[tuple[Trace, Iterator[memoryview]]]:
-        """The passes of a query that is prepared, from an empty context on: what each needs, and what the client sends ahead of it."""
+    def _dealt(self, terms: Terms) -> Iterator[Pieces]:
+        """The passes of a query that is prepared, from an empty context on: what each needs, what of it is kept, what the client sends."""
         sketch, first = Runtime.of(self.model.lowered.graph, Party(Role.SERVER), self.store.device), 1
         for request in terms.passes:
             sketch, trace = self.ask(request, sketch, first)
             first += len(trace.kinds)
-            yield trace, self._receive_early(trace)
+            yield trace, iter(self.source.record(trace.kinds)), self._receive_early(trace)
 
     def ask(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
         sketch, trace = self._sketched(request, runtime, first)
-        self._allowance.afford(trace)
+        self._afford(trace)
         self.source.ask(trace.kinds)
         return sketch, trace
+
+    def _afford(self, trace: Trace) -> None:
+        """RefusedError where a pass moves more than the session may."""
+        if self.service.options.session_bytes:
+            self._allowance.afford(trace, self.source.cost(trace.kinds))
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """A pass walked on shapes."""
@@ -149,7 +143,7 @@ class ServerSession:
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None and prefetched[0] == request:
             sketch, trace = prefetched[1:]
-            self._allowance.afford(trace)
+            self._afford(trace)
             self.source.ask_prefetched()
         else:
             sketch, trace = self.ask(request, self.runtime, self.store.next_name)

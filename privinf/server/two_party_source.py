@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from privinf.lowering.encrypted import Sealing
-from privinf.lowering.joint import Joint
+from privinf.lowering.joint import Forecast, Joint
 from privinf.lowering.lowered import Lowered
 from privinf.server.models import ServedModel
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told
-from privinf.session.joint import Together
+from privinf.session.joint import Recorder, Together
 from privinf.session.messages import MAX_KINDS, Key, Marked, Needs, Session, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -20,7 +21,7 @@ from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
-from protocols.errors import ProtocolDesync
+from protocols.prg import new_seed
 
 
 class TwoPartySupply(Supply):
@@ -40,7 +41,7 @@ class TwoPartySupply(Supply):
         self.wanted(model, connection, names)
         with turns.turn(client):
             for name in names:
-                connection.meter.label = model.labels[sealing.parts[name].weight.name]
+                connection.meter.label = sealing.parts[name].label
                 for message in sealing.seal(model.mask_seed, name, model.encoded):
                     with turns.between(client):
                         connection.send(message)
@@ -59,34 +60,42 @@ class TwoPartySupply(Supply):
 
 
 class TwoPartySource(ServerSource):
-    """See `ServerSource`; nobody else is asked, so that nothing is foretold, and nothing can be prepared."""
-
-    prepares = False
+    """See `ServerSource`; nobody else is asked, and nothing is foretold. What is spent, the two parties' own marks say."""
 
     def __init__(self, service: Service, model: ServedModel, connection: Connection) -> None:
         self._turns, self._client = service.turns, connection.peer_fingerprint
         joint = Joint(Role.SERVER, Sealing.of(model.lowered).opened(model.mask_seed, model.encoded), service.options.device)
         self._together = Together(Role.SERVER, connection, InTurn(connection, service.turns), joint)
         self.party = joint.source
-        self._begun = False
+        self._recorded: deque[bytes] = deque()
+        self._recorder: Recorder | None = None  # of the query that is prepared
+        self._forecast: Forecast | None = None
 
-    def begin(self) -> None:
+    def cost(self, kinds: Sequence[Kind]) -> int:
         """See `ServerSource`."""
-        if self._begun:
-            raise ProtocolDesync("the client begins its session twice", party="server")
-        self._begun = True
+        self._forecast = self._forecast or Forecast()
+        before = self._forecast.made.online_bytes
         with self._turns.turn(self._client):
-            self._together.begin()
+            self._forecast.make(kinds)
+        return self._forecast.made.online_bytes - before
 
     def ask(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
-        if not self._begun:
-            raise ProtocolDesync("the client asks for a pass before it has begun its session", party="server")
 
     def make(self) -> None:
         """See `ServerSource`."""
         with self._turns.turn(self._client):
-            self._together.make()
+            self._together.make(self.party)
+
+    def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
+        """See `ServerSource`."""
+        assert self._recorder is not None, "a prepared query begins with a seed"
+        self._recorder.begin_pass(kinds)
+        with self._turns.turn(self._client):
+            self._together.make(self._recorder)
+        self._recorder.end_pass()
+        while self._recorded:
+            yield self._recorded.popleft()
 
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
@@ -98,12 +107,13 @@ class TwoPartySource(ServerSource):
         """See `ServerSource`."""
 
     def reseed(self) -> bytes:
-        """See `ServerSource`."""
-        raise NotImplementedError
+        """See `ServerSource`; nothing is expanded from it."""
+        self._recorder = Recorder(self._together.joint.apart(), self._recorded.append, lambda kinds: None)
+        return new_seed()
 
     def mark(self, model: str, terms: Terms, spent: int, index: int = 0) -> Marked:
-        """See `ServerSource`."""
-        raise NotImplementedError
+        """See `ServerSource`: there is nobody beside the two."""
+        return Marked(spent, True)
 
     def end(self) -> None:
         """See `ServerSource`."""

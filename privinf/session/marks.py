@@ -24,18 +24,20 @@ import msgspec
 
 from privinf.files import locked
 from privinf.session.messages import Terms
+from privinf.trust import DEALER
 
 GRACE_S = 30 * 86400.0  # that a clock may be wrong by, before what a certificate stood for is forgotten
 LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
 
 
-class Lane(msgspec.Struct, frozen=True):
+class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
     """What prepared queries are interchangeable for; certificates by their fingerprints."""
 
     model: str
     client: str
     server: str
     terms: Terms
+    trust: str = DEALER
 
     def name(self, role: str) -> str:
         """Of its files at this party."""

@@ -1,10 +1,9 @@
 """The control messages of a session, their order, and the checks of the handshake.
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
-each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted, and Begin after
-Session: the two make what a session of theirs begins with. Server and dealer: Register, Seed, then a Deal for each pass, or a Prefetch
-while the one before it is computed and a Prefetched. Client and dealer: Join, Seed, then a Dealt and the payload for each pass. All of
-it is public or addressed to its receiver alone; no message depends on a secret.
+each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted. Server and dealer:
+Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a Prefetched. Client and dealer: Join,
+Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
 Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
@@ -74,10 +73,6 @@ class Session(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Session(token hidden)"
-
-
-class Begin(msgspec.Struct, frozen=True, tag=True):
-    """C, where the two are alone: they make what their session begins with."""
 
 
 class Pass(msgspec.Struct, frozen=True, tag=True):

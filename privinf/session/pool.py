@@ -19,7 +19,7 @@ import msgspec
 
 from privinf.files import locked, move_into_place, part_file, refusals, sweep, write_private
 from privinf.session.marks import LANE_NAME, Lane, Marks, lock_of
-from privinf.session.messages import MAX_HELD, Terms
+from privinf.session.messages import MAX_HELD
 from privinf.session.prepared import Damaged, Header, Prepared, Writer, read_header
 from protocols.errors import ConfigError
 
@@ -50,13 +50,13 @@ class Pool:
         name = lane.name(self.role)
         return (self.cache / "spent" / f"{name}.json").exists() or (self.cache / "prepared" / name).exists()
 
-    def lanes(self, model: str, client: str, server: str, terms: Terms) -> list[Lane]:
-        """Lanes of which a prepared query fits these terms, those for the fewest new tokens first."""
-        found = []
-        for path in (self.cache / "prepared").glob(f"{self.role}-{client[:16]}-{terms.seq}+*"):
+    def lanes(self, wanted: Lane) -> list[Lane]:
+        """Lanes of which a prepared query will do for this one's terms, those for the fewest new tokens first."""
+        found, terms = [], wanted.terms
+        for path in (self.cache / "prepared").glob(f"{self.role}-{wanted.client[:16]}-{terms.seq}+*"):
             match = LANE_NAME.fullmatch(path.name)
             if match and int(match[3]) >= terms.tokens:
-                lane = Lane(model, client, server, msgspec.structs.replace(terms, tokens=int(match[3])))
+                lane = msgspec.structs.replace(wanted, terms=msgspec.structs.replace(terms, tokens=int(match[3])))
                 if lane.name(self.role) == path.name:
                     found.append(lane)
         return sorted(found, key=lambda lane: lane.terms.tokens)

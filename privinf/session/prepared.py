@@ -3,8 +3,9 @@
     MAGIC, length of the header (4 bytes), header, the passes' data, footer, length of the footer (8 bytes), SHA-256 (32 bytes)
 
 Header and footer are msgpack. A pass's data are at the client its shares, packed, in the order of the kinds (where a kind computes
-something ahead of the query, the result); at the server the client's early messages. Neither party's file alone says anything about
-a query, and both together undo the masks of the one query that uses them.
+something ahead of the query, the result); at the server the client's early messages. Where the two are alone, both have no seed to
+expand, and keep of every kind what they drew themselves and their shares. Neither party's file alone says anything about a query, and
+both together undo the masks of the one query that uses them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -21,9 +23,10 @@ from torch import Tensor
 
 from privinf.files import finish, refusals
 from privinf.session.messages import Index, SessionToken
+from privinf.trust import DEALER
 from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import Kind, Role, from_wire, on_wire, pack_parts
+from protocols.correlations import Correlation, Kind, Role, from_wire, on_wire, pack_parts, size_of, unpack_parts
 from protocols.errors import CorrelationError
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
@@ -44,7 +47,8 @@ class Header(msgspec.Struct, frozen=True):
     lane: Annotated[str, msgspec.Meta(max_length=200)]
     index: Index
     serial: SessionToken
-    seed: SessionToken
+    seed: SessionToken  # of what is drawn; where the two are alone nothing is
+    trust: Annotated[str, msgspec.Meta(max_length=32)] = DEALER
     version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
 
     def __repr__(self) -> str:
@@ -134,21 +138,23 @@ class Prepared:
                 raise Damaged("it is damaged")
         return Prepared(header, passes, data)
 
-    def store(self, device: torch.device | str) -> Store:
-        """A store that expands from this query's seed."""
-        return Store(Role(self.header.role), self.header.seed, device)
+    def store(self, device: torch.device | str) -> PartySource:
+        """A source that expands from this query's seed, or gives what was kept."""
+        role = Role(self.header.role)
+        return Store(role, self.header.seed, device) if self.header.trust == DEALER else Held(role, device)
 
     def next_pass(self, store: PartySource) -> deque[memoryview]:
         """Puts the next pass's correlations into the store that was made of it; at the server, the client's early messages."""
-        assert isinstance(store, Store)
         if not self._passes:
             raise CorrelationError("all passes of the prepared query are used", party=self.header.role)
         record, data = self._passes.popleft()
-        view, at, client = memoryview(data), 0, store.role is Role.CLIENT
+        view, at = memoryview(data), 0
         kinds = [from_wire(fields) for fields in record.kinds]
         store.begin_pass(kinds)
         for name, kind in enumerate(kinds, store.next_name):
-            if client and kind.shared_parts():
+            if isinstance(store, Held):
+                at += store.read(kind, name, view[at:])
+            elif isinstance(store, Store) and store.role is Role.CLIENT and kind.shared_parts():
                 store.put(name, view[at : at + kind.shared_bytes])
                 at += kind.shared_bytes
         early: deque[memoryview] = deque()
@@ -158,6 +164,30 @@ class Prepared:
         if at != len(data):
             raise CorrelationError("a prepared query does not fit its own list of correlations", party=self.header.role)
         return early
+
+
+class Held(PartySource):
+    """What was kept of a prepared query that the two made alone: nothing can be made of it but what it holds."""
+
+    def make(self, kind: Kind, name: int) -> Correlation:
+        """See `PartySource`."""
+        raise CorrelationError(f"correlation {name} ({type(kind).__name__}) is missing or already spent", party=self.role.value)
+
+    def read(self, kind: Kind, name: int, data: memoryview) -> int:
+        """Holds a correlation whose bytes the data begin with; how many they are."""
+        own, shared = kind.own_parts(self.role), kind.shared_parts()
+        at, end = size_of(own), size_of(own) + size_of(shared)
+        if end > len(data):
+            raise CorrelationError("a prepared query does not fit its own list of correlations", party=self.role.value)
+        values, shares = unpack_parts(data[:at], own, self.device), unpack_parts(data[at:end], shared, self.device)
+        self.hold(Correlation(kind, name, self.role, values, shares))
+        return end
+
+
+def packed(correlations: Iterable[Correlation]) -> Iterator[bytes]:
+    """Each as `Held.read` reads it."""
+    for each in correlations:
+        yield pack_parts(each.own, each.kind.own_parts(each.role)) + pack_parts(each.shares, each.kind.shared_parts())
 
 
 class Recorder(Store):
@@ -212,4 +242,4 @@ def read_header(path: Path) -> Header:
         return _read_header(file)[0]
 
 
-__all__ = ["Damaged", "Header", "Prepared", "Recorder", "Writer", "read_header"]
+__all__ = ["Damaged", "Header", "Held", "Prepared", "Recorder", "Writer", "packed", "read_header"]

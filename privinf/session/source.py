@@ -9,10 +9,11 @@ a pass while another is computed, S says what is likely to come (`prefetch`). A 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from privinf.session.messages import Marked, Terms
+from privinf.session.prepared import Writer
 from privinf.transport.connection import Connection
 from protocols.correlations import Kind
 from protocols.sources.base import PartySource
@@ -22,17 +23,21 @@ class ServerSource(ABC):
     """S's end."""
 
     party: PartySource
-    prepares: bool = True  # whether queries can be prepared
-
-    def begin(self) -> None:  # noqa: B027  (a source may have nothing to do)
-        """C asks for what a session of the two begins with."""
 
     @abstractmethod
     def ask(self, kinds: Sequence[Kind]) -> None:
         """Has a pass made, from the name on that is next."""
 
-    def make(self) -> None:  # noqa: B027
+    def cost(self, kinds: Sequence[Kind]) -> int:
+        """Bytes that S and C move to make a pass that is asked for next, beside what C sends ahead of it."""
+        return 0
+
+    def make(self) -> None:  # noqa: B027  (a source may have nothing to do)
         """S's own part of making the pass that `party` has begun."""
+
+    def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
+        """The same for a pass of a prepared query; what S keeps of it, beside the seed and what C sends ahead."""
+        return ()
 
     @abstractmethod
     def prefetch(self, kinds: Sequence[Kind]) -> None:
@@ -64,7 +69,7 @@ class ClientSource(ABC):
 
     party: PartySource
     link: Connection  # to a third party, of a source that has one
-    prepares: bool = True  # whether queries can be prepared
+    set_up_s = 0.0  # seconds of set-up that came with a pass, until somebody takes them
 
     @abstractmethod
     def making(
@@ -79,3 +84,7 @@ class ClientSource(ABC):
     @abstractmethod
     def reseed(self) -> bytes:
         """What follows is a prepared query's: C's seed of it."""
+
+    @abstractmethod
+    def recorder(self, writer: Writer) -> PartySource:
+        """In the place of `party` while a query is prepared: what a pass would take goes to the file when the pass ends."""

@@ -74,9 +74,10 @@ def _taken(held: EncryptedWeight, all_ids: Array, rows: slice) -> tuple[list[Arr
 
 
 def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stream: Stream, tops: Stream) -> tuple[Array, ...]:
-    """Upper and lower limbs of c1 (n, N), low bits of c0 (n, outer), and C's shares (n, outer)."""
+    """Limbs of c1, the upper one first, each (n, N), low bits of c0 (n, outer), and C's shares (n, outer)."""
     form, ring, n = held.form, held.form.budget, len(first[0])
-    upper, lower = form.limbs
+    upper, *rest = form.limbs
+    lower = sum(rest)
     error = noise.errors(stream, n * ring.degree).reshape(n, ring.degree)
     zero = zeros(held.public_values, n, ring, stream)
     c0, c1 = [], []
@@ -88,26 +89,28 @@ def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stre
     add_flood(c0, ring, stream)
     (high,), frac = Base((), upper).fraction(np.stack(c1), ring.primes)
     low = (frac * (1 << lower) + 0.5).astype(np.int64)
-    high, low = (high + (low >> lower)) & ((1 << upper) - 1), low & ((1 << lower) - 1)
+    limbs = [(high + (low >> lower)) & ((1 << upper) - 1)]
+    for width in rest:
+        lower -= width
+        limbs.append((low >> lower) & ((1 << width) - 1))
     (whole,), below = Base((), form.bits).fraction(np.stack(c0), ring.primes)
     top = tops.uniform((n, form.outer), form.bits).numpy()
-    return high, low, (below * (1 << ring.low_bits)).astype(np.int64), whole - top
+    return *limbs, (below * (1 << ring.low_bits)).astype(np.int64), whole - top
 
 
-def _decrypt(keys: WeightKeys, form: Form, high: Array, low: Array, bits: Array, tops: Stream) -> Array:
+def _decrypt(keys: WeightKeys, form: Form, limbs: list[Array], bits: Array, tops: Stream) -> Array:
     """S's shares (n, outer)."""
-    ring, n = form.budget, len(high)
-    _, lower = form.limbs
+    ring, n, spare = form.budget, len(bits), form.spare
     (p,) = primes_below(48, 2 * ring.degree, 1)
     transform = field_of(p, ring.degree)
     secrets = transform.forward(reduced(keys.secrets(form), p))
-    products = []
-    for limb in (high, low):
+    whole, shift = np.zeros((n, form.outer), np.int64), sum(form.limbs)
+    for limb, width in zip(limbs, form.limbs, strict=True):
+        shift -= width
         found = transform.backward(times(transform.forward(limb.copy()), secrets, p)).reshape(n, -1)[:, : form.outer]
-        products.append(np.where(found > p // 2, found - p, found))
-    spare = form.spare
-    whole = (products[0] << (lower - spare)) + (products[1] >> spare)
-    below = (products[1] & ((1 << spare) - 1)) * 2.0**-spare
+        found = np.where(found > p // 2, found - p, found)
+        whole += found << (shift - spare) if shift else found >> spare
+    below = (found & ((1 << spare) - 1)) * 2.0**-spare
     carry = (below + (bits + 0.5) * 2.0**-ring.low_bits + 0.5).astype(np.int64)
     return np.asarray(whole + carry + tops.uniform((n, form.outer), form.bits).numpy())
 
@@ -115,8 +118,7 @@ def _decrypt(keys: WeightKeys, form: Form, high: Array, low: Array, bits: Array,
 def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int, sums: Sums | None) -> Protocol_[Tensor]:
     """The message and what both make of it; `sums` gives C the sums of some of `count` answers, and is None where they are not known."""
     ring = form.budget
-    upper, lower = form.limbs
-    shapes = ((count, ring.degree), (count, ring.degree), (count, form.outer))
+    shapes = (*((count, ring.degree) for _ in form.limbs), (count, form.outer))
     values: list[Tensor] = [blank(*shape) for shape in shapes]
     seed, share = None, blank(count, form.outer)
     if isinstance(held, EncryptedWeight) and sums is not None:
@@ -128,15 +130,15 @@ def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int,
                 part = slice(at, at + most)
                 found.append(_answer(held, [x[part] for x in first], [x[part] for x in second], stream, tops))
         *values, share = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
-    widths = (upper, lower, ring.low_bits)
+    widths = (*form.limbs, ring.low_bits)
     items = [seed_item(Role.CLIENT, seed), *(Item(v, w, from_server=False) for v, w in zip(values, widths, strict=True))]
     received = yield items
     if isinstance(held, WeightKeys):
-        high, low, rest = (value.numpy() for value in received[1:])
+        *limbs, rest = (value.numpy() for value in received[1:])
         tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, SMALL // ring.degree), []
         for start in range(0, count, size):
             part = slice(start, start + size)
-            shares.append(_decrypt(held, form, high[part], low[part], rest[part], tops))
+            shares.append(_decrypt(held, form, [limb[part] for limb in limbs], rest[part], tops))
         share = torch.from_numpy(np.concatenate(shares))
     return reduce(share, form.bits)
 

@@ -199,12 +199,14 @@ class Base:
         return out.reshape(-1, *x.shape[1:]), frac.reshape(x.shape[1:])
 
     def scale(self, x: Array, q: tuple[int, ...]) -> tuple[list[Array], Any]:
-        """floor(Q x / P) modulo each of q, and what was cut off, for x (K, ...) modulo P; K = 1 for a power of two up to 2^62."""
+        """floor(Q x / P) modulo each of q, and what was cut off, for x (K, ...) modulo P; K = 1 for a power of two up to 2^64."""
         big = math.prod(q)
         if not self.primes:
             word = np.int64(((big + (1 << 63)) % (1 << 64)) - (1 << 63))
-            cut = x[0] * word & (self.modulus - 1)
-            return [scaled(reduced(cut, p), -pow(self.modulus, -1, p), p) for p in q], cut / self.modulus
+            cut = x[0] * word & np.int64(self.modulus - 1 if self.modulus < 1 << 64 else -1)
+            above = cut < 0  # the word's upper half, where the modulus is 2^64
+            rests = [reduced(reduced(cut, p) + above * np.int64(self.modulus % p), p) for p in q]
+            return [scaled(rest, -pow(self.modulus, -1, p), p) for rest, p in zip(rests, q, strict=True)], cut / self.modulus + above
         rest = np.stack([scaled(row, big, p) for row, p in zip(x, self.primes, strict=True)])
         found = self.digits(rest)
         cut = np.asarray(sum(d * (w / self.modulus) for d, w in zip(found, self.weights[:-1], strict=True)))

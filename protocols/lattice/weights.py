@@ -35,8 +35,8 @@ PART = 1 << 22
 """Bytes of a part of what travels, about, and at least one row."""
 MOST_ROWS = 128
 """Of a part: each is a whole polynomial while it is made."""
-WIDEST = 59
-"""Bits of a weight's ring, at most: c1 travels as two limbs of at most 34 bits, whose products with s one prime holds."""
+LIMB = 34
+"""Bits of one limb of c1, at most: one prime holds its products with s."""
 PUBLIC_KEY = 1 << 40
 """The name of the public key's polynomial in the seed's streams; rows are named by their number."""
 
@@ -66,7 +66,7 @@ class Form:
         """The ring, for the noise of all rows times the largest scalars of Z_2^bits, or of one row; ConfigError where there is none."""
         bits = self.bits
         scalars = 1.0 if self.chosen else self.inner * 2.0 ** (2 * bits - 2)
-        found = weight_budget(bits, math.sqrt((VARIANCE + 0.25) * scalars + zero_rms(1 << 15) ** 2)) if bits <= WIDEST else None
+        found = weight_budget(bits, math.sqrt((VARIANCE + 0.25) * scalars + zero_rms(1 << 15) ** 2))
         if found is None:
             raise ConfigError(f"no ring of the standard holds {self.name} in {bits} bits", remedy="lower it with fewer bits")
         return found
@@ -82,11 +82,14 @@ class Form:
         return self.budget.coarse.bit_length() - 1 - self.bits
 
     @property
-    def limbs(self) -> tuple[int, int]:
-        """Bits of c1's upper and lower limb."""
-        both = self.bits + self.spare
-        low = max(self.spare, both // 2)
-        return both - low, low
+    def limbs(self) -> tuple[int, ...]:
+        """Bits of c1's limbs, the upper one first: two, or where they would be too wide three; the last has the spare bits."""
+        total = self.bits + self.spare
+        if total <= 2 * LIMB:
+            low = max(self.spare, total // 2)
+            return total - low, low
+        third = total // 3
+        return total - 2 * third, third, third
 
     @property
     def rows_of_part(self) -> int:

@@ -100,4 +100,4 @@ def trace(protocol: Protocol_[Any]) -> tuple[dict[Role, int], int, Any]:
 
 
 def drawn(generator: np.random.Generator, shape: tuple[int, ...], bits: int) -> Tensor:
-    return torch.from_numpy(generator.integers(0, 1 << bits, shape, dtype=np.int64))
+    return torch.from_numpy(generator.integers(0, 1 << bits, shape, dtype=np.uint64).view(np.int64))

@@ -15,13 +15,14 @@ from privinf.client.conversation import Conversation
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.explain import explain
 from privinf.server.server import Server
-from privinf.session.messages import Key, Needs, Pass, Session, Welcome, greet
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
+from privinf.session.messages import Key, Needs, Welcome, greet
+from protocols.errors import ConfigError, HandshakeError, RefusedError
 from tests.support import trio as t
 from tests.support.duo import Duo, Served, duo, served
 from tests.support.failures import failed, new_lines
 from tests.support.faults import Fault
 from tests.support.peers import dialled
+from tests.support.plain_ends import plain_ends
 
 PROMPT = [1, 2, 3]
 
@@ -42,6 +43,13 @@ def payloads(client: Client) -> tuple[int, ...]:
     traffic = client.result["traffic"]
     phases = [traffic[phase] for phase in ("setup", "offline", "online")]
     return (*(phase["payload"] for phase in phases), traffic["offline"]["rounds"], traffic["online"]["rounds"])
+
+
+def explain_total(tokens: int) -> int:
+    """What moves for so many tokens, set-up aside, bytes."""
+    with plain_ends():
+        total = explain(t.lowered(), len(PROMPT), new_tokens=tokens, trust="two-party")["total"]
+    return int(total["offline_bytes"] + total["online_bytes"])
 
 
 # ---- queries
@@ -74,9 +82,47 @@ def test_logits_and_a_private_pass(pair: Duo) -> None:
     assert int(found.argmax()) == int(t.float_logits(PROMPT).argmax())
 
 
-def test_nothing_is_prepared_and_that_is_said(pair: Duo) -> None:
-    with pytest.raises(HandshakeError, match="none can be prepared"):
-        pair.client().prepare(3)
+def test_what_was_prepared_leaves_the_online_part_alone(tmp_path: Path) -> None:
+    with duo(cache=tmp_path / "server") as pair:
+        client = pair.client(cache=tmp_path / "client")
+        made = client.prepare([3, 3], max_new_tokens=3)
+        assert [each["index"] for each in made["prepared"]] == [1, 2] and made["traffic"]["offline"]["payload"] > 0
+        for left in (1, 0):
+            tokens = ids_of(client, PROMPT, 3)
+            assert t.is_greedy(PROMPT, tokens) and payloads(client)[:2] == (0, 0) and client.result is not None
+            total = explain(t.lowered(), len(PROMPT), new_tokens=3, trust="two-party")["total"]
+            assert client.result["prepared"] and payloads(client)[2] == total["online_bytes"]
+            assert [len(list((tmp_path / role).rglob("prepared/*/*.bin"))) for role in ("server", "client")] == [left, left]
+        assert t.is_greedy(PROMPT, ids_of(client, PROMPT, 2)) and client.result is not None and not client.result["prepared"]
+
+
+def test_a_prepared_query_is_used_once_whatever_comes_back(tmp_path: Path) -> None:
+    """Files from a backup, at both: the marks say that they are spent."""
+    with duo(cache=tmp_path / "server") as pair:
+        client = pair.client(cache=tmp_path / "client")
+        client.prepare(3, max_new_tokens=1)
+        files = {path: path.read_bytes() for path in tmp_path.rglob("prepared/*/*.bin")}
+        ids_of(client, PROMPT, 1)
+        for path, data in files.items():
+            path.write_bytes(data)
+        assert len(files) == 2 and t.is_greedy(PROMPT, ids_of(client, PROMPT, 1))
+        assert client.result is not None and not client.result["prepared"]
+
+
+def test_a_query_prepared_with_a_dealer_is_none_of_two_alone(tmp_path: Path) -> None:
+    with t.trio(cache=tmp_path) as parties:
+        parties.client().prepare(3, max_new_tokens=1)
+    with duo(cache=tmp_path) as pair:
+        client = pair.client()
+        assert t.is_greedy(PROMPT, ids_of(client, PROMPT, 1)) and client.result is not None and not client.result["prepared"]
+
+
+def test_bytes_of_a_session_are_bounded(tmp_path: Path) -> None:
+    total = explain_total(1)
+    with duo(cache=tmp_path, session_bytes=total) as pair:
+        assert len(ids_of(pair.client(), PROMPT, 1)) == 1
+        with pytest.raises(RefusedError, match=f"at most {total} bytes"):
+            ids_of(pair.client(), PROMPT, 2)
 
 
 # ---- the kept set-up
@@ -172,17 +218,15 @@ def test_either_end_refuses_another_trust_model(tmp_path: Path) -> None:
 # ---- a peer that does not keep to the order
 
 
-def test_a_pass_before_the_session_has_begun(pair: Duo) -> None:
+@pytest.mark.parametrize(("names", "words"), [(["x"], "does not have"), (["a", "a"], "twice")])
+def test_a_client_that_asks_for_strange_weights(pair: Duo, names: list[str], words: str) -> None:
     with dialled(pair.server.address, "client", "server") as connection:
         greet(connection)
         connection.receive_control(Welcome)
         connection.send_control(Needs(()))
         connection.receive_control(Key)
-        connection.send_control(Needs(()))
-        connection.receive_control(Session)
-        connection.establish()
-        connection.send_control(Pass(1))
-        with pytest.raises((ProtocolDesync, TransportError), match="before it has begun"):
+        connection.send_control(Needs(tuple(names)))
+        with pytest.raises(HandshakeError, match=words):
             connection.receive()
 
 

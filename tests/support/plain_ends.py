@@ -5,7 +5,7 @@ For tests of what stands around the source. Sizes, rounds and prediction are tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,30 +14,50 @@ import pytest
 from torch import Tensor
 
 from privinf.lowering import encrypted, joint
-from protocols.linear import Weight
+from protocols.lattice.weights import Form
 from protocols.ring import pack, packed_size, unpack
+from protocols.rounds import Protocol_
 from tests.support.plain_lattice import PlainLattice
 from tests.support.plain_transfers import PlainTransfers
 
-
-def _size(weight: Weight, bits: int, transposed: bool) -> int:
-    return packed_size(weight.shape[0] * weight.shape[1], weight.bits)
+PIECE = 4096
 
 
-def _encrypt(seed: bytes, weight: Weight, encoded: Tensor, bits: int, transposed: bool) -> memoryview:
-    return pack(encoded, weight.bits).data
+class _Lattice(PlainLattice):
+    """Takes a weight in its forms."""
+
+    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
+        if isinstance(weight, dict):
+            weight = next(iter(weight.values()))
+        return super().linear(weight, r, out, bits, transposed=transposed)
 
 
-def _read(data: memoryview, weight: Weight, bits: int, transposed: bool) -> Any:
-    return unpack(data, weight.shape, weight.bits)
+def _sizes(form: Form) -> Iterator[int]:
+    """Of the pieces of a weight that is sent as it is."""
+    size = packed_size(form.inner * form.outer, form.bits)
+    yield from (min(PIECE, size - start) for start in range(0, size, PIECE))
 
 
-PLAIN = {
+def _encrypt(keys: Any, form: Form, encoded: Tensor) -> Iterator[bytes]:
+    data, at = pack(encoded, form.bits).tobytes(), 0
+    for size in _sizes(form):
+        yield data[at : at + size]
+        at += size
+
+
+class _Weight:
+    @staticmethod
+    def read(form: Form, parts: Iterable[memoryview]) -> Tensor:
+        shape = (form.outer, form.inner) if form.transposed else (form.inner, form.outer)
+        return unpack(memoryview(b"".join(parts)), shape, form.bits)
+
+
+PLAIN: dict[tuple[Any, str], Any] = {
     (joint, "Transfers"): PlainTransfers,
-    (joint, "Lattice"): PlainLattice,
-    (encrypted, "encrypted_size"): _size,
+    (joint, "Lattice"): _Lattice,
+    (Form, "part_sizes"): _sizes,
     (encrypted, "encrypt_weight"): _encrypt,
-    (encrypted, "read_weight"): _read,
+    (encrypted, "EncryptedWeight"): _Weight,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -254,3 +255,40 @@ def test_points_are_checked() -> None:
             base.keys(np.stack([points[0], words]))
     with pytest.raises(TransportError, match="point"):
         base.keys(base.first()[None].copy())  # B = A: that key would be of the identity
+
+
+def test_shares_are_uniform_and_fresh(ends: Ends) -> None:
+    """Of constant inputs, at each party: bits are balanced, and another run gives other shares."""
+    n, bits = 5000, 40
+    choice, delta = torch.ones(n, dtype=torch.int64), torch.full((n,), 12345)
+
+    def program(end: Transfers) -> Protocol_[Tensor]:
+        return (yield from end.correlated(Role.SERVER, known_to(end, Role.CLIENT, choice), known_to(end, Role.SERVER, delta), bits))
+
+    first, second = ends.run(program), ends.run(program)
+    for share in (first.server, first.client, first.server ^ second.server, first.client ^ second.client):
+        ones = np.unpackbits(share.numpy().view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little").mean(0)
+        assert abs(ones - 0.5).max() < 5 / n**0.5  # ten deviations
+        assert len(share.unique()) > n - 3  # of 40 bits: two alike once in 10^5 runs
+
+
+def test_sessions_and_directions_have_nothing_in_common(ends: Ends) -> None:
+    """Deltas differ, the same blocks hash to other pads; both ends of a direction agree on the hash."""
+    blocks = np.frombuffer(bits_of(2000, width=64).numpy().tobytes(), np.uint64).reshape(-1, 2)
+    deltas, pads = set(), []
+    for each in (ends, Ends()):
+        for sender in Role:
+            sends, receives = (each.of[role]._pools[sender].hash for role in (sender, OTHER[sender]))
+            assert sends is not None and receives is not None and sends.delta is not None and receives.delta is None
+            assert int(sends.delta[0]) & 1
+            deltas.add(sends.delta.tobytes())
+            pads.append(sends.pads([blocks], 0)[:, 0, 0])
+            assert np.array_equal(pads[-1], receives.pads([blocks], 0)[:, 0, 0])
+    assert len(deltas) == 4 and len(np.unique(np.concatenate(pads))) == 4 * len(blocks)
+
+
+def test_nothing_secret_is_shown(ends: Ends) -> None:
+    for end in ends.of.values():
+        held = [end, *(part for each in end._pools.values() for part in (each, each.hash, each._iknp, each._extender))]
+        for part in held:
+            assert re.fullmatch(r"\w+\([a-zA-Z=, ]*(stock=\d+, )?(values|secrets) hidden\)", repr(part)), repr(part)

@@ -36,7 +36,7 @@ from protocols.lattice.ciphertext import Keys, add_flood, residue_items, residue
 from protocols.lattice.gilboa import Products
 from protocols.lattice.noise import Array
 from protocols.lattice.plan import Plan
-from protocols.lattice.rings import Base, drop, plus, reduced, times
+from protocols.lattice.rings import Base, drop, plus, reduced, times, wrapped
 from protocols.lattice.rings import field as field_of
 from protocols.prg import Prg, Stream, derive, new_seed
 from protocols.ring import blank, known, reduce, signed
@@ -251,9 +251,8 @@ def _converted(transfers: Products, role: Role, holder: Role, plan: Plan, share:
     found = base.digits(np.stack([reduced(row + shift % p, p) for row, p in zip(picked, plan.plain, strict=True)]))
     large = torch.from_numpy((found[-1] >= plan.half).astype(np.int64))
     both = yield from transfers.correlated(other, large if holds else blank(count), blank(count) if holds else large, bits)
-    value = (
-        torch.from_numpy(base.wrapped(found)) - (large - both) * (plan.modulus % (1 << bits)) - (0 if holds else plan.shift % (1 << bits))
-    )
+    value = torch.from_numpy(base.wrapped(found)) - (large - both) * wrapped(plan.modulus)
+    value -= 0 if holds else wrapped(plan.shift)
     out = torch.zeros(shape, dtype=torch.int64)
     out[:, torch.from_numpy(mask)] = reduce(value, bits).reshape(plan.heads, -1)
     return out

@@ -114,6 +114,11 @@ def packed_primes(bits: float, step: int, widest: int, without: tuple[int, ...] 
     return tuple(found)
 
 
+def wrapped(n: int) -> int:
+    """The int64 that is n modulo 2^64."""
+    return (n + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 class Field:
     """Transforms of up to `size` points modulo one prime that is 1 modulo 2 size."""
 
@@ -176,7 +181,7 @@ class Base:
 
     def wrapped(self, digits: Array) -> Array:
         """The numbers of such digits in [0, P), modulo 2^64."""
-        words = [np.int64(((w + (1 << 63)) % (1 << 64)) - (1 << 63)) for w in self.weights[:-1]]
+        words = [np.int64(wrapped(w)) for w in self.weights[:-1]]
         return np.asarray(sum(d * w for d, w in zip(digits, words, strict=True)))
 
     def lift(self, digits: Array, q: int, centred: bool = True) -> Array:
@@ -202,8 +207,7 @@ class Base:
         """floor(Q x / P) modulo each of q, and what was cut off, for x (K, ...) modulo P; K = 1 for a power of two up to 2^64."""
         big = math.prod(q)
         if not self.primes:
-            word = np.int64(((big + (1 << 63)) % (1 << 64)) - (1 << 63))
-            cut = x[0] * word & np.int64(self.modulus - 1 if self.modulus < 1 << 64 else -1)
+            cut = x[0] * np.int64(wrapped(big)) & np.int64(self.modulus - 1 if self.modulus < 1 << 64 else -1)
             above = cut < 0  # the word's upper half, where the modulus is 2^64
             rests = [reduced(reduced(cut, p) + above * np.int64(self.modulus % p), p) for p in q]
             return [scaled(rest, -pow(self.modulus, -1, p), p) for rest, p in zip(rests, q, strict=True)], cut / self.modulus + above

@@ -88,8 +88,8 @@ class Form:
         if total <= 2 * LIMB:
             low = max(self.spare, total // 2)
             return total - low, low
-        third = total // 3
-        return total - 2 * third, third, third
+        rest = total - LIMB  # few enough that the fraction they come from, a float64, has them exactly
+        return LIMB, rest - rest // 2, rest // 2
 
     @property
     def rows_of_part(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Correlation, Kind, Role
 from protocols.ot.iknp import IknpReceiver, IknpSender, new_delta
@@ -104,25 +104,14 @@ def _cases(n: int) -> Iterator[tuple[str, int, Method]]:
 
 def _run(programs: Mapping[Role, Protocol_[Any]]) -> tuple[dict[Role, float], int]:
     """Both in threads over the in-memory twin: the seconds of each one's processor, and bytes."""
-    ends, seconds = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True)), {}
-    errors: list[BaseException] = []
+    ends = dict(zip((Role.SERVER, Role.CLIENT), memory_pair(), strict=True))
 
-    def walk(role: Role) -> None:
-        try:
-            began = time.thread_time()
-            Party(role, Online(role, ends[role], _Nothing(role))).run(programs[role])
-            seconds[role] = time.thread_time() - began
-        except BaseException as error:
-            errors.append(error)
-            ends[role].close()
+    def walk(role: Role) -> float:
+        began = time.thread_time()
+        Party(role, Online(role, ends[role], _Nothing(role))).run(programs[role])
+        return time.thread_time() - began
 
-    threads = [threading.Thread(target=walk, args=(role,)) for role in programs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    seconds = at_both(walk, ends)
     meter = ends[Role.CLIENT].meter
     return seconds, int(meter.snapshot()[meter.phase]["payload"])
 

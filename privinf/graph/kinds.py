@@ -48,6 +48,17 @@ class OfTwo(Node):
         return self.floats.forward(self, (x, *others))
 
 
+class Table(Node):
+    """A node with a private table of rows, weight (rows, d), for graphs of any length."""
+
+    required = ("weight",)
+    any_length = True
+
+    def check(self) -> None:
+        if len(self.parameter_shapes["weight"]) != 2:
+            raise self.fail("weight must be (rows, d)")
+
+
 class Product(Node):
     """A node whose output is a product that is rounded to the graph's fraction bits."""
 

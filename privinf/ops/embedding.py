@@ -9,7 +9,8 @@ import torch
 
 from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_constant, aten, rule
 from privinf.graph.info import Info
-from privinf.graph.node import Node, Shape
+from privinf.graph.kinds import Table
+from privinf.graph.node import Shape
 from privinf.graph.planning import TABLE_FRAC, Bits, Planning, ProductPlan, bits_for, is_small
 from privinf.graph.private import PrivinfTensor
 from protocols.linear import lookup
@@ -17,14 +18,12 @@ from protocols.party import Protocol_
 from protocols.shares import Shares
 
 
-class Embedding(Node):
+class Embedding(Table):
     """Rows of a private table: ids (B, T) -> (B, T, d), or (...) -> (..., d). weight (V, d). Stock CrypTen: one-hot (..., V)."""
 
     op = "embedding"
-    required = ("weight",)
     encoded = ("weight",)
     reads_ids = True
-    any_length = True
 
     class Plan(ProductPlan, frozen=True, kw_only=True):
         """`weight_bits`: the ring of the table where a head is tied to it; `small`: see `protocols.linear.Weight`."""
@@ -37,10 +36,6 @@ class Embedding(Node):
         weight_bits: Bits | None = None
 
     plan: Plan
-
-    def check(self) -> None:
-        if len(self.parameter_shapes["weight"]) != 2:
-            raise self.fail("weight must be (V, d)")
 
     def misfits(self, info: Info) -> Iterator[str]:
         if (rows := self.parameter_shapes["weight"][0]) != info.vocab:

@@ -8,24 +8,19 @@ from typing import Any
 from privinf.graph.builder import recogniser
 from privinf.graph.draft import Draft
 from privinf.graph.info import Info
-from privinf.graph.node import Node, Shape
+from privinf.graph.kinds import Table
+from privinf.graph.node import Shape
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.bias import Bias
 from privinf.ops.embedding import Embedding
 from protocols.opening import add_server_constant
 
 
-class PositionBias(Node):
+class PositionBias(Table):
     """x (B, T, d) plus rows offset .. offset + T of a private table, weight (n_positions, d); `offset` is set at run."""
 
     op = "position_bias"
-    required = ("weight",)
-    any_length = True
     offset: int = 0
-
-    def check(self) -> None:
-        if len(self.parameter_shapes["weight"]) != 2:
-            raise self.fail("weight must be (n_positions, d)")
 
     def misfits(self, info: Info) -> Iterator[str]:
         if (rows := self.parameter_shapes["weight"][0]) != info.n_positions:

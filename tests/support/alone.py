@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Role
 from protocols.party import Online, Party, Tables, Trace
@@ -17,7 +18,6 @@ from protocols.sources.two_party.source import Preprocessing, TwoPartySource
 from protocols.sources.two_party.tables import SealedTables
 from tests.support.plain_lattice import PlainLattice
 from tests.support.plain_transfers import PlainTransfers
-from tests.support.threads import at_both
 from tests.support.two_party import Weights
 
 

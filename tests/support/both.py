@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Correlation, Kind, Role
 from protocols.party import Cost, Online, Party, Protocol_, Trace
 from protocols.sources.base import PartySource
-from tests.support.threads import at_both
 
 
 class Nothing(PartySource):

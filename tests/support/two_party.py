@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, KindHash, Part, Role
 from protocols.linear import Weight, mask_weight, weight_mask
@@ -23,7 +24,6 @@ from protocols.ring import decode, encode, reduce, signed
 from protocols.shares import Shares, Wire
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Dealer, Store
-from tests.support.threads import at_both
 
 Program = Callable[[Party], Any]
 Seen = list[tuple[Part, Tensor]]

@@ -7,6 +7,7 @@ An element of Z_2^k, k <= 64, is held in an int64 whose upper 64 - k bits are ar
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -138,9 +139,11 @@ def pack(x: Tensor, bits: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Ring elements to `packed_size` bytes, little endian; the upper bits of the int64 do not travel.
 
     In sections, since copying words is fast and copying odd numbers of bytes is not: the elements' lowest words of 8, 4, 2
-    and 1 bytes, as many as their whole bytes need, then a plane for each remaining bit.
+    and 1 bytes, as many as their whole bytes need, then a plane for each remaining bit. Of 64 bits the elements' own memory serves.
     """
     flat = (x.reshape(-1) if x.is_cpu else x.reshape(-1).cpu()).numpy()
+    if bits == 64 and x.dtype is torch.int64 and flat.flags.c_contiguous and sys.byteorder == "little":
+        return flat.view(np.uint8)
     out = np.empty(packed_size(flat.size, bits), np.uint8)
     if kernels.fast is not None and x.dtype is torch.int64 and flat.flags.c_contiguous:
         kernels.fast.pack(flat, bits, out)

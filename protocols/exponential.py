@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.correlations import Bits, Fit, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import blank, known, like, reduce
+from protocols.ring import blank, flat, known, like, reduce
 from protocols.rows import INDEX, Rows
 from protocols.shares import Shares, Wire
 from protocols.table import ones, own_sign
@@ -28,7 +31,6 @@ FRAC = 12  # of the scores
 LOW = FRAC + 2  # bits of the low digit: units of the high digit are 4
 HIGH = 6  # bits of the high digit: a one-hot of 64
 BITS = LOW + HIGH
-CENTRE = 2  # a low digit's factor is e^(2 - l / 2^FRAC): two of them are e^-4 to e^4
 CENTRE = 2  # a low digit's factor is e^(2 - l / 2^FRAC): two of them are e^-4 to e^4
 FACTOR_FRAC = 17  # of a party's factor
 FACTOR_BITS = 20  # e^2 < 8
@@ -204,8 +206,32 @@ def _entries(words: Tensor, d: Tensor, window: Window) -> Tensor:
         first = window.top + 1 + carry
         place = (first - high) & ((1 << HIGH) - 1)
         many = ones(word & ((run << place) | (run >> 1 >> (63 - place))))  # the next places, around the word's end
-        u = u + many * _round(_exp_fixed(4 * first - 2 * CENTRE, 1), ENTRY_FRAC)
+        u = u + many * int(_saturated(window)[carry])
     return u
+
+
+def _folded(words: Tensor, d: Tensor, r: Tensor, mask: Tensor, window: Window, drop: Tensor, *, server: bool) -> tuple[Tensor, Tensor]:
+    """x and u x, rounded and masked; `drop` (1,) or of the last axis says how many bits of u x are rounded away."""
+    if kernels.fast is None or not d.is_cpu:
+        own = factor(r, words, server=server)
+        return own, ((_entries(words, d, window) * own + (torch.ones_like(drop) << (drop - 1))) >> drop) + mask
+    own, mine = torch.empty_like(d, memory_format=torch.contiguous_format), torch.empty(d.shape, dtype=torch.int64)
+    layout = np.array([window.digits.start, window.top, window.above, LOW, HIGH])
+    public = (*_side_by_side(window), layout, _saturated(window), flat(drop))
+    kernels.fast.exponential(flat(words).reshape(len(words), -1), flat(d), flat(r), flat(mask), *public, int(server), flat(own), flat(mine))
+    return own, mine
+
+
+@lru_cache
+def _side_by_side(window: Window) -> tuple[Any, Any]:
+    """The multipliers (2^LOW, digits), and the factors, as arrays."""
+    return multipliers(window).T.contiguous().numpy(), factors().numpy()
+
+
+@lru_cache
+def _saturated(window: Window) -> Any:
+    """What a digit that counts as e^4 adds in each word: with a carry e^4 more."""
+    return np.array([_round(_exp_fixed(4 * (window.top + 1 + carry) - 2 * CENTRE, 1), ENTRY_FRAC) for carry in range(2)])
 
 
 def exponential(
@@ -217,6 +243,7 @@ def exponential(
     *,
     window: Window = BELOW_MAXIMUM,
     offset: Tensor | None = None,
+    octave: Tensor | None = None,
     bits: int = 0,
 ) -> Protocol_[Shares]:
     """e^(x - m 2^shift) for scores x (H, N) with 12 fraction bits and each row's m (H, number); shares in Z_2^38, 36 fraction bits.
@@ -229,7 +256,8 @@ def exponential(
     under its mask, Y. e^d = (u_S x_S) x_C - x_S (u_C x_C) = Y_S x_C - x_S Y_C + (a_C x_S - a_S x_C), the last of which D shares.
     Without a maximum: e^(x - offset) for a public `offset` (N,) of integers with 12 fraction bits. The `window` has true digits, of
     d + R_l for R_l in [0, 4), the carry being taken off, up to 0, and those above count as e^4 e^(-R_l), between 1 and e^4: d above 0
-    counts as 0 at least and 4 at most. The one-hot says by its word whether there is a carry.
+    counts as 0 at least and 4 at most. The one-hot says by its word whether there is a carry. With a public `octave` (N,) each
+    element is divided by 2^octave, where what is opened is rounded.
     Domain: d in [-244, 0.5); without a maximum [4 above - 252, 4 above). Error: of the two factors 2^-18 e^2 each, relative, of the two
     roundings 2^-20 e^2 each, of the multiplier 2^-30 e^4, and of the last product 2^-21 with a dealer, 2^-16 without: at most
     5.7e-5 e^d + 1.6e-5, so 1.1e-4, and 1.3e-4. Its mean over R is below 2e-7. A window with more fraction bits than 16 has all but the
@@ -247,9 +275,11 @@ def exponential(
     d = kind.difference(x.masked, maximum.masked if maximum is not None else None)
     if offset is not None:
         d = reduce(d - like(offset, d), BITS)
-    own = factor(kind.difference(x.mask, maximum.mask if maximum is not None else None), words, server=party.is_server)
-    drop = ENTRY_FRAC + FACTOR_FRAC - window.frac - SPARE
-    mine = ((_entries(words, d, window) * own + (1 << (drop - 1))) >> drop) + correlation.own[0]
+    r = kind.difference(x.mask, maximum.mask if maximum is not None else None)
+    drop = torch.full((1,), ENTRY_FRAC + FACTOR_FRAC - window.frac - SPARE, device=d.device)
+    if octave is not None:
+        drop = drop + like(octave, d)
+    own, mine = _folded(words, d, r, correlation.own[0], window, drop, server=party.is_server)
     (theirs,) = yield [Item(mine, bits)]
     value = own * theirs
     return Shares((-value if party.is_server else value) + (product << DROP), bits, OUT_FRAC)

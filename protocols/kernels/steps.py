@@ -177,3 +177,42 @@ def read(words, index, sums, out):
                 row = (8 * place + k) * 256 + ((word >> (8 * k)) & 255)
                 for t in range(out.shape[0]):
                     out[t, i] += sums[row, t]
+
+
+@compiled(None)
+def _ones(x):
+    """`protocols.table.ones`."""
+    x = x - ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    x += x >> 8
+    x += x >> 16
+    return (x + (x >> 32)) & 127
+
+
+@compiled(_VOID(_M8, _I8, _I8, _I8, _M8, _I8, _I8, _I8, _I8, _INT, _I8, _I8))
+def exponential(words, d, r, mask, table, factors, layout, saturated, drops, server, own, mine):
+    """`protocols.exponential`: this party's signed factors, to `own`, and what it opens, to `mine`; words (1 or 2, n) of the one-hot.
+
+    `table` (2^low, digits); layout: first digit, top, how many above it, bits of the low digit and of the high; drops of the last axis.
+    """
+    first, top, above, low_bits, high_mask = layout[0], layout[1], layout[2], layout[3], (1 << layout[4]) - 1
+    low_mask, run, period = (1 << low_bits) - 1, (1 << above) - 1, drops.size
+    for i in range(d.size):
+        high, low = d[i] >> low_bits, d[i] & low_mask
+        u, count = 0, 0
+        for w in range(words.shape[0]):
+            word = words[w, i]
+            count += _ones(word)
+            for k in range(table.shape[1]):
+                if above == 0 or first + k - w <= top:
+                    u += ((word >> ((first + k - high) & high_mask)) & 1) * table[low, k]
+            if above:
+                place = (top + 1 + w - high) & high_mask
+                u += _ones(word & ((run << place) | (run >> 1 >> (63 - place)))) * saturated[w]
+        sign = 1 - (count & 2)
+        if server:
+            sign *= (count & 1) * 2 - 1
+        x, drop = sign * factors[r[i] & low_mask], drops[i % period]
+        own[i] = x
+        mine[i] = ((u * x + (1 << (drop - 1))) >> drop) + mask[i]

@@ -10,6 +10,7 @@ from torch import Tensor
 from protocols import kernels
 from protocols.activation import gelu
 from protocols.comparison import CompareMask, compare
+from protocols.exponential import Window, exponential
 from protocols.linear import Weight, linear
 from protocols.maximum import row_argmax, row_maximum
 from protocols.norm import layer_norm
@@ -133,3 +134,14 @@ def test_tables(shape: tuple[int, ...], words: int, tables: int) -> None:
                 assert torch.equal(found, read(part, index, entries))
         else:
             assert found.shape == (tables, *shape)
+
+
+@pytest.mark.parametrize(("window", "octaves"), [(Window(0, 21, 30), False), (Window(0, 25, 3), True), (Window(-1, 16, 40), True)])
+def test_an_exponential_without_a_maximum(window: Window, octaves: bool) -> None:
+    x, octave = uniform(3, 500, bits=21), torch.arange(500) % 4 if octaves else None
+
+    def protocol(party: Party) -> Protocol_[Any]:
+        (wire,) = yield from open_masked(party, [input_of(party, x, 21, 12)])
+        return (yield from exponential(party, wire, None, Rows(500, 3, 0), 0, window=window, octave=octave))
+
+    same(protocol)

@@ -13,13 +13,14 @@ from torch import Tensor
 from protocols.comparison import BitMask, CompareMask
 from protocols.correlations import Kind, Mask, Role
 from protocols.errors import CorrelationError
+from protocols.lattice.lattice import Lattice
 from protocols.linear import Weight
 from protocols.ot.transfers import Transfers
 from protocols.product import MatmulMask, MatrixTimesRowsMask
 from protocols.rows import Rows
 from protocols.truncation import OrMask
 from tests.protocols.test_sources import Book, holds
-from tests.support.alone import Alone
+from tests.support.alone import Alone, sealed
 from tests.support.every_kind import asked, weights
 from tests.support.ladder import IDS, LADDER, LOGIT_ERROR, float_logits, make, walker
 from tests.support.plain_transfers import PlainTransfers
@@ -159,3 +160,20 @@ def test_the_ladder_runs_by_the_two_alone(tmp_path: Path, variant: str) -> None:
         assert found.counted["online"]["payload"] == found.predicted.online_bytes
         assert found.counted["offline"]["payload"] == made.bytes + found.predicted.peer_offline_bytes
         assert made.rounds <= 60
+
+
+def test_a_network_runs_by_real_transfers_and_ciphertexts(tmp_path: Path) -> None:
+    """Two passes, a longer and a short one."""
+    lowered, model = make(tmp_path, "SM+ScFuFFN", n_layer=1, vocab_size=101)
+    sources = list[Alone]()
+
+    def source(weights: Weights, device: str) -> Alone:
+        sources.append(Alone(weights, device, Transfers, Lattice, held=sealed))
+        return sources[-1]
+
+    by_two = walker(lowered, source=source)
+    for ids in ((5, 7, 100, 11), (3,)):
+        found, exact = by_two(ids), float_logits(model, ids)
+        assert float((found.client.reshape(-1) - exact).abs().max()) < LOGIT_ERROR
+        assert found.counted["online"]["payload"] == found.predicted.online_bytes
+        assert found.counted["offline"]["payload"] == sources[0].predicted[-1].bytes + found.predicted.peer_offline_bytes

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Role
+from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight
 from protocols.party import Online, Party, Tables, Trace
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.base import PartySource
@@ -35,10 +36,31 @@ def walked(sources: Mapping[Role, PartySource], protocol: Callable[[Role], Proto
     return both(lambda role, channel: Party(role, Online(role, channel, sources[role])).run(protocol(role)))
 
 
+class Sealed(dict[Form, EncryptedWeight]):
+    """A weight at C, encrypted in a form when it is first asked for."""
+
+    def __init__(self, keys: LatticeKeys, name: str, encoded: Tensor) -> None:
+        super().__init__({Form(name, 0, 0, 1): EncryptedWeight(Form(name, 0, 0, 1), b"", [], [])})
+        self._keys, self._encoded = keys, encoded
+
+    def get(self, form: Form, default: Any = None) -> EncryptedWeight:
+        if form not in self:
+            self[form] = EncryptedWeight.read(form, encrypt_weight(self._keys, form, self._encoded))
+        return self[form]
+
+
+def sealed(weights: Weights) -> dict[Role, dict[str, Any]]:
+    """What both have of the weights with ciphertexts; S has the diagonal ones themselves as well."""
+    keys = LatticeKeys()
+    dense = {name: tensor for name, (weight, tensor) in weights.items() if len(weight.shape) == 2 and "temperature" not in name}
+    server = {name: WeightKeys(keys, name) if name in dense else tensor for name, (_, tensor) in weights.items()}
+    return {Role.SERVER: server, Role.CLIENT: {name: Sealed(keys, name, tensor) for name, tensor in dense.items()}}
+
+
 class Alone:
     """Both ends, for `tests.support.two_party.Session`: C holds nothing of the weights.
 
-    `transfers`: (role, traced) -> an end; `lattice`: (role, its transfers, traced) -> an end.
+    `transfers`: (role, traced) -> an end; `lattice`: (role, its transfers, traced) -> an end; `held`: what each has of the weights.
     """
 
     def __init__(
@@ -48,14 +70,15 @@ class Alone:
         transfers: Callable[[Role, bool], Any] = PlainTransfers,
         lattice: Callable[[Role, Any, bool], Any] = PlainLattice,
         window: int = WINDOW,
+        held: Callable[[Weights], dict[Role, dict[str, Any]]] | None = None,
     ) -> None:
         self.client_weights: dict[str, Tensor] = {}
-        encoded = {name: tensor for name, (_, tensor) in weights.items()}
+        has = held(weights) if held else {role: {name: tensor for name, (_, tensor) in weights.items()} for role in Role}
         ends = {role: transfers(role, False) for role in Role}
         lattices = {role: lattice(role, ends[role], False) for role in Role}
-        self.parties = {role: TwoPartySource(role, ends[role], lattices[role], encoded, device=device, window=window) for role in Role}
+        self.parties = {role: TwoPartySource(role, ends[role], lattices[role], has[role], device=device, window=window) for role in Role}
         self.ends: dict[Role, PartySource] = dict(self.parties)
-        self.tables: dict[Role, Tables] = {role: SealedTables(role, lattices[role], encoded) for role in Role}
+        self.tables: dict[Role, Tables] = {role: SealedTables(role, lattices[role], has[role]) for role in Role}
         traced = transfers(Role.CLIENT, True)
         hidden = lattice(Role.CLIENT, traced, True)
         self.twin = TwoPartySource(Role.CLIENT, traced, hidden, {}, traced=True, window=window)

@@ -58,6 +58,7 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
         token = connection.receive_control(Session).token
     connection.establish()
     source = supply.source(token)
+    party.tables = source.tables
     return Joined(connection, source, lowered, welcome.trust, welcome.logits, runtime, time.perf_counter() - began)
 
 

@@ -101,7 +101,9 @@ class Preprocessing:
     def _record(self, terms: Terms, store: PartySource, walk: Walk) -> None:
         """Computes and records this party's part of every pass, from an empty context on."""
         weights, passes = self._found.runtime.party.weights, terms.passes
-        sketch = Runtime.of(self._found.lowered.graph, Party(Role.CLIENT), self._peers.options.device)
+        party = Party(Role.CLIENT)
+        party.tables = self._found.source.tables
+        sketch = Runtime.of(self._found.lowered.graph, party, self._peers.options.device)
         for done, request in enumerate(passes):
 
             def told(share: float, done: int = done) -> None:

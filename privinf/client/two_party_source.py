@@ -72,6 +72,7 @@ class TwoPartySource(ClientSource):
     def __init__(self, connection: Connection, held: Mapping[str, Any], device: str) -> None:
         joint = Joint(Role.CLIENT, held, device)
         self.party: PartySource = joint.source
+        self.tables = joint.tables
         self._together = Together(Role.CLIENT, connection, connection, joint)
 
     @contextmanager

@@ -19,9 +19,9 @@ from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import Label, module_output, next_token, shape_of
 from privinf.version import PROTOCOL
-from protocols.correlations import Kind, Role
+from protocols.correlations import Role
 from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, forms
-from protocols.party import Party, Trace
+from protocols.party import Party, Protocol_, Trace
 from protocols.prg import SEED_BYTES, derive
 from protocols.ring import blank
 
@@ -53,7 +53,7 @@ class Sealing:
     def __init__(self, lowered: Lowered) -> None:
         self._id = lowered.id
         labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
-        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in forms(_kinds(lowered))}
+        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in _forms(lowered)}
 
     @staticmethod
     def of(lowered: Lowered) -> Sealing:
@@ -102,15 +102,30 @@ _known: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
 
 
 def _name(form: Form) -> str:
-    return f"{form.name} in {form.bits} bits{', transposed' if form.transposed else ''}"
+    return f"{form.name} in {form.bits} bits{', transposed' if form.transposed else ''}{', by rows' if form.chosen else ''}"
 
 
-def _kinds(lowered: Lowered) -> list[Kind]:
-    """All that a pass over one position takes: a longer one multiplies by the same weights."""
+class _Looked:
+    """See `Tables`: notes of which tables rows are looked up."""
+
+    def __init__(self) -> None:
+        self.forms: dict[Form, None] = {}
+
+    def lookup(self, table: str, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """See `Tables`; on shapes."""
+        self.forms[Form(table, size, out, bits, chosen=True)] = None
+        yield []
+        return blank(ids.shape[0], out)
+
+
+def _forms(lowered: Lowered) -> list[Form]:
+    """All that a pass over one position asks for: a longer one multiplies by the same weights, and reads the same tables."""
     trace, info = Trace(Role.CLIENT, costs=False), lowered.info
-    runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
+    party = Party(Role.CLIENT, trace)
+    party.tables = looked = _Looked()
+    runtime = Runtime.of(lowered.graph, party)
     if info.is_language_model:
         next_token(lowered.graph, runtime, blank(1, 1), logits=False)
     else:
         module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
-    return trace.kinds
+    return [*looked.forms, *forms(trace.kinds)]

@@ -38,6 +38,7 @@ def explain(
     info, trace = lowered.info, Trace(Role.CLIENT)
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
     alone = _Alone(trace) if trust == TWO_PARTY else None
+    runtime.party.tables = alone.tables if alone else None
     if info.is_language_model:
         if not 1 <= seq <= cached + seq + new_tokens - 1 <= info.n_positions:
             told = f"{cached} cached positions and a prompt of {seq} tokens do" if cached else f"a prompt of {seq} tokens does"
@@ -69,6 +70,7 @@ class _Alone:
         from privinf.lowering.joint import Forecast  # not where nothing of it is asked for: it loads kernels
 
         self._trace, self._forecast = trace, Forecast()
+        self.tables = self._forecast.tables
         self._kinds = self._early = 0  # those of the passes so far
 
     def passed(self) -> None:

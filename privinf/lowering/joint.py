@@ -17,6 +17,7 @@ from protocols.party import Cost, Party, Protocol_, Trace
 from protocols.ring import blank
 from protocols.rounds import Item
 from protocols.sources.two_party.source import TwoPartySource
+from protocols.sources.two_party.tables import SealedTables
 
 BEGIN, PREPROCESS = ("", "begin"), ("", "preprocess")
 """What moves for a session's beginning, and ahead of a pass, as it is counted: of no operator."""
@@ -30,6 +31,7 @@ class Joint:
         self._lattice = Lattice(role, self._transfers, traced)
         self._role, self._weights, self._device = role, weights, device
         self.source = TwoPartySource(role, self._transfers, self._lattice, weights, traced=traced, device=device)
+        self.tables = SealedTables(role, self._lattice, weights)
 
     def apart(self) -> TwoPartySource:
         """A source of its own on the same transfers and keys, whose passes are handed over: those of a query that is prepared."""
@@ -46,6 +48,7 @@ class Forecast:
 
     def __init__(self) -> None:
         self._joint, self._trace = Joint(Role.CLIENT, {}, traced=True), Trace(Role.CLIENT)
+        self.tables = self._joint.tables
         began = Trace(Role.CLIENT)
         Party(Role.CLIENT, began).run(self._joint.begin())
         self.begun = began.cost

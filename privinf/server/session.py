@@ -38,6 +38,7 @@ class ServerSession:
         self._allowance = Allowance(service, connection, model.budget)
         party = Party(Role.SERVER, None, model.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
+        party.tables = source.tables
         self.runtime = Runtime.of(model.lowered.graph, party, self.store.device)
 
     def serve(self) -> None:
@@ -112,7 +113,9 @@ class ServerSession:
 
     def _dealt(self, terms: Terms) -> Iterator[Pieces]:
         """The passes of a query that is prepared, from an empty context on: what each needs, what of it is kept, what the client sends."""
-        sketch, first = Runtime.of(self.model.lowered.graph, Party(Role.SERVER), self.store.device), 1
+        party, first = Party(Role.SERVER), 1
+        party.tables = self.source.tables
+        sketch = Runtime.of(self.model.lowered.graph, party, self.store.device)
         for request in terms.passes:
             sketch, trace = self.ask(request, sketch, first)
             first += len(trace.kinds)

@@ -66,7 +66,7 @@ class TwoPartySource(ServerSource):
         self._turns, self._client = service.turns, connection.peer_fingerprint
         joint = Joint(Role.SERVER, Sealing.of(model.lowered).opened(model.mask_seed, model.encoded), service.options.device)
         self._together = Together(Role.SERVER, connection, InTurn(connection, service.turns), joint)
-        self.party = joint.source
+        self.party, self.tables = joint.source, joint.tables
         self._recorded: deque[bytes] = deque()
         self._recorder: Recorder | None = None  # of the query that is prepared
         self._forecast: Forecast | None = None

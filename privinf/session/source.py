@@ -16,6 +16,7 @@ from privinf.session.messages import Marked, Terms
 from privinf.session.prepared import Writer
 from privinf.transport.connection import Connection
 from protocols.correlations import Kind
+from protocols.party import Tables
 from protocols.sources.base import PartySource
 
 
@@ -23,6 +24,7 @@ class ServerSource(ABC):
     """S's end."""
 
     party: PartySource
+    tables: Tables | None = None  # see `Party`
 
     @abstractmethod
     def ask(self, kinds: Sequence[Kind]) -> None:
@@ -69,6 +71,7 @@ class ClientSource(ABC):
 
     party: PartySource
     link: Connection  # to a third party, of a source that has one
+    tables: Tables | None = None  # see `Party`
     set_up_s = 0.0  # seconds of set-up that came with a pass, until somebody takes them
 
     @abstractmethod

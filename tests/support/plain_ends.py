@@ -27,9 +27,15 @@ class _Lattice(PlainLattice):
     """Takes a weight in its forms."""
 
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
-        if isinstance(weight, dict):
-            weight = next(iter(weight.values()))
-        return super().linear(weight, r, out, bits, transposed=transposed)
+        return super().linear(_of(weight, r.shape[-1], out, bits, transposed, False), r, out, bits, transposed=transposed)
+
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        return super().lookup(_of(table, size, out, bits, False, True), ids, out, bits, size)
+
+
+def _of(weight: Any, *form: Any) -> Any:
+    """The weight of a form."""
+    return weight[Form(next(iter(weight)).name, *form)] if isinstance(weight, dict) else weight
 
 
 def _sizes(form: Form) -> Iterator[int]:

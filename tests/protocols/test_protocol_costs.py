@@ -320,7 +320,8 @@ def test_a_protocol_declares_its_cost_beside_it() -> None:
     local, found = {"unmasked", "add_server_constant"}, {}
     for module in (import_module(each.name) for each in pkgutil.walk_packages(protocols.__path__, "protocols.")):
         for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__ and not name.startswith("_") and "party" in inspect.signature(function).parameters:
+            takes = inspect.signature(function).parameters.get("party")
+            if function.__module__ == module.__name__ and not name.startswith("_") and takes is not None and takes.annotation == "Party":
                 found[name] = hasattr(module, f"cost_{name}")
     assert {name for name, declared in found.items() if not declared} == local
     assert {"linear", "open_masked", "rescale", "compare", "multiply", "attention", "layer_norm"} <= {*found}

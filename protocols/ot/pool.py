@@ -25,6 +25,9 @@ from protocols.ring import blank
 from protocols.rounds import Item, Protocol_, Received, parallel
 from protocols.security import AHEAD, IKNP_ROWS, LPN, SMALL, SMALL_IN_ALL
 
+TIMES = 2
+"""The largest need so far, as often, is kept in stock: several programs ask in one step."""
+
 MESSAGES = 8
 """Of several silent extensions at most: the receiver expands one while the sender makes the next, and none waits for an answer."""
 
@@ -46,13 +49,17 @@ class Message(NamedTuple):
 
 @dataclass
 class _Counts:
-    """What both ends and a trace count: transfers that are there, under way, asked for, spent, and made by IKNP for small needs."""
+    """What both ends and a trace count.
+
+    Transfers that are there, under way, asked for, spent; made by IKNP for small needs; and asked for at once, at most.
+    """
 
     stock: int = 0
     coming: int = 0
     wanted: int = 0
     spent: int = 0
     small: int = 0
+    largest: int = 0
 
 
 def carrying(items: list[Item], *pools: Pool) -> Protocol_[Received]:
@@ -114,6 +121,7 @@ class Pool:
     def take(self, count: int, sink: Sink) -> Protocol_[None]:
         """The next `count` transfers go to `sink`, and nobody gets them again; messages where there are too few."""
         counts, done = self._counts, 0
+        counts.largest = max(counts.largest, count)
         if counts.stock < counts.wanted + count:
             counts.wanted += count
             yield []  # others that run beside this one say what they want
@@ -179,9 +187,9 @@ class Pool:
         return times * LPN.net
 
     def ahead(self) -> Protocol_[None]:
-        """One round, of this pool's sender alone if anybody's: what keeps as many transfers in stock as were spent, up to `AHEAD`."""
+        """One round, of this pool's sender alone if anybody's: what keeps in stock a few times the largest need so far, up to `AHEAD`."""
         counts = self._counts
-        target = min(counts.spent, AHEAD) if counts.spent > SMALL_IN_ALL else 0
+        target = min(counts.spent, TIMES * counts.largest, AHEAD) if counts.spent > SMALL_IN_ALL else 0
         times = max(0, -(-(target - counts.stock - counts.coming) // LPN.net))
         if not times:
             yield []

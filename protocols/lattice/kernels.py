@@ -111,6 +111,17 @@ def least(x: Any, p: Any, inverse: Any) -> Any:
 
 
 @compiled
+def combine(scalars: Any, matrix: Any, total: Any) -> None:
+    """total += scalars @ matrix: int32 (n, k), (k, c), int64 (n, c); for few rows, where cutting nothing pays."""
+    for i in range(scalars.shape[0]):
+        found = total[i]
+        for m in range(scalars.shape[1]):
+            s, row = np.int64(scalars[i, m]), matrix[m]
+            for j in range(found.size):
+                found[j] += s * np.int64(row[j])
+
+
+@compiled
 def fraction(x: Any, q: Any, unit: Any, rest: Any, whole: Any, p: Any, out: Any, frac: Any) -> None:
     """P x / Q modulo P as an integer part, modulo each p[k] (0: modulo 2^64), and a fraction in [0, 1).
 

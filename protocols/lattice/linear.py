@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols.correlations import Role
-from protocols.lattice import noise
+from protocols.lattice import kernels, noise
 from protocols.lattice.ciphertext import add_flood, seed_item, seed_of, zeros
 from protocols.lattice.noise import Array
+from protocols.lattice.parameters import Budget
 from protocols.lattice.rings import Base, plus, primes_below, reduced, times
 from protocols.lattice.rings import field as field_of
-from protocols.lattice.weights import EncryptedWeight, Form, WeightKeys, polynomials
+from protocols.lattice.weights import EncryptedWeight, Form, Small, WeightKeys, polynomials
+from protocols.memo import Memo
 from protocols.prg import Prg, Stream, new_seed
 from protocols.ring import blank, known, reduce, signed
 from protocols.rounds import Item, Protocol_
@@ -34,14 +35,31 @@ TERMS = 256
 """Rows whose products with centred scalars float64 sums exactly: 2^23 2^22 2^8 = 2^53."""
 HELD = 1 << 24
 """Elements of a block of sums, about."""
-SMALL = 1 << 18
+ANSWERED = 1 << 18
 """Elements of a block of answers, about: what a processor's cache holds."""
 
 
-def _times(scalars: Array, matrix: Any, total: Array, p: int) -> None:
-    """total += scalars (n, k) @ matrix (k, c) modulo p, exactly; scalars centred, |.| < p / 2, k at most TERMS, p below 2^23."""
+FEW = 8
+"""Rows below which an integer loop is faster than making floats of the matrix."""
+
+
+def _times(scalars: Array, matrix: Small, total: Array) -> None:
+    """total += scalars (n, k) @ matrix (k, c), exactly: scalars centred, below 2^22, k at most TERMS, the matrix below 2^23."""
+    if len(scalars) < FEW:
+        kernels.combine(scalars.astype(np.int32), matrix, total)
+        return
     found = torch.from_numpy(scalars.astype(np.float64)) @ torch.from_numpy(matrix.astype(np.float64))
     total += found.numpy().astype(np.int64)
+
+
+def _bytes(rows: list[Small]) -> int:
+    return sum(row.nbytes for row in rows)
+
+
+@Memo(256 * 2**20).kept(_bytes)
+def _public(seed: bytes, first: int, count: int, ring: Budget) -> list[Small]:
+    """`polynomials` that are public, for maps that share them and for the next token."""
+    return [row.astype(np.int32) for row in polynomials(seed, first, count, ring)]
 
 
 def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[list[Array], list[Array]]:
@@ -52,13 +70,12 @@ def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[l
     second = [np.zeros((n, form.outer), np.int64) for _ in ring.primes]
     for start in range(0, form.inner, TERMS):
         part = slice(start, min(form.inner, start + TERMS))
-        a = polynomials(held.seed, start, part.stop - start, ring)
+        a = _public(held.seed, start, part.stop - start, ring)
         for i, p in enumerate(ring.primes):
             centred = reduced(scalars[:, part], p)
             centred -= (centred > p // 2) * np.int64(p)
-            _times(centred, a[i], first[i], p)
-            _times(centred, held.rows[i][part], second[i], p)
-        del a
+            _times(centred, a[i], first[i])
+            _times(centred, held.rows[i][part], second[i])
     return [reduced(x, p) for x, p in zip(first, ring.primes, strict=True)], [
         reduced(x, p) for x, p in zip(second, ring.primes, strict=True)
     ]
@@ -123,7 +140,7 @@ def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int,
     seed, share = None, blank(count, form.outer)
     if isinstance(held, EncryptedWeight) and sums is not None:
         seed, stream, found = new_seed(), noise.fresh(), []
-        tops, size, most = Prg(seed).stream(0), max(1, HELD // (len(ring.primes) * ring.degree)), max(1, SMALL // ring.degree)
+        tops, size, most = Prg(seed).stream(0), max(1, HELD // (len(ring.primes) * ring.degree)), max(1, ANSWERED // ring.degree)
         for start in range(0, count, size):
             first, second = sums(slice(start, min(count, start + size)))
             for at in range(0, len(first[0]), most):
@@ -135,7 +152,7 @@ def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int,
     received = yield items
     if isinstance(held, WeightKeys):
         *limbs, rest = (value.numpy() for value in received[1:])
-        tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, SMALL // ring.degree), []
+        tops, size, shares = Prg(seed_of(received[0])).stream(0), max(1, ANSWERED // ring.degree), []
         for start in range(0, count, size):
             part = slice(start, start + size)
             shares.append(_decrypt(held, form, [limb[part] for limb in limbs], rest[part], tops))

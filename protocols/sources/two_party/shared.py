@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 RIPPLE = 31  # bits of a sum up to which the carry ripples, a round a bit: a quarter of the bytes
+QUICK = 5  # the same where rounds count more
 WORD_BITS = 6  # a one-hot of so many bits is one word
 
 
@@ -123,9 +124,9 @@ def _sklansky(pair: Pair, x: Tensor, bits: int) -> Protocol_[tuple[Tensor, Tenso
     return reduce(generate << 1, bits), bit(generate, bits - 1)
 
 
-def _added(pair: Pair, x: Tensor, bits: int) -> Protocol_[tuple[Tensor, Tensor]]:
+def _added(pair: Pair, x: Tensor, bits: int, quick: bool = False) -> Protocol_[tuple[Tensor, Tensor]]:
     x = reduce(x, bits)
-    return (yield from (_ripple if bits <= RIPPLE else _sklansky)(pair, x, bits))
+    return (yield from (_ripple if bits <= (QUICK if quick else RIPPLE) else _sklansky)(pair, x, bits))
 
 
 def carry(pair: Pair, x: Tensor, bits: int) -> Protocol_[Secret]:
@@ -138,13 +139,16 @@ def carry(pair: Pair, x: Tensor, bits: int) -> Protocol_[Secret]:
     return Secret(out, 1, True)
 
 
-def bits_of_sum(pair: Pair, x: Secret, bits: int) -> Protocol_[Secret]:
-    """The bits of an additive secret modulo 2^bits, an XOR-shared word. Costs: those of `carry` for one bit less."""
+def bits_of_sum(pair: Pair, x: Secret, bits: int, *, quick: bool = False) -> Protocol_[Secret]:
+    """The bits of an additive secret modulo 2^bits, an XOR-shared word. Costs: those of `carry` for one bit less.
+
+    `quick`: of few elements for which many others would wait, in 1 + log2(bits) rounds from 6 bits on.
+    """
     assert not x.xor and bits <= x.bits
     own = reduce(x.value, bits)
     if bits == 1:
         return Secret(own, 1, True)
-    into, out = yield from _added(pair, own, bits - 1)
+    into, out = yield from _added(pair, own, bits - 1, quick)
     return Secret(own ^ into ^ (out << (bits - 1)), bits, True)
 
 

@@ -43,7 +43,7 @@ def inverse_root_mask(pair: Pair, kind: InverseRootMask, own: Tensors) -> Protoc
 
 
 def _hot(pair: Pair, place: Secret) -> Protocol_[Secret]:
-    bits = yield from bits_of_sum(pair, place, INDEX_BITS)
+    bits = yield from bits_of_sum(pair, place, INDEX_BITS, quick=True)
     return (yield from one_hot(pair, bits, INDEX_BITS))
 
 

@@ -31,7 +31,9 @@ def reciprocal_mask(pair: Pair, kind: ReciprocalMask, own: Tensors) -> Protocol_
     """
     ring = sum_bits(kind.frac, kind.number)
     r = reduce(pair.mask(kind.sum).value, ring)
-    bits, choices = yield from parallel(bits_of_sum(pair, Secret(r, ring), ring), _choices(pair, kind, own[1] if kind.number > 1 else None))
+    bits, choices = yield from parallel(
+        bits_of_sum(pair, Secret(r, ring), ring, quick=True), _choices(pair, kind, own[1] if kind.number > 1 else None)
+    )
     mask = Index(r, bits)
     found = yield from parallel(
         *(_table(pair, kind, mask, own[0][p], p, choices[: (1 << (kind.number - 1 - p)) - 1]) for p in range(kind.number))

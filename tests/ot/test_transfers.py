@@ -196,6 +196,30 @@ def test_programs_of_all_kinds_side_by_side(monkeypatch: pytest.MonkeyPatch) -> 
                 assert torch.equal(reduce(s + c, 20) if step % 3 == 0 else s ^ c, wanted[step % 3])
 
 
+@pytest.mark.parametrize("role", Role)
+def test_any_bits_are_taken_from_a_peer(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of the right size cannot be out of range: whatever is in it, results are in range, and the party goes on."""
+    for name, value in {"LPN": Lpn(70, 4, 200), "SMALL": 50, "SMALL_IN_ALL": 400, "AHEAD": 3000}.items():
+        monkeypatch.setattr(pool_module, name, value)
+    end = Ends().of[role]
+    x, table = uniform(100), uniform(100, 16)
+
+    def drive(program: Protocol_[Tensor]) -> Tensor:
+        try:
+            items = next(program)
+            while True:
+                items = program.send([reduce(uniform(*item.value.shape), item.bits) for item in items])
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    for sender in Role:
+        for _ in range(3):
+            assert drive(end.product(sender, x, x, 30, 20)).max() < 2**30
+            assert drive(end.correlated(sender, x, x, 9, xor=True)).max() < 2**9
+            assert drive(end.chosen(sender, x, table, 4, 7)).max() < 2**7
+            assert drive(end.ands(x, x, 5)).max() < 2**5
+
+
 def test_most_needs_are_met_ahead() -> None:
     """A chain of needs of one size waits for no extension once it runs: two rounds each, one for ANDs, as if transfers were endless."""
     end = Transfers(Role.CLIENT, traced=True)

@@ -319,6 +319,8 @@ def blanks(parts: Sequence[Part]) -> tuple[Tensor, ...]:
 
 def pack_parts(values: Sequence[Tensor], parts: Sequence[Part]) -> bytes:
     """Packs tensors side by side."""
+    if len(parts) == 1 and not parts[0].modulus:
+        return pack(values[0], parts[0].bits).tobytes()
     pairs = zip(values, parts, strict=True)
     return b"".join(pack(part.reduce(value) if part.modulus else value, part.bits).tobytes() for value, part in pairs)
 
@@ -336,6 +338,8 @@ def pack_rests(values: Sequence[Tensor], shares: Sequence[Tensor], parts: Sequen
 
 def unpack_parts(payload: memoryview, parts: Sequence[Part], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
     """The inverse of `pack_parts`."""
+    if len(parts) == 1 and not parts[0].modulus:
+        return (unpack(payload[: parts[0].size], parts[0].shape, parts[0].bits, device),)
     out, at = [], 0
     for part in parts:
         value = unpack(payload[at : at + part.size], part.shape, part.bits, device)

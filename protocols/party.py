@@ -148,21 +148,25 @@ class Online:
     def perform(self, items: Sequence[Item]) -> Received:
         """Sends and receives."""
         client = self.role is Role.CLIENT
-        sent = [i for i in items if i.sent_by(self.role) and not (client and i.early)]
-        peer = Role.SERVER if client else Role.CLIENT
-        arriving = [(k, i) for k, i in enumerate(items) if i.sent_by(peer)]
-        late = [(k, i) for k, i in arriving if client or not i.early]
-        body = pack_parts([i.value for i in sent], [i.part for i in sent]) if sent else None
-        data = self.channel.exchange(body, size_of(i.part for _, i in late) if late else None)
+        sent: list[Item] = []
+        late: list[int] = []  # of what arrives, that which was not sent ahead of the query
+        ahead: list[int] = []
+        for place, item in enumerate(items):
+            if item.sent_by(self.role) and not (client and item.early):
+                sent.append(item)
+            if item.from_server if client else item.from_client:
+                (late if client or not item.early else ahead).append(place)
+        body = pack_parts([item.value for item in sent], [item.part for item in sent]) if sent else None
+        parts = [items[place].part for place in late]
+        data = self.channel.exchange(body, size_of(parts) if late else None)
         received: list[Tensor | None] = [None] * len(items)
-        device = self.source.device
         if late and data is not None:
-            for (k, _), tensor in zip(late, unpack_parts(data, [i.part for _, i in late], device), strict=True):
-                received[k] = tensor
-        ahead = [(k, i) for k, i in arriving if not client and i.early]
+            for place, tensor in zip(late, unpack_parts(data, parts, self.source.device), strict=True):
+                received[place] = tensor
         if ahead:
-            for (k, _), tensor in zip(ahead, unpack_parts(self.early.popleft(), [i.part for _, i in ahead], device), strict=True):
-                received[k] = tensor
+            parts = [items[place].part for place in ahead]
+            for place, tensor in zip(ahead, unpack_parts(self.early.popleft(), parts, self.source.device), strict=True):
+                received[place] = tensor
         return [blank(*item.value.shape) if tensor is None else tensor for tensor, item in zip(received, items, strict=True)]
 
 

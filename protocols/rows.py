@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -177,6 +177,7 @@ def tournament(rows: Rows) -> tuple[Level, ...]:
     return tuple(levels)
 
 
+@lru_cache(maxsize=1 << 10)
 def group_sizes(rows: Rows, level: int) -> tuple[int, list[tuple[int, int]]]:
     """Elements that a level of a tournament begins with, and of its groups by size (size, how many); made without any of them."""
     lengths = rows.lengths if rows.step else np.array([rows.first])

@@ -32,7 +32,7 @@ from protocols.correlations import (
 from protocols.errors import CorrelationError
 from protocols.prg import Prg, Stream
 from protocols.sources.base import PartySource
-from protocols.sources.expansion import MOST, Drawn, Together, counts_of, draw_both
+from protocols.sources.expansion import MOST, Drawn, Together, counts_of, draw_both, together
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
@@ -212,12 +212,13 @@ class Store(PartySource):
     def take(self, kind: Kind) -> Correlation:
         """See `PartySource`."""
         name = self.next_name
-        if name not in self._ready and name not in self._held:
+        if name not in self._ready and name not in self._held and together(self.device):
             self._expand_from(name)
         try:
             return super().take(kind)
         finally:
-            self._payloads.pop(name, None)
+            if self._payloads:
+                self._payloads.pop(name, None)
             self._ready.pop(name, None)
 
     def end_pass(self) -> None:
@@ -232,9 +233,9 @@ class Store(PartySource):
         while total < MOST and (kind := self._expected.get(name)) is not None:
             parts = parts_of(kind)
             own, shared = parts.own(self.role), parts.shared
-            counts = counts_of(own + shared, self.device) if name not in self._held else None
-            payload = self._payloads.get(name)
-            if counts is not None and (not client or not shared or (payload is not None and len(payload) == size_of(shared))):
+            counts, payload = counts_of(own + shared) if name not in self._held else None, self._payloads.get(name)
+            there = not client or not shared or (payload is not None and len(payload) == size_of(shared))
+            if counts is not None and there:
                 total += sum(counts) + 1
                 chosen.append((name, kind, len(own)))
                 drawn.add(own if client else own + shared, counts[: len(own)] if client else counts)

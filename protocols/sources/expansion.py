@@ -24,20 +24,27 @@ MOST = 1 << 16  # elements that are expanded at a time
 _SIZES = [word_size(bits) for bits in range(65)]
 
 
-def counts_of(parts: Parts, device: torch.device | str) -> list[int] | None:
-    """Elements of each part; None if they are not to be expanded together with others, and at once."""
-    if kernels.fast is None or str(device) != "cpu":
-        return None
-    counts = [math.prod(part.shape) for part in parts]
-    return None if sum(counts) > SMALL or any(part.modulus for part in parts) else counts
+def together(device: torch.device | str) -> bool:
+    """Whether anything is expanded together with others here."""
+    return kernels.fast is not None and str(device) == "cpu"
+
+
+def counts_of(parts: Parts) -> list[int] | None:
+    """Elements of each part; None if they are not to be expanded together with others."""
+    counts = []
+    for part in parts:
+        if part.modulus:
+            return None
+        counts.append(math.prod(part.shape))
+    return counts if sum(counts) <= SMALL else None
 
 
 def draw_both(server: Prg, client: Prg, first: int, kinds: Sequence[Kind], device: torch.device | str) -> list[Drawn]:
     """Of correlations from this name on, what both parties draw and S's shares; none if the next is not to be expanded with others."""
     at_server, at_client, lengths, total = Together(), Together(), [], 0
-    for kind in kinds:
+    for kind in kinds if together(device) else ():
         parts = parts_of(kind)
-        ours, theirs = counts_of(parts.server + parts.shared, device), counts_of(parts.client, device)
+        ours, theirs = counts_of(parts.server + parts.shared), counts_of(parts.client)
         if ours is None or theirs is None or total >= MOST:
             break
         at_server.add(parts.server + parts.shared, ours)

@@ -63,6 +63,11 @@ def test_torch_and_crypten_are_loaded_only_when_they_are_needed(code: str) -> No
     assert in_a_fresh_process(f"{code}\nimport sys; print([name for name in {heavy} if name in sys.modules])").splitlines()[-1] == "[]"
 
 
+def test_no_party_waits_for_numba_to_be_imported() -> None:
+    code = "import sys, privinf.client.client, privinf.server.server, privinf.dealer.dealer, privinf.local.session; print('numba' in sys.modules)"
+    assert in_a_fresh_process(code).splitlines()[-1] == "False"
+
+
 def test_every_public_name_is_there() -> None:
     for name in privinf.__all__:
         assert getattr(privinf, name) is not None

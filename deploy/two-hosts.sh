@@ -5,7 +5,7 @@
 #   deploy/two-hosts.sh serve [MODEL]             on the host 192.0.2.1: dealer and server, until Ctrl-C; default: models/pylib
 #   deploy/two-hosts.sh ask PROMPT [OPTION ...]   on the host 192.0.2.2, in another terminal: the client, as `privinf generate`
 #
-# Of what `serve` makes the client gets its bundle of keys and nothing else; its cache is its own. PRIVINF names another program,
+# With PRIVINF_TRUST=two-party `serve` starts no dealer. Of what `serve` makes the client gets its bundle of keys and nothing else; its cache is its own. PRIVINF names another program,
 # PRIVINF_HOSTS another folder for keys and caches, and the namespaces are called after it.
 set -euo pipefail
 
@@ -14,6 +14,7 @@ program=${PRIVINF:-$root/.venv/bin/privinf}
 place=${PRIVINF_HOSTS:-$root/runs/privinf-hosts}
 name=$(basename "$place")
 far=192.0.2.1 near=192.0.2.2
+trust=${PRIVINF_TRUST:-dealer}
 
 usage() {
     echo "usage: deploy/two-hosts.sh serve [MODEL] | ask PROMPT [OPTION ...]" >&2
@@ -45,8 +46,11 @@ serve() {
     (umask 077 && mkdir -p "$place")
     [ -e "$place/keys/ca.key" ] || $program keys init --keys "$place/keys" --host "$far" >/dev/null
     # not by `on`, whose shell would get the signals in place of the program
-    ip netns exec "$name-far" $program dealer --listen "$far:7001" --keys "$place/keys/dealer" --cache "$place/dealer" &
-    ip netns exec "$name-far" $program serve "$model" --listen "$far:7000" --dealer "$far:7001" --keys "$place/keys/server" --cache "$place/server" &
+    if [ "$trust" = dealer ]; then
+        ip netns exec "$name-far" $program dealer --listen "$far:7001" --keys "$place/keys/dealer" --cache "$place/dealer" &
+    fi
+    ip netns exec "$name-far" $program serve "$model" --listen "$far:7000" --dealer "$far:7001" --trust "$trust" --keys "$place/keys/server" \
+        --cache "$place/server" &
     wait -n || true # either of them has ended
     exit 1
 }

@@ -11,7 +11,7 @@ import typer
 from privinf.transport.keys import DAYS, HOSTS, KeyInfo, add_client, init_keys, renew_keys, show_keys
 
 app = typer.Typer(
-    help="Make, show and renew the certificates by which the three parties know each other.\n\nExample: privinf keys init --keys keys"
+    help="Make, show and renew the certificates by which the parties know each other.\n\nExample: privinf keys init --keys keys"
 )
 
 KeysOption = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Directory of the CA and the roles' bundles.")]
@@ -19,18 +19,22 @@ HostOption = Annotated[
     list[str] | None, typer.Option("--host", metavar="NAME", help="Host name or address that peers dial; may be given several times.")
 ]
 DaysOption = Annotated[int, typer.Option("--days", min=1, max=3650, help="Validity of the certificates, days.")]
+DealerOption = Annotated[bool, typer.Option("--dealer/--no-dealer", help="Whether there is a dealer.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command("init")
-def init(keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, as_json: JsonOption = False) -> None:
+def init(
+    keys: KeysOption, host: HostOption = None, days: DaysOption = DAYS, dealer: DealerOption = True, as_json: JsonOption = False
+) -> None:
     """Make a private CA and a certificate for each role, for localhost and the hosts given.
 
     Example: privinf keys init --keys keys --host server.example.org --host 10.0.0.5
 
-    Carry DIR/server, DIR/client and DIR/dealer to their machines; ca.key stays behind.
+    Carry DIR/server, DIR/client and DIR/dealer to their machines; ca.key stays
+    behind. Where the two are alone, --no-dealer makes none for a dealer.
     """
-    init_keys(keys, (*HOSTS, *(host or ())), days=days)
+    init_keys(keys, (*HOSTS, *(host or ())), days=days, dealer=dealer)
     _report(show_keys(keys), as_json)
 
 

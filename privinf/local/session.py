@@ -226,7 +226,8 @@ class LocalSession:
         _ = self.options.emulated  # a malformed link is the user's error, before anything starts
         root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-", ignore_cleanup_errors=True)))
         keys = root / "keys"
-        init_keys(keys, ("localhost", "127.0.0.1"))
+        alone = self.options.trusted == TWO_PARTY
+        init_keys(keys, ("localhost", "127.0.0.1"), dealer=not alone)
         model = self._model
         if hasattr(model, "save"):
             model.save(root / "model")
@@ -234,7 +235,6 @@ class LocalSession:
         elif not Path(model).is_dir():
             raise ConfigError(f"there is no model directory {model}")
         level = logging.getLogger("privinf").getEffectiveLevel()
-        alone = self.options.trusted == TWO_PARTY
         roles = (*(() if alone else ("dealer",)), "server", *(() if self._watch else ("client",)))
         for role in roles:  # side by side: each loads its libraries first
             stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))

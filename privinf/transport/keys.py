@@ -2,7 +2,7 @@
 
     DIR/ca.key                       the CA's key; stays behind on the machine where `keys init` ran
     DIR/ca.pem                       the CA's certificate
-    DIR/ROLE/{ca.pem,cert.pem,key.pem}   the bundle to carry to the machine of that role (server, client, dealer)
+    DIR/ROLE/{ca.pem,cert.pem,key.pem}   the bundle to carry to the machine of that role (server, client, and dealer if there is one)
     DIR/clients/NAME/...             the bundle of a further client
 
 The role is a URI among a certificate's alternative names, `privinf:server` and so on; the common name is `privinf ROLE`, and a further
@@ -75,8 +75,8 @@ class KeyInfo:
         return self.not_after < _now()
 
 
-def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int = DAYS) -> None:
-    """Makes the CA and a bundle for each role, valid for `days` days and for the given host names and addresses.
+def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int = DAYS, dealer: bool = True) -> None:
+    """Makes the CA and a bundle for each role, or all but the dealer's, valid for `days` days and for the given host names and addresses.
 
     Raises ConfigError if the directory already has a CA or bundles, cannot be written, or a host is not a name or an address.
     """
@@ -94,11 +94,12 @@ def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int 
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=directory))
         try:
-            for role in ROLES:
+            roles = [role for role in ROLES if dealer or role != "dealer"]
+            for role in roles:
                 _issue(staging / role, role, names, ca, key, days)
             write_private(staging / "ca.pem", _pem(ca))
             write_private(staging / "ca.key", _key_pem(key))
-            for name in (*ROLES, "ca.pem", "ca.key"):  # the CA's key last: with it, `renew` can make everything else
+            for name in (*roles, "ca.pem", "ca.key"):  # the CA's key last: with it, `renew` can make everything else
                 (staging / name).rename(directory / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -109,11 +110,12 @@ def init_keys(directory: Path | str, hosts: Sequence[str] = HOSTS, *, days: int 
 def renew_keys(directory: Path | str, hosts: Sequence[str] | None = None, *, days: int = DAYS) -> None:
     """Issues new role certificates, with new keys, from the CA in the directory; `hosts` None keeps each certificate's own.
 
-    Certificates that were issued before stay valid until they expire. Raises ConfigError.
+    Certificates that were issued before stay valid until they expire. A dealer's that was never made is not made. Raises ConfigError.
     """
     directory = Path(directory)
     ca, key = _authority(directory)
-    bundles = [(directory / role, role, "") for role in ROLES]
+    alone = not (directory / "dealer").exists() and all((directory / role).exists() for role in ("server", "client"))
+    bundles = [(directory / role, role, "") for role in ROLES if role != "dealer" or not alone]
     bundles += [(path.parent, "client", path.parent.name) for path in sorted((directory / CLIENTS).glob("*/cert.pem"))]
     with _writing(directory):
         for bundle, role, name in bundles:

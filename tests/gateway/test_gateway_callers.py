@@ -16,6 +16,7 @@ import pytest
 
 from privinf.client.conversation import Conversation
 from tests.support import trio as t
+from tests.support.duo import duo
 from tests.support.gateway import KEY, MORE, Gateway, gateway, greedy_text, ids_of
 from tests.support.trio import Trio, trio, wait_for
 from tests.support.waiting import PATIENCE
@@ -250,3 +251,18 @@ def test_the_pages_stream_without_a_demo(door: Gateway) -> None:
         assert last["client"]["server"]["online"]["rounds"] > 0 and set(last) == {"client"}
         wrong = caller.post("/page/reply", json={"prompt": "x" * 40})
         assert "context 32" in wrong.text
+
+
+def test_the_page_of_two_parties_alone(tmp_path: Path) -> None:
+    with duo(cache=tmp_path) as pair, gateway(pair) as door:
+        with door.http() as caller:
+            about = caller.get("/page/about").json()
+            assert about["trust"] == {"name": "two-party", "text": "two parties alone, semi-honest"}
+            assert about["parties"] == {"server": pair.server.address}
+            answer = caller.post("/page/reply", json={"prompt": "abc", "max_tokens": 2})
+            datas = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
+            moved = [data for data in datas if "client" in data][-1]["client"]
+            assert moved["server"]["offline"]["payload"] > moved["server"]["online"]["payload"] > 0
+            assert moved["dealer"]["offline"]["payload"] == 0
+        done = door.openai().completions.create(model="privinf", prompt="abcd", max_tokens=2, extra_body=MORE)
+        assert done.usage is not None and t.is_greedy(ids_of("abcd"), door.engine.conversations.idle[-1].conversation.ids[-2:])

@@ -109,8 +109,8 @@ def test_a_demo_ends_with_its_parties() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "--server, --dealer, --keys not given"),
-        (["--server", "localhost:1"], "--dealer, --keys not given"),
+        ([], "--server, --keys not given"),
+        (["--server", "localhost:1"], "--keys not given"),
         (["--demo", "x", "--server", "localhost:1"], "--demo starts the other parties itself"),
         (["--demo", "nowhere"], "no model directory nowhere"),
         (["--demo", "x", "--http", "nowhere"], "cannot read the address"),

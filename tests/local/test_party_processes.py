@@ -94,6 +94,18 @@ def test_a_local_session_drops_what_its_caller_turns_away_from(local: LocalSessi
     assert all(t.is_greedy([number], answers[number]) and len(answers[number]) == 2 for number in (3, 40))
 
 
+def test_two_parties_alone_are_two_processes(tmp_path: Path) -> None:
+    """With the real transfers and ciphertexts."""
+    with privinf.local_session(t.lowered(), cache=tmp_path, trust="two-party", timeout=60.0) as session:
+        tokens = [token.id for token in session.generate(ids=[1, 2, 3], max_new_tokens=2, ignore_eos=True)]
+        traffic, total, result = session.traffic, session.costs["total"], session.result
+    assert t.is_greedy([1, 2, 3], tokens) and result is not None and result["trust"] == "two-party"
+    assert set(session.parties) == {"server", "client"}
+    for phase in ("setup", "offline", "online"):
+        assert traffic[phase]["payload"] == total[f"{phase}_bytes"]
+    assert (traffic["offline"]["rounds"], traffic["online"]["rounds"]) == (total["offline_rounds"], total["rounds"])
+
+
 def test_a_local_session_that_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model directory"), LocalSession(tmp_path / "none"):
         pass

@@ -12,6 +12,7 @@ import torch
 
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.doctor.deployment import Deployment
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.explain import explain
 from privinf.server.server import Server
@@ -213,6 +214,13 @@ def test_either_end_refuses_another_trust_model(tmp_path: Path) -> None:
         line = failed(services.generate("--trust", "two-party", *more), (3,))
         assert "has the trust model 'dealer', not the expected 'two-party'" in line
         assert "the trust model 'dealer', not the expected 'two-party'" in new_lines(services.server, said)[0]
+
+
+def test_doctor_opens_a_session_without_a_dealer(pair: Duo, tmp_path: Path) -> None:
+    found = {check.name: check for check in Deployment(t.keys(), 20.0, 5.0, None, tmp_path).checks(pair.server.address, None, None, None)}
+    assert all(check.ok for check in found.values()), found
+    assert found["session"].detail == "the server opened one for us, without a dealer"
+    assert "two parties alone, semi-honest" in found[f"server at {pair.server.address}"].detail
 
 
 # ---- a peer that does not keep to the order

@@ -19,6 +19,7 @@ from privinf.gateway.limits import Bounds, Limits
 from privinf.gateway.metrics import Requests
 from privinf.gateway.serve import HttpServer, listen_on
 from tests.support import trio as t
+from tests.support.duo import Duo
 from tests.support.trio import Trio, wait_for
 from tests.support.waiting import PATIENCE
 
@@ -69,7 +70,7 @@ def serving(
 
 @contextlib.contextmanager
 def gateway(
-    parties: Trio, client: Client | None = None, template: str | None = None, bounds: Bounds | None = None, **limits: Any
+    parties: Trio | Duo, client: Client | None = None, template: str | None = None, bounds: Bounds | None = None, **limits: Any
 ) -> Iterator[Gateway]:
     """The gateway in front of these parties."""
     engine, requests = Engine(client or parties.client(), Limits(**limits), template), Requests()

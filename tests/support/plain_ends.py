@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from torch import Tensor
@@ -82,4 +83,5 @@ def plain_ends() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in PLAIN.items():
             patch.setattr(module, name, value)
+        patch.setattr(encrypted, "_known", WeakKeyDictionary())  # what is known of models' weights is of other ends
         yield

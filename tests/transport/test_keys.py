@@ -57,6 +57,18 @@ def test_show(directory: Path) -> None:
     assert [info.role for info in show_keys(directory / "client")] == ["ca", "client"]
 
 
+def test_two_parties_alone_have_no_dealers_certificate(tmp_path: Path) -> None:
+    directory = tmp_path / "keys"
+    assert RUNNER.invoke(app, ["init", "--keys", str(directory), "--no-dealer"]).exit_code == 0
+    before = {info.role: info.fingerprint for info in show_keys(directory)}
+    assert list(before) == ["ca", "server", "client"] and not (directory / "dealer").exists()
+    renew_keys(directory)
+    after = {info.role: info.fingerprint for info in show_keys(directory)}
+    assert list(after) == list(before) and after["server"] != before["server"]
+    with pytest.raises(ConfigError):
+        load_credentials(directory, "dealer")
+
+
 def test_further_clients_keep_their_names(directory: Path) -> None:
     """A server knows a client by the common name, which a renewed certificate keeps; its fingerprint changes."""
     bundle = add_client(directory, "alice")

@@ -64,7 +64,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     place = tmp_path_factory.mktemp("hosts") / f"p{uuid.uuid4().hex[:6]}"
     place.mkdir()
     environment = {**os.environ, "PRIVINF": f"{sys.executable} -m privinf", "PRIVINF_HOSTS": str(place), "PYTHONPATH": str(ROOT)}
-    environment |= {"OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PRIVINF_KERNELS": "0"}  # nothing is compiled beside the parties
     with (place / "err").open("wb") as err:
         command = ["bash", str(SCRIPT), "serve", str(t.lowered_directory())]
         serving = subprocess.Popen(command, env=environment, cwd="/", stdout=err, stderr=err)

@@ -25,6 +25,7 @@ from protocols.security import IKNP_ROWS, LPN
 from protocols.sources.base import PartySource
 
 IKNP_WORDS = 1 << 12
+MOST = 4 * LPN.net
 
 
 @dataclass
@@ -116,12 +117,22 @@ def _run(programs: Mapping[Role, Protocol_[Any]]) -> tuple[dict[Role, float], in
     return seconds, int(meter.snapshot()[meter.phase]["payload"])
 
 
-def speeds(n: int) -> Iterator[Speed]:
-    """The extensions, and each method of `Transfers` on n elements, extensions included."""
+def _repeated(end: Transfers, method: Method, times: int) -> Protocol_[None]:
+    for _ in range(times):
+        yield from method(end)
+
+
+def speeds(n: int, most: int = MOST) -> Iterator[Speed]:
+    """The extensions, and each method of `Transfers` on n elements, as often as `most` transfers allow, extensions included.
+
+    What a session keeps in stock is made before: each use then makes as many transfers as it spends, on average.
+    """
     yield iknp()
     yield silent()
-    parties = {role: Transfers(role) for role in Role}
-    _run({role: end.start() for role, end in parties.items()})
     for name, each, method in _cases(n):
-        seconds, size = _run({role: method(end) for role, end in parties.items()})
-        yield Speed(name, n * each, seconds[Role.SERVER], seconds[Role.CLIENT], size, n)
+        parties = {role: Transfers(role) for role in Role}
+        _run({role: end.start() for role, end in parties.items()})
+        times = max(1, most // (n * each))
+        _run({role: _repeated(end, method, -(-times // 2)) for role, end in parties.items()})
+        seconds, size = _run({role: _repeated(end, method, times) for role, end in parties.items()})
+        yield Speed(name, times * n * each, seconds[Role.SERVER], seconds[Role.CLIENT], size, times * n)

@@ -32,7 +32,7 @@ def micro(run: Run, *, samples: int) -> None:
 
 
 def _transfers(run: Run, samples: int) -> None:
-    """By each party's own processor; bytes of a transfer hang on how many an extension left over, and are those of the first sample."""
+    """By each party's own processor; bytes are those of the first sample."""
     found: dict[str, list[Speed]] = {}
     for _ in range(samples + 1):
         for speed in speeds(ELEMENTS):

@@ -7,6 +7,7 @@ double in width with the octave as in SIGMA's normalisation (2023/1269), here th
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -26,48 +27,76 @@ INDEX_BITS = 9
 _WORDS = (1 << INDEX_BITS) // WORD
 UNIT = 7  # the lowest table's lines are 2^-7 apart, those of each further table eight times as much
 STEP = 3
-FIRST = 63  # a table but the lowest is used from this index on
-_LOWEST = 64  # the smallest index that a sum of at least 0.55 can have in the lowest table
+WIDEST_STEP = 7  # octaves from the table before to a last one that need not be exact
+_SOFT = 2  # below this index the lowest table has the value of this one: a sum that is next to nothing has a bounded reciprocal
 _LOW_BITS = 9  # of the sum's bits below the index, those that are multiplied by the slope
-EXTRA = 10  # fraction bits of the lines beyond those of the result
+EXTRA = 10  # fraction bits of the lines beyond those of the result, at most
+LEAST_EXTRA = 6
 
 
-def tables(bound: float) -> int:
-    """P: table p has lines for sums below 4 * 8^p."""
-    number = 1
-    while (((1 << INDEX_BITS) - 1) << (STEP * (number - 1))) / 2**UNIT < bound:
-        number += 1
-    return number
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """How many tables there are, and how many octaves the last one lies above the one before."""
 
+    number: int
+    last: int = STEP
 
-def sum_bits(frac: int, number: int) -> int:
-    """The ring that the sum is opened in: it holds the last table's range, and no more is needed."""
-    return frac - UNIT + STEP * (number - 1) + INDEX_BITS
+    @staticmethod
+    def of(bound: float, exact: float | None = None) -> Tables:
+        """For sums below `bound`: table p has lines for sums below 4 * 8^p. Above `exact` the last one may have wider lines."""
+        number = 1
+        while (plain := Tables(number))._end < bound:
+            for wide in (Tables(number + 1, last) for last in range(STEP, WIDEST_STEP + 1)):
+                if exact is not None and wide._end >= bound and wide._begin >= exact:
+                    return wide
+            number += 1
+        return plain
 
+    @property
+    def _end(self) -> float:
+        return math.ldexp((1 << INDEX_BITS) - 1, self._place(self.number - 1) - UNIT)
 
-def _places(frac: int, table: int) -> tuple[int, int]:
-    """(position of the index in the sum, position of the lowest bit that is multiplied by the slope)."""
-    at = frac - UNIT + STEP * table
-    return at, max(0, at - _LOW_BITS)
+    @property
+    def _begin(self) -> float:
+        """No sum below it is read from the last table: its index is one too large at most."""
+        return math.ldexp(self.first(self.number - 1) - 1, self._place(self.number - 1) - UNIT)
+
+    def _place(self, table: int) -> int:
+        return STEP * table if table + 1 < self.number else STEP * max(table - 1, 0) + (self.last if table else 0)
+
+    def places(self, frac: int, table: int) -> tuple[int, int]:
+        """(position of the index in the sum, position of the lowest bit that is multiplied by the slope)."""
+        at = frac - UNIT + self._place(table)
+        return at, max(0, at - _LOW_BITS)
+
+    def first(self, table: int) -> int:
+        """A table but the lowest is used from this index on: a sum below it is within the table before."""
+        return ((1 << INDEX_BITS) - 2) >> (self._place(table) - self._place(table - 1)) if table else 0
+
+    def bits(self, frac: int) -> int:
+        """The ring that the sum is opened in: it holds the last table's range, and no more is needed."""
+        return self.places(frac, self.number - 1)[0] + INDEX_BITS
 
 
 @lru_cache
-def _lines(frac: int, table: int, out_frac: int) -> Tensor:
+def _lines(frac: int, tables: Tables, table: int, out_frac: int) -> Tensor:
     """(3, 2^INDEX_BITS): value (out_frac fraction bits) and slope of 1 / s at each index, and whether a lower table is used.
 
     The line of index i is good on (i - 1, i + 1): the chord, lowered by half its largest gap, so that the error is even.
     In decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
     """
-    at, low = _places(frac, table)
-    first, size = FIRST if table else _LOWEST, 1 << INDEX_BITS
+    at, low = tables.places(frac, table)
+    first, size = tables.first(table), 1 << INDEX_BITS
     value, slope = [0] * size, [0] * size
     with localcontext() as context:
         context.prec = 40
         unit = Decimal(2) ** (at - frac)
-        for i in range(first, size):
+        for i in range(max(first, _SOFT), size):
             product = (i * unit) ** 2 - unit**2  # of the ends
             value[i] = round((i * unit / product - (i * unit - product.sqrt()) / product) * (1 << out_frac))
             slope[i] = round(-1 / product * Decimal(2) ** (out_frac - frac + low))
+    if not table:
+        value[:_SOFT] = [value[_SOFT]] * _SOFT
     return torch.tensor([value, slope, [int(i < first) for i in range(size)]], dtype=torch.int64)
 
 
@@ -84,10 +113,16 @@ class ReciprocalMask(Kind, frozen=True):
     frac: Number
     number: Number
     bits: Bits
+    last: Number = STEP
 
     def bounded(self) -> bool:
         """See `Kind`: the products double with each table."""
-        return UNIT <= self.frac <= 32 and 1 <= self.number <= 8
+        return UNIT <= self.frac <= 32 and 1 <= self.number <= 8 and STEP <= self.last <= WIDEST_STEP
+
+    @property
+    def tables(self) -> Tables:
+        """Where they lie."""
+        return Tables(self.number, self.last)
 
     def server_parts(self) -> tuple[Part, ...]:
         masks = Part((self.number, 2, *self.shape), self.bits)
@@ -110,7 +145,7 @@ class ReciprocalMask(Kind, frozen=True):
         words, values = torch.empty_like(shares[0]), []
         products = [torch.ones_like(r)]
         for table in reversed(range(self.number)):
-            at, low = _places(self.frac, table)
+            at, low = self.tables.places(self.frac, table)
             words[table], sign = one_hot(r >> at, shares[0][table])
             part, (a, b) = (r & ((1 << at) - 1)) >> low, lines[table]
             terms = [sign, sign * b, sign * part, sign * (b * part - a)]
@@ -121,9 +156,10 @@ class ReciprocalMask(Kind, frozen=True):
         return (words, torch.stack(values)), None
 
 
-def _line(party: Party, s: Wire, number: int, bits: int, frac: int) -> Protocol_[Shares]:
+def _line(party: Party, s: Wire, tables: Tables, bits: int, frac: int) -> Protocol_[Shares]:
     """The line of the wire's own table at its value: every table's is read, and the choice is made by the tables' indices."""
-    kind = ReciprocalMask(s.name, s.shape, s.frac, number, bits)
+    number = tables.number
+    kind = ReciprocalMask(s.name, s.shape, s.frac, number, bits, tables.last)
     correlation = party.take(kind)
     if not known(s.masked):
         yield [Item(blank(*part.shape), part.bits) for part in kind.server_parts()]
@@ -131,9 +167,9 @@ def _line(party: Party, s: Wire, number: int, bits: int, frac: int) -> Protocol_
     own, (words, products) = correlation.own, correlation.shares
     lines, choice = torch.empty_like(own[0]), torch.zeros_like(s.masked)
     for table in range(number):
-        at, _ = _places(s.frac, table)
+        at, _ = tables.places(s.frac, table)
         index = s.masked >> at & ((1 << INDEX_BITS) - 1)
-        value, slope, lower = read(words[table], index, like(_lines(s.frac, table, frac), index))
+        value, slope, lower = read(words[table], index, like(_lines(s.frac, tables, table, frac), index))
         lines[table, 0], lines[table, 1] = value, slope
         if table:
             choice = choice | (lower & 1) << (table - 1)
@@ -145,7 +181,7 @@ def _line(party: Party, s: Wire, number: int, bits: int, frac: int) -> Protocol_
     # the choice of a lower table is beta + (1 - 2 beta) rho
     result, coefficients, at_product = torch.zeros_like(s.masked), [torch.ones_like(s.masked)], 0
     for table in reversed(range(number)):
-        at, low = _places(s.frac, table)
+        at, low = tables.places(s.frac, table)
         part, (value, slope) = (s.masked & ((1 << at) - 1)) >> low, lines[table]
         for coefficient in coefficients:
             sign, sign_b, sign_l, sign_ba = products[at_product : at_product + 4]
@@ -158,33 +194,40 @@ def _line(party: Party, s: Wire, number: int, bits: int, frac: int) -> Protocol_
     return Shares(result, bits, frac)
 
 
-def reciprocal(party: Party, s: Shares, *, bound: float, bits: int, frac: int) -> Protocol_[Shares]:
-    """1 / s for shares s (...) of values in [0.55, bound), in Z_2^bits with `frac` fraction bits.
+def _extra(bits: int) -> int:
+    return min(EXTRA, 64 - bits)
+
+
+def reciprocal(party: Party, s: Shares, *, bound: float, bits: int, frac: int, exact: float | None = None) -> Protocol_[Shares]:
+    """1 / s for shares s (...) of values in [0.5, bound), in Z_2^bits with `frac` fraction bits.
 
     Steps: s is opened masked, in no more bits than its range. Tables of 512 lines cover [0.5, 4), up to 32, up to 256, ...;
     each is indexed by its own nine bits of s, so that s = index + (S_l - r_l) exactly for the bits l below, with no wrap.
     Every table's value and slope, up to a sign that D shares, are opened masked, and with them, under rho, whether the index
     is below the table's range: a lower table then, and this table's entries are 0. D shares the products of signs, masks
     and rhos: the chosen line's value is linear in them. Then truncate-reduce.
-    Domain: bound <= 2^12, bits <= 54, at least 7 fraction bits of s. A ring of s that does not hold its range is widened first.
+    Domain: bound <= 2^12, bits <= 58, at least 7 fraction bits of s. A ring of s that does not hold its range is widened first.
+    Sums above `exact` may share one table of wider lines, and the lowest table goes on below 0.5: there, relative, (1 / i)^2 at
+    index i, and below i = 2 the value stays what it is.
     Error: relative: chord, (1 / 63)^2 / 2, and s's lowest bits, 2^-9 / 62: at most 1.6e-4; and 2^(1 - frac) absolute.
     Rounds: 2, + 1 where s is widened. Bits each way: those of s; P (2 (bits + 10) + 1) - 1 for P tables.
     Learns: uniform values, both.
     """
-    assert bits + EXTRA <= 64 and s.frac >= UNIT, "a reciprocal's ring"
-    number = tables(bound)
-    ring = sum_bits(s.frac, number)
+    extra = _extra(bits)
+    assert extra >= LEAST_EXTRA and s.frac >= UNIT, "a reciprocal's ring"
+    tables = Tables.of(bound, exact)
+    ring = tables.bits(s.frac)
     if s.bits < ring:
         s = yield from rescale(party, s, bits=ring, frac=s.frac, nonnegative=True)
     (wire,) = yield from open_masked(party, [s.narrow(ring)])
-    y = yield from _line(party, wire, number, bits + EXTRA, frac + EXTRA)
+    y = yield from _line(party, wire, tables, bits + extra, frac + extra)
     return (yield from rescale(party, y, bits=bits, frac=frac))
 
 
-def cost_reciprocal(count: int, from_bits: int, from_frac: int, bound: float, bits: int) -> Declared:
+def cost_reciprocal(count: int, from_bits: int, from_frac: int, bound: float, bits: int, exact: float | None = None) -> Declared:
     """`count` reciprocals below `bound`, from one ring to another, by tables of 512 lines for three octaves each."""
-    number = tables(bound)
-    ring, wide = sum_bits(from_frac, number), bits + EXTRA
+    tables = Tables.of(bound, exact)
+    number, ring, wide = tables.number, tables.bits(from_frac), bits + _extra(bits)
     cost = cost_rescale(count, from_bits, 0, ring) if ring > from_bits else Declared()
     chosen = [(count, number - 1)] if number > 1 else []
     cost += cost_open_masked((count, ring)) + dealt((8 * number * count, 64), (4 * (2**number - 1) * count, wide))

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocols.declared import Declared
-from protocols.exponential import FRAC, OUT_BITS, OUT_FRAC, cost_exponential, exponential
+from protocols.exponential import BELOW_MAXIMUM, FRAC, OUT_FRAC, Window, cost_exponential, exponential
 from protocols.maximum import cost_row_maximum, cost_upper_wire, row_maximum, upper_wire
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, cost_multiply, cost_scores, cost_weighted, multiply, scores, weighted
-from protocols.reciprocal import cost_reciprocal, reciprocal
+from protocols.reciprocal import LEAST_EXTRA, cost_reciprocal, reciprocal
+from protocols.ring import known
+from protocols.rowrange import RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
 from protocols.truncation import cost_rescale, rescale
@@ -22,32 +24,71 @@ from protocols.truncation import cost_rescale, rescale
 SCORE_BITS = 21  # 12 of them fraction: scores within [-128, 128) do not wrap where they are compared
 DROP = 11  # the maximum is taken over the upper 10 bits, units of 1/2
 WEIGHT_FRAC = 16  # of the exponentials
-NARROW = 18  # their ring before they are extended
 LARGEST = 1.66  # e^0.5 and the roundings: no exponential is larger
 RECIPROCAL_FRAC = 20
+EXP_DROP = OUT_FRAC - WEIGHT_FRAC  # fraction bits of the exponentials that are dropped
+WIDEST = 64 - LEAST_EXTRA  # ring of a reciprocal
+FLOOR = 2  # what a sum without a maximum has besides, in units of 2^-16: 2^-14 of the lowest sum within the range
 
 
-def exponentials(party: Party, score: Shares, rows: Rows, bits: int) -> Protocol_[Shares]:
+def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once: bool = False) -> Protocol_[Shares]:
     """e^(x - m) for packed rows of scores (H, N) and an m within 1/2 of each row's maximum; in Z_2^bits, 16 fraction bits.
 
     Steps: the scores are opened masked in 21 bits; the maximum over the wire's upper 10 bits (`row_maximum`); the
-    exponential of the difference of the two wires; truncate-reduce to 18 bits, extend to `bits`.
+    exponential of the difference of the two wires; truncate-reduce to 18 bits, extend to `bits`; or `at_once` the exponential in a
+    ring so wide that no extension is needed.
     Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6.
     Rounds: 1 + 3 a level + 1 + 1. Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
     Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])
     top = yield from row_maximum(party, upper_wire(party, x, DROP), rows)
-    e = yield from exponential(party, x, top, rows, DROP)
-    e = yield from rescale(party, e, bits=NARROW, frac=WEIGHT_FRAC)
+    e = yield from exponential(party, x, top, rows, DROP, bits=_exp_ring(BELOW_MAXIMUM, bits, at_once))
+    e = yield from rescale(party, e, bits=e.bits - EXP_DROP, frac=WEIGHT_FRAC)
     return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
 
 
-def _inverse(party: Party, e: Shares, rows: Rows, bits: int) -> Protocol_[Wire]:
+def bounded_exponentials(
+    party: Party, score: Shares, rows: Rows, bits: int, within: RowRange, *, at_once: bool = False
+) -> Protocol_[Shares]:
+    """e^(x - top) for packed rows of scores (H, N) that stay `within` a public range, without a maximum; in Z_2^bits.
+
+    Steps: the scores are opened masked in 21 bits; the exponential of the wire less the public top; truncate-reduce, extend to `bits`
+    (`at_once`: see `exponentials`). 16 fraction bits, of values that are scaled by `RowRange.scale`, and divided by the length of
+    the row where the range is `by_length`: a softmax is the same.
+    Domain: scores in [-120, 120], rows of 1 to 1024, a top of at most 12. A score above the top counts as between the top and e^4
+    times it, and one far below as nothing, so that a row out of its range is softened and no sum is above `RowRange.largest`.
+    Error: 1.1e-4 relative, and 1e-4 of the lowest sum at most. Rounds: 3, or 2.
+    Bytes per element, both directions: 5.25, and 2 in the window's bits. Learns: uniform values, both; the rows' lengths are public.
+    """
+    (x,) = yield from open_masked(party, [score])
+    ring = _exp_ring(within.window, bits, at_once)
+    offset, octave = within.divided(rows)
+    e = yield from exponential(party, x, None, rows, 0, window=within.window, offset=offset, octave=octave, bits=ring)
+    e = yield from rescale(party, e, bits=ring - EXP_DROP, frac=WEIGHT_FRAC)
+    return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
+
+
+def _exp_ring(window: Window, bits: int, at_once: bool) -> int:
+    """The ring of the exponential: as narrow as it may be, or so wide that what is left after truncation is in Z_2^bits."""
+    wide = bits + EXP_DROP
+    return max(window.bits, wide) if at_once and wide <= 64 else window.bits
+
+
+def _inverse(party: Party, e: Shares, rows: Rows, bits: int, within: RowRange | None = None) -> Protocol_[Wire]:
+    """The reciprocals of the rows' sums, opened; where no maximum is known the sum has a small public term, so that it is never 0."""
     sums = e.map(rows.sum)
-    y = yield from reciprocal(party, sums, bound=LARGEST * rows.columns, bits=bits, frac=RECIPROCAL_FRAC)
+    if within is not None and party.is_server and known(sums.value):
+        sums = sums.with_value(sums.value + FLOOR)
+    bound, exact = _bounds(rows, within)
+    y = yield from reciprocal(party, sums, bound=bound, bits=bits, frac=RECIPROCAL_FRAC, exact=exact)
     (wire,) = yield from open_masked(party, [y])
     return wire
+
+
+def _bounds(rows: Rows, within: RowRange | None) -> tuple[float, float | None]:
+    """The largest sum of a row, and the largest whose reciprocal must be exact."""
+    return (LARGEST * rows.columns, None) if within is None else (within.largest(rows.columns), within.exact)
 
 
 def _opened(party: Party, x: Shares, bits: int, frac: int) -> Protocol_[Wire]:
@@ -86,6 +127,16 @@ class AttentionRings:
     product_bits: int = 40  # their product with the reciprocals
     out_bits: int = 40  # the result
     out_frac: int = 13
+    within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
+
+    def at_once(self, rows: Rows) -> bool:
+        """Whether a round is worth more than the bytes that it saves: where a pass has a single row."""
+        return rows.number == 1
+
+    def product_ring(self, rows: Rows) -> int:
+        """That of the normalisation: for a single row so wide, if it can be, that the result is a truncate-reduction."""
+        wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
+        return max(self.product_bits, wide) if self.at_once(rows) and wide <= WIDEST else self.product_bits
 
 
 def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, rings: AttentionRings) -> Protocol_[Shares]:
@@ -99,38 +150,50 @@ def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, r
     """
     score = scores(party, q, keys, rows, rings.qk_bits)
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
-    e = yield from exponentials(party, score, rows, rings.v_bits)
+    at_once = rings.at_once(rows)
+    if rings.within is None:
+        e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
+    else:
+        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once)
+    product_bits = rings.product_ring(rows)
 
     heads, number, width = score.shape[0], rows.number, values.masked.shape[-1]
 
     def sums() -> Protocol_[Wire]:
         (p,) = yield from open_masked(party, [e])
         z = weighted(party, p, values, rows, rings.v_bits).map(lambda x: x.flatten(-2))  # (H, n * d)
-        return (yield from _opened(party, z, rings.product_bits, rings.sum_frac))
+        return (yield from _opened(party, z, product_bits, rings.sum_frac))
 
-    z, y = yield from parallel(sums(), _inverse(party, e, rows, rings.product_bits))
-    out = multiply(party, z, y, rings.product_bits, Rows(width, number, 0))
+    z, y = yield from parallel(sums(), _inverse(party, e, rows, product_bits, rings.within))
+    out = multiply(party, z, y, product_bits, Rows(width, number, 0))
     out = yield from rescale(party, out, bits=rings.out_bits, frac=rings.out_frac)
     return out.map(lambda x: x.reshape(heads, number, width))
 
 
-def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False) -> Declared:
+def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False) -> Declared:
     """Opening, maximum, exponential, extension."""
-    count, upper = heads * rows.count, SCORE_BITS - DROP
+    count, upper, ring = heads * rows.count, SCORE_BITS - DROP, _exp_ring(BELOW_MAXIMUM, bits, at_once)
     return (
         cost_open_masked((count, SCORE_BITS), early=(early,))
         + cost_upper_wire(count, upper)
         + cost_row_maximum(heads, rows, upper)
-        + cost_exponential(count)
-        + cost_rescale(count, OUT_BITS, OUT_FRAC - WEIGHT_FRAC, NARROW)
-        + cost_rescale(count, NARROW, 0, bits)
+        + cost_exponential(count, ring)
+        + cost_rescale(count, ring - EXP_DROP, 0, bits)
     )
 
 
-def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int) -> Declared:
+def cost_bounded_exponentials(heads: int, rows: Rows, bits: int, within: RowRange, *, at_once: bool = False) -> Declared:
+    """Opening, exponential, extension."""
+    count, ring = heads * rows.count, _exp_ring(within.window, bits, at_once)
+    return (
+        cost_open_masked((count, SCORE_BITS)) + cost_exponential(count, ring, maximum=False) + cost_rescale(count, ring - EXP_DROP, 0, bits)
+    )
+
+
+def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int, within: RowRange | None = None) -> Declared:
     """The reciprocals of the rows' sums, opened."""
-    count = heads * rows.number
-    return cost_reciprocal(count, from_bits, WEIGHT_FRAC, LARGEST * rows.columns, bits) + cost_open_masked((count, bits))
+    count, (bound, exact) = heads * rows.number, _bounds(rows, within)
+    return cost_reciprocal(count, from_bits, WEIGHT_FRAC, bound, bits, exact) + cost_open_masked((count, bits))
 
 
 def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: int, frac: int, *, early: bool = False) -> Declared:
@@ -151,18 +214,22 @@ def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: i
 
 def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Declared:
     """From opened q, k and v to the normalised sums."""
-    outputs = heads * rows.number * width
+    outputs, product_bits, at_once = heads * rows.number * width, rings.product_ring(rows), rings.at_once(rows)
     sums = (
         cost_open_masked((heads * rows.count, rings.v_bits))
         + cost_weighted(heads, rows, width, rings.v_bits)
-        + cost_rescale(outputs, rings.v_bits, WEIGHT_FRAC + rings.v_frac - rings.sum_frac, rings.product_bits)
-        + cost_open_masked((outputs, rings.product_bits))
+        + cost_rescale(outputs, rings.v_bits, WEIGHT_FRAC + rings.v_frac - rings.sum_frac, product_bits)
+        + cost_open_masked((outputs, product_bits))
     )
+    if rings.within is None:
+        weights = cost_exponentials(heads, rows, rings.v_bits, at_once=at_once)
+    else:
+        weights = cost_bounded_exponentials(heads, rows, rings.v_bits, rings.within, at_once=at_once)
     return (
         cost_scores(heads, rows, rings.qk_bits)
         + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, SCORE_BITS)
-        + cost_exponentials(heads, rows, rings.v_bits)
-        + sums.beside(_cost_inverse(heads, rows, rings.v_bits, rings.product_bits))
-        + cost_multiply(outputs, rings.product_bits)
-        + cost_rescale(outputs, rings.product_bits, rings.sum_frac + RECIPROCAL_FRAC - rings.out_frac, rings.out_bits)
+        + weights
+        + sums.beside(_cost_inverse(heads, rows, rings.v_bits, product_bits, rings.within))
+        + cost_multiply(outputs, product_bits)
+        + cost_rescale(outputs, product_bits, rings.sum_frac + RECIPROCAL_FRAC - rings.out_frac, rings.out_bits)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import msgspec
 import pytest
 import torch
 
+from privinf.graph.planning import Plan
 from privinf.lowering import convert
-from privinf.lowering.explain import wires
+from privinf.lowering.calibrate import beyond
+from privinf.lowering.explain import explain, wires
 from privinf.lowering.lowered import Lowered
+from privinf.lowering.plan import plan_rings
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.training.initial import initialise
@@ -139,3 +143,58 @@ def test_compare_shows_errors_and_warns_beyond_the_plan(tmp_path: Path, call: Ca
     named = {line.split(":")[0] for line in outside["warnings"]}
     assert {"h.0.attn.attention", "h.0.attn.c_attn.linear"} <= named and "wte.embedding" not in named
     assert any("a score of" in line and "beyond the planned 120" in line for line in outside["warnings"])
+
+
+# ---- rows that need no maximum
+
+
+def test_rows_within_a_range_take_no_maximum_and_explain_says_so(tmp_path: Path, call: Call) -> None:
+    lowered, _ = make(tmp_path / "checkpoint", "SM+ScFuFFN")
+    plans = [node.plan for node in lowered.graph.nodes if node.op == "attention"]
+    assert any(plan.within is not None for plan in plans)
+    before = plan_rings(lowered.graph, without_rows(lowered.ranges), lowered.info)
+    fewer, more = explain(lowered, 8)["total"], explain(with_plan(lowered, before), 8)["total"]
+    assert fewer["rounds"] < more["rounds"]
+    code, out, _ = call("explain", tmp_path / "checkpoint", "--seq", 4, "--cache", tmp_path / "cache")
+    assert code == 0 and "no maximum, log-mean-exp of rows" in " ".join(out.split())
+
+
+def test_a_directory_of_before_takes_a_maximum(tmp_path: Path) -> None:
+    """Neither its ranges nor its plan say anything of rows."""
+    lowered, _ = make(tmp_path / "checkpoint", "SM+ScFuFFN")
+    ranges = without_rows(lowered.ranges)
+    old = with_plan(lowered, plan_rings(lowered.graph, ranges, lowered.info), ranges)
+    old.save(tmp_path / "old")
+    assert "row_" not in (tmp_path / "old" / "lowered.json").read_text()
+    loaded = Lowered.load(tmp_path / "old")
+    assert loaded.id == old.id and explain(loaded, 8) == explain(old, 8)
+    assert [node.plan.within for node in loaded.graph.nodes if node.op == "attention"] == [None, None]
+    assert beyond(loaded.graph, loaded.ranges, [torch.tensor([[1, 2, 3]])]) == []
+
+
+def test_rows_far_apart_keep_the_maximum(tmp_path: Path) -> None:
+    scaled(tmp_path, "SM+ScFuFFN", "h.1.attn.c_attn.weight", 9.0)
+    lowered = convert(tmp_path)
+    first, second = (node.plan.within for node in lowered.graph.nodes if node.op == "attention")
+    assert first is not None and second is None
+    assert any(wire["wire"] == "maximum of a row" for wire in wires(lowered) if wire["layer"] == "h.1")
+
+
+def test_a_row_out_of_its_range_is_named(tmp_path: Path) -> None:
+    lowered, _ = make(tmp_path, "SM+ScFuFFN")
+    ids = torch.arange(12)[None]
+    assert beyond(lowered.graph, lowered.ranges, [ids]) == []
+    node = next(node for node in lowered.graph.nodes if node.op == "attention" and node.layer == "h.1")
+    node.plan = msgspec.structs.replace(node.plan, row_top=0, row_depth=1, row_spread=1)
+    with torch.no_grad():
+        lowered.graph.node("h.1.attn.c_attn.linear").value("weight")[:, :64].mul_(30)
+    lines = beyond(lowered.graph, lowered.ranges, [ids])
+    assert any(line.startswith("h.1.attn.attention: a row's ") for line in lines)
+
+
+def without_rows(ranges: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: {part: size for part, size in entry.items() if not part.startswith("row_")} for name, entry in ranges.items()}
+
+
+def with_plan(lowered: Lowered, plan: dict[str, Plan], ranges: dict[str, dict[str, float]] | None = None) -> Lowered:
+    return Lowered(copy.deepcopy(lowered.graph), lowered.info, plan=plan, ranges=ranges or lowered.ranges, mask_seed=lowered.mask_seed)

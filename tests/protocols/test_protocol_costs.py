@@ -34,11 +34,14 @@ from protocols.product import (
     weighted,
 )
 from protocols.reciprocal import cost_reciprocal, reciprocal
+from protocols.rowrange import RowRange
 from protocols.rows import Rows
 from protocols.softmax import (
     AttentionRings,
     attention,
+    bounded_exponentials,
     cost_attention,
+    cost_bounded_exponentials,
     cost_exponentials,
     cost_softmax,
     exponentials,
@@ -220,11 +223,20 @@ def exponentials_case(heads: int, rows: Rows, bits: int, early: bool) -> Case:
     return Case(f"exponentials {heads} {rows.fields()} {bits} {early}", cost_exponentials(heads, rows, bits, early=early), program)
 
 
-def reciprocal_case(count: int, ring: tuple[int, int], bound: float, bits: int, frac: int) -> Case:
+def bounded_case(heads: int, rows: Rows, bits: int, within: RowRange, at_once: bool) -> Case:
     def program(party: Party) -> Protocol_[Any]:
-        yield from reciprocal(party, input_of(party, torch.ones(1, count), *ring), bound=bound, bits=bits, frac=frac)
+        x = input_of(party, zeros(heads, rows.count), 21, 12)
+        yield from bounded_exponentials(party, x, rows, bits, within, at_once=at_once)
 
-    return Case(f"reciprocal {count} {ring} {bound} {bits} {frac}", cost_reciprocal(count, *ring, bound, bits), program)
+    declared = cost_bounded_exponentials(heads, rows, bits, within, at_once=at_once)
+    return Case(f"bounded exponentials {heads} {rows.fields()} {bits} {within} {at_once}", declared, program)
+
+
+def reciprocal_case(count: int, ring: tuple[int, int], bound: float, bits: int, frac: int, exact: float | None = None) -> Case:
+    def program(party: Party) -> Protocol_[Any]:
+        yield from reciprocal(party, input_of(party, torch.ones(1, count), *ring), bound=bound, bits=bits, frac=frac, exact=exact)
+
+    return Case(f"reciprocal {count} {ring} {bound} {bits} {frac} {exact}", cost_reciprocal(count, *ring, bound, bits, exact), program)
 
 
 def softmax_case(heads: int, rows: Rows, ring: tuple[int, int], to: tuple[int, int], early: bool = False) -> Case:
@@ -248,6 +260,7 @@ def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings) ->
 
 
 ONE, CAUSAL, CACHED, EQUAL = Rows(1, 1, 0), Rows(1, 7, 1), Rows(10, 3, 1), Rows(5, 3, 0)
+RANGES = [RowRange(6, 10, 6, True), RowRange(2, 4, 4, False)]
 LAYOUTS = [ONE, CAUSAL, CACHED, EQUAL, Rows(1, 4, 0), Rows(2, 1, 0), Rows(3, 2, 0), Rows(17, 1, 0), Rows(1, 33, 1)]
 CASES = [
     *(
@@ -287,6 +300,15 @@ CASES = [
     *(exponentials_case(2, rows, 44, early) for rows in LAYOUTS for early in (False, True)),
     *(reciprocal_case(5, (44, 16), bound, 40, 20) for bound in (1.0, 1.66, 2.0, 3.0, 17.5, 512.0, 513.0, 1699.0, 4096.0)),
     reciprocal_case(3, (30, 9), 7.0, 33, 15),
+    reciprocal_case(3, (48, 16), 7000.0, 44, 20, exact=20.0),
+    reciprocal_case(3, (48, 16), 900.0, 57, 20, exact=3.0),
+    *(
+        bounded_case(2, rows, bits, within, once)
+        for rows in LAYOUTS[:4]
+        for bits in (40, 47)
+        for within in RANGES
+        for once in (False, True)
+    ),
     *(softmax_case(2, rows, (33, 24), (30, 20)) for rows in LAYOUTS),
     softmax_case(2, CAUSAL, (21, 12), (39, 36)),
     softmax_case(2, CAUSAL, (33, 24), (30, 20), early=True),
@@ -295,6 +317,8 @@ CASES = [
     *(attention_case(2, 5, rows, AttentionRings()) for rows in LAYOUTS),
     attention_case(2, 3, CAUSAL, AttentionRings(qk_bits=30, q_frac=13, k_frac=9, v_bits=48, product_bits=44, out_bits=25, out_frac=13)),
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
+    *(attention_case(2, 5, rows, AttentionRings(v_bits=46, within=within)) for rows in LAYOUTS for within in RANGES),
+    attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=47, out_bits=36, out_frac=14, sum_frac=13)),
 ]
 
 
@@ -313,6 +337,12 @@ def test_softmax_stays_within_its_budget() -> None:
     region = cost_exponentials(heads, rows, 44) + cost_open_masked((heads * rows.count, 44))
     assert region.online / (heads * rows.count) < 29
     assert region.rounds == 16
+    # without a maximum, for rows like those of random weights
+    within = RowRange(2, 4, 4, True)
+    bounded = cost_bounded_exponentials(heads, rows, 41, within) + cost_open_masked((heads * rows.count, 41))
+    assert bounded.online / (heads * rows.count) < 27.1
+    assert bounded.dealer < region.dealer
+    assert bounded.rounds == 4
 
 
 def test_a_protocol_declares_its_cost_beside_it() -> None:

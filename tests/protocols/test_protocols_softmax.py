@@ -110,19 +110,27 @@ def test_reciprocal_is_within_its_bound(bound: float) -> None:
 
 
 @pytest.mark.parametrize("table", range(5))
-def test_lines_of_the_reciprocal(table: int) -> None:
+@pytest.mark.parametrize("last", [3, 5, 7])
+def test_lines_of_the_reciprocal(table: int, last: int) -> None:
     """Every line of every table, in reals, over the whole of its range: where a table ends the next begins."""
-    at, low = rec._places(16, table)
-    lines = rec._lines(16, table, 30).double()
+    tables = rec.Tables(5, last)
+    at, low = tables.places(16, table)
+    lines = rec._lines(16, tables, table, 30).double()
     used = lines[0] > 0
+    assert torch.equal(lines[2], (torch.arange(512) < tables.first(table)).double())
+    if table:  # a sum below its first line has an index in the table below
+        assert tables.first(table) << (at - tables.places(16, table - 1)[0]) < 511
+    else:
+        assert (lines[0, :2] == lines[0, 2]).all() and (lines[1, :2] == 0).all()
+        used[:2] = False
     index = torch.arange(512)[used]
     unit, value, slope = 2.0 ** (at - 16), lines[0][used] / 2.0**30, lines[1][used] / 2.0 ** (30 - 16 + low)
     for part in torch.linspace(-1, 1, 41, dtype=torch.float64):
         s = (index + part) * unit
-        assert ((value + slope * part * unit - 1 / s).abs() <= 1.28e-4 / s + 2.0**-22).all()
-    assert index[-1] == 511 and index[0] == (63 if table else 64)
-    assert torch.equal(lines[2], (torch.arange(512) < index[0]).double())
-    assert rec.FIRST << rec.STEP < 511  # a sum below a table's first line has an index in the table below
+        bound = (0.5 / (index - 1.0) ** 2).clamp(min=1.28e-4)  # where the chord's ends are far apart
+        assert ((value + slope * part * unit - 1 / s).abs() <= bound / s + 2.0**-22).all()
+    assert index[-1] == 511 and index[0] == max(tables.first(table), 2)
+    assert index[0] == 2 or index[0] == 63 or (table == 4 and last > 3)
 
 
 # ---- softmax

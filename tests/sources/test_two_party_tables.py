@@ -15,7 +15,7 @@ from protocols.correlations import Kind, Mask, Part, Role
 from protocols.norm import RING, InverseRootMask, SquareMask, centred
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
-from protocols.reciprocal import ReciprocalMask, reciprocal, sum_bits
+from protocols.reciprocal import ReciprocalMask, Tables, reciprocal
 from protocols.rows import Rows
 from protocols.shares import Shares
 from tests.protocols.test_sources import Book, holds
@@ -28,10 +28,10 @@ COUNT = 90
 def reciprocals() -> list[tuple[Kind, ...]]:
     """Sums of all widths; tables whose index starts at bit 0, whose lines read fewer bits than there may be, and all."""
     fields = [(16, 3, 50), (16, 1, 54), (16, 5, 49), (12, 2, 43), (7, 1, 40), (7, 3, 33), (8, 2, 64), (10, 2, 20), (24, 2, 50)]
+    tables = [(*each, 3) for each in fields] + [(16, 3, 50, 7), (16, 2, 47, 5)]
     return [
-        (Mask((COUNT,), bits), ReciprocalMask(1, (COUNT,), frac, number, ring))
-        for frac, number, ring in fields
-        if (bits := sum_bits(frac, number))
+        (Mask((COUNT,), Tables(number, last).bits(frac)), ReciprocalMask(1, (COUNT,), frac, number, ring, last))
+        for frac, number, ring, last in tables
     ]
 
 

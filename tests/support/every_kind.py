@@ -16,6 +16,7 @@ from protocols.opening import open_masked
 from protocols.party import Party, Trace
 from protocols.product import Cached, matmul_wires
 from protocols.ring import blank
+from protocols.rowrange import RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention
@@ -36,6 +37,9 @@ def everything(party: Party, n: int) -> None:
         q, k = yield from open_masked(party, [shares(2, n, 4, bits=33), shares(2, n, 4, bits=33)], keep=True)
         (v,) = yield from open_masked(party, [shares(2, n, 4)])
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, rings)
+        (w,) = yield from open_masked(party, [shares(2, n, 4, bits=46)])
+        within = AttentionRings(v_bits=46, within=RowRange(6, 10, 6, True))
+        yield from attention(party, q, Cached.join(None, k), Cached.join(None, w), rows, within)
         matmul_wires(party, q, Cached(v.masked.mT, v.mask.mT, (q.name,), 33, 12), 33) if n == 4 else None
         yield from linear(party, shares(3, 2 * n), weights(n)["w"], bits=40)
         yield from linear(party, shares(3, 3 * n), weights(n)["w"], bits=40, transposed=True)

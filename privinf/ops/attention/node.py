@@ -13,16 +13,19 @@ from privinf.graph.node import Node, Shape
 from privinf.graph.planning import DIAGONAL_FRAC, FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
+from privinf.ops.attention.rows import ROW_PARTS, bound_of_rows, measured_rows, row_ranges
 from privinf.ops.softmax import last_axis_softmax
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
+from protocols.exponential import OUT_FRAC
 from protocols.linear import scale
 from protocols.opening import open_masked
 from protocols.party import Protocol_, parallel
 from protocols.product import Cached
+from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares
-from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings
+from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
@@ -47,7 +50,7 @@ class CausalAttention(Node):
     optional = ("inverse_temperature",)
     encoded = ("inverse_temperature",)
     state = ("keys", "values")
-    peaks_kept = ("score",)
+    peaks_kept = ("score", *ROW_PARTS)
     opens = "product"
     any_length = True
     heads: int
@@ -64,7 +67,7 @@ class CausalAttention(Node):
         last_query: bool = False
 
     class Plan(AnyPlan, frozen=True, kw_only=True):
-        """The rings of `protocols.softmax.AttentionRings`, and the fraction bits of the temperatures."""
+        """The rings of `protocols.softmax.AttentionRings` and the fraction bits of the temperatures; these are its attributes on disk."""
 
         qk_bits: Bits
         q_frac: Bits
@@ -78,6 +81,15 @@ class CausalAttention(Node):
         frac: Bits
         out_frac: Bits
         out_bits: Bits
+        row_top: Bits = 0  # `protocols.rowrange.RowRange`; without a depth a maximum is taken
+        row_depth: Bits = 0
+        row_spread: Bits = 0
+        row_by_length: Bits = 0
+
+        @property
+        def within(self) -> RowRange | None:
+            """The range of the rows, where they need no maximum."""
+            return RowRange(self.row_top, self.row_depth, self.row_spread, bool(self.row_by_length)) if self.row_depth else None
 
         @property
         def output(self) -> tuple[int, int]:
@@ -178,13 +190,17 @@ class CausalAttention(Node):
         q, k, v = self.split_heads(inputs[0])
         q = self.scale_query(q)
         yield from (("q", q), ("k", k), ("v", v))
-        yield "score", q.matmul(k.transpose(2, 3)).tril()  # (B, H, T, T), masked ones are never computed privately
+        scores = q.matmul(k.transpose(2, 3))  # (B, H, T, T)
+        yield "score", scores.tril()  # masked ones are never computed privately
+        yield from measured_rows(scores)
 
     def bound_of(self, part: str, ranges: Mapping[str, float]) -> float:
+        if part in ROW_PARTS:
+            return bound_of_rows(part, self.plan.within)
         return SCORE_RANGE if part == "score" else super().bound_of(part, ranges)
 
     def name_of(self, part: str) -> str:
-        return "a score" if part == "score" else super().name_of(part)
+        return "a score" if part == "score" else ROW_PARTS.get(part) or super().name_of(part)
 
     def make_plan(self, planning: Planning) -> Plan:
         seen = planning.ranges[self.name]["score_seen"]
@@ -194,10 +210,12 @@ class CausalAttention(Node):
                 layer=self.name,
                 remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
             )
-        v_bits, (q_frac, k_frac, qk_bits) = self._sum_bits(planning), self._scores()
+        within, (q_frac, k_frac, qk_bits) = self._within(planning), self._scores()
+        v_bits = self._sum_bits(planning, within)
         if v_bits > 64:
             raise self.unfit(planning)
         out_bits, out_frac = planning.output_for_readers(self.name)
+        rows = {} if within is None else {f"row_{name}": int(getattr(within, name)) for name in RowRange.__dataclass_fields__}
         return self.Plan(
             qk_bits=qk_bits,
             q_frac=q_frac,
@@ -211,6 +229,7 @@ class CausalAttention(Node):
             frac=planning.frac,
             out_frac=out_frac,
             out_bits=out_bits,
+            **rows,
         )
 
     def _v(self, planning: Planning) -> float:
@@ -220,10 +239,23 @@ class CausalAttention(Node):
         """The logarithm of v's range, 2, 6, 10, ...: rounded once, for every ring that follows from it."""
         return up(math.log2(max(self._v(planning), SMALLEST)) - 2) + 2
 
-    def _sum_bits(self, planning: Planning) -> int:
+    def _sum_bits(self, planning: Planning, within: RowRange | None) -> int:
         """The ring of the weighted sums of v."""
         positions = max(planning.info.n_positions, 1)
-        return WEIGHT_FRAC + V_FRAC + math.ceil(math.log2(LARGEST * positions)) + self._v_range(planning) + 2
+        largest = LARGEST * positions if within is None else within.largest(positions)
+        return WEIGHT_FRAC + V_FRAC + math.ceil(math.log2(largest)) + self._v_range(planning) + 2
+
+    def _within(self, planning: Planning) -> RowRange | None:
+        """The range of the rows at calibration, if rings and tables hold it, else none: a maximum. Of two, that with the narrower ring."""
+        fracs = sum(TEMPERED_FRACS if "inverse_temperature" in self.parameter_shapes else QKV_FRACS)
+
+        def fits(within: RowRange) -> bool:
+            v_bits = self._sum_bits(planning, within)
+            bits = max(v_bits - V_FRAC + fracs, v_bits, within.window.bits)
+            return bits <= 64 and within.has_tables(max(planning.info.n_positions, 1))
+
+        found = [within for within in row_ranges(planning.ranges[self.name]) if fits(within)]
+        return min(found, key=lambda within: self._sum_bits(planning, within), default=None)
 
     def _scores(self) -> tuple[int, int, int]:
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
@@ -236,7 +268,7 @@ class CausalAttention(Node):
     def wants(self, planning: Planning, maker: str) -> Wanted:
         tempered = "inverse_temperature" in self.parameter_shapes
         q_frac, k_frac, bits = self._scores()
-        v_bits = self._sum_bits(planning)
+        v_bits = self._sum_bits(planning, self._within(planning))
         headroom = max(bits - q_frac + (DIAGONAL_FRAC if tempered else 0), bits - k_frac, v_bits - V_FRAC)
         return Wanted(headroom, *(TEMPERED_FRACS if tempered else QKV_FRACS))
 
@@ -251,4 +283,11 @@ class CausalAttention(Node):
         for part, bits, frac in (("q", plan.qk_bits, plan.q_frac), ("k", plan.qk_bits, plan.k_frac), ("v", plan.v_bits, plan.v_frac)):
             yield Shown(part, bits, frac, own.get(part))
         yield Shown("scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
+        within = plan.within
+        if within is None:
+            yield Shown("maximum of a row", SCORE_BITS - DROP, 1, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
+        else:
+            low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
+            told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"
+            yield Shown(f"no maximum, {told}", within.window.bits, OUT_FRAC, within.scale * TOPMOST if own else None)
         yield Shown("sums of v", plan.product_bits, plan.sum_frac + RECIPROCAL_FRAC, own.get("v"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Tensors
-from protocols.reciprocal import INDEX_BITS, ReciprocalMask, _places, sum_bits
+from protocols.reciprocal import INDEX_BITS, ReciprocalMask
 from protocols.ring import reduce
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.two_party.lines import Index, part_and_line, turned_hot
@@ -29,7 +29,7 @@ def reciprocal_mask(pair: Pair, kind: ReciprocalMask, own: Tensors) -> Protocol_
 
     Learns: nothing, either.
     """
-    ring = sum_bits(kind.frac, kind.number)
+    ring = kind.tables.bits(kind.frac)
     r = reduce(pair.mask(kind.sum).value, ring)
     bits, choices = yield from parallel(
         bits_of_sum(pair, Secret(r, ring), ring, quick=True), _choices(pair, kind, own[1] if kind.number > 1 else None)
@@ -60,7 +60,7 @@ def _choices(pair: Pair, kind: ReciprocalMask, rho: Tensor | None) -> Protocol_[
 
 def _table(pair: Pair, kind: ReciprocalMask, r: Index, masks: Tensor, table: int, above: list[Secret]) -> Protocol_[tuple[Tensor, Tensor]]:
     """The words of a table's one-hot, and its products, (4 2^above, ...)."""
-    at, start = _places(kind.frac, table)
+    at, start = kind.tables.places(kind.frac, table)
     hot, (low, line) = yield from parallel(
         turned_hot(pair, r, at, INDEX_BITS), part_and_line(pair, r, masks[0], masks[1], start, at, kind.bits)
     )

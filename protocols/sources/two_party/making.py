@@ -30,11 +30,13 @@ class Made:
 
 Maker = Callable[[Pair, Any, Tensors], Protocol_[Made]]
 F = TypeVar("F", bound=Maker)
-_makers: dict[type[Kind], Maker] = {}
+_makers: dict[type[Kind], tuple[Maker, bool]] = {}
 
 
-def makes(kind: type[Kind]) -> Callable[[F], F]:
+def makes(kind: type[Kind], *, at_once: bool = False) -> Callable[[F], F]:
     """Registers `maker(pair, kind, own)` for a kind, and for its subclasses that have none of their own.
+
+    `at_once`: all of a pass are made side by side, whatever else waits for room: they are the cheaper the more share a ciphertext.
 
     Both parties run it with their own end, the same kind and their own values, `kind.own_parts(pair.role)` drawn by `pair.draw`;
     on shapes everything is blank, and the items that it yields are of the same shapes and bits.
@@ -42,14 +44,14 @@ def makes(kind: type[Kind]) -> Callable[[F], F]:
 
     def register(maker: F) -> F:
         assert kind not in _makers, f"{kind.__name__} has a maker"
-        _makers[kind] = maker
+        _makers[kind] = maker, at_once
         return maker
 
     return register
 
 
-def maker_of(kind: Kind) -> Maker:
-    """LookupError if nobody has registered one."""
+def maker_of(kind: Kind) -> tuple[Maker, bool]:
+    """And whether all are made at once; LookupError if nobody has registered one."""
     for base in type(kind).__mro__:
         found = _makers.get(base)
         if found is not None:
@@ -60,7 +62,7 @@ def maker_of(kind: Kind) -> Maker:
 def make(pair: Pair, kind: Kind) -> Protocol_[Made]:
     """Makes one correlation, with this party's own values drawn afresh, or its own choice."""
     own = tuple(pair.draw(part) for part in kind.own_parts(pair.role))
-    made = yield from maker_of(kind)(pair, kind, own)
+    made = yield from maker_of(kind)[0](pair, kind, own)
     return Made(made.shares, made.left, own) if made.own is None else made
 
 

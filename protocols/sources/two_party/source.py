@@ -15,7 +15,7 @@ from protocols.party import Party, Trace
 from protocols.rounds import Protocol_
 from protocols.sources.base import PartySource
 from protocols.sources.two_party import makers as makers  # registers them
-from protocols.sources.two_party.making import Made, make
+from protocols.sources.two_party.making import Made, make, maker_of
 from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
 from protocols.sources.two_party.schedule import WINDOW, Batched, BatchedLattice, Ends, Task, run
 
@@ -117,10 +117,13 @@ class TwoPartySource(PartySource):
         return found
 
     def _tasks(self, asked: Sequence[tuple[int, Kind]]) -> list[Task]:
-        """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept."""
+        """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept.
+
+        In the order of use, but those first that are made at once, and take no room in the window.
+        """
         shapes = _Shapes({name: secret.shape for name, secret in self.pair.masks.items()}, None)
         users: dict[int, int] = {}
-        tasks = []
+        first, tasks, names = list[Task](), list[Task](), {name for name, _ in asked}
         for name, kind in asked:
             shapes.named = set()
             weight = self._weigh(kind, name, shapes)
@@ -128,8 +131,12 @@ class TwoPartySource(PartySource):
                 users[used] = users.get(used, 0) + 1
             if isinstance(kind, Mask) and kind.keep:
                 self._kept.add(name)
-            tasks.append(self._task(name, kind, weight, frozenset(shapes.named), users))
-        return tasks
+            at_once = maker_of(kind)[1] and shapes.named.isdisjoint(names)
+            if at_once:
+                names.discard(name)  # what is left in it waits for room
+            task = self._task(name, kind, 0 if at_once else weight, frozenset(shapes.named), users)
+            (first if at_once else tasks).append(task)
+        return [*first, *tasks]
 
     def _weigh(self, kind: Kind, name: int, shapes: _Shapes) -> int:
         """Elements that it takes to make a kind; notes the shape of what it leaves. CorrelationError for names that do not fit."""

@@ -10,7 +10,7 @@ from protocols.sources.two_party.shared import one_sided
 from protocols.truncation import OrMask
 
 
-@makes(Mask)
+@makes(Mask, at_once=True)
 def mask(pair: Pair, kind: Mask, own: Tensors) -> Protocol_[Made]:
     """r = r_S + r_C is what each drew: no message."""
     return Made(left=Secret(own[0], kind.bits))

@@ -20,7 +20,7 @@ from protocols.table import ones, own_sign
 _POWERS = tuple(pairs(range(2), range(4)))  # (j, i) of r^j a^i, in the kind's order
 
 
-@makes(SquareMask)
+@makes(SquareMask, at_once=True)
 def square_mask(pair: Pair, kind: SquareMask, own: Tensors) -> Protocol_[Made]:
     """The sums of r_S^2 and of r_C^2, which are private, and 2 r_S r_C, by the lattice, a row by itself. Learns: nothing, either."""
     r = reduce(pair.mask(kind.wire).value, kind.bits)

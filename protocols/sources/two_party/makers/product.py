@@ -21,7 +21,7 @@ def _expanded(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return blank(*shape) if x.is_meta else x.expand(shape)
 
 
-@makes(ProductMask)
+@makes(ProductMask, at_once=True)
 def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]:
     """r_x r_y of both shares, as products of columns: a factor of its own for each element, or one for a row of them.
 
@@ -71,14 +71,14 @@ def _columns(pair: Pair, kind: MatmulMask) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found, -2)
 
 
-@makes(MatmulMask)
+@makes(MatmulMask, at_once=True)
 def matmul_mask(pair: Pair, kind: MatmulMask, own: Tensors) -> Protocol_[Made]:
     """r_x r_y of both shares. Learns: nothing, either."""
     made = yield from _matrices(pair, pair.mask(kind.x).value, _columns(pair, kind), kind.bits)
     return Made((made,))
 
 
-@makes(RowsTimesMatrixMask)
+@makes(RowsTimesMatrixMask, at_once=True)
 def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Protocol_[Made]:
     """The same with x unpacked, zeros where its rows have no element."""
     x = Rows(*kind.rows).unpack(pair.mask(kind.x).value)
@@ -86,7 +86,7 @@ def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Pr
     return Made((made,))
 
 
-@makes(MatrixTimesRowsMask)
+@makes(MatrixTimesRowsMask, at_once=True)
 def matrix_times_rows(pair: Pair, kind: MatrixTimesRowsMask, own: Tensors) -> Protocol_[Made]:
     """The elements of r_x r_y^T that the rows hold."""
     rows = Rows(*kind.rows)

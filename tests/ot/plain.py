@@ -83,3 +83,40 @@ def scale_send(near: Words, far: Words, x: Words, bits: int, xor: bool) -> tuple
     string = np.packbits(np.concatenate([string, np.zeros(-len(string) % 64, np.uint8)]), bitorder="little").view(np.uint64)
     share = np.bitwise_xor.reduce(near, 0) if xor else (np.uint64(0) - (near << shifts)).sum(0, dtype=np.uint64)
     return string, share
+
+
+def scale_choose(pads: Words, y: Words, xor: bool) -> Words:
+    """The receiver's share before payloads, from its pads (y_bits, n)."""
+    if xor:
+        return np.bitwise_xor.reduce(pads, 0)
+    shifts = np.arange(len(pads), dtype=np.uint64)[:, None]
+    return (np.where(y >> shifts & np.uint64(1), np.uint64(0) - pads, pads) << shifts).sum(0, dtype=np.uint64)
+
+
+def scale_finish(payloads: Words, y: Words, xor: bool) -> Words:
+    """What the payloads (y_bits, n) that y chooses add to the receiver's share."""
+    shifts = np.arange(len(payloads), dtype=np.uint64)[:, None]
+    chosen = payloads * (y >> shifts & np.uint64(1))
+    return np.bitwise_xor.reduce(chosen, 0) if xor else (chosen << shifts).sum(0, dtype=np.uint64)
+
+
+def table_send(pads: Words, flips: Words, table: Words, per: int, bits: int) -> Words:
+    """Masked tables, groups (n, groups) of `per` slots: pads (m, n, 2, groups), flips (m, n), table (n, 2^m)."""
+    n, slots = table.shape
+    out = np.zeros((n, slots // per), np.uint64)
+    for i in range(n):
+        for slot in range(slots):
+            group, place = divmod(slot, per)
+            value = int(table[i, slot])
+            for k in range(len(pads)):
+                value ^= int(pads[k, i, (slot >> k & 1) ^ int(flips[k, i]), group]) >> place * bits
+            out[i, group] |= np.uint64((value & (1 << bits) - 1) << place * bits)
+    return out
+
+
+def table_choose(pads: Words, groups: Words, index: Words, per: int, bits: int) -> Words:
+    """Slots of masked tables (n, groups), by the receiver's pads (m, n, 1, groups)."""
+    group, place = (index // np.uint64(per)).astype(int), index % np.uint64(per)
+    rows = np.arange(len(index))
+    found = groups[rows, group] ^ np.bitwise_xor.reduce(pads[:, rows, 0, group], 0)
+    return found >> place * np.uint64(bits) & np.uint64((1 << bits) - 1)

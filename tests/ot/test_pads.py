@@ -9,6 +9,7 @@ import pytest
 
 from protocols.ot import kernels, words
 from protocols.ot.pads import Hash
+from protocols.ot.spending import Table
 from protocols.ot.words import Aes, Words
 from protocols.security import HASH_SPAN
 from tests.ot import plain
@@ -82,15 +83,35 @@ def test_products_from_pads(n: int, y_bits: int, bits: int, xor: bool) -> None:
         assert np.array_equal(laid.reshape(-1, 2), plain.lay(blocks[at:stop], 9 + at))
         kernels.scale_choose(laid, aes.blocks(laid), blocks[at:stop].reshape(-1), at, size, y, xor, theirs, flips)
     assert np.array_equal(flips, plain.pack(wanted ^ choice, 1))
+    known = (aes.blocks(laid := plain.lay(blocks, 9)) ^ laid)[:, 0].reshape(y_bits, n)
+    assert np.array_equal(theirs, plain.scale_choose(known, y, xor))
     for at, stop in pairwise(cuts):
         size = stop - at
         laid = np.empty(4 * size, np.uint64)
         kernels.lay_two(q[at:stop].reshape(-1), size, 9 + at, delta, laid)
         kernels.scale_send(laid, aes.blocks(laid), at, size, flips, x, bits, xor, mine, sent)
     assert np.array_equal(sent[:-1], string) and np.array_equal(mine, share)
+    payloads = near ^ far ^ x if xor else near + far + x
+    masked = np.stack([row & words.mask(bits - i) for i, row in enumerate(payloads)])
+    added = plain.scale_finish(masked, y, xor)
+    before = theirs.copy()
     kernels.scale_finish(sent[:-1], y, y_bits, bits, xor, theirs)
+    assert np.array_equal(theirs, before ^ added if xor else before + added)
     total = mine ^ theirs if xor else mine + theirs
     assert np.array_equal(total & words.mask(bits), x * y & words.mask(bits))
+
+
+@pytest.mark.parametrize(("m", "bits"), [(1, 1), (1, 33), (3, 7), (5, 2), (6, 1), (6, 64), (4, 9)])
+def test_tables(m: int, bits: int) -> None:
+    n, how = 37, Table(37, m, bits)
+    pads, flips, table, index = drawn(m * n, 2, how.groups), drawn(m * n) & ONE, drawn(n, 1 << m), drawn(n) & words.mask(m)
+    sent = np.zeros(how.words + 1, np.uint64)
+    kernels.table_send(pads, plain.pack(flips, 1), table, how.per, bits, np.stack([how.ones(k) for k in range(m)]), sent)
+    groups = plain.table_send(pads.reshape(m, n, 2, -1), flips.reshape(m, n), table, how.per, bits)
+    assert np.array_equal(sent[:-1], plain.pack(groups.reshape(-1), how.per * bits))
+    mine, found = np.ascontiguousarray(pads[:, :1]), np.empty(n, np.uint64)
+    kernels.table_choose(mine, sent[:-1], index, how.per, bits, m, found)
+    assert np.array_equal(found, plain.table_choose(mine.reshape(m, n, 1, -1), groups, index, how.per, bits))
 
 
 def test_triples() -> None:

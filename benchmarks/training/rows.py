@@ -33,6 +33,7 @@ class Row:
 EREG = {"entropy_lambda": 1e-2}
 # GPT-2's first weights, three times the rate, and nothing of ours that holds the stream: no range penalty, no clipping.
 UNHELD: dict[str, Any] = {"initial": "gpt2", "limits": {"weight": 0.0}, "learning_rate": 1e-2, "clip": 1e9}
+ROWS_HELD = {"row_weight": 1e-2}  # each row's log-sum-exp in [-4, 6]: what a softmax without a maximum asks for
 ROWS = (
     Row("SM+LN+G", "SM+LN+G", aero=2.69),
     Row("SM+LN+R", "SM+LN+R", aero=2.76),
@@ -48,6 +49,7 @@ ROWS = (
     Row("SM+ScFuFFN", "SM+ScFuFFN", aero=3.48),
     Row("SM+ScFuFFN_i2", "SM+ScFuFFN_i2", aero=3.54),
     Row("SM(t)+ScFuFFN", "SM(t)+ScFuFFN"),
+    Row("SM(t)+ScFuFFN, rows held", "SM(t)+ScFuFFN", ROWS_HELD),
     Row("EReg(SM(t)+ScFuFFN)", "SM(t)+ScFuFFN", EREG, aero=3.21),
     Row("EReg(SM(t)+ScFuFFN), AERO's lambda", "SM(t)+ScFuFFN", {"entropy_lambda": 1e-5}),
     Row(

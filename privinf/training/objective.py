@@ -1,4 +1,4 @@
-"""What training minimises: cross entropy, a penalty on values beyond a ring's range, and one on entropies of heads."""
+"""What training minimises: cross entropy, penalties on values and rows beyond their ranges, one on entropies of heads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from privinf.models.aero import Activations, AeroModel
 from privinf.training.entropy import entropy_penalty
+from privinf.training.rows import row_penalty
 from privinf.training.settings import Settings
 
 HELD_EVERY = 4  # steps between those that have the range penalty, at so many times its weight
@@ -35,10 +36,13 @@ class Objective:
         logits = logits.float()
         cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         total, added = cross_entropy, {}
-        if trace is not None and held:
+        if trace is not None and held and self.settings.limits.weight > 0:
             added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
             drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
             total = total + added["range_penalty"] + HELD_EVERY * 1e-4 * drift
+        if trace is not None and held and self.settings.row_weight > 0:
+            added["row_penalty"] = HELD_EVERY * self.settings.row_weight * self._beyond(trace)
+            total = total + added["row_penalty"]
         if trace is not None and self.theta is not None:
             penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
             added["entropy_penalty"] = self.settings.entropy_lambda * penalty
@@ -55,3 +59,9 @@ class Objective:
             bound = q[:few].float().norm(dim=-1).amax(dim=-1) * k[:few].float().norm(dim=-1).amax(dim=-1)  # (few, H)
             excess = excess + (bound - limits.score_bound).relu().square().mean()
         return excess
+
+    def _beyond(self, trace: Activations) -> Tensor:
+        """By how much rows of scores are beyond their range, mean of squares; of a quarter of the batch, too."""
+        few = max(1, len(trace.queries[0]) // 4)
+        queries, keys = ([x[:few] for x in part] for part in (trace.queries, trace.keys))
+        return row_penalty(queries, keys, self.settings.row_low, self.settings.row_high)

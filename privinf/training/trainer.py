@@ -100,7 +100,7 @@ class Trainer:
         rate = rate_at(settings, self.step, fraction)
         self.model.train()
         ids = torch.from_numpy(batch_at(self.tokens.training, self.step, settings.batch, settings.length, settings.seed))
-        held = settings.limits.weight > 0 and self.step % HELD_EVERY == 0
+        held = max(settings.limits.weight, settings.row_weight) > 0 and self.step % HELD_EVERY == 0
         total, cross_entropy, added = self.objective.compute(ids, held)
         norm, loss = self.optimizers.gradients(total, settings.clip), float(cross_entropy.detach())
         self.watch.check(self.step, loss, norm, ids)
@@ -207,7 +207,7 @@ class Trainer:
             return False
         try:
             facts = json.loads(read_metadata(path)["run"])
-            facts["settings"] = {"optimizer": "adamw"} | facts["settings"]  # which earlier releases did not name
+            facts["settings"] = Settings().model_dump(mode="json") | facts["settings"]  # some of which earlier releases did not name
             tensors = read_tensors(path)
             for what, here in (
                 ("config", json.loads(self.config.to_json())),

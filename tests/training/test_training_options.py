@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from privinf.cli.train import train
+from privinf.models.aero import Activations
 from privinf.models.checkpoint import load_checkpoint
 from privinf.training.corpus import Tokens, read_corpus
 from privinf.training.divergence import Diverged
@@ -25,6 +26,7 @@ from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads
 from privinf.training.ladder import ladder_config
 from privinf.training.metrics import METRICS
+from privinf.training.rows import logarithms, row_penalty
 from privinf.training.settings import Limits, Settings
 from privinf.training.trainer import STATE, Trainer
 from protocols.errors import ConfigError
@@ -101,6 +103,30 @@ def test_the_entropy_penalty_moves_heads_towards_their_thresholds(tokens: Tokens
         assert run.objective.theta is not None
         seen[weight] = float((entropy_of_heads(run.model, ids) - run.objective.theta.detach() * math.log(32)).abs().mean())
     assert seen[3.0] < 0.5 * seen[1e-9]
+
+
+def test_the_row_penalty_is_what_is_beyond_the_range() -> None:
+    q = torch.tensor([[[[2.0], [1.0], [-3.0]]]])  # (1, 1, 3, 1)
+    k = torch.tensor([[[[4.0], [1.0], [2.0]]]])
+    rows = logarithms(q, k)[0, 0]
+    assert rows.tolist() == pytest.approx([8.0, math.log(math.exp(4) + math.exp(1)), math.log(sum(math.exp(-3 * x) for x in (4, 1, 2)))])
+    want = ((8 - 6) ** 2 + (-1 - float(rows[2])) ** 2) / 3
+    assert float(row_penalty([q, q], [k, k], -1.0, 6.0)) == pytest.approx(2 * want, rel=1e-5)
+
+
+def test_the_row_penalty_holds_rows_within_their_range(tokens: Tokens, tmp_path: Path) -> None:
+    """Sums of up to 32 scores around 0 reach 3.5; held, they come down."""
+    ids = torch.from_numpy(tokens.training[:320].astype("int64")).reshape(10, 32)
+    seen = {}
+    for weight in (0.0, 1.0):
+        run = trainer(tokens, tmp_path / str(weight), "SM(t)+ScFuFFN", row_weight=weight, row_low=0.5, row_high=1.5)
+        run.run(60, None)
+        trace = Activations()
+        run.model.eval()(ids, trace=trace)
+        rows = torch.stack([logarithms(q, k) for q, k in zip(trace.queries, trace.keys, strict=True)])
+        seen[weight] = float(((rows - 1.5).relu() + (0.5 - rows).relu()).square().mean())
+        assert ("row_penalty" in run.train_step(1.0)) == (weight > 0 and run.step % 4 == 1)
+    assert seen[1.0] < 0.5 * seen[0.0]
 
 
 def test_entropy_is_recorded_over_training_and_does_not_change_it(tokens: Tokens, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from privinf.client.tokenizer import Own
 from privinf.session.blame import farewell
@@ -30,6 +31,8 @@ class Peers:
     progress: Progress
     waiting: Waiting
     probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
+    encrypted: WeakValueDictionary[str, Any] = field(default_factory=WeakValueDictionary)
+    """Encrypted weights that some session holds, for others of the same server's key: they are most of a session's memory."""
 
     @property
     def named(self) -> str:
@@ -45,7 +48,7 @@ class Lines:
         self.dialled: list[Connection] = []
         """To the server, and once that was reached to the dealer, where there is one."""
         self.masked: dict[str, Any] = {}
-        """What set-up brought of the weights, masked or encrypted, by name."""
+        """What set-up brought of the weights, by name: masked, or encrypted in each of its forms."""
         self._closed = threading.Event()
 
     @property

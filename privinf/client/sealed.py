@@ -28,7 +28,7 @@ class SealedStore:
     """The set-up of one model under one key."""
 
     def __init__(self, cache: Path, model: str, key: str) -> None:
-        self._model, self._key = model, key
+        self.named = f"{model} {key}"
         self._all = cache / "setup" / model
         self._root = self._all / key
 
@@ -36,7 +36,7 @@ class SealedStore:
         return self._root / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.bin"
 
     def _digest(self, name: str) -> hashlib._Hash:
-        return hashlib.sha256(f"{self._model} {self._key} {name}\n".encode())
+        return hashlib.sha256(f"{self.named} {name}\n".encode())
 
     def sweep(self) -> None:
         """Removes what is kept under other keys, and what interrupted writes have left."""

@@ -54,16 +54,20 @@ class TwoPartySupply(Supply):
         connection.meter.label = ("", "")
 
     def _take(self, store: SealedStore, sealing: Sealing, name: str) -> bool:
-        """Takes an encrypted weight that is kept and whole, if there is one."""
-        data = store.read(name, sealing.parts[name].size)
-        if data is not None:
-            self.lines.masked[name] = sealing.read(name, data)
-        return data is not None
+        """Takes an encrypted weight that another session holds, or that is kept and whole, if there is one."""
+        place, held = f"{store.named} {name}", self.lines.peers.encrypted
+        weight = held.get(place)
+        if weight is None and (data := store.read(name, sealing.parts[name].size)) is not None:
+            weight = held[place] = sealing.read(name, data)
+        if weight is None:
+            return False
+        form = sealing.parts[name].form
+        self.lines.masked.setdefault(form.name, {})[form] = weight
+        return True
 
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""
-        held = Sealing.of(self.lowered).held(self.lines.masked)
-        return TwoPartySource(self.connection, held, self.lines.peers.options.device)
+        return TwoPartySource(self.connection, self.lines.masked, self.lines.peers.options.device)
 
 
 class TwoPartySource(ClientSource):

@@ -84,14 +84,6 @@ class Sealing:
         part = self.parts[name]
         return EncryptedWeight.read(part.form, part.cut(data))
 
-    def held(self, weights: Mapping[str, Any]) -> dict[str, dict[Form, Any]]:
-        """What C's end of the source takes, of what was read: each weight in its forms."""
-        found: dict[str, dict[Form, Any]] = {}
-        for name, weight in weights.items():
-            form = self.parts[name].form
-            found.setdefault(form.name, {})[form] = weight
-        return found
-
     def opened(self, mask_seed: bytes, encoded: Mapping[str, Tensor]) -> dict[str, Any]:
         """What S's end of the source takes: the keys of what is encrypted, and the other weights themselves."""
         keys = self._keys(mask_seed)

@@ -12,7 +12,7 @@ from privinf.lowering.joint import Forecast, Joint
 from privinf.lowering.lowered import Lowered
 from privinf.server.models import ServedModel
 from privinf.server.supply import Supply
-from privinf.session.blame import as_told
+from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
 from privinf.session.messages import MAX_KINDS, Key, Marked, Needs, Session, Terms
 from privinf.session.service import Service
@@ -21,7 +21,9 @@ from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
+from protocols.errors import ProtocolDesync
 from protocols.prg import new_seed
+from protocols.sources.base import PartySource
 
 
 class TwoPartySupply(Supply):
@@ -64,6 +66,7 @@ class TwoPartySource(ServerSource):
 
     def __init__(self, service: Service, model: ServedModel, connection: Connection) -> None:
         self._turns, self._client = service.turns, connection.peer_fingerprint
+        self._peer = f"client {connection.peer_name}"
         joint = Joint(Role.SERVER, Sealing.of(model.lowered).opened(model.mask_seed, model.encoded), service.options.device)
         self._together = Together(Role.SERVER, connection, InTurn(connection, service.turns), joint)
         self.party, self.tables = joint.source, joint.tables
@@ -84,15 +87,18 @@ class TwoPartySource(ServerSource):
 
     def make(self) -> None:
         """See `ServerSource`."""
-        with self._turns.turn(self._client):
-            self._together.make(self.party)
+        self._make(self.party)
+
+    def _make(self, source: PartySource) -> None:
+        what = "the client's part of making correlations makes no sense"
+        with self._turns.turn(self._client), sane(ProtocolDesync, what, party="server", peer=self._peer):
+            self._together.make(source)
 
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """See `ServerSource`."""
         assert self._recorder is not None, "a prepared query begins with a seed"
         self._recorder.begin_pass(kinds)
-        with self._turns.turn(self._client):
-            self._together.make(self._recorder)
+        self._make(self._recorder)
         self._recorder.end_pass()
         while self._recorded:
             yield self._recorded.popleft()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ from privinf.lowering.encrypted import Sealing
 from privinf.lowering.explain import explain
 from privinf.server.server import Server
 from privinf.session.messages import Key, Needs, Welcome, greet
-from protocols.errors import ConfigError, HandshakeError, RefusedError
+from privinf.transport.frames import FrameKind
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError
 from tests.support import trio as t
 from tests.support.duo import Duo, Served, duo, served
 from tests.support.failures import failed, new_lines
@@ -163,6 +166,17 @@ def test_a_part_in_the_place_of_another_is_fetched_anew(pair: Duo, tmp_path: Pat
     assert t.is_greedy(PROMPT, ids_of(client := pair.client(cache=tmp_path), PROMPT, 2)) and payloads(client)[0] > 0
 
 
+def test_sessions_at_a_time_share_what_was_read(pair: Duo, tmp_path: Path) -> None:
+    client = pair.client(cache=tmp_path)
+    with Conversation(client) as first, Conversation(client) as second:
+        one, other = first.session.lines.masked, second.session.lines.masked
+        assert one and all(one[name][form] is other[name][form] for name in one for form in one[name])
+        first.close()
+        assert t.is_greedy(PROMPT, [token.id for token in second.generate(PROMPT, max_new_tokens=1, ignore_eos=True)])
+    gc.collect()
+    assert not client.peers.encrypted
+
+
 def test_what_another_key_encrypted_is_of_no_use(pair: Duo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that came back with another key, or another one with the same model: the client begins anew, and keeps the new alone."""
     whole = set_up_bytes(pair.client(cache=tmp_path))
@@ -224,6 +238,23 @@ def test_doctor_opens_a_session_without_a_dealer(pair: Duo, tmp_path: Path) -> N
 
 
 # ---- a peer that does not keep to the order
+
+
+def test_nonsense_in_the_making_of_a_pass_is_one_line(pair: Duo, caplog: pytest.LogCaptureFixture) -> None:
+    """Messages of the right sizes, all ones: what the server makes of them is its client's loss, or refused."""
+    client = pair.client()
+    session = client.connect()
+    own = session.connection._frames_of
+
+    def ones(kind: FrameKind, body: Any) -> Any:
+        return own(kind, b"\xff" * len(body) if kind is FrameKind.DATA and session.connection.meter.phase == "offline" else body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.connection, "_frames_of", ones)
+        with contextlib.suppress(PrivinfError):
+            ids_of(client, PROMPT, 1)
+    assert "internal error" not in caplog.text
+    assert t.is_greedy(PROMPT, ids_of(pair.client(), PROMPT, 1))
 
 
 @pytest.mark.parametrize(("names", "words"), [(["x"], "does not have"), (["a", "a"], "twice")])

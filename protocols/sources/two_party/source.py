@@ -19,6 +19,9 @@ from protocols.sources.two_party.making import Made, make, maker_of
 from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
 from protocols.sources.two_party.schedule import WINDOW, Batched, BatchedLattice, Ends, Task, run
 
+AT_ONCE = 1 << 27
+"""Elements of the correlations that are made at once, operands and results; twelve heads of twelve layers over 128 tokens take four fifths."""
+
 
 class Preprocessing(NamedTuple):
     """What it takes to make the correlations of a pass: payload bytes in both directions, and rounds as the client sees them."""
@@ -119,38 +122,39 @@ class TwoPartySource(PartySource):
     def _tasks(self, asked: Sequence[tuple[int, Kind]]) -> list[Task]:
         """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept.
 
-        In the order of use, but those first that are made at once, and take no room in the window.
+        In the order of use, but those first that are made at once, as far as `AT_ONCE` goes; they take no room in the window.
         """
         shapes = _Shapes({name: secret.shape for name, secret in self.pair.masks.items()}, None)
         users: dict[int, int] = {}
-        first, tasks, names = list[Task](), list[Task](), {name for name, _ in asked}
+        first, tasks, names, left = list[Task](), list[Task](), {name for name, _ in asked}, AT_ONCE
         for name, kind in asked:
             shapes.named = set()
-            weight = self._weigh(kind, name, shapes)
+            weight, held = self._weigh(kind, name, shapes)
             for used in shapes.named:
                 users[used] = users.get(used, 0) + 1
             if isinstance(kind, Mask) and kind.keep:
                 self._kept.add(name)
-            at_once = maker_of(kind)[1] and shapes.named.isdisjoint(names)
+            at_once = maker_of(kind)[1] and shapes.named.isdisjoint(names) and weight + held <= left
             if at_once:
                 names.discard(name)  # what is left in it waits for room
+                left -= weight + held
             task = self._task(name, kind, 0 if at_once else weight, frozenset(shapes.named), users)
             (first if at_once else tasks).append(task)
         return [*first, *tasks]
 
-    def _weigh(self, kind: Kind, name: int, shapes: _Shapes) -> int:
-        """Elements that it takes to make a kind; notes the shape of what it leaves. CorrelationError for names that do not fit."""
+    def _weigh(self, kind: Kind, name: int, shapes: _Shapes) -> tuple[int, int]:
+        """Elements of a kind, and that its relation holds beside them; notes the shape of what it leaves. CorrelationError for a misfit."""
         parts = sum(part.count for part in (*kind.own_parts(self.role), *kind.shared_parts()))
         try:
             fit = kind.fit(shapes)
         except LookupError:  # it names a weight
-            return 2 * parts
+            return 2 * parts, 0
         except ValueError as error:
             what = f"correlation {name} ({type(kind).__name__}): {error}"
             raise CorrelationError(what, party=self.role.value) from None
         if fit.left is not None:
             shapes.left[name] = fit.left
-        return 2 * parts + (math.prod(fit.left) if fit.left is not None else 0)
+        return 2 * parts + (math.prod(fit.left) if fit.left is not None else 0), fit.held
 
     def _task(self, name: int, kind: Kind, weight: int, needs: frozenset[int], users: dict[int, int]) -> Task:
         def finish(made: Made) -> None:

@@ -20,7 +20,7 @@ from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
 from protocols.sources.two_party.schedule import WINDOW, Batched, BatchedLattice, Ends, Task, run
 
 AT_ONCE = 1 << 27
-"""Elements of the correlations that are made at once, operands and results; twelve heads of twelve layers over 128 tokens take four fifths."""
+"""Elements of the correlations that are made at once, operands and results; 144 heads over 128 tokens take four fifths."""
 
 
 class Preprocessing(NamedTuple):

@@ -53,8 +53,9 @@ def parity(x: Tensor, width: int = 64) -> Tensor:
     return x & 1
 
 
+@lru_cache(maxsize=1 << 12)
 def blank(*shape: int) -> Tensor:
-    """A value that is not known in this walk, of which only the shape counts: a meta tensor.
+    """A value that is not known in this walk, of which only the shape counts: a meta tensor, the same for all values of a shape.
 
     Local computation on such values is skipped, not carried out on shapes: torch's shape functions are slow.
     """

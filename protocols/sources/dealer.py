@@ -99,7 +99,8 @@ class _Sketch:
             own = 0 if left is None else ENTRY + math.prod(left)
             self._dealer.afford(now + max(need, own), elements, macs)
             now += own
-            now -= sum(ENTRY + math.prod(self._left[name]) for name in gone[place])
+            for name in gone[place]:
+                now -= ENTRY + math.prod(self._left[name])
         return gone
 
     def _fit(self, kind: Kind) -> Fit:

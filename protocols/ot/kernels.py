@@ -153,18 +153,20 @@ def lay_two(blocks: Words, count: int, first: int, delta: Words, out: Words) -> 
 
 @compiled
 def scale_send(
-    laid: Words, aes: Words, at: int, count: int, flips: Words, x: Words, bits: int, xor: bool, share: Words, out: Words
+    laid: Words, aes: Words, at: int, count: int, flips: Words, x: Words, bits: int, drop: int, xor: bool, share: Words, out: Words
 ) -> None:
     """The sender's part of x y for transfers `at` to `at + count`, in the order of y's bits, for each bit all elements.
 
     `laid` and `aes` are `lay_two`'s and its AES; the payloads p_0 + p_1 + x of bits - i bits go to the string `out`, -2^i p_0 to `share`.
+    Where low bits are dropped, those of the first `drop` bits of y are p_0 + p_1 + 2^i x / 2^drop, rounded, and i counts from there on.
     """
     n = x.size
     i = at // n
-    e, width = at - i * n, bits - i
-    place = n * (i * bits - i * (i - 1) // 2) + e * width
+    t = max(0, i - drop)
+    e, width = at - i * n, bits - t
+    place = n * (i * bits - t * (t - 1) // 2) + e * width
     word, have = place >> 6, place & 63
-    ones, by = (~ZERO) >> np.uint64(64 - width), np.uint64(i)
+    ones, by, below = (~ZERO) >> np.uint64(64 - width), np.uint64(t), np.uint64(max(0, drop - 1 - i))
     acc = out[word]
     for j in range(count):
         f = at + j
@@ -177,7 +179,7 @@ def scale_send(
             c = (p ^ q ^ x[e]) & ones
             share[e] ^= p
         else:
-            c = (p + q + x[e]) & ones
+            c = (p + q + (((x[e] >> below) + ONE) >> ONE if i < drop else x[e])) & ones
             share[e] -= p << by
         acc |= c << np.uint64(have)
         have += width
@@ -189,23 +191,29 @@ def scale_send(
         e += 1
         if e == n:
             e = 0
-            width -= 1
-            by += ONE
-            ones >>= ONE
+            i += 1
+            if i > drop:
+                width -= 1
+                by += ONE
+                ones >>= ONE
+            elif i < drop:
+                below -= ONE
     if have:
         out[word] = acc
 
 
 @compiled
-def scale_choose(laid: Words, aes: Words, blocks: Words, at: int, count: int, y: Words, xor: bool, share: Words, flips: Words) -> None:
+def scale_choose(
+    laid: Words, aes: Words, blocks: Words, at: int, count: int, y: Words, drop: int, xor: bool, share: Words, flips: Words
+) -> None:
     """The receiver's first part: where its choices differ from the random ones, into the string `flips`; its pads, by sign, to `share`."""
     n = y.size
     i = at // n
-    e, by = at - i * n, np.uint64(i)
+    e, of, by = at - i * n, np.uint64(i), np.uint64(max(0, i - drop))
     word, have = at >> 6, np.uint64(at & 63)
     acc = flips[word]
     for j in range(count):
-        bit = (y[e] >> by) & ONE
+        bit = (y[e] >> of) & ONE
         pad = laid[2 * j] ^ aes[2 * j]
         if xor:
             share[e] ^= pad
@@ -222,25 +230,28 @@ def scale_choose(laid: Words, aes: Words, blocks: Words, at: int, count: int, y:
         e += 1
         if e == n:
             e = 0
-            by += ONE
+            of += ONE
+            if of > np.uint64(drop):
+                by += ONE
     if have:
         flips[word] = acc
 
 
 @compiled
-def scale_finish(message: Words, y: Words, y_bits: int, bits: int, xor: bool, share: Words) -> None:
+def scale_finish(message: Words, y: Words, y_bits: int, bits: int, drop: int, xor: bool, share: Words) -> None:
     """The receiver's second part: the payloads that it chose, to `share`."""
     n = y.size
     place = 0
     for i in range(y_bits):
-        width, by = bits - i, np.uint64(i)
+        t = max(0, i - drop)
+        width, of, by = bits - t, np.uint64(i), np.uint64(t)
         ones = (~ZERO) >> np.uint64(64 - width)
         for e in range(n):
             word, have = place >> 6, place & 63
             c = message[word] >> np.uint64(have)
             if have + width > 64:
                 c |= message[word + 1] << np.uint64(64 - have)
-            c &= ones & (ZERO - ((y[e] >> by) & ONE))
+            c &= ones & (ZERO - ((y[e] >> of) & ONE))
             if xor:
                 share[e] ^= c
             else:

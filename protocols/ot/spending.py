@@ -24,17 +24,19 @@ def parts(n: int, each: int) -> Iterator[tuple[int, int]]:
 
 
 class Scaling(NamedTuple):
-    """n products x y modulo 2^bits, with y of `y_bits` bits; or, for one bit, their XOR shares."""
+    """n products x y / 2^drop modulo 2^bits, with y of `y_bits` bits; or, for one bit, their XOR shares."""
 
     n: int
     bits: int
     y_bits: int
     xor: bool
+    drop: int = 0
 
     @property
     def words(self) -> int:
         """Of the payloads' string."""
-        return -(-self.n * (self.y_bits * self.bits - self.y_bits * (self.y_bits - 1) // 2) // 64)
+        exact = max(0, self.y_bits - self.drop)
+        return -(-self.n * (self.y_bits * self.bits - exact * (exact - 1) // 2) // 64)
 
 
 def scale(pool: Pool, other: Pool, how: Scaling, mine: Words, share: Words) -> Protocol_[None]:
@@ -56,18 +58,18 @@ def scale(pool: Pool, other: Pool, how: Scaling, mine: Words, share: Words) -> P
         flips = words_of(answer)
         for first, start, blocks in held:
             for at, size, _, laid, aes in hashed.spans([blocks], first, start):
-                kernels.scale_send(laid, aes, at, size, flips, mine, how.bits, how.xor, share, message)
+                kernels.scale_send(laid, aes, at, size, flips, mine, how.bits, how.drop, how.xor, share, message)
         yield from carrying([pool.item(pool.sender, message[:-1], how.words)], pool)
     else:
 
         def choose(first: int, at: int, blocks: Words) -> None:
             for place, size, part, laid, aes in hashed.spans([blocks], first, at):
-                kernels.scale_choose(laid, aes, part, place, size, mine, how.xor, share, flips)
+                kernels.scale_choose(laid, aes, part, place, size, mine, how.drop, how.xor, share, flips)
 
         yield from pool.take(count, choose)
         yield from carrying([pool.item(pool.receiver, flips, len(flips))], other)
         (answer,) = yield from carrying([pool.item(pool.sender, None, how.words)], pool)
-        kernels.scale_finish(words_of(answer), mine, how.y_bits, how.bits, how.xor, share)
+        kernels.scale_finish(words_of(answer), mine, how.y_bits, how.bits, how.drop, how.xor, share)
 
 
 class Table(NamedTuple):

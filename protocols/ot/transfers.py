@@ -49,24 +49,26 @@ class Transfers:
         """
         return (yield from self._scaled(sender, delta, choice, bits, 1, xor))
 
-    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int) -> Protocol_[Tensor]:
+    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, drop: int = 0) -> Protocol_[Tensor]:
         """Additive shares of x * y modulo 2^bits, elementwise, one shape: x at the sender, 0 <= y < 2^y_bits at the receiver.
 
         Source: Gilboa, Two party RSA key generation (CRYPTO 1999): a correlated transfer for each bit of y, of bits - i bits for the i-th,
         since 2^i x needs no more. y_bits transfers an element: y_bits bits to the sender, y_bits (2 bits - y_bits + 1) / 2 to the
         receiver. Neither party learns anything.
+        With `drop` of x y / 2^drop, x being read modulo 2^(bits + drop) <= 2^64: what each of the lowest bits of y chooses is rounded
+        to the nearest, and takes `bits` bits, so that the sum is off by half of their number at most; the others are as above.
         """
-        return (yield from self._scaled(sender, x, y, bits, min(y_bits, bits), False))
+        return (yield from self._scaled(sender, x, y, bits, min(y_bits, bits + drop), False, drop))
 
-    def _scaled(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, xor: bool) -> Protocol_[Tensor]:
+    def _scaled(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, xor: bool, drop: int = 0) -> Protocol_[Tensor]:
         """Shares of x y for y of `y_bits` bits, by parts of bounded size."""
-        assert x.shape == y.shape and 1 <= bits <= 64 and y_bits >= 1
+        assert x.shape == y.shape and 1 <= bits <= 64 - drop and y_bits >= 1 and drop >= 0
         pool, n = self._pools[sender], x.numel()
         other = self._pools[pool.receiver]
         mine = None if self.traced else words_of(x if pool.sends else y).reshape(-1)
         share = np.zeros(0 if self.traced else n, np.uint64)
         for start, stop in parts(n, y_bits):
-            how = Scaling(stop - start, bits, y_bits, xor)
+            how = Scaling(stop - start, bits, y_bits, xor, drop)
             if mine is None:
                 yield from scale(pool, other, how, share, share)
             else:

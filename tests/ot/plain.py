@@ -71,12 +71,22 @@ def lay(blocks: Words, first: int) -> Words:
     return np.stack([blocks[:, 1] ^ number, blocks[:, 1] ^ blocks[:, 0]], 1)
 
 
-def scale_send(near: Words, far: Words, x: Words, bits: int, xor: bool) -> tuple[Words, Words]:
+def shifts_of(count: int, drop: int) -> Words:
+    return np.maximum(np.arange(count) - drop, 0).astype(np.uint64)[:, None]
+
+
+def scale_payloads(near: Words, far: Words, x: Words, xor: bool, drop: int = 0) -> Words:
+    """(y_bits, n): what the sender masks by the pads of choice 0 and 1."""
+    rounded = [((x >> np.uint64(drop - 1 - i)) + np.uint64(1)) >> np.uint64(1) if i < drop else x for i in range(len(near))]
+    return near ^ far ^ x if xor else near + far + np.stack(rounded)
+
+
+def scale_send(near: Words, far: Words, x: Words, bits: int, xor: bool, drop: int = 0) -> tuple[Words, Words]:
     """From the pads (y_bits, n) of choice 0 and 1: the payloads' string, and the share."""
-    shifts = np.arange(len(near), dtype=np.uint64)[:, None]
-    payloads = near ^ far ^ x if xor else near + far + x
+    shifts = shifts_of(len(near), drop)
+    payloads = scale_payloads(near, far, x, xor, drop)
     bit_rows = [
-        np.unpackbits(row.view(np.uint8).reshape(-1, 8), axis=1, count=bits - i, bitorder="little").reshape(-1)
+        np.unpackbits(row.view(np.uint8).reshape(-1, 8), axis=1, count=bits - max(0, i - drop), bitorder="little").reshape(-1)
         for i, row in enumerate(payloads)
     ]
     string = np.concatenate(bit_rows)
@@ -85,19 +95,18 @@ def scale_send(near: Words, far: Words, x: Words, bits: int, xor: bool) -> tuple
     return string, share
 
 
-def scale_choose(pads: Words, y: Words, xor: bool) -> Words:
+def scale_choose(pads: Words, y: Words, xor: bool, drop: int = 0) -> Words:
     """The receiver's share before payloads, from its pads (y_bits, n)."""
     if xor:
         return np.bitwise_xor.reduce(pads, 0)
-    shifts = np.arange(len(pads), dtype=np.uint64)[:, None]
-    return (np.where(y >> shifts & np.uint64(1), np.uint64(0) - pads, pads) << shifts).sum(0, dtype=np.uint64)
+    places = np.arange(len(pads), dtype=np.uint64)[:, None]
+    return (np.where(y >> places & np.uint64(1), np.uint64(0) - pads, pads) << shifts_of(len(pads), drop)).sum(0, dtype=np.uint64)
 
 
-def scale_finish(payloads: Words, y: Words, xor: bool) -> Words:
+def scale_finish(payloads: Words, y: Words, xor: bool, drop: int = 0) -> Words:
     """What the payloads (y_bits, n) that y chooses add to the receiver's share."""
-    shifts = np.arange(len(payloads), dtype=np.uint64)[:, None]
-    chosen = payloads * (y >> shifts & np.uint64(1))
-    return np.bitwise_xor.reduce(chosen, 0) if xor else (chosen << shifts).sum(0, dtype=np.uint64)
+    chosen = payloads * (y >> np.arange(len(payloads), dtype=np.uint64)[:, None] & np.uint64(1))
+    return np.bitwise_xor.reduce(chosen, 0) if xor else (chosen << shifts_of(len(payloads), drop)).sum(0, dtype=np.uint64)
 
 
 def table_send(pads: Words, flips: Words, table: Words, per: int, bits: int) -> Words:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.prg import Prg, derive, new_seed
-from protocols.ring import blank, known, reduce
+from protocols.ring import blank, known, reduce, shift_right
 from protocols.rounds import Item, Protocol_
 
 
@@ -56,13 +56,17 @@ class PlainTransfers:
         assert choice.shape == delta.shape
         return (yield from self._answered(sender, choice, 1, tuple(delta.shape), bits, answer))
 
-    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int) -> Protocol_[Tensor]:
+    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, drop: int = 0) -> Protocol_[Tensor]:
         """See `TransfersEnd`."""
 
         def answer(asked: Tensor) -> tuple[Tensor, Tensor]:
             assert known(x), "x is known at the sender"
             share = self._draw(self._own, x, bits)
-            return share, reduce(asked * x - share, bits)
+            low = asked & ((1 << drop) - 1)
+            value = (asked >> drop) * x
+            for i in range(drop):
+                value = value + ((low >> i) & 1) * ((shift_right(x, drop - 1 - i, bits + drop) + 1) >> 1)
+            return share, reduce(value - share, bits)
 
         assert x.shape == y.shape
         return (yield from self._answered(sender, y, y_bits, tuple(x.shape), bits, answer))

@@ -23,8 +23,11 @@ class TransfersEnd(Protocol):
     def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:
         """Shares of choice * delta, elementwise: choice (0 or 1) at the receiver, delta at the sender; modulo 2^bits, or by XOR."""
 
-    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int) -> Protocol_[Tensor]:
-        """Shares of x * y modulo 2^bits, elementwise: x at the sender, 0 <= y < 2^y_bits at the receiver."""
+    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, drop: int = 0) -> Protocol_[Tensor]:
+        """Shares of x * y modulo 2^bits, elementwise: x at the sender, 0 <= y < 2^y_bits at the receiver.
+
+        With `drop`, of x * y / 2^drop to within `drop` / 2, for x modulo 2^(bits + drop).
+        """
 
     def chosen(self, sender: Role, choice: Tensor, words: Tensor, choice_bits: int, bits: int) -> Protocol_[Tensor]:
         """words (..., 2^choice_bits) at the sender, choice (...) at the receiver, who gets (...) of `bits`; the sender gets zeros."""

@@ -46,9 +46,9 @@ class Batched:
         """See `TransfersEnd`."""
         return self._ask(("correlated", sender, bits, xor), choice, delta)
 
-    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int) -> Protocol_[Tensor]:
+    def product(self, sender: Role, x: Tensor, y: Tensor, bits: int, y_bits: int, drop: int = 0) -> Protocol_[Tensor]:
         """See `TransfersEnd`."""
-        return self._ask(("product", sender, bits, y_bits), x, y)
+        return self._ask(("product", sender, bits, y_bits, drop), x, y)
 
     def chosen(self, sender: Role, choice: Tensor, words: Tensor, choice_bits: int, bits: int) -> Protocol_[Tensor]:
         """See `TransfersEnd`."""
@@ -117,8 +117,8 @@ def _perform(ends: Ends, request: _Request, tensors: Sequence[Tensor]) -> Protoc
     if method == "correlated":
         sender, bits, xor = rest
         return transfers.correlated(sender, tensors[0], tensors[1], bits, xor=xor)
-    sender, first, second = rest
-    return (transfers.product if method == "product" else transfers.chosen)(sender, tensors[0], tensors[1], first, second)
+    sender, first, second, *more = rest
+    return (transfers.product if method == "product" else transfers.chosen)(sender, tensors[0], tensors[1], first, second, *more)
 
 
 def _columns(lattice: LatticeEnd, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:

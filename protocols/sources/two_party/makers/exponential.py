@@ -7,7 +7,7 @@ from torch import Tensor
 
 from protocols.correlations import Role, Tensors
 from protocols.exponential import DROP, FACTOR_BITS, HIGH, LOW, ExpMask, factor, place_of
-from protocols.ring import blank, parity, reduce
+from protocols.ring import parity, reduce
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.two_party.making import Made, makes
 from protocols.sources.two_party.pair import Pair, Secret
@@ -46,20 +46,6 @@ def _times(pair: Pair, sender: Role, mask: Tensor, x: Tensor, bits: int) -> Prot
 
     x + 2^FACTOR_BITS is chosen from bit by bit. Of its low DROP bits, bit i takes a 2^i / 2^DROP rounded; the others are exact.
     """
-    count, sends, kept = FACTOR_BITS + 1 - DROP, pair.role is sender, bits - DROP
-    terms, choices = blank(DROP, *mask.shape), blank(DROP, *mask.shape)
-    offset = x + (1 << FACTOR_BITS)
-    if not pair.traced:
-        places = torch.arange(DROP, device=x.device).reshape(-1, *[1] * x.dim())
-        if sends:
-            below = DROP - places  # bits of a that are not kept
-            terms = reduce(((reduce(mask, bits) >> (below - 1)) + 1) >> 1, kept)
-        else:
-            choices = (offset >> places) & 1
-    upper, at_receiver = one_sided(pair, sender, mask, offset >> DROP)
-    low, high = yield from parallel(
-        pair.transfers.correlated(sender, choices, terms, kept),
-        pair.transfers.product(sender, upper, at_receiver, kept, count),
-    )
-    share: Tensor = low.sum(0) + high
-    return share - (mask << (FACTOR_BITS - DROP)) if sends else share
+    at_sender, at_receiver = one_sided(pair, sender, mask, x + (1 << FACTOR_BITS))
+    share = yield from pair.transfers.product(sender, at_sender, at_receiver, bits - DROP, FACTOR_BITS + 1, DROP)
+    return share - (mask << (FACTOR_BITS - DROP)) if pair.role is sender else share

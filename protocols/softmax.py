@@ -129,17 +129,15 @@ class AttentionRings:
     out_frac: int = 13
     within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
 
-    def at_once(self, rows: Rows) -> bool:
-        """Whether a round is worth more than the bytes that it saves: where a pass has a single row."""
-        return rows.number == 1
-
     def product_ring(self, rows: Rows) -> int:
         """That of the normalisation: for a single row so wide, if it can be, that the result is a truncate-reduction."""
         wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
-        return max(self.product_bits, wide) if self.at_once(rows) and wide <= WIDEST else self.product_bits
+        return max(self.product_bits, wide) if rows.number == 1 and wide <= WIDEST else self.product_bits
 
 
-def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, rings: AttentionRings) -> Protocol_[Shares]:
+def attention(
+    party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, rings: AttentionRings, *, at_once: bool = False
+) -> Protocol_[Shares]:
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
     `rows` says which elements of (n, m) exist. The sums are normalised after the product with v.
@@ -150,7 +148,6 @@ def attention(party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, r
     """
     score = scores(party, q, keys, rows, rings.qk_bits)
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
-    at_once = rings.at_once(rows)
     if rings.within is None:
         e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
     else:
@@ -212,9 +209,9 @@ def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: i
     )
 
 
-def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Declared:
+def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings, *, at_once: bool = False) -> Declared:
     """From opened q, k and v to the normalised sums."""
-    outputs, product_bits, at_once = heads * rows.number * width, rings.product_ring(rows), rings.at_once(rows)
+    outputs, product_bits = heads * rows.number * width, rings.product_ring(rows)
     sums = (
         cost_open_masked((heads * rows.count, rings.v_bits))
         + cost_weighted(heads, rows, width, rings.v_bits)

@@ -247,16 +247,16 @@ def softmax_case(heads: int, rows: Rows, ring: tuple[int, int], to: tuple[int, i
     return Case(f"softmax {heads} {rows.fields()} {ring} {to} {early}", cost_softmax(heads, rows, *ring, *to, early=early), program)
 
 
-def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings) -> Case:
+def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings, at_once: bool = False) -> Case:
     q, k, v = (heads, rows.number, width), (heads, rows.columns, width), (heads, rows.columns, width)
     wires = (q, rings.qk_bits, rings.q_frac), (k, rings.qk_bits, rings.k_frac), (v, rings.v_bits, rings.v_frac)
 
     def program(party: Party) -> Protocol_[Any]:
         x, y, z = yield from opened(party, *wires)
-        yield from attention(party, x, Cached.join(None, y), Cached.join(None, z), rows, rings)
+        yield from attention(party, x, Cached.join(None, y), Cached.join(None, z), rows, rings, at_once=at_once)
 
-    declared = opening(*wires) + cost_attention(heads, width, rows, rings)
-    return Case(f"attention {heads} {width} {rows.fields()} {rings.v_bits}", declared, program)
+    declared = opening(*wires) + cost_attention(heads, width, rows, rings, at_once=at_once)
+    return Case(f"attention {heads} {width} {rows.fields()} {rings.v_bits} {at_once}", declared, program)
 
 
 ONE, CAUSAL, CACHED, EQUAL = Rows(1, 1, 0), Rows(1, 7, 1), Rows(10, 3, 1), Rows(5, 3, 0)
@@ -319,6 +319,7 @@ CASES = [
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
     *(attention_case(2, 5, rows, AttentionRings(v_bits=46, within=within)) for rows in LAYOUTS for within in RANGES),
     attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=47, out_bits=36, out_frac=14, sum_frac=13)),
+    *(attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=43, within=within), True) for within in (None, *RANGES)),
 ]
 
 

@@ -161,7 +161,10 @@ class CausalAttention(Node):
         self.keep(runtime, keys=keys, values=values)
         if not opened:
             return x.shares
-        out = yield from of_wires(party, opened[0], keys, values, Rows(end - asked + 1, asked, 1), rings)
+        at_once = (
+            asked == 1 < count
+        )  # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
+        out = yield from of_wires(party, opened[0], keys, values, Rows(end - asked + 1, asked, 1), rings, at_once=at_once)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 

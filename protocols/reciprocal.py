@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import blank, known, like
+from protocols.ring import blank, flat, known, like
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import cost_rescale, rescale
@@ -177,10 +179,19 @@ def _line(party: Party, s: Wire, tables: Tables, bits: int, frac: int) -> Protoc
     if number > 1:
         mine.append(choice ^ own[1])
     theirs = yield [Item(value, part.bits) for value, part in zip(mine, kind.server_parts(), strict=True)]
-    lines = mine[0] + theirs[0]
-    # the choice of a lower table is beta + (1 - 2 beta) rho
+    beta = mine[1] ^ theirs[1] if number > 1 else choice
+    return Shares(_chosen(s, mine[0] + theirs[0], beta, products, tables), bits, frac)
+
+
+def _chosen(s: Wire, lines: Tensor, beta: Tensor, products: Tensor, tables: Tables) -> Tensor:
+    """This party's share of the chosen table's line: the choice of a lower table is beta + (1 - 2 beta) rho."""
+    if kernels.fast is not None and s.masked.is_cpu:
+        out, number, count = torch.empty(s.shape, dtype=torch.int64), tables.number, s.masked.numel()
+        opened, shares = (x.contiguous().view(*size, count).numpy() for x, size in ((lines, (number, 2)), (products, (len(products),))))
+        kernels.fast.chosen_line(flat(s.masked), opened, flat(beta), shares, _all_places(tables, s.frac), flat(out))
+        return out
     result, coefficients, at_product = torch.zeros_like(s.masked), [torch.ones_like(s.masked)], 0
-    for table in reversed(range(number)):
+    for table in reversed(range(tables.number)):
         at, low = tables.places(s.frac, table)
         part, (value, slope) = (s.masked & ((1 << at) - 1)) >> low, lines[table]
         for coefficient in coefficients:
@@ -189,9 +200,14 @@ def _line(party: Party, s: Wire, tables: Tables, bits: int, frac: int) -> Protoc
             result += coefficient * ((value + slope * part) * sign - part * sign_b - slope * sign_l + sign_ba)
             at_product += 4
         if table:
-            beta = (mine[1] ^ theirs[1]) >> (table - 1) & 1
-            coefficients = [c * beta for c in coefficients] + [c * (1 - 2 * beta) for c in coefficients]
-    return Shares(result, bits, frac)
+            bit = beta >> (table - 1) & 1
+            coefficients = [c * bit for c in coefficients] + [c * (1 - 2 * bit) for c in coefficients]
+    return result
+
+
+@lru_cache
+def _all_places(tables: Tables, frac: int) -> np.ndarray:
+    return np.array([tables.places(frac, table) for table in range(tables.number)], np.int64)
 
 
 def _extra(bits: int) -> int:

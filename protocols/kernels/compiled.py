@@ -10,6 +10,7 @@ from protocols.kernels.elements import uniform as uniform
 from protocols.kernels.elements import uniform_many as uniform_many
 from protocols.kernels.elements import unpack as unpack
 from protocols.kernels.elements import unpack_many as unpack_many
+from protocols.kernels.steps import chosen_line as chosen_line
 from protocols.kernels.steps import differences as differences
 from protocols.kernels.steps import exponential as exponential
 from protocols.kernels.steps import masked_bit as masked_bit

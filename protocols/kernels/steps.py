@@ -5,6 +5,7 @@ All arrays are int64, of one axis unless it is said otherwise, and in order. Eac
 
 from __future__ import annotations
 
+import numpy as np
 from numba import types
 
 from protocols.kernels.build import compiled
@@ -216,3 +217,30 @@ def exponential(words, d, r, mask, table, factors, layout, saturated, drops, ser
         x, drop = sign * factors[r[i] & low_mask], drops[i % period]
         own[i] = x
         mine[i] = ((u * x + (1 << (drop - 1))) >> drop) + mask[i]
+
+
+@compiled(_VOID(_I8, _C8, _I8, _M8, _M8, _I8))
+def chosen_line(s, lines, beta, products, places, out):
+    """The end of `protocols.reciprocal`: lines (tables, 2, count), opened; beta, a bit for each table but the lowest.
+
+    products (4 (2^tables - 1), count) are this party's shares; places (tables, 2) those of the index and of the lowest bit that counts.
+    """
+    number = lines.shape[0]
+    coefficients = np.empty(1 << number, np.int64)
+    for i in range(s.size):
+        total, at, many = np.int64(0), 0, 1
+        coefficients[0] = 1
+        for table in range(number - 1, -1, -1):
+            part = (s[i] & ((1 << places[table, 0]) - 1)) >> places[table, 1]
+            value, slope = lines[table, 0, i], lines[table, 1, i]
+            for k in range(many):
+                line = (value + slope * part) * products[at, i] - part * products[at + 1, i] - slope * products[at + 2, i]
+                total += coefficients[k] * (line + products[at + 3, i])
+                at += 4
+            if table:
+                bit = (beta[i] >> (table - 1)) & 1
+                for k in range(many):
+                    coefficients[many + k] = coefficients[k] * (1 - 2 * bit)
+                    coefficients[k] *= bit
+                many *= 2
+        out[i] = total

@@ -16,6 +16,7 @@ from protocols.maximum import row_argmax, row_maximum
 from protocols.norm import layer_norm
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
+from protocols.reciprocal import reciprocal
 from protocols.ring import known, reduce
 from protocols.rows import Rows
 from protocols.softmax import softmax
@@ -119,6 +120,14 @@ def test_whole_operators() -> None:
     same(lambda party: layer_norm(party, input_of(party, x, 40, 12), epsilon=1e-5, size_bits=20, bits=40))
     weight, values = Weight("w", (48, 33), 44, 8), uniform(48, 33, bits=15)
     same(lambda party: linear(party, input_of(party, uniform(9, 48, bits=30), 44, 12), weight, bits=44), {"w": (weight, values)})
+
+
+@pytest.mark.parametrize(("bound", "exact"), [(3.0, None), (30.0, None), (200.0, None), (1700.0, None), (500.0, 5.0)])
+@pytest.mark.parametrize("shape", [(0,), (2, 9)])
+def test_reciprocals_of_every_number_of_tables(bound: float, exact: float | None, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = 0.6 + torch.rand(shape).double() * (bound - 0.7)
+    same(lambda party: reciprocal(party, input_of(party, x, 44, 16), bound=bound, bits=40, frac=20, exact=exact))
 
 
 @pytest.mark.parametrize("shape", [(0,), (7,), (3, 5)])

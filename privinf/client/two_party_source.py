@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from privinf.client.sealed import SealedStore
 from privinf.client.supply import Supply
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Joint
 from privinf.session.joint import Recorder, Together
 from privinf.session.messages import MAX_KINDS, Key, Needs
 from privinf.session.prepared import Writer
+from privinf.session.sealed import SealedStore
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
@@ -36,7 +36,7 @@ class TwoPartySupply(Supply):
         if sum(part.size for part in sealing.parts.values()) > MAX_SETUP:
             what = f"the server's model asks for a set-up of more than {MAX_SETUP} bytes"
             raise HandshakeError(what, party="client", peer=peers.named)
-        store = SealedStore(peers.options.cache, self.lowered.id, connection.receive_control(Key).id)
+        store = SealedStore(peers.options.cache, "setup", self.lowered.id, connection.receive_control(Key).id)
         store.sweep()
         missing = [name for name, part in sealing.parts.items() if not self._take(store, sealing, name)]
         connection.send_control(Needs(tuple(missing)), MAX_KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +16,18 @@ from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
 from privinf.session.messages import MAX_KINDS, Key, Marked, Needs, Session, Terms
+from privinf.session.sealed import SealedStore
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
-from protocols.errors import ProtocolDesync
+from protocols.errors import Code, ConfigError, ProtocolDesync, RefusedError
 from protocols.prg import new_seed
 from protocols.sources.base import PartySource
+
+log = logging.getLogger("privinf.server")
 
 
 class TwoPartySupply(Supply):
@@ -38,16 +42,35 @@ class TwoPartySupply(Supply):
     def set_up(self, model: ServedModel, connection: Connection) -> None:
         """See `Supply`: the encrypted weights, in messages of a bounded size."""
         sealing, turns, client = Sealing.of(model.lowered), self.service.turns, connection.peer_fingerprint
-        connection.send_control(Key(sealing.key_id(model.mask_seed)))
+        key = sealing.key_id(model.mask_seed)
+        connection.send_control(Key(key))
         names = connection.receive_control(Needs, MAX_KINDS).names
         self.wanted(model, connection, names)
         with turns.turn(client):
             for name in names:
                 connection.meter.label = sealing.parts[name].label
-                for message in sealing.seal(model.mask_seed, name, model.encoded):
+                for message in self._messages(model, sealing, key, name):
                     with turns.between(client):
                         connection.send(message)
         connection.meter.label = ("", "")
+
+    def _messages(self, model: ServedModel, sealing: Sealing, key: str, name: str) -> Iterator[bytes | memoryview]:
+        """A weight as it is sent, from the disk; made where none is kept, and kept once all of it was sent."""
+        store, part = SealedStore(self.service.options.cache, "sealed", model.lowered.id, key), sealing.parts[name]
+        try:
+            store.sweep()
+            kept = store.read(name, part.size)
+            if kept is not None:
+                yield from part.cut(kept)
+                return
+            with store.writing(name) as write:
+                for message in sealing.seal(model.mask_seed, name, model.encoded):
+                    write(memoryview(message))
+                    yield message
+        except ConfigError as error:  # the client is told that, and not where on our disk
+            log.error("the encrypted weights cannot be kept: %s", error)
+            what, remedy = "the server cannot keep its encrypted weights", "look at the server's output"
+            raise RefusedError(what, party="server", remedy=remedy, code=Code.DISK) from None
 
     @contextmanager
     def session(self, model: ServedModel, connection: Connection) -> Iterator[ServerSource]:

@@ -149,7 +149,7 @@ def test_a_damaged_part_is_fetched_anew_and_nothing_else(pair: Duo, tmp_path: Pa
     data[5] ^= 1
     path.write_bytes(data)
     again = set_up_bytes(pair.client(cache=tmp_path))
-    assert 0 < again <= len(data) < whole and "fetched anew" in caplog.text
+    assert 0 < again <= len(data) < whole and "made anew" in caplog.text
     assert path.read_bytes() != bytes(data)
 
 
@@ -164,6 +164,20 @@ def test_a_part_in_the_place_of_another_is_fetched_anew(pair: Duo, tmp_path: Pat
     else:
         raise AssertionError
     assert t.is_greedy(PROMPT, ids_of(client := pair.client(cache=tmp_path), PROMPT, 2)) and payloads(client)[0] > 0
+
+
+def test_the_server_makes_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    own = Sealing.seal
+    monkeypatch.setattr(Sealing, "seal", lambda sealing, seed, name, encoded: made.append(name) or own(sealing, seed, name, encoded))
+    with duo(cache=tmp_path / "server") as pair:
+        for number in range(2):
+            assert set_up_bytes(pair.client(cache=tmp_path / str(number))) > 0
+        assert sorted(made) == sorted(Sealing.of(t.lowered()).parts)
+        assert [path.read_bytes() for path in kept(tmp_path / "0")] == [path.read_bytes() for path in kept(tmp_path / "1")]
+        path = sorted((tmp_path / "server" / "sealed").rglob("*.bin"))[0]
+        path.write_bytes(path.read_bytes()[:-1])
+        assert set_up_bytes(pair.client(cache=tmp_path / "2")) > 0 and len(made) == len(set(made)) + 1
 
 
 def test_sessions_at_a_time_share_what_was_read(pair: Duo, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What a client keeps of the encrypted weights: one directory for each model and key, one file for each weight.
+"""What both keep of the encrypted weights: one directory for each model and key, one file for each weight.
 
-    CACHE/setup/MODEL/KEY/NAME.bin    the ciphertexts, and then a digest of them, of the model, of the key and of the weight
+    CACHE/setup/MODEL/KEY/NAME.bin     at the client: the ciphertexts, and then a digest of them, of the model, of the key and of the weight
+    CACHE/sealed/MODEL/KEY/NAME.bin    the same at the server, which makes them once, and sends them to each client that has none
 
 A file is written whole or not at all, so that an interrupted set-up goes on where it stopped. What is damaged, or was put there from
-another model, key or weight, is reported, removed and fetched anew; what stands under another key of the model's is of no use any more.
+another model, key or weight, is reported, removed and made anew; what stands under another key of the model's is of no use any more.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _PIECE = 1 << 20
 
 
 class SealedStore:
-    """The set-up of one model under one key."""
+    """The set-up of one model under one key, in the part of the cache that `kind` names."""
 
-    def __init__(self, cache: Path, model: str, key: str) -> None:
+    def __init__(self, cache: Path, kind: str, model: str, key: str) -> None:
         self.named = f"{model} {key}"
-        self._all = cache / "setup" / model
+        self._all = cache / kind / model
         self._root = self._all / key
 
     def _path(self, name: str) -> Path:
@@ -65,7 +66,7 @@ class SealedStore:
             digest.update(data[at : at + _PIECE])
         if len(data) == size and digest.digest() == whole[-_DIGEST:]:
             return data
-        log.warning("the kept set-up of %s was damaged, or another's, and is fetched anew (%s)", name, path)
+        log.warning("the kept set-up of %s was damaged, or another's, and is made anew (%s)", name, path)
         with contextlib.suppress(OSError):
             path.unlink()
         return None

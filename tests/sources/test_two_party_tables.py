@@ -14,6 +14,7 @@ from protocols.activation import PRODUCT_BITS, PiecesMask
 from protocols.correlations import Kind, Mask, Part, Role
 from protocols.norm import RING, InverseRootMask, SquareMask, centred
 from protocols.opening import open_masked
+from protocols.ot.transfers import Transfers
 from protocols.party import Party, Protocol_
 from protocols.reciprocal import ReciprocalMask, Tables, reciprocal
 from protocols.rows import Rows
@@ -76,6 +77,29 @@ def edge(part: Part, step: int) -> Tensor:
     half = 1 << part.bits - 1
     values = torch.tensor([0, 1, -1, half if half < 1 << 63 else -half, half - 1, half >> 1, -2])
     return part.reduce(values[torch.arange(part.count) // step % len(values)].reshape(part.shape))
+
+
+MANY = 4000
+UNIFORM = [
+    (Mask((1, MANY), 21), Mask((1, 1), 10), exp.ExpMask(1, 2, (1, MANY), 11, (MANY, 1, 0))),
+    (Mask((1, MANY), 21), exp.ExpMask(1, 0, (1, MANY), 0, (), 46)),
+    (Mask((MANY,), Tables(2).bits(16)), ReciprocalMask(1, (MANY,), 16, 2, 50)),
+    (Mask((MANY,), PRODUCT_BITS), PiecesMask(1, (MANY,), 7)),
+]
+
+
+@pytest.mark.parametrize("kinds", UNIFORM, ids=lambda kinds: type(kinds[-1]).__name__)
+def test_shares_are_uniform_at_each_party(kinds: Sequence[Kind]) -> None:
+    """Each bit of each share is one in half of the elements, within seven standard deviations; with real transfers."""
+    alone = Alone({}, transfers=Transfers)
+    alone.begin_pass(kinds)
+    alone.preprocess()
+    for end in alone.ends.values():
+        correlation = [end.take(each) for each in kinds][-1]
+        for share, part in zip(correlation.shares, kinds[-1].shared_parts(), strict=True):
+            flat = share.movedim(part.shape.index(MANY), 0).reshape(MANY, -1)
+            ones = ((flat[..., None] >> torch.arange(part.bits)) & 1).double().mean(0)
+            assert float((ones - 0.5).abs().max()) < 7 * 0.5 / MANY**0.5
 
 
 def difference_program(d: Tensor, exact: Tensor) -> Tensor:

@@ -263,26 +263,24 @@ def times_sign(pair: Pair, sign: Tensor, x: Secret) -> Protocol_[Secret]:
     """s_S s_C x for an additive secret and signs (1 or -1), of which each party knows its own; the sign's shape may broadcast.
 
     Of s_S s_C x_sender, the receiver's sign chooses between one value of the sender's and its negative. Two messages; two transfers
-    of bits - 1.
+    of `bits`: with one bit less the lowest bit of a share would be that of the party's share of x.
     """
     assert not x.xor
     own, negative = sign * x.value, ((1 - sign) >> 1).expand(x.shape)
-    if x.bits == 1:
-        return Secret(own, 1)
 
     def cross(sender: Role) -> Protocol_[Tensor]:
-        delta, choice = one_sided(pair, sender, reduce(-own, x.bits - 1), negative)
-        return pair.transfers.correlated(sender, choice, delta, x.bits - 1)
+        delta, choice = one_sided(pair, sender, reduce(-2 * own, x.bits), negative)
+        return pair.transfers.correlated(sender, choice, delta, x.bits)
 
     shared = yield from crossed(pair, cross)
-    return Secret(reduce(own + 2 * shared, x.bits), x.bits)
+    return Secret(reduce(own + shared, x.bits), x.bits)
 
 
 def sign_value(pair: Pair, sign: Tensor, bits: int) -> Protocol_[Secret]:
-    """s_S s_C itself: one transfer of bits - 1."""
-    delta, choice = one_sided(pair, Role.SERVER, reduce(-sign, bits - 1), (1 - sign) >> 1)
-    shared = yield from pair.transfers.correlated(Role.SERVER, choice, delta, bits - 1)
-    return Secret(reduce(2 * shared + sign if pair.is_server else 2 * shared, bits), bits)
+    """s_S s_C itself: one transfer of `bits`."""
+    delta, choice = one_sided(pair, Role.SERVER, reduce(-2 * sign, bits), (1 - sign) >> 1)
+    shared = yield from pair.transfers.correlated(Role.SERVER, choice, delta, bits)
+    return Secret(reduce(shared + sign if pair.is_server else shared, bits), bits)
 
 
 def product(pair: Pair, x: Secret, y: Secret, bits: int) -> Protocol_[Secret]:

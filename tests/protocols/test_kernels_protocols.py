@@ -118,8 +118,8 @@ def test_whole_operators() -> None:
     same(lambda party: softmax(party, input_of(party, x, 40, 12), rows, bits=40, frac=13))
     same(lambda party: gelu(party, input_of(party, x, 40, 12), "tanh", compare_bits=20, bits=40))
     same(lambda party: layer_norm(party, input_of(party, x, 40, 12), epsilon=1e-5, size_bits=20, bits=40))
-    weight, values = Weight("w", (48, 33), 44, 8), uniform(48, 33, bits=15)
-    same(lambda party: linear(party, input_of(party, uniform(9, 48, bits=30), 44, 12), weight, bits=44), {"w": (weight, values)})
+    weight, values, y = Weight("w", (48, 33), 44, 8), uniform(48, 33, bits=15), uniform(9, 48, bits=30)
+    same(lambda party: linear(party, input_of(party, y, 44, 12), weight, bits=44), {"w": (weight, values)})
 
 
 @pytest.mark.parametrize(("bound", "exact"), [(3.0, None), (30.0, None), (200.0, None), (1700.0, None), (500.0, 5.0)])

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from privinf.graph.planning import Plan
+from privinf.local.compare import compare
 from privinf.lowering import convert
-from privinf.lowering.calibrate import beyond
+from privinf.lowering.calibrate import beyond, peaks
 from privinf.lowering.explain import explain, wires
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import plan_rings
@@ -190,6 +191,26 @@ def test_a_row_out_of_its_range_is_named(tmp_path: Path) -> None:
         lowered.graph.node("h.1.attn.c_attn.linear").value("weight")[:, :64].mul_(30)
     lines = beyond(lowered.graph, lowered.ranges, [ids])
     assert any(line.startswith("h.1.attn.attention: a row's ") for line in lines)
+
+
+def test_a_reply_over_rows_out_of_range_is_that_of_softened_rows(tmp_path: Path) -> None:
+    """The scores are six times those that the rings were planned for: by real processes, weights stay weights, and the layer is named."""
+    lowered, _ = make(tmp_path / "checkpoint", "SM+ScFuFFN")
+    plan = {node.name: node.plan for node in lowered.graph.nodes}
+    maker, name = lowered.graph.node("h.0.attn.c_attn.linear"), "h.0.attn.attention"
+    assert lowered.graph.node(name).plan.within is not None
+    with torch.no_grad():
+        width = lowered.info.width
+        maker.value("weight")[:, :width].mul_(6)
+        maker.value("bias")[:width].mul_(6)
+    ids = list(range(3, 15))
+    larger = with_plan(lowered, plan)
+    larger.save(tmp_path / "model")
+    found = compare(tmp_path / "model", ids=ids)
+    assert any(line.startswith(f"{name}: a row's ") for line in found["warnings"])
+    error = {layer["name"]: layer["max_abs_error"] for layer in found["layers"]}
+    largest = peaks(larger.graph, [[torch.tensor([ids])]])[name]["v"]
+    assert 1e-3 < error[name] < 2.4 * largest  # of a mean of values that is none of the float model's; what wraps is off by the ring
 
 
 def without_rows(ranges: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -131,7 +131,8 @@ class Pool:
                     continue
                 self._busy = True
                 for extension in self._extensions(counts.wanted - counts.stock - counts.coming):
-                    counts.stock += yield from extension
+                    made = yield from extension  # by itself: what others spend meanwhile must not be lost
+                    counts.stock += made
                     ready = min(counts.stock, count - done)  # used while the sender makes more
                     counts.wanted -= ready
                     self._spend(done, ready, sink)

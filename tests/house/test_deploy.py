@@ -37,9 +37,14 @@ def parse(words: list[str]) -> None:
     command.make_context(words[0], list(rest), parent=context)
 
 
-def test_the_compose_file() -> None:
-    document = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
-    assert set(document["services"]) == {"keys", "dealer", "server", "gateway"}
+COMPOSE = [("compose.yaml", ("dealer",)), ("compose.two-party.yaml", ())]
+"""The files, and who is in each beside server and gateway."""
+
+
+@pytest.mark.parametrize(("file", "third"), COMPOSE)
+def test_the_compose_file(file: str, third: tuple[str, ...]) -> None:
+    document = yaml.safe_load((DEPLOY / file).read_text("utf-8"))
+    assert set(document["services"]) == {"keys", "server", "gateway", *third}
     for name, service in document["services"].items():
         if name != "keys":
             parse(service["command"])
@@ -53,13 +58,14 @@ def test_the_compose_file() -> None:
             assert source in document["volumes"] or (DEPLOY / source).is_dir()
         assert set(service.get("depends_on", ())) <= set(document["services"])
     assert document["services"]["gateway"]["ports"] == ["127.0.0.1:8080:8080"]
-    dealer, server = document["services"]["dealer"], document["services"]["server"]
-    assert "to-server" not in dealer["networks"] and "outside" not in server["networks"] + dealer["networks"]
+    assert all("outside" not in document["services"][name]["networks"] for name in ("server", *third))
+    assert all("to-server" not in document["services"][name]["networks"] for name in third)
 
 
-def test_each_container_has_its_own_bundle_and_none_the_cas_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "third"), COMPOSE)
+def test_each_container_has_its_own_bundle_and_none_the_cas_key(tmp_path: Path, file: str, third: tuple[str, ...]) -> None:
     """The service that makes the keys is run as it stands, on directories in place of its volumes; what each party mounts is looked at."""
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]
+    services = yaml.safe_load((DEPLOY / file).read_text("utf-8"))["services"]
     volumes = {source: tmp_path / target.lstrip("/") for source, target in (volume.split(":") for volume in services["keys"]["volumes"])}
     for path in (*volumes.values(), tmp_path / "bin"):
         path.mkdir(parents=True)
@@ -70,7 +76,7 @@ def test_each_container_has_its_own_bundle_and_none_the_cas_key(tmp_path: Path) 
     command = [*services["keys"]["entrypoint"], script.replace("$$", "$").replace("/keys/", f"{tmp_path}/keys/")]
     subprocess.run(command, env=here, check=True, capture_output=True, timeout=120)
     assert [path.parent.parent for path in tmp_path.rglob("ca.key")] == [volumes["ca"]]
-    for name, role in (("dealer", "dealer"), ("server", "server"), ("gateway", "client")):
+    for name, role in (*zip(third, third, strict=True), ("server", "server"), ("gateway", "client")):
         mounts = {target: source for source, target, *_ in (volume.split(":") for volume in services[name]["volumes"])}
         assert services[name]["command"][services[name]["command"].index("--keys") + 1] == "/keys"
         bundle = volumes[mounts["/keys"]]

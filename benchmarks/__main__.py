@@ -11,18 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.options import Backends, Device, Files, LinkName, Model, Samples, Seq, listed
+from benchmarks.options import Backends, Device, Files, LinkName, Model, Samples, Seq, Trust, listed
 from benchmarks.pages import compare, everything, report, schema
 from privinf.cli.expand import expand
+from privinf.trust import DEALER
 from protocols.errors import ConfigError, PrivinfError
 
+SHIPPED = Path("models/pylib")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-def _chosen(names: str) -> list[str]:
-    from benchmarks.backends import backend
+def _chosen(names: str, trust: str = DEALER) -> list[str]:
+    from benchmarks.backends import backend, trusting
 
-    found = listed(names)
+    found = trusting(listed(names), trust)
     for name in found:
         backend(name)
     if not found:
@@ -45,6 +47,7 @@ def shipped(
     samples: Samples = 3,
     errors: Annotated[int, typer.Option("--errors", min=0, help="Passes that measure the logits' error.")] = 2,
     backends: Backends = "privinf,crypten,plain",
+    trust: Trust = DEALER,
     link: LinkName = None,
     device: Device = "cpu",
     files: Files,
@@ -52,7 +55,7 @@ def shipped(
     """A model at one length: ours, stock CrypTen and float, interleaved. `python -m benchmarks shipped models/pylib`"""
     from benchmarks.scenarios.shipped import shipped as scenario
 
-    names = _chosen(backends)
+    names = _chosen(backends, trust)
     chosen: dict[str, Any] = {
         "model": model,
         "seq": seq,
@@ -73,6 +76,7 @@ def ladder(
     seq: Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of the prompt: 128, or 32 with --quick.")] = None,
     samples: Samples = 1,
     backends: Backends = "privinf,plain",
+    trust: Trust = DEALER,
     networks: Annotated[str, typer.Option("--networks", metavar="A,B", help="Names of the ladder; default: all.")] = "",
     beside: Annotated[str, typer.Option("--beside", metavar="A,B", help="Networks that stock CrypTen runs too, samples in turn.")] = "",
     link: LinkName = None,
@@ -82,7 +86,7 @@ def ladder(
     """AERO's ladder: every network that lowers today. `python -m benchmarks ladder --quick --json ladder.json`"""
     from benchmarks.scenarios.ladder import ladder as scenario
 
-    length, names, also, used = seq or (32 if quick else 128), listed(networks), listed(beside), _chosen(backends)
+    length, names, also, used = seq or (32 if quick else 128), listed(networks), listed(beside), _chosen(backends, trust)
 
     def steps(run: Any, work: Path) -> None:
         scenario(run, work, quick=quick, seq=length, samples=samples, backends=used, link=link, device=device, networks=names, beside=also)
@@ -143,6 +147,7 @@ def generate(
     lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "1,32,64,128,192,254",
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of everything that is timed.")] = None,
+    trust: Trust = DEALER,
     link: LinkName = None,
     files: Files,
 ) -> None:
@@ -159,10 +164,11 @@ def generate(
         raise ConfigError(f"there is no part {unknown[0]!r}", remedy=f"choose among {', '.join(PARTS)}")
     size = QUICK if quick else FULL
     size = replace(size, samples=samples or size.samples, tokens=tokens or size.tokens)
+    numbers = [int(word) for word in words]
     _perform(
         "generate",
         files,
-        lambda run, work: scenario(run, work, model=model, lengths=[int(word) for word in words], size=size, link=link, parts=chosen),
+        lambda run, work: scenario(run, work, model=model, lengths=numbers, size=size, link=link, parts=chosen, trust=trust),
     )
 
 
@@ -207,23 +213,38 @@ def pareto(
 def budget(
     *,
     seq: Seq = 128,
-    samples: Samples = 2,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Timed passes, after one warm-up; default: 2, or 1.")] = None,
     positions: Annotated[int, typer.Option("--positions", min=2, help="The context that the rings are planned for.")] = 1024,
+    trust: Trust = DEALER,
+    quick: Annotated[bool, typer.Option("--quick", help="Without a dealer: two layers of width 64, 32 tokens, no shipped model.")] = False,
+    model: Annotated[Path, typer.Option("--model", metavar="MODEL", help="Without a dealer: what is asked from nothing.")] = SHIPPED,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Without a dealer: also run the baseline, which takes its time.")] = False,
     files: Files,
 ) -> None:
-    """The byte budget at GPT-2 size, random weights. `python -m benchmarks budget --json budget.json`"""
-    from benchmarks.scenarios.budget import budget as scenario
+    """The budget at GPT-2 size, random weights. `python -m benchmarks budget --trust two-party --json budget.json`"""
+    if trust == DEALER:
+        if quick or baseline:
+            raise ConfigError("the budget with a dealer has one size", remedy="leave --quick and --baseline out, or take --trust two-party")
+        from benchmarks.scenarios.budget import budget as scenario
 
-    _perform("budget", files, lambda run, work: scenario(run, work, seq=seq, samples=samples, positions=positions))
+        _perform("budget", files, lambda run, work: scenario(run, work, seq=seq, samples=samples or 2, positions=positions))
+        return
+    from benchmarks.networks import GPT2, QUICK
+    from benchmarks.scenarios.alone import Extent, alone
+
+    sizes = QUICK if quick else {**GPT2, "n_positions": positions}
+    name = f"SM+ScFuFFN_i{sizes['n_layer'] // 2}"
+    extent = Extent(sizes, min(seq, 32) if quick else seq, samples or 1, name, baseline)
+    _perform("two-party budget", files, lambda run, work: alone(run, work, shipped=None if quick else model, extent=extent))
 
 
 @app.command()
 @expand()
-def micro(*, samples: Samples = 5, files: Files) -> None:
+def micro(*, samples: Samples = 5, trust: Trust = DEALER, files: Files) -> None:
     """Every protocol by itself: bytes an element, rounds, throughput, error. `python -m benchmarks micro`"""
     from benchmarks.scenarios.micro import micro as scenario
 
-    _perform("micro", files, lambda run, work: scenario(run, samples=samples))
+    _perform("micro", files, lambda run, work: scenario(run, samples=samples, trust=trust))
 
 
 @app.command()

@@ -119,7 +119,7 @@ def _answer(pipe: Pipe, places: tuple[str, str, str], cache: str, timeout: float
     torch.set_num_threads(1)
     server, dealer, keys = places
     with (
-        Client(server, dealer=dealer, keys=keys, options=Options(cache=Path(cache), timeout=timeout)) as client,
+        Client(server, dealer=dealer or None, keys=keys, options=Options(cache=Path(cache), timeout=timeout)) as client,
         contextlib.suppress(EOFError),
     ):
         while True:

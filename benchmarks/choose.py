@@ -26,8 +26,8 @@ def same(a: Setting, b: Setting) -> bool:
 
 
 def totals(results: Iterable[Result], **fields: Any) -> list[Total]:
-    """Of all results."""
-    return [t for result in results for t in result.totals if matches(t, **fields)]
+    """Of all results; those with a dealer, unless others are asked for."""
+    return [t for result in results for t in result.totals if matches(t, **{"alone": False, **fields})]
 
 
 def measures(results: Iterable[Result], **fields: Any) -> list[Measure]:

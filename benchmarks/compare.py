@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.links import name_of
-from benchmarks.output import number, size, table
+from benchmarks.output import number, ours, size, table
 from benchmarks.schema import Measure, Result, Setting
 from protocols.errors import ConfigError
 
@@ -63,7 +63,7 @@ def _key(m: Measure) -> tuple[Any, ...]:
 
 
 def _title(setting: Setting) -> list[object]:
-    return [setting.variant, f"{setting.layers} x {setting.width}", setting.seq, setting.backend, setting.device, name_of(setting.link)]
+    return [setting.variant, f"{setting.layers} x {setting.width}", setting.seq, ours(setting), setting.device, name_of(setting.link)]
 
 
 def compare(before: Result, after: Result) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from typing import Any, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from privinf.transport.keys import init_keys
+from privinf.trust import DEALER
 from protocols.errors import PeerUnreachableError, TransportError
 
 ROOT = Path(__file__).parents[1]
@@ -121,21 +122,27 @@ class Verb:
 
 
 class Deployment:
-    """A dealer and a server for a model directory, and a gateway if asked for; a context manager. Keys are made for it."""
+    """A dealer, where the trust model has one, and a server for a model directory, and a gateway if asked for; a context manager.
 
-    def __init__(self, model: Path, work: Path, *, gateway: bool = False, timeout: float = 60.0) -> None:
-        self._model, self._gateway, self.work, self.timeout = model, gateway, work, timeout
+    Keys are made for it.
+    """
+
+    def __init__(self, model: Path, work: Path, *, gateway: bool = False, timeout: float = 60.0, trust: str = DEALER) -> None:
+        self._model, self._gateway, self.work, self.timeout, self._trust = model, gateway, work, timeout, trust
         self.verbs: dict[str, Verb] = {}
         self._about: dict[str, dict[str, Any]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self.work.mkdir(parents=True, exist_ok=True)
-        init_keys(self.work / "keys", ("localhost", "127.0.0.1"))
+        init_keys(self.work / "keys", ("localhost", "127.0.0.1"), dealer=self._trust == DEALER)
+        listen, dealer = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"), tuple[str, ...]()
         try:
-            self._start("dealer", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
-            dealer = ("--dealer", self.address("dealer"))
-            self._start("server", self._model, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--setups", 0, *dealer, verb="serve")
+            if self._trust == DEALER:
+                self._start("dealer", *listen)
+                dealer = ("--dealer", self.address("dealer"))
+            trust = dealer or ("--trust", self._trust)
+            self._start("server", self._model, *listen, "--setups", 0, *trust, verb="serve")
             if self._gateway:
                 places = ("--server", self.address("server"), *dealer, "--http", "127.0.0.1:0", "--api-key", KEY)
                 self._start("gateway", *places, "--keep", 5)
@@ -159,8 +166,12 @@ class Deployment:
 
     @property
     def places(self) -> tuple[str, str, str]:
-        """What a client is told: the server's and the dealer's address, and the directory of the keys."""
-        return self.address("server"), self.address("dealer"), str(self.work / "keys")
+        """What a client is told: the server's and the dealer's address, if there is one, and the directory of the keys."""
+        return self.address("server"), self.address("dealer") if "dealer" in self._about else "", str(self.work / "keys")
+
+    @property
+    def _serving(self) -> list[str]:
+        return [role for role in ("server", "dealer") if role in self.verbs]
 
     def metrics(self, role: str) -> dict[str, float]:
         """Every counter and gauge by its name, summed over labels; PeerUnreachableError where nobody answers."""
@@ -182,9 +193,9 @@ class Deployment:
         return {role: verb.state for role, verb in self.verbs.items()}
 
     def quiet(self, within: float) -> bool:
-        """Waits until no peer is served any more, at the server and at the dealer; whether that came about in time."""
+        """Waits until no peer is served any more, at the server and at a dealer; whether that came about in time."""
         deadline = time.monotonic() + within
-        while any(self.metrics(role)["privinf_peers"] for role in ("server", "dealer")):
+        while any(self.metrics(role)["privinf_peers"] for role in self._serving):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.2)

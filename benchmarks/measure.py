@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.backends import backend
+from benchmarks.backends import ALONE, OURS, backend
 from benchmarks.backends.base import Sample
 from benchmarks.links import link_of
 from benchmarks.networks import SHIPPED, Network, made, model_id, opened
@@ -161,22 +161,24 @@ def _seconds(run: Run, network: Network, seq: int, done: dict[str, list[Sample]]
     for name, samples in online.items():
         if samples:
             run.measure("online seconds", median(samples) or 0.0, "s", network, seq, of=name, samples=tuple(samples), link=link)
+    mine = OURS if OURS in online else ALONE
     for name, samples in online.items():
-        pairs = list(zip(samples, online.get("privinf", []), strict=False))
-        if name in ("privinf", "plain") or not pairs:
+        pairs = list(zip(samples, online.get(mine, []), strict=False))
+        if name in (OURS, ALONE, "plain") or not pairs:
             continue
         ratios = tuple(other / ours for other, ours in pairs)
         run.measure("online seconds, times ours", median(ratios) or 0.0, "x", network, seq, of=name, samples=ratios, link=link)
-        for what, of_other, of_ours in _counts(run, network, seq, name):
+        for what, of_other, of_ours in _counts(run, network, seq, name, mine):
             if of_ours and of_other:
                 run.measure(f"online {what}, times ours", of_other / of_ours, "x", network, seq, of=name, link=link)
 
 
-def _counts(run: Run, network: Network, seq: int, name: str) -> list[tuple[str, int, int]]:
+def _counts(run: Run, network: Network, seq: int, name: str, mine: str) -> list[tuple[str, int, int]]:
     def of(which: str) -> tuple[int, int]:
-        own = {**network.sizes, "seq": seq, "backend": which, "phase": "online", "party": "client"}
+        who = {"backend": OURS, "alone": which == ALONE} if which == mine else {"backend": which}
+        own = {**network.sizes, "seq": seq, **who, "phase": "online", "party": "client"}
         client = [r for r in run.rows if all(getattr(r, key) == value for key, value in own.items())]
         return sum(r.bytes_sent + r.bytes_received for r in client), sum(r.rounds for r in client)
 
-    (bytes_other, rounds_other), (bytes_ours, rounds_ours) = of(name), of("privinf")
+    (bytes_other, rounds_other), (bytes_ours, rounds_ours) = of(name), of(mine)
     return [("bytes", bytes_other, bytes_ours), ("rounds", rounds_other, rounds_ours)]

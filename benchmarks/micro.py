@@ -1,7 +1,7 @@
 """Single protocols: programs over three roles in one process, through the in-memory twin of the transport.
 
-Bytes and rounds are the twin's meter (payload); both parties and the dealer share this process, so that seconds are comparable
-between commits, not with other systems.
+Bytes and rounds are the twin's meter (payload); both parties, and the dealer if there is one, share this process, so that seconds are
+comparable between commits, not with other systems. Without a dealer the two make what he would deal, by real transfers and ciphertexts.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.networks import Network
+from privinf.trust import DEALER, TWO_PARTY
 from protocols import reference
 from protocols.activation import gelu, relu
 from protocols.comparison import CompareMask, compare
+from protocols.lattice.lattice import Lattice
 from protocols.linear import Weight, linear, lookup
 from protocols.maximum import row_argmax, row_maximum
 from protocols.norm import layer_norm
 from protocols.opening import open_masked
+from protocols.ot.transfers import Transfers
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
 from protocols.rows import Rows
 from protocols.shares import Shares
-from protocols.softmax import WEIGHT_FRAC, exponentials, softmax
+from protocols.softmax import WEIGHT_FRAC, bounded_exponentials, exponentials, softmax
 from protocols.truncation import rescale
-from tests.support.two_party import Session, input_of, offline_walk
+from tests.support.alone import Alone, sealed
+from tests.support.two_party import Dealt, Session, Source, Weights, input_of, offline_walk
 
 Held = dict[str, tuple[Weight, Tensor]]
 
@@ -53,8 +57,10 @@ class Figures:
     dealer_bytes: float
     offline_bytes: float
     rounds: int
+    offline_rounds: int
     error: float | None
     seconds: list[float]
+    offline_seconds: list[float]
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -184,17 +190,26 @@ def cases() -> list[Case]:
     ]
 
 
-def run_case(case: Case, samples: int = 1) -> Figures:
-    """Runs it `samples` times; the seconds are those from the first party's online walk to the end."""
-    session, seconds = Session(case.weights), []
+def _alone(weights: Weights, device: str) -> Source:
+    return Alone(weights, device, Transfers, Lattice, held=sealed)
+
+
+SOURCES = {DEALER: Dealt, TWO_PARTY: _alone}
+
+
+def run_case(case: Case, samples: int = 1, trust: str = DEALER) -> Figures:
+    """Runs it `samples` times; the seconds are those from the first party's online walk to the end, and offline those before it."""
+    session, seconds, before = Session(case.weights, source=SOURCES[trust]), [], []
     for _ in range(samples):
         started: list[float] = []
+        began = time.perf_counter()
 
         def begin(party: Party, started: list[float] = started) -> None:
             started.append(time.perf_counter())
 
         outcome = session.run(lambda party: party.run(case.program(party)), begin)
         seconds.append(time.perf_counter() - min(started))
+        before.append(min(started) - began)
     error = None
     if case.exact is not None and isinstance(outcome.server, Shares):
         difference = outcome.value() - case.exact().double()
@@ -207,20 +222,30 @@ def run_case(case: Case, samples: int = 1) -> Figures:
         len(outcome.dealt) / case.elements,
         counted["offline"]["payload"] / case.elements,
         counted["online"]["rounds"],
+        counted["offline"]["rounds"],
         error,
         seconds,
+        before,
     )
 
 
-def softmax_bytes(network: Network, seq: int) -> float:
-    """Online bytes an element, both directions, from a network's scores to the opened input of the product with v, in its own rings."""
-    node = next(node for node in network.lowered.graph.nodes if node.op == "attention")
-    rows, bits = Rows(1, seq, 1), node.plan.v_bits
-    x = normal(node.heads, rows.count, scale=2.0)
+def softmax_bytes(network: Network, seq: int, trust: str = DEALER) -> float:
+    """Bytes an element, both directions, from a network's scores to the opened input of the product with v, in its own rings.
+
+    With a dealer those online, of a layer; without, what is made before them too, the heads of all layers at once, as in a pass.
+    """
+    nodes = [node for node in network.lowered.graph.nodes if node.op == "attention"]
+    node, heads = nodes[0], sum(node.heads for node in nodes) if trust == TWO_PARTY else nodes[0].heads
+    rows, bits, within = Rows(1, seq, 1), node.plan.v_bits, node.plan.within
+    x = normal(heads, rows.count, scale=2.0)
 
     def program(party: Party) -> Protocol_[Any]:
         score = yield from rescale(party, input_of(party, x, node.plan.qk_bits, 24), bits=21, frac=12)
-        e = yield from exponentials(party, score, rows, bits)
+        if within is None:
+            e = yield from exponentials(party, score, rows, bits)
+        else:
+            e = yield from bounded_exponentials(party, score, rows, bits, within)
         yield from open_masked(party, [Shares(e.value, bits, WEIGHT_FRAC, e.early)])
 
-    return run_case(Case("softmax to the opened weights", x.numel(), program)).online_bytes
+    found = run_case(Case("softmax to the opened weights", x.numel(), program), trust=trust)
+    return found.online_bytes + (found.offline_bytes if trust == TWO_PARTY else 0.0)

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from privinf.setting import Setting
+from privinf.trust import TRUSTS
+from protocols.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ def _device(text: str) -> str:
 DEVICE = typer.Option("--device", metavar="D", callback=_device, help="cpu, cuda, or by party: client=cpu,server=cuda (privinf alone).")
 Device = Annotated[str, DEVICE]
 LinkName = Annotated[str | None, typer.Option("--link", metavar="lan|wan|4g|RTTms:MBITS", help="Emulate a link (privinf alone).")]
+
+
+def _trust(text: str) -> str:
+    if text not in TRUSTS:
+        raise ConfigError(f"there is no trust model {text!r}", remedy=f"choose among {', '.join(TRUSTS)}")
+    return text
+
+
+TRUST = typer.Option("--trust", metavar="|".join(TRUSTS), callback=_trust, help="Who makes the correlations of ours.")
+Trust = Annotated[str, TRUST]
 
 
 def listed(text: str) -> list[str]:

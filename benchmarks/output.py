@@ -10,6 +10,7 @@ import msgspec
 
 from benchmarks.links import name_of
 from benchmarks.schema import Goal, Measure, Result, Row, Setting, Total
+from privinf.trust import TWO_PARTY
 
 
 def as_csv(result: Result) -> str:
@@ -61,9 +62,14 @@ def _spread(samples: Sequence[float]) -> str:
     return f"{min(samples):.3g} to {max(samples):.3g} ({len(samples)})" if len(samples) > 1 else "1"
 
 
+def ours(setting: Setting) -> str:
+    """A backend's name, and that the two parties were alone."""
+    return f"{setting.backend}, {TWO_PARTY}" if setting.alone else setting.backend
+
+
 def _totals(totals: Sequence[Total]) -> str:
     def line(t: Total) -> list[object]:
-        where = [t.variant, f"{t.layers} x {t.width}", t.seq, t.backend, t.device, name_of(t.link)]
+        where = [t.variant, f"{t.layers} x {t.width}", t.seq, ours(t), t.device, name_of(t.link)]
         seconds = ["" if t.seconds is None else f"{t.seconds:.3g}", _spread(t.samples) if t.samples else ""]
         return [*where, t.phase, size(t.bytes_sent), t.rounds, *seconds]
 
@@ -79,9 +85,9 @@ def _operators(rows: Sequence[Row]) -> str:
     found: dict[tuple[str, ...], dict[str, float]] = {}
     seen: dict[tuple[str, str], Setting] = {}
     for row in rows:
-        if row.phase != "online" or seen.setdefault((row.variant, row.backend), row.setting) != row.setting:
+        if row.phase != "online" or seen.setdefault((row.variant, ours(row)), row.setting) != row.setting:
             continue
-        cells = found.setdefault((row.variant, row.backend, row.op or "(control)"), {})
+        cells = found.setdefault((row.variant, ours(row), row.op or "(control)"), {})
         if row.party == "client":
             cells["bytes"] = cells.get("bytes", 0) + row.bytes_sent + row.bytes_received
             cells["rounds"] = cells.get("rounds", 0) + row.rounds
@@ -128,7 +134,11 @@ def _measures(measures: Sequence[Measure]) -> str:
 def budget(goals: Sequence[Goal]) -> tuple[tuple[str, ...], list[list[object]]]:
     """Head and lines of a table."""
     head = ("", "others", "must", "goal", "measured")
-    return head, [[g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), number(g.measured, g.unit)] for g in goals]
+    return head, [[g.name, g.published, number(g.must, g.unit), number(g.goal, g.unit), _measured(g)] for g in goals]
+
+
+def _measured(goal: Goal) -> str:
+    return goal.why if goal.measured is None else number(goal.measured, goal.unit)
 
 
 def source(results: Sequence[Result]) -> str:

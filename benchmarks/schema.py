@@ -39,6 +39,7 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     backend: str
     device: str  # of all parties, or `client=cpu,server=cuda`
     link: Link
+    alone: bool = False  # ours, by the two parties without a dealer
 
     @property
     def setting(self) -> Setting:
@@ -129,6 +130,7 @@ class Goal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     must: float
     goal: float
     measured: float | None
+    why: str = "not measured"  # where nothing was
 
 
 class Absent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

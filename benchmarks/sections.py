@@ -259,8 +259,8 @@ def _plain(results: Sequence[Result], scenario: str, title: str) -> Entry:
 
 BUDGET = (
     "SM+ScFuFFN_i6, 12 layers of 768, T = 128, with rings planned for GPT-2's whole context of 1024 positions, which costs 2 % more than "
-    "the ladder's 256; the last line is the ladder's. A further token is timed as its caller sees it, the dealer's part included. `must` "
-    "and `goal` are what this project asks of itself."
+    "the ladder's 256; lines that name a network are the ladder's. A further token is timed as its caller sees it, the dealer's part "
+    "included. `must` and `goal` are what this project asks of itself."
 )
 
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
+from privinf.trust import TRUSTS, TWO_PARTY
 from protocols.errors import ConfigError
 
+OURS, ALONE = "privinf", "privinf-two-party"
+"""With a dealer, and the two parties alone: in rows both are the backend `privinf`, and differ in `trust` and `alone`."""
 BACKENDS = {
-    "privinf": ("benchmarks.backends.privinf_backend", "PrivinfBackend"),
+    OURS: ("benchmarks.backends.privinf_backend", "PrivinfBackend"),
+    ALONE: ("benchmarks.backends.privinf_backend", "TwoPartyBackend"),
     "crypten": ("benchmarks.backends.crypten_backend", "CryptenBackend"),
     "plain": ("benchmarks.backends.plain", "PlainBackend"),
     "spu-semi2k": ("benchmarks.backends.spu_backend", "Semi2kBackend"),
     "spu-cheetah": ("benchmarks.backends.spu_backend", "CheetahBackend"),
 }
+
+
+def trusting(names: Sequence[str], trust: str) -> list[str]:
+    """The names of backends with ours as the trust model has it; ConfigError for one that there is none of."""
+    if trust not in TRUSTS:
+        raise ConfigError(f"there is no trust model {trust!r}", remedy=f"choose among {', '.join(TRUSTS)}")
+    mine = ALONE if trust == TWO_PARTY else OURS
+    return list(dict.fromkeys(mine if name == OURS else name for name in names))
 
 
 def backend(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Ours: three processes over mutual TLS on loopback, by the same code as over a network, bytes from the meters of their sockets."""
+"""Ours: three processes, or two, over mutual TLS on loopback, by the same code as over a network, bytes from their sockets' meters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.backends import ALONE, OURS
 from benchmarks.backends.base import Counted, Sample
 from benchmarks.links import NAMED, link_of
 from benchmarks.networks import Network
@@ -14,11 +15,31 @@ from benchmarks.schema import Link, Predicted, Row, Socket, median
 from privinf.local.child import decode_tensor
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
+from privinf.lowering.joint import PREPROCESS
 from privinf.session.options import Options
+from privinf.trust import DEALER, TWO_PARTY
 from protocols.errors import ConfigError
 
 PARTIES = ("client", "server", "dealer")
+PREDICTED = {
+    DEALER: (
+        ("online", "online", "client", "server", "online_bytes"),
+        ("offline between S and C", "offline", "client", "server", "peer_offline_bytes"),
+        ("dealer's", "offline", "dealer", None, "dealer_bytes"),
+        ("set-up", "setup", "client", "server", "setup_bytes"),
+    ),
+    TWO_PARTY: (
+        ("online", "online", "client", "server", "online_bytes"),
+        ("offline", "offline", "client", "server", "offline_bytes"),
+        ("set-up", "setup", "client", "server", "setup_bytes"),
+    ),
+}
+"""What payload is held against which prediction: its name, phase, party, peer, and the field of `privinf explain`."""
 COSTS = ("layer", "op", "online_bytes", "rounds", "dealer_bytes", "peer_offline_bytes", "setup_bytes", "macs")
+
+
+WAITED = frozenset({("setup", "server", ("", "")), ("offline", "dealer", ("", "")), ("offline", "server", PREPROCESS)})
+"""Phase, peer and label of the cells that bear the client's seconds of a phase."""
 
 
 def devices_of(text: str) -> dict[str, str]:
@@ -34,8 +55,12 @@ def devices_of(text: str) -> dict[str, str]:
 class PrivinfBackend:
     """A local session with an empty cache: its first pass holds the set-up, and the rows are the first pass's."""
 
-    name = "privinf"
+    name = OURS
+    key = OURS  # among BACKENDS
     trust = "dealer: a third party trusted only not to collude"
+    model = DEALER
+    parties: tuple[str, ...] = PARTIES
+    timeout = 600.0
 
     def __init__(self, network: Network, seq: int, *, link: str | None = None, device: str = "cpu", **options: Any) -> None:
         self.network, self.seq, self.link, self.devices = network, seq, NAMED.get(link or "", link), devices_of(device)
@@ -46,7 +71,7 @@ class PrivinfBackend:
 
     def __enter__(self) -> Self:
         cache = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-bench-")))
-        options = Options(cache=cache, link=self.link, timeout=600.0)
+        options = Options(cache=cache, link=self.link, timeout=self.timeout, trust=self.model)
         self.session = self._stack.enter_context(LocalSession(self.network.directory, options, clock=True, devices=self.devices))
         return self
 
@@ -78,25 +103,22 @@ class PrivinfBackend:
 
     def counted(self) -> Counted:
         """Rows of the first pass; the seconds of the set-up are its own, those of each operator come from the passes after it."""
-        cost = explain(self.network.lowered, self.seq)
+        cost = explain(self.network.lowered, self.seq, trust=self.model)
         macs = {(op["layer"], op["op"]): op["macs"] for op in cost["ops"]}
         found = Counted(notes=["privinf: the first pass is the warm-up of the seconds, and its bytes are the rows"])
         found.predicted += [Predicted(**self.setting, **{name: op[name] for name in COSTS}) for op in cost["ops"]]
         found.memory |= {role: party["peak_rss_bytes"] for role, party in self.session.parties.items() if party}
-        for party in PARTIES:
+        for party in self.parties:
             self._count(found, party, macs)
         total = cost["total"]
-        for name, phase, party, peer, predicted in (
-            ("online", "online", "client", "server", total["online_bytes"]),
-            ("offline between S and C", "offline", "client", "server", total["peer_offline_bytes"]),
-            ("dealer's", "offline", "dealer", None, total["dealer_bytes"]),
-            ("set-up", "setup", "client", "server", total["setup_bytes"]),
-        ):
+        for name, phase, party, peer, field in PREDICTED[self.model]:
             own = [r for r in found.rows if (r.phase, r.party) == (phase, party) and peer in (None, r.peer)]
             found.figures[f"{name} payload"] = (sum(r.payload or 0 for r in own),)
-            found.figures[f"{name} payload, predicted"] = (predicted,)
-        found.figures["online rounds"] = (sum(r.rounds for r in found.rows if (r.phase, r.party) == ("online", "client")),)
-        found.figures["online rounds, predicted"] = (total["rounds"],)
+            found.figures[f"{name} payload, predicted"] = (total[field],)
+        for phase, rounds in (("online", total["rounds"]), ("offline", total.get("offline_rounds"))):
+            if rounds is not None:
+                found.figures[f"{phase} rounds"] = (sum(r.rounds for r in found.rows if (r.phase, r.party) == (phase, "client")),)
+                found.figures[f"{phase} rounds, predicted"] = (rounds,)
         return found
 
     def _count(self, found: Counted, party: str, macs: dict[tuple[str, str], int]) -> None:
@@ -119,7 +141,7 @@ class PrivinfBackend:
                 label, phase = (cell["layer"], cell["op"]), cell["phase"]
                 own = [op for ops in timed for op in ops if (op["layer"], op["op"]) == label] if phase == "online" and any(label) else []
                 wall = tuple(op["seconds"] for op in own)
-                if party == "client" and not any(label) and (phase, peer) in (("setup", "server"), ("offline", "dealer")):
+                if party == "client" and (phase, peer, label) in WAITED:
                     wall = self.samples(phase)
                 found.rows.append(
                     Row(
@@ -147,12 +169,28 @@ class PrivinfBackend:
     @property
     def setting(self) -> dict[str, Any]:
         """The fields that all rows share."""
-        used = {role: self.devices.get(role, "cpu") for role in PARTIES}
+        used = {role: self.devices.get(role, "cpu") for role in self.parties}
         device = used["client"] if len(set(used.values())) == 1 else ",".join(f"{role}={name}" for role, name in used.items())
         link = self.kernel or link_of(self.link)
-        return {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": device, "link": link}
+        alone = self.model == TWO_PARTY
+        return {**self.network.sizes, "seq": self.seq, "backend": self.name, "device": device, "link": link, "alone": alone}
 
     def samples(self, phase: str) -> tuple[float, ...]:
         """The client's seconds: the set-up happens in the first pass, which is the warm-up of the other phases."""
         used = self._seconds[:1] if phase == "setup" or len(self._seconds) == 1 else self._seconds[1:]
         return tuple(seconds[phase] for seconds in used)
+
+
+class TwoPartyBackend(PrivinfBackend):
+    """The two parties alone: what the dealer would deal they make themselves, offline."""
+
+    key = ALONE
+    trust = TWO_PARTY
+    model = TWO_PARTY
+    parties = ("client", "server")
+    timeout = 3600.0  # for a message, while the peer makes a pass
+
+    @staticmethod
+    def needs(parameters: int, seq: int, vocab: int) -> int:
+        """Two interpreters with torch and the kernels, the encoded and the encrypted weights at both, and the groups of a pass."""
+        return 2 * 500 * 2**20 + 24 * parameters + 2**23 * seq

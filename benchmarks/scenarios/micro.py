@@ -6,22 +6,29 @@ from benchmarks.measure import Run
 from benchmarks.micro import cases, run_case
 from benchmarks.schema import median
 from benchmarks.transfers import Speed, speeds
+from privinf.trust import DEALER, TWO_PARTY
 
 ELEMENTS = 50000  # of what stands on oblivious transfer
 
 
-def micro(run: Run, *, samples: int) -> None:
-    """Bytes are payload, both directions, over the in-memory twin; the dealer, the client and the server share one process."""
-    run.note("payload over the in-memory twin; dealer, client and server share a process: seconds compare with other commits alone")
+def micro(run: Run, *, samples: int, trust: str = DEALER) -> None:
+    """Bytes are payload, both directions, over the in-memory twin; all parties share one process."""
+    alone = trust == TWO_PARTY
+    who = "client and server" if alone else "dealer, client and server"
+    run.note(f"payload over the in-memory twin; {who} share a process: seconds compare with other commits alone")
     for case in cases():
-        found = run_case(case, samples + 1)
+        found = run_case(case, samples + 1, trust)
         seconds = tuple(found.seconds[1:])
         for name, value, unit in (
             ("online", found.online_bytes, "B/element"),
-            ("from the dealer", found.dealer_bytes, "B/element"),
+            ("from the dealer", None if alone else found.dealer_bytes, "B/element"),
             ("offline between S and C", found.offline_bytes, "B/element"),
             ("rounds", found.rounds, ""),
+            ("offline rounds", found.offline_rounds if alone else None, ""),
+            ("offline", median(found.offline_seconds[1:]) if alone else None, "s"),
         ):
+            if value is None:
+                continue
             run.measure(name, value, unit, of=case.name)
         if found.error is not None:
             run.measure("error", found.error, "", of=case.name)

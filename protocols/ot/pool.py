@@ -34,10 +34,11 @@ MESSAGES = 8
 _EMPTY = np.empty((0, 2), np.uint64)
 
 
-Sink = Callable[[int, int, Words], None]
+Sink = Callable[[int, int, Words], bool]
 """Is given transfers as they are read: their first one's number less its place, its place among those asked for, their blocks (n, 2).
 
-Others may have some in between, so that the first figure can change. The blocks of a receiver are to be used before it returns.
+Others may have some in between, so that the first figure can change. True if the blocks will be given back later: they are not read
+after they are given back.
 """
 
 
@@ -119,7 +120,10 @@ class Pool:
             self._extender = Extender(LPN, session, seed[: LPN.seed], self.hash.delta)
 
     def take(self, count: int, sink: Sink) -> Protocol_[None]:
-        """The next `count` transfers go to `sink`, and nobody gets them again; messages where there are too few."""
+        """The next `count` transfers go to `sink`, and nobody gets them again; messages where there are too few.
+
+        What `sink` holds beyond its return it says by returning True, and gives back by `give_back`.
+        """
         counts, done = self._counts, 0
         counts.largest = max(counts.largest, count)
         if counts.stock < counts.wanted + count:
@@ -215,5 +219,11 @@ class Pool:
             if len(chunk) > stop - at:
                 self._chunks.appendleft(chunk[stop - at :])
                 chunk = chunk[: stop - at]
-            sink(first, at, chunk)
+            if not sink(first, at, chunk):
+                self.give_back(chunk)
             at += len(chunk)
+
+    def give_back(self, blocks: Words) -> None:
+        """Nobody reads them again."""
+        if self._extender is not None:
+            self._extender.memory.give_back(blocks)

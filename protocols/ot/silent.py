@@ -28,6 +28,7 @@ from protocols.ot.words import Aes, Words
 from protocols.security import LPN_WEIGHT, Lpn
 
 BATCH = 32  # trees at a time, so that they stay in a core's cache
+KEPT = 6  # extensions whose memory is kept for the next ones
 
 
 @lru_cache(maxsize=2)
@@ -49,6 +50,35 @@ def places(lpn: Lpn) -> NDArray[np.uint16]:
     return found
 
 
+class Memory:
+    """What extensions are written to, used again when all of one was given back: fresh pages cost up to a third of the work."""
+
+    def __init__(self, words: int) -> None:
+        self._words = words
+        self._free: list[Words] = []
+        self._lent: dict[int, tuple[Words, int]] = {}  # by identity: the whole, and how many of its words are out
+
+    def lend(self, used: int) -> Words:
+        """The whole of one, of which `used` words are to come back."""
+        whole = self._free.pop() if self._free else np.empty(self._words, np.uint64)
+        self._lent[id(whole)] = whole, used
+        return whole
+
+    def give_back(self, part: Words) -> None:
+        """A part that nobody reads again; what is no part of something lent is nothing to us."""
+        found = self._lent.get(id(part.base))
+        if found is None:
+            return
+        whole, left = found[0], found[1] - part.size
+        assert left >= 0, "given back twice"
+        if left:
+            self._lent[id(whole)] = whole, left
+            return
+        del self._lent[id(whole)]
+        if len(self._free) < KEPT:
+            self._free.append(whole)
+
+
 class Extender:
     """One party's end. `seed` (k + t h, 2) are transfers that serve nothing else; `delta` is the sender's, and None at the receiver."""
 
@@ -56,7 +86,7 @@ class Extender:
         self.lpn, self._session, self._delta = lpn, session, delta
         self._seed = seed.reshape(-1).copy()
         self._count = 0
-        self._out: Words | None = None
+        self.memory = Memory(2 * lpn.outputs)
         leaves = 1 << lpn.height
         self._nodes = np.empty(2 * BATCH * leaves, np.uint64)
         self._hashed = np.empty(BATCH * leaves, np.uint64)
@@ -71,7 +101,7 @@ class Extender:
         lpn = self.lpn
         message = self._masks().copy()
         roots = np.frombuffer(os.urandom(16 * lpn.trees), np.uint64).reshape(-1, 2)
-        out = np.empty(2 * lpn.outputs, np.uint64)
+        out = self.memory.lend(2 * lpn.net)
         for start in range(0, lpn.trees, BATCH):
             trees = min(BATCH, lpn.trees - start)
             left = roots[start : start + trees].copy()
@@ -87,12 +117,12 @@ class Extender:
         return message, self._next(out)
 
     def receive(self, message: Words) -> Words:
-        """The next transfers (net, 2); their memory is used again by the next call."""
+        """The next transfers (net, 2)."""
         lpn = self.lpn
         masks = self._masks()
         keys = np.ascontiguousarray((masks ^ message).swapaxes(0, 1))  # (h, t, 2)
         bits = np.ascontiguousarray((masks[:, :, 0] & kernels.ONE).T)
-        out = self._out = np.empty(2 * lpn.outputs, np.uint64) if self._out is None else self._out
+        out = self.memory.lend(2 * lpn.net)
         for start in range(0, lpn.trees, BATCH):
             trees = min(BATCH, lpn.trees - start)
             left, total = np.zeros((trees, 2), np.uint64), np.zeros((trees, 2), np.uint64)

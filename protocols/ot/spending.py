@@ -47,24 +47,32 @@ def scale(pool: Pool, other: Pool, how: Scaling, mine: Words, share: Words) -> P
     count, hashed = how.n * how.y_bits, pool.hash
     flips = np.zeros(string_words(count, 1), np.uint64)
     if hashed is None:
-        yield from pool.take(count, lambda first, at, blocks: None)
+        yield from pool.take(count, lambda first, at, blocks: False)
         yield from carrying([pool.item(pool.receiver, None, len(flips))], other)
         yield from carrying([pool.item(pool.sender, None, how.words)], pool)
     elif pool.sends:
         held: list[tuple[int, int, Words]] = []
-        yield from pool.take(count, lambda first, at, blocks: held.append((first, at, blocks)))
+
+        def hold(first: int, at: int, blocks: Words) -> bool:
+            held.append((first, at, blocks))
+            return True
+
+        yield from pool.take(count, hold)
         (answer,) = yield from carrying([pool.item(pool.receiver, None, len(flips))], other)
         message = np.zeros(how.words + 1, np.uint64)  # the kernel reads one word further
         flips = words_of(answer)
         for first, start, blocks in held:
             for at, size, _, laid, aes in hashed.spans([blocks], first, start):
                 kernels.scale_send(laid, aes, at, size, flips, mine, how.bits, how.drop, how.xor, share, message)
+            pool.give_back(blocks)
+        held.clear()
         yield from carrying([pool.item(pool.sender, message[:-1], how.words)], pool)
     else:
 
-        def choose(first: int, at: int, blocks: Words) -> None:
+        def choose(first: int, at: int, blocks: Words) -> bool:
             for place, size, part, laid, aes in hashed.spans([blocks], first, at):
                 kernels.scale_choose(laid, aes, part, place, size, mine, how.drop, how.xor, share, flips)
+            return False
 
         yield from pool.take(count, choose)
         yield from carrying([pool.item(pool.receiver, flips, len(flips))], other)
@@ -107,11 +115,12 @@ def look_up(pool: Pool, other: Pool, how: Table, index: Words | None, table: Wor
     pads = np.empty((0 if pool.hash is None else n * m, 2 if pool.sends else 1, how.groups), np.uint64)
     flips = np.empty(0 if index is None else n * m, np.uint64)
 
-    def keep(first: int, at: int, blocks: Words) -> None:
+    def keep(first: int, at: int, blocks: Words) -> bool:
         if pool.hash is not None:
             pads[at : at + len(blocks)] = pool.hash.pads([blocks], first + at, how.groups)
         if not pool.sends:
             flips[at : at + len(blocks)] = blocks[:, 0] & _ONE
+        return False
 
     yield from pool.take(n * m, keep)
     if index is not None:
@@ -147,7 +156,8 @@ class Triples:
         """Transfers go by bits, then by words."""
         yield from self.pool.take(self._n * self._bits, self._keep)
 
-    def _keep(self, first: int, at: int, blocks: Words) -> None:
+    def _keep(self, first: int, at: int, blocks: Words) -> bool:
         assert self.pool.hash is not None
         for place, size, part, laid, aes in self.pool.hash.spans([blocks], first, at):
             kernels.triples(laid, aes, part, place, size, self.pool.sends, self.factor, self.share)
+        return False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from protocols.ot import kernels
-from protocols.ot.silent import Extender, places
+from protocols.ot.silent import KEPT, Extender, Memory, places
 from protocols.ot.words import Words
 from protocols.security import LPN, LPN_EMP, LPN_WEIGHT, LPN_WIDE, Lpn
 from tests.ot import plain
@@ -94,7 +94,7 @@ def test_every_output_is_a_correlated_transfer(lpn: Lpn) -> None:
     seen = []
     for _ in range(3):
         message, q = sender.send()
-        t = receiver.receive(message).copy()
+        t = receiver.receive(message)
         choice = t[:, 0] & ONE
         assert q.shape == t.shape == (lpn.net, 2) and message.shape == (lpn.trees, lpn.height, 2)
         assert not (q[:, 0] & ONE).any() and np.array_equal(q ^ t, choice[:, None] * delta)
@@ -107,6 +107,26 @@ def test_every_output_is_a_correlated_transfer(lpn: Lpn) -> None:
         agree = (seen[0][2] == seen[1][2]).mean()
         assert abs(agree - 0.5) < 4 / lpn.net**0.5
         assert len({q.tobytes() for _, q, _ in seen}) == len({m.tobytes() for m, _, _ in seen}) == 3
+
+
+def test_memory_is_used_again_once_all_of_it_is_back() -> None:
+    memory = Memory(20)
+    whole = memory.lend(12)
+    first, second = whole[:4].reshape(2, 2), whole[4:12].reshape(4, 2)
+    memory.give_back(first)
+    assert memory.lend(12) is not whole
+    memory.give_back(words(4, 2))  # nothing of its own
+    memory.give_back(second[1:])
+    assert memory.lend(12) is not whole
+    memory.give_back(second[:1])
+    assert memory.lend(12) is whole
+    memory.give_back(first)
+    with pytest.raises(AssertionError, match="twice"):
+        memory.give_back(whole[:10])
+    lent = [memory.lend(20) for _ in range(2 * KEPT)]
+    for each in lent:
+        memory.give_back(each[:])
+    assert len(memory._free) == KEPT
 
 
 def test_sets_hold_what_they_say() -> None:

@@ -21,6 +21,7 @@ from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
+from protocols.errors import HandshakeError
 from tests.support import trio as t
 from tests.support.command import Call, assert_one_line
 from tests.support.command import call as call
@@ -171,6 +172,17 @@ def test_a_directory_of_before_takes_a_maximum(tmp_path: Path) -> None:
     assert loaded.id == old.id and explain(loaded, 8) == explain(old, 8)
     assert [node.plan.within for node in loaded.graph.nodes if node.op == "attention"] == [None, None]
     assert beyond(loaded.graph, loaded.ranges, [torch.tensor([[1, 2, 3]])]) == []
+
+
+@pytest.mark.parametrize("field", ["row_top", "row_depth", "row_spread"])
+def test_a_bundle_with_rows_that_no_table_holds_is_refused(tmp_path: Path, field: str) -> None:
+    lowered, _ = make(tmp_path / "checkpoint", "SM+ScFuFFN")
+    document = json.loads(lowered.bundle())
+    plan = document["graph"]["plan"]["h.0.attn.attention"]
+    assert Lowered.from_bundle(json.dumps(document).encode()).graph.node("h.0.attn.attention").plan.within is not None
+    plan[field] = 64
+    with pytest.raises(HandshakeError, match="a range of rows that no table holds"):
+        Lowered.from_bundle(json.dumps(document).encode())
 
 
 def test_rows_far_apart_keep_the_maximum(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ class CausalAttention(Node):
         row_spread: Bits = 0
         row_by_length: Bits = 0
 
+        def __post_init__(self) -> None:
+            """A peer's plan is held to what the protocol has tables and bits for."""
+            if self.within is not None and not self.within.has_tables(1):
+                raise ValueError("a range of rows that no table holds")
+
         @property
         def within(self) -> RowRange | None:
             """The range of the rows, where they need no maximum."""

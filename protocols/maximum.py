@@ -31,7 +31,7 @@ def _pairs(size: int) -> tuple[tuple[int, int], ...]:
 @lru_cache
 def _sides(size: int) -> Tensor:
     """(2, pairs): the first and the second of every pair."""
-    return torch.tensor(_pairs(size)).T.contiguous()
+    return torch.from_numpy(np.array(_pairs(size)).T.copy())
 
 
 def _differences(x: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Pa
             tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=2, ignore_eos=True)]
             assert t.is_greedy(prompt, tokens)
     assert moves["encode_weights"] == len(names) and masks == dict.fromkeys(names, 1)
-    assert moves["_set_up"] == 3 * len(names)  # a session prepares
+    assert moves["set_up"] == 3 * len(names)  # a session prepares
 
 
 # ---- and that all this would notice

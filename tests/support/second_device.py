@@ -22,7 +22,7 @@ _PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm", "addbmm"}
 # on the CPU: what makes or renames a tensor and computes nothing
 _MAKING = {"empty", "lift_fresh", "detach", "alias", "view", "_unsafe_view", "_to_copy", "clone"}
 # the functions in which a tensor may move: random words, the wire, inputs and public constants, outputs, biases, weights, masked weights
-_MOVES = {"uniform", "unpack", "pack", "_moved", "_back", "constant_of", "encode_weights", "_set_up", "__post_init__"}
+_MOVES = {"uniform", "unpack", "pack", "_moved", "_back", "constant_of", "encode_weights", "set_up", "__post_init__"}
 
 
 class Stray(AssertionError):

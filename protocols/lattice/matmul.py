@@ -42,7 +42,8 @@ from protocols.prg import Prg, Stream, derive, new_seed
 from protocols.ring import blank, known, reduce, signed
 from protocols.rounds import Item, Protocol_
 
-HELD = 1 << 20  # elements of a block of answers, about
+HELD = 1 << 20  # elements of a block of answers, about; both parties number blocks alike
+STEP_BITS = 32  # of a polynomial's number, below those of its group
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _units(plan: Plan, x: Array) -> Array:
     return full.reshape(plan.groups, plan.roots, *out.shape[1:])
 
 
-def _encrypt(plan: Plan, keys: Keys, right: Array, seed: bytes, stream: Stream) -> list[Array]:
+def _encrypt(plan: Plan, secrets: Sequence[list[Array]], right: Array, seed: bytes, stream: Stream, step: int) -> list[Array]:
     """The b of every (group, step, secret), after the transform's stages that part the roots: (groups, steps, S, N) for each prime."""
     ring, base = plan.budget, Base(plan.plain)
     shape = (plan.groups, plan.steps, plan.secrets, ring.degree)
@@ -97,10 +98,10 @@ def _encrypt(plan: Plan, keys: Keys, right: Array, seed: bytes, stream: Stream) 
         scaled, cut = base.scale(message, ring.primes)
         coins = stream.raw(4 * cut.size).view(np.uint32).reshape(cut.shape) * 2.0**-32
         error = noise.errors(stream, cut.size).reshape(cut.shape) + (coins < cut)
-        uniform = uniform_rows(seed, group * plan.steps, plan.steps, ring)
+        uniform = uniform_rows(seed, (group << STEP_BITS) + step, plan.steps, ring)
         for i, p in enumerate(ring.primes):
             transform = field_of(p, ring.degree)
-            secret = np.stack([key[i] for key in keys.secrets[: plan.secrets]])
+            secret = np.stack([key[i] for key in secrets])
             hidden = transform.backward(times(uniform[i], secret, p), plan.roots)
             body = transform.forward(reduced(scaled[i] + error, p), 1, plan.roots)
             out[i][group] = reduced(body - hidden, p)
@@ -170,7 +171,7 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
 def _columns(plan: Plan, sealed: Sequence[Array], seed: bytes, group: int) -> list[Array]:
     """One group's ciphertexts as right operands at every root: (roots, steps, (1 + S) b) for each prime."""
     ring = plan.budget
-    uniform = uniform_rows(seed, group * plan.steps, plan.steps, ring)
+    uniform = uniform_rows(seed, group << STEP_BITS, plan.steps, ring)
     out = []
     for a, b, p in zip(uniform, sealed, ring.primes, strict=True):
         both = np.concatenate([field_of(p, ring.degree).backward(a, plan.roots)[:, None], b[group]], 1)
@@ -262,6 +263,69 @@ def _entries(x: Tensor, bits: int) -> Array:
     return signed(reduce(x, bits), bits).numpy()
 
 
+@dataclass(slots=True, eq=False, repr=False)
+class Chunk:
+    """Ciphertexts that may be answered more than once: their seed, and at the party that answers b (groups, steps, S, N) for each prime."""
+
+    plan: Plan
+    seed: bytes = b""
+    sealed: list[Array] = field(default_factory=list)
+
+    def add(self, rows: list[Array], axis: int) -> None:
+        """More steps (axis 1) or secrets (axis 2)."""
+        self.sealed = [np.concatenate(pair, axis) for pair in zip(self.sealed, rows, strict=True)] if self.sealed else rows
+
+
+def seal(role: Role, holder: Role, keys: Keys, chunk: Chunk, part: Plan, right: Tensor, secret: int = 0, step: int = 0) -> Protocol_[None]:
+    """The holder's message: ciphertexts of right (H, d, m), laid out by `part`, and keys that are missing; the chunk then has them.
+
+    They begin at this secret or at this step of the chunk: one `a` never meets one secret twice.
+    """
+    ring, alive = part.budget, known(right)
+    fresh = keys.missing(secret + part.secrets)
+    public, sealed = None, None
+    if alive:
+        stream = noise.fresh()
+        chunk.seed = chunk.seed or new_seed()
+        public = keys.make(fresh, stream) if fresh else None
+        secrets = keys.secrets[secret : secret + part.secrets]
+        sealed = _encrypt(part, secrets, _entries(right, part.bits), derive(chunk.seed, "ciphertexts"), stream, step)
+    shape = (part.groups, part.steps, part.secrets, ring.degree)
+    items = [seed_item(holder, chunk.seed if alive else None), *residue_items(holder, sealed, shape, ring.primes)]
+    if fresh:
+        items += [seed_item(holder, keys.seed if public else None), *residue_items(holder, public, (fresh, ring.degree), ring.primes)]
+    received = yield items
+    many = len(ring.primes)
+    if role is not holder and known(*received):
+        if fresh:
+            keys.receive(seed_of(received[many + 1]), residues_of(received[many + 2 :], ring.primes, holder))
+        chunk.seed = seed_of(received[0])
+        chunk.add(residues_of(received[1 : many + 1], ring.primes, holder), 1 if step else 2)
+
+
+def answer(transfers: Products, role: Role, holder: Role, keys: Keys, chunk: Chunk, left: Tensor, need: Tensor | None) -> Protocol_[Tensor]:
+    """Shares of left (H, n, d) times what the chunk holds, (H, n, m) modulo 2^bits; left is a blank at the holder."""
+    plan, ring, holds = chunk.plan, chunk.plan.budget, role is holder
+    other = Role.CLIENT if holder is Role.SERVER else Role.SERVER
+    wanted, sent, seed, share = _wanted(plan, need), _Answer([]), None, None
+    if known(left) and not holds:
+        seed = new_seed()
+        seeds = (derive(chunk.seed, "ciphertexts"), derive(seed, "tops"))
+        sent, share = _answer(plan, keys, _entries(left, plan.bits), chunk.sealed, seeds, wanted)
+    count = int(wanted.sum()) * plan.groups * plan.roots
+    low = torch.from_numpy(np.concatenate(sent.low)) if sent.low else blank(count)
+    server = other is Role.SERVER
+    received = yield [
+        seed_item(other, seed),
+        *residue_items(other, sent.first or None, (plan.groups, plan.rows, ring.degree), ring.kept),
+        Item(low, ring.low_bits, from_server=server, from_client=not server),
+    ]
+    if holds and known(*received):
+        first = residues_of(received[1:-1], ring.kept, other)
+        share = _decrypt(plan, keys, first, received[-1].numpy(), derive(seed_of(received[0]), "tops"), wanted)
+    return (yield from _converted(transfers, role, holder, plan, share, wanted))
+
+
 def matmul(
     transfers: Products, role: Role, holder: Role, keys: Keys, plan: Plan, left: Tensor, right: Tensor, need: Tensor | None
 ) -> Protocol_[Tensor]:
@@ -269,39 +333,6 @@ def matmul(
 
     Rounds: two messages, and those of one product of private bits an output. Bytes: `Plan.sent`, keys the first time, that product's.
     """
-    ring, holds = plan.budget, role is holder
-    other = Role.CLIENT if holder is Role.SERVER else Role.SERVER
-    alive = known(right) if holds else known(left)
-    wanted, fresh = _wanted(plan, need), keys.missing(plan.secrets)
-    shape = (plan.groups, plan.steps, plan.secrets, ring.degree)
-    seed, public, sealed = None, None, None
-    if holds and alive:
-        stream, seed = noise.fresh(), new_seed()
-        public = keys.make(fresh, stream) if fresh else None
-        sealed = _encrypt(plan, keys, _entries(right, plan.bits), derive(seed, "ciphertexts"), stream)
-    items = [seed_item(holder, seed), *residue_items(holder, sealed, shape, ring.primes)]
-    if fresh:
-        items += [seed_item(holder, keys.seed if public else None), *residue_items(holder, public, (fresh, ring.degree), ring.primes)]
-    received = yield items
-    answer, share = _Answer([]), None
-    if alive and not holds:
-        many = len(ring.primes)
-        if fresh:
-            keys.receive(seed_of(received[many + 1]), residues_of(received[many + 2 :], ring.primes, holder))
-        rows, seed = residues_of(received[1 : many + 1], ring.primes, holder), new_seed()
-        seeds = (derive(seed_of(received[0]), "ciphertexts"), derive(seed, "tops"))
-        answer, share = _answer(plan, keys, _entries(left, plan.bits), rows, seeds, wanted)
-    elif holds:
-        seed = None
-    count = int(wanted.sum()) * plan.groups * plan.roots
-    low = torch.from_numpy(np.concatenate(answer.low)) if answer.low else blank(count)
-    server = other is Role.SERVER
-    received = yield [
-        seed_item(other, seed),
-        *residue_items(other, answer.first or None, (plan.groups, plan.rows, ring.degree), ring.kept),
-        Item(low, ring.low_bits, from_server=server, from_client=not server),
-    ]
-    if alive and holds:
-        first = residues_of(received[1:-1], ring.kept, other)
-        share = _decrypt(plan, keys, first, received[-1].numpy(), derive(seed_of(received[0]), "tops"), wanted)
-    return (yield from _converted(transfers, role, holder, plan, share, wanted))
+    chunk = Chunk(plan)
+    yield from seal(role, holder, keys, chunk, plan, right)
+    return (yield from answer(transfers, role, holder, keys, chunk, left, need))

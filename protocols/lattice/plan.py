@@ -80,7 +80,8 @@ class Plan:
         return up + 16, down + 16 + packed_size(self.groups * needed * self.roots, ring.low_bits)
 
 
-def _fits(heads: int, rows: int, inner: int, columns: int, bits: int, degree: int, width: int, parts: int) -> Plan | None:
+def fitting(heads: int, rows: int, inner: int, columns: int, bits: int, degree: int, width: int, parts: int) -> Plan | None:
+    """The layout with these columns a root and parts; None where this degree does not reach."""
     roots, steps = degree // width, -(-inner // parts)
     wanted = max(PLAIN_LEAST, math.log2(inner) + 2 * bits + 2.0**-12)
     plain = primes_for(wanted, 2 * roots, 47)
@@ -115,7 +116,7 @@ def layout(heads: int, rows: int, inner: int, columns: int, bits: int, needed: i
             for parts in _parts(heads, inner, roots):
                 if -(-inner // parts) > MOST_STEPS:
                     continue
-                plan = _fits(heads, rows, inner, columns, bits, degree, width, parts)
+                plan = fitting(heads, rows, inner, columns, bits, degree, width, parts)
                 if plan is None:
                     continue
                 cost = sum(plan.sent(needed)) + key_bytes(plan.budget, plan.secrets)

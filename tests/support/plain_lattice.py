@@ -36,7 +36,12 @@ class PlainLattice:
         return
         yield
 
-    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+    def forget(self) -> None:
+        """See `LatticeEnd`."""
+
+    def matmul(
+        self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, kept: Any = None
+    ) -> Protocol_[Tensor]:
         """See `LatticeEnd`."""
         holds, server = self.role is holder, holder is Role.SERVER
         (encrypted,) = yield [Item(right, bits, from_server=server, from_client=not server)]

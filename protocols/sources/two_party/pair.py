@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from protocols.correlations import Part, Role
 from protocols.errors import CorrelationError
+from protocols.lattice.lines import Line
 from protocols.prg import Prg, new_seed
 from protocols.rounds import Protocol_
 from protocols.shares import Hidden
@@ -39,11 +40,24 @@ class TransfersEnd(Protocol):
 class LatticeEnd(Protocol):
     """One party's end of encrypted linear algebra; every method is a protocol. See `protocols.lattice`."""
 
-    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+    def matmul(
+        self,
+        holder: Role,
+        left: Tensor,
+        right: Tensor,
+        bits: int,
+        need: Tensor | None = None,
+        kept: tuple[int, Sequence[Line]] | None = None,
+    ) -> Protocol_[Tensor]:
         """Shares of left @ right modulo 2^bits: right (..., d, m) at `holder`, who encrypts, left (..., n, d) at the other.
 
-        `need` (n, m), bool and public: which outputs are wanted; the others may be anything.
+        `need` (n, m), bool and public: which outputs are wanted; the others may be anything. `kept`: right is joined along an axis from
+        pieces
+        with names, and stays for later products.
         """
+
+    def forget(self) -> None:
+        """What was kept will not come again."""
 
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
         """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
@@ -52,8 +66,27 @@ class LatticeEnd(Protocol):
         """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
 
 
-class MakersLattice(LatticeEnd, Protocol):
+class Pieces(NamedTuple):
+    """Of which masks, that outlive their pass, a right operand is joined along an axis, -1 or -2: names, and how many places each has."""
+
+    axis: int
+    names: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class MakersLattice(Protocol):
     """What makers have of it: see `schedule.BatchedLattice`."""
+
+    def matmul(
+        self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
+    ) -> Protocol_[Tensor]:
+        """See `LatticeEnd`; both have the same heads, and `pieces` make up right."""
+
+    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
+        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
+
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
 
     def columns(self, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
         """Shares of x * y modulo 2^bits: y (n, 1) at `holder`, x (n, w) at the other; whichever is cheaper to encrypt is encrypted."""
@@ -80,7 +113,8 @@ class Pair:
     """One party of the two while they make correlations.
 
     `weights`: at S the encoded tensors, at C what it keeps of each that `lattice.linear` takes (a diagonal weight has nothing at
-    C). `masks`: this party's shares of the masks that correlations left, by name. `traced`: on shapes alone.
+    C). `masks`: this party's shares of the masks that correlations left, by name; `kept`: which outlive their pass. `traced`: on shapes
+    alone.
     """
 
     def __init__(
@@ -96,6 +130,7 @@ class Pair:
         self.role, self.transfers, self.lattice, self.weights = role, transfers, lattice, weights
         self.traced, self.device = traced, device
         self.masks: dict[int, Secret] = {}
+        self.kept: set[int] = set()
         self._prg, self._drawn = Prg(new_seed()), 0  # this party's own randomness: no peer expands it
 
     def __repr__(self) -> str:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Role
+from protocols.lattice.lines import Line
 from protocols.ring import blank, known
 from protocols.rounds import Item, Protocol_, Received
-from protocols.sources.two_party.pair import LatticeEnd, TransfersEnd
+from protocols.sources.two_party.pair import LatticeEnd, Pieces, TransfersEnd
 from protocols.sources.two_party.sketch import sketch
 
 MANY = 1 << 13  # factors that fill a ciphertext
@@ -33,6 +34,7 @@ class _Request(Item):
     tensors: tuple[Tensor, ...] = field(default=(), repr=False)
     result: tuple[int, ...] = ()  # the answer's shape
     need: Tensor | None = None
+    names: tuple[int, ...] = ()  # of what the right operand of a product of matrices is joined from
 
 
 class Batched:
@@ -65,15 +67,18 @@ class BatchedLattice:
     def __init__(self, lattice: LatticeEnd) -> None:
         self._lattice = lattice
 
-    def matmul(self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
-        """See `LatticeEnd`; both have the same heads."""
+    def matmul(
+        self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
+    ) -> Protocol_[Tensor]:
+        """See `MakersLattice`."""
         *heads, n, d = left.shape
         m = right.shape[-1]
         wanted = None if need is None else need.numpy().tobytes()
         request = _Request(
             left,
             1,
-            sort=("matmul", holder, bits, (n, d), (d, m), wanted),
+            sort=("matmul", holder, bits, (n, d), (d, m), wanted, pieces and (pieces.axis, pieces.sizes)),
+            names=pieces.names if pieces else (),
             tensors=(left.reshape(-1, n, d), right.reshape(-1, d, m)),
             result=(*heads, n, m),
             need=need,
@@ -104,12 +109,13 @@ class Ends(NamedTuple):
     lattice: LatticeEnd
 
 
-def _perform(ends: Ends, request: _Request, tensors: Sequence[Tensor]) -> Protocol_[Tensor]:
-    method, *rest = request.sort
+def _perform(ends: Ends, requests: Sequence[_Request], tensors: Sequence[Tensor]) -> Protocol_[Tensor]:
+    method, *rest = requests[0].sort
     transfers = ends.transfers
     if method == "matmul":
-        holder, bits, *_ = rest
-        return ends.lattice.matmul(holder, tensors[0], tensors[1], bits, request.need)
+        holder, bits, *_, pieces = rest
+        kept = pieces and (pieces[0], [Line(each.names, pieces[1], math.prod(each.result[:-2])) for each in requests])
+        return ends.lattice.matmul(holder, tensors[0], tensors[1], bits, requests[0].need, kept)
     if method == "columns":
         return _columns(ends.lattice, rest[0], tensors[0], tensors[1], rest[1])
     if method == "ands":
@@ -146,7 +152,7 @@ def _batch(ends: Ends, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
     if sort[0] in ("matmul", "columns"):
         last = sort[3], sort[4]
     joined = [_joined([r.tensors[k] for r in requests], last[k]) for k in range(2)]
-    answer = yield from _perform(ends, requests[0], joined)
+    answer = yield from _perform(ends, requests, joined)
     flat = answer.reshape(-1) if known(answer) else answer
     found, at = [], 0
     for request in requests:

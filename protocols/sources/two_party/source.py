@@ -73,7 +73,6 @@ class TwoPartySource(PartySource):
         self._behind, self._window = Ends(transfers, lattice), window
         self.pair = Pair(role, Batched(), BatchedLattice(lattice), weights, traced=traced, device=device)
         self._asked: list[tuple[int, Kind]] = []
-        self._kept: set[int] = set()  # names of masks that outlive their pass
         self._ends: deque[int] = deque()  # of the passes under way, the name after each
         self._broken = False
 
@@ -133,7 +132,7 @@ class TwoPartySource(PartySource):
             for used in shapes.named:
                 users[used] = users.get(used, 0) + 1
             if isinstance(kind, Mask) and kind.keep:
-                self._kept.add(name)
+                self.pair.kept.add(name)
             at_once = maker_of(kind)[1] and shapes.named.isdisjoint(names) and weight + held <= left
             if at_once:
                 names.discard(name)  # what is left in it waits for room
@@ -159,11 +158,11 @@ class TwoPartySource(PartySource):
     def _task(self, name: int, kind: Kind, weight: int, needs: frozenset[int], users: dict[int, int]) -> Task:
         def finish(made: Made) -> None:
             assert made.own is not None
-            if made.left is not None and (users.get(name) or name in self._kept):
+            if made.left is not None and (users.get(name) or name in self.pair.kept):
                 self.pair.masks[name] = made.left
             for used in needs:
                 users[used] -= 1
-                if not users[used] and used not in self._kept:
+                if not users[used] and used not in self.pair.kept:
                     del self.pair.masks[used]
             if not self.pair.traced:
                 self.hold(Correlation(kind, name, self.role, made.own, made.shares))
@@ -178,7 +177,8 @@ class TwoPartySource(PartySource):
     def forget(self) -> None:
         """The context was reset: the masks of cached wires go too."""
         self.pair.masks.clear()
-        self._kept.clear()
+        self.pair.kept.clear()
+        self._behind.lattice.forget()
 
     def predict(self, kinds: Sequence[Kind], trace: Trace | None = None) -> Preprocessing:
         """On shapes alone: exactly what making this pass takes, after those that were predicted before. It counts as taken.

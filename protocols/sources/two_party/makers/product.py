@@ -13,7 +13,7 @@ from protocols.ring import add, blank, known, multiply, reduce
 from protocols.rounds import Protocol_
 from protocols.rows import Rows
 from protocols.sources.two_party.making import Made, makes
-from protocols.sources.two_party.pair import Pair
+from protocols.sources.two_party.pair import Pair, Pieces
 from protocols.sources.two_party.shared import crossed, one_sided
 
 
@@ -50,15 +50,18 @@ def columns(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return _expanded(x, shape).reshape(-1, width), factors.reshape(-1, 1)
 
 
-def _matrices(pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None) -> Protocol_[Tensor]:
+def _matrices(
+    pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
+) -> Protocol_[Tensor]:
     """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder."""
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    pieces = pieces if tuple(right.shape[:-2]) == batch else None
     left = reduce(_expanded(left, (*batch, *left.shape[-2:])), bits)
     right = reduce(_expanded(right, (*batch, *right.shape[-2:])), bits)
 
     def cross(sender: Role) -> Protocol_[Tensor]:
         first, second = one_sided(pair, sender, right, left)
-        return pair.lattice.matmul(sender, second, first, bits, need)
+        return pair.lattice.matmul(sender, second, first, bits, need, pieces)
 
     shared = yield from crossed(pair, cross)
     own = matmul(left, right, bits) if known(left, right) else blank(*shared.shape)
@@ -69,6 +72,13 @@ def _columns(pair: Pair, kind: MatmulMask) -> Tensor:
     """All that `y` names, joined along their rows."""
     found = [pair.mask(name).value for name in kind.y]
     return found[0] if len(found) == 1 else torch.cat(found, -2)
+
+
+def _pieces(pair: Pair, kind: MatmulMask, axis: int) -> Pieces | None:
+    """The same by name, where all of it stays for later passes: its ciphertexts then do too."""
+    if not pair.kept.issuperset(kind.y):
+        return None
+    return Pieces(axis, tuple(kind.y), tuple(pair.mask(name).shape[-2] for name in kind.y))
 
 
 @makes(MatmulMask, at_once=True)
@@ -82,7 +92,7 @@ def matmul_mask(pair: Pair, kind: MatmulMask, own: Tensors) -> Protocol_[Made]:
 def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Protocol_[Made]:
     """The same with x unpacked, zeros where its rows have no element."""
     x = Rows(*kind.rows).unpack(pair.mask(kind.x).value)
-    made = yield from _matrices(pair, x, _columns(pair, kind), kind.bits)
+    made = yield from _matrices(pair, x, _columns(pair, kind), kind.bits, pieces=_pieces(pair, kind, -2))
     return Made((made,))
 
 
@@ -92,5 +102,5 @@ def matrix_times_rows(pair: Pair, kind: MatrixTimesRowsMask, own: Tensors) -> Pr
     rows = Rows(*kind.rows)
     need = torch.arange(rows.columns) < torch.from_numpy(rows.lengths)[:, None]
     y = _columns(pair, kind).transpose(-1, -2)
-    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits, need)
+    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits, need, _pieces(pair, kind, -1))
     return Made((rows.pack(made),))

@@ -12,7 +12,7 @@ from typing import Any
 
 from privinf.client.setup import ClientStore, receive_bundle
 from privinf.doctor.finding import Check, roles_of, tried
-from privinf.session.messages import End, Join, Key, Needs, Session, SessionSeed, Welcome, greet
+from privinf.session.messages import MAX_KINDS, End, Join, Key, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, dial, parse_address
@@ -78,7 +78,7 @@ class Deployment:
             trust = connection.receive_control(Welcome).trust
             connection.send_control(Needs(()))  # nothing of the public bundle
             if trust == TWO_PARTY:
-                connection.receive_control(Key)
+                connection.receive_control(Key, MAX_KINDS)
             connection.send_control(Needs(()))  # nor of the weights
             token = connection.receive_control(Session).token
             if dealer is not None and trust == DEALER:

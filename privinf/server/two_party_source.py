@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,10 @@ class TwoPartySupply(Supply):
 
     trust = TWO_PARTY
 
+    def __init__(self, service: Service, dealer: str | None) -> None:
+        super().__init__(service, dealer)
+        self._making = threading.Lock()
+
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""
         return {name: part.size for name, part in Sealing.of(lowered).parts.items()}
@@ -42,32 +47,47 @@ class TwoPartySupply(Supply):
     def set_up(self, model: ServedModel, connection: Connection) -> None:
         """See `Supply`: the encrypted weights, in messages of a bounded size."""
         sealing, turns, client = Sealing.of(model.lowered), self.service.turns, connection.peer_fingerprint
-        key = sealing.key_id(model.mask_seed)
-        connection.send_control(Key(key))
+        kept = SealedStore(self.service.options.cache, "sealed", model.lowered.id, sealing.key_id(model.mask_seed))
+        with turns.turn(client), self._refusing():
+            digests = tuple(self._made(model, sealing, kept, name) for name in sealing.parts)
+        connection.send_control(Key(sealing.key_id(model.mask_seed), digests), MAX_KINDS)
         names = connection.receive_control(Needs, MAX_KINDS).names
         self.wanted(model, connection, names)
-        with turns.turn(client):
+        with turns.turn(client), self._refusing():
             for name in names:
-                connection.meter.label = sealing.parts[name].label
-                for message in self._messages(model, sealing, key, name):
+                part = sealing.parts[name]
+                connection.meter.label = part.label
+                data = kept.read(name, part.size)
+                if data is None:  # it was damaged, and is gone now
+                    self._made(model, sealing, kept, name)
+                    data = kept.read(name, part.size)
+                if data is None:
+                    raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
+                for message in part.cut(data):
                     with turns.between(client):
                         connection.send(message)
         connection.meter.label = ("", "")
 
-    def _messages(self, model: ServedModel, sealing: Sealing, key: str, name: str) -> Iterator[bytes | memoryview]:
-        """A weight as it is sent, from the disk; made where none is kept, and kept once all of it was sent."""
-        store, part = SealedStore(self.service.options.cache, "sealed", model.lowered.id, key), sealing.parts[name]
+    def _made(self, model: ServedModel, sealing: Sealing, kept: SealedStore, name: str) -> bytes:
+        """The digest of an encrypted weight, which is made if it is not kept; by one session at a time, for all."""
+        with self._making:
+            digest = kept.digest(name, sealing.parts[name].size)
+            if digest is None:
+                kept.sweep()
+                with kept.writing(name) as write:
+                    for piece in sealing.seal(model.mask_seed, name, model.encoded):
+                        write(memoryview(piece))
+                digest = kept.digest(name, sealing.parts[name].size)
+        if digest is None:
+            raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
+        return digest
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """A client is told that the disk refuses, and not where on it."""
         try:
-            store.sweep()
-            kept = store.read(name, part.size)
-            if kept is not None:
-                yield from part.cut(kept)
-                return
-            with store.writing(name) as write:
-                for message in sealing.seal(model.mask_seed, name, model.encoded):
-                    write(memoryview(message))
-                    yield message
-        except ConfigError as error:  # the client is told that, and not where on our disk
+            yield
+        except ConfigError as error:
             log.error("the encrypted weights cannot be kept: %s", error)
             what, remedy = "the server cannot keep its encrypted weights", "look at the server's output"
             raise RefusedError(what, party="server", remedy=remedy, code=Code.DISK) from None

@@ -55,9 +55,13 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """S, where the two are alone: which key its weights are encrypted under. What C has kept under another is of no use."""
+    """S, where the two are alone: which key its weights are encrypted under, and a digest of each as it sends it, in their order.
+
+    What C has kept under another key, or with another digest, is of no use.
+    """
 
     id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    digests: Annotated[tuple[Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)], ...], msgspec.Meta(max_length=1 << 16)]
 
 
 class Needs(msgspec.Struct, frozen=True):

@@ -13,12 +13,13 @@ import contextlib
 import hashlib
 import logging
 import mmap
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from privinf.files import finish, make_private, move_into_place, part_file, refusals, sweep
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, HandshakeError
 
 log = logging.getLogger("privinf")
 _DIGEST = 32  # bytes
@@ -38,6 +39,18 @@ class SealedStore:
 
     def _digest(self, name: str) -> hashlib._Hash:
         return hashlib.sha256(f"{self.named} {name}\n".encode())
+
+    def digest(self, name: str, size: int) -> bytes | None:
+        """Of a kept part of this size, as it was written; whether it is still what it was, `read` says."""
+        try:
+            with self._path(name).open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                if file.tell() != size + _DIGEST:
+                    return None
+                file.seek(size)
+                return file.read()
+        except OSError:
+            return None
 
     def sweep(self) -> None:
         """Removes what is kept under other keys, and what interrupted writes have left."""
@@ -72,8 +85,11 @@ class SealedStore:
         return None
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Callable[[memoryview], None]]:
-        """Takes a part piece by piece, and keeps it once the block has ended well; ConfigError where the disk refuses."""
+    def writing(self, name: str, expect: bytes | None = None) -> Iterator[Callable[[memoryview], None]]:
+        """Takes a part piece by piece, and keeps it once the block has ended well; ConfigError where the disk refuses.
+
+        HandshakeError, and nothing is kept, for a part with another digest than was expected.
+        """
         digest = self._digest(name)
         with contextlib.ExitStack() as stack:
             with refusals(self._root):
@@ -85,6 +101,9 @@ class SealedStore:
                     file.write(data)
 
             yield write
+            if expect not in (None, digest.digest()):
+                remedy = "nothing of it was kept; ask who runs it"
+                raise HandshakeError(f"what the server sent as {name} is not what it said it would send", party="client", remedy=remedy)
             with refusals(self._root):
                 file.write(digest.digest())
                 finish(file)

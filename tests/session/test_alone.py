@@ -15,10 +15,11 @@ import torch
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.doctor.deployment import Deployment
-from privinf.lowering.encrypted import Sealing
+from privinf.lowering.encrypted import SealedPart, Sealing
 from privinf.lowering.explain import explain
 from privinf.server.server import Server
 from privinf.session.messages import Key, Needs, Welcome, greet
+from privinf.session.sealed import SealedStore
 from privinf.transport.frames import FrameKind
 from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError
 from tests.support import trio as t
@@ -151,6 +152,29 @@ def test_a_damaged_part_is_fetched_anew_and_nothing_else(pair: Duo, tmp_path: Pa
     again = set_up_bytes(pair.client(cache=tmp_path))
     assert 0 < again <= len(data) < whole and "made anew" in caplog.text
     assert path.read_bytes() != bytes(data)
+
+
+def test_what_another_server_sent_under_the_same_name_is_fetched_anew(pair: Duo, tmp_path: Path) -> None:
+    """It is whole, and of the right size; but it is not what this server sends."""
+    set_up_bytes(pair.client(cache=tmp_path))
+    lowered, sealing = pair.server.lowered, Sealing.of(pair.server.lowered)
+    assert lowered.mask_seed is not None
+    store = SealedStore(tmp_path, "setup", lowered.id, sealing.key_id(lowered.mask_seed))
+    name, part = next(iter(sealing.parts.items()))
+    before = store.read(name, part.size)
+    assert before is not None
+    with store.writing(name) as write:
+        write(memoryview(bytes(part.size)))
+    assert store.read(name, part.size) == bytes(part.size)
+    assert set_up_bytes(pair.client(cache=tmp_path)) == part.size and store.read(name, part.size) == before
+
+
+def test_a_server_that_sends_something_else_than_it_said(pair: Duo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SealedPart.cut
+    monkeypatch.setattr(SealedPart, "cut", lambda part, data: own(part, memoryview(bytes(len(data)))))
+    with pytest.raises(HandshakeError, match=r"is not what it said it would send.*nothing of it was kept"):
+        set_up_bytes(pair.client(cache=tmp_path))
+    assert not kept(tmp_path)
 
 
 def test_a_part_in_the_place_of_another_is_fetched_anew(pair: Duo, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Transfers:
         return found
 
     def start(self) -> Protocol_[None]:
-        """Base transfers and seeds of the silent extension, both ways; once a session, before anything else. Three rounds, 2.9 MB."""
+        """Base transfers and seeds of the silent extension, both ways; once a session, before anything else. Three rounds, 4.0 MB."""
         yield from parallel(*(self._pools[sender].start() for sender in Role))
 
     def correlated(self, sender: Role, choice: Tensor, delta: Tensor, bits: int, *, xor: bool = False) -> Protocol_[Tensor]:

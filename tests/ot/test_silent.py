@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from protocols.ot import kernels
 from protocols.ot.silent import KEPT, Extender, Memory, places
 from protocols.ot.words import Words
-from protocols.security import LPN, LPN_EMP, LPN_WEIGHT, LPN_WIDE, Lpn
+from protocols.security import KAPPA, LPN, LPN_EMP, LPN_WEIGHT, LPN_WIDE, Lpn
 from tests.ot import plain
 
 ONE = np.uint64(1)
@@ -133,3 +134,31 @@ def test_sets_hold_what_they_say() -> None:
     for lpn in (LPN, LPN_EMP, LPN_WIDE):
         assert lpn.outputs == lpn.trees * 2**lpn.height and lpn.net == lpn.outputs - lpn.dimension - lpn.trees * lpn.height > 0
     assert LPN.dimension >= LPN_EMP.dimension and LPN.outputs <= LPN_EMP.outputs  # no easier than that
+
+
+def core(at: np.ndarray, dimension: int, step: int = 256) -> int:
+    """Columns left when the least read ones go, some at a time, with the outputs that read them, while outputs suffice."""
+    width, order = at.shape[1], np.argsort(at.reshape(-1), kind="stable")
+    starts = np.searchsorted(at.reshape(-1)[order], np.arange(dimension + 1))
+    readers, degrees = order // width, np.diff(starts)
+    alive, used, columns, outputs = np.ones(len(at), bool), np.ones(dimension, bool), dimension, len(at)
+    while outputs >= columns:
+        out = np.argpartition(np.where(used, degrees, len(at)), step)[:step]
+        used[out] = False
+        gone = np.unique(np.concatenate([readers[starts[k] : starts[k + 1]] for k in out]))
+        gone = gone[alive[gone]]
+        alive[gone] = False
+        degrees = degrees - np.bincount(at[gone].reshape(-1), minlength=dimension)
+        columns, outputs = columns - step, outputs - len(gone)
+    return columns + step
+
+
+def test_sparse_rows_leave_no_small_core() -> None:
+    """Domain reduction (arXiv 2407.19215): all outputs of the core without an error, and as much work as it has columns for each try."""
+
+    def bits(columns: int) -> float:
+        return -LPN.trees * math.log2(1 - columns / LPN.outputs) + math.log2(columns)
+
+    found = core(plain.read_places(places(LPN)), LPN.dimension)
+    assert LPN.dimension / 2 < found < LPN.dimension and bits(found) > KAPPA
+    assert bits(53972) < 100  # what that leaves of a secret of 5 << 14

@@ -240,6 +240,22 @@ def budget(
 
 @app.command()
 @expand()
+def trust(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Two layers of width 64, instead of GPT-2 size.")] = False,
+    seq: Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of the prompt: 128, or 32 with --quick.")] = None,
+    samples: Samples = 1,
+    files: Files,
+) -> None:
+    """Trust models side by side: a dealer, the two parties alone, stock CrypTen, SPU's CHEETAH. `python -m benchmarks trust --quick`"""
+    from benchmarks.scenarios.trust import trust as scenario
+
+    length = seq or (32 if quick else 128)
+    _perform("trust", files, lambda run, work: scenario(run, work, quick=quick, seq=length, samples=samples))
+
+
+@app.command()
+@expand()
 def micro(*, samples: Samples = 5, trust: Trust = DEALER, files: Files) -> None:
     """Every protocol by itself: bytes an element, rounds, throughput, error. `python -m benchmarks micro`"""
     from benchmarks.scenarios.micro import micro as scenario

@@ -61,7 +61,7 @@ def compare(
 
 def everything(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results, tables, pictures, report.html.")] = Path("runs/bench"),
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of half an hour.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes instead of an hour.")] = False,
     only: Annotated[
         str, typer.Option("--only", metavar="A,B", help="Stages to run now; --list names them. The report is of all results in DIR.")
     ] = "",

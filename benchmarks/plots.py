@@ -12,6 +12,7 @@ from benchmarks import choose, style
 from benchmarks.published import AERO, BASELINE, SMALLEST, SYSTEMS
 from benchmarks.schema import Result
 from benchmarks.style import CRYPTEN, EARLIER, OURS, PUBLISHED
+from benchmarks.trusts import trust
 
 KINDS = (  # what is looked for in an operator's name, what it is called, its colour; in the order of a layer
     (("embedding",), "embedding", style.SKY),
@@ -381,4 +382,4 @@ def passes(results: Sequence[Result]) -> Figure | None:
     return None
 
 
-FIGURES = {f.__name__: f for f in (headline, ladder, waterfall, links, scale, generate, serving, soak, pareto, passes)}
+FIGURES = {f.__name__: f for f in (headline, trust, ladder, waterfall, links, scale, generate, serving, soak, pareto, passes)}

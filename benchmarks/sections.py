@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import choose
+from benchmarks import choose, trusts
 from benchmarks.headline import error, headline, times
 from benchmarks.links import name_of
 from benchmarks.networks import GPT2, QUICK
@@ -263,16 +263,25 @@ BUDGET = (
     "included. `must` and `goal` are what this project asks of itself."
 )
 
+ALONE = (
+    "SM+ScFuFFN_i6, 12 layers of 768, T = 128, with rings planned for 1024 positions, all phases but set-up, both directions, both parties "
+    "on one machine. A query that stands alone makes what it needs and keeps nothing for others. The shipped model is timed from the start "
+    "of the processes, with nothing in any cache; the softmax element is that of the heads of all layers at once."
+)
+
 
 def tables(results: Sequence[Result]) -> list[Entry]:
     """All sections, also empty ones."""
     goals = [goal for result in choose.of_scenario(results, "budget", "ladder") for goal in result.budget]
+    alone = [goal for result in choose.of_scenario(results, "two-party budget") for goal in result.budget]
     return [
         _headline(results),
+        trusts.section(results),
         _ladder(results),
         _layers(results),
         _against(results),
         ("The byte budget at GPT-2 size", "", BUDGET if goals else "", [budget(goals)]),
+        ("The budget of the two parties alone at GPT-2 size", "", ALONE if alone else "", [budget(alone)]),
         _links(results),
         _scale(results),
         _generate(results),

@@ -46,6 +46,8 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
         Stage("shipped", ("shipped", name, "--samples", "2" if quick else "5", "--errors", "1" if quick else "3"), 1.5),
         Stage("ladder", ("ladder", *small, *beside, "--samples", "1" if quick else "2", *on), 1.5 if quick else 12),
         *(() if quick else [Stage("budget", ("budget",), 2.5)]),
+        Stage("trust", ("trust", *small), 1.5 if quick else 12),
+        *(() if quick else [Stage("two-party", ("budget", "--trust", "two-party", "--model", name), 12)]),
         Stage("generate", ("generate", name, *small), 1.5 if quick else 6),
         Stage("links", ("links", name, "--links", links, "--kernel", "--samples", "1" if quick else "2", *on), 0.5 if quick else 2),
         Stage("scale", ("scale", *small, "--samples", "1" if quick else "2", *on), 1.5),

@@ -86,7 +86,14 @@ def made_up() -> list[Result]:
     quiet = [
         Measure(name, 3e8, "B", "server", samples=(3e8, 3.2e8)) for name in ("memory in the crowd, at most", "memory when nobody is there")
     ]
-    return [*found, Result("soak", **about, measures=tuple(quiet))]
+    found.append(Result("soak", **about, measures=tuple(quiet)))
+    ours = [
+        row(10**6 * size, "", phase=phase, alone=True, trust="two-party") for phase, size in (("online", 1), ("offline", 9), ("setup", 5))
+    ]
+    with_dealer = [row(10**6, "", phase=phase) for phase in ("online", "offline")]
+    sums = [total(r, r.bytes_sent, alone=r.alone) for r in (*ours, *with_dealer)] + [total(ours[0], 10**9, backend="crypten")]
+    found.append(Result("trust", **about, rows=tuple(ours), totals=tuple(sums)))
+    return [*found, Result("two-party budget", **about, budget=(Goal("from a stock", "MB", "AERO 6290", 750, 450, None, "not built"),))]
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +173,25 @@ def test_what_is_kept_gives_the_same_page(results: list[Result], tmp_path: Path)
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     text = (tmp_path / "first" / "README.md").read_text()
     assert "0.009 to 2 (2)" in text and "commit 0123456789ab" in text and "docs/figures/headline.png" in text
+
+
+def test_trust_models_stand_side_by_side(results: list[Result]) -> None:
+    """A line for each system, phase by phase, others' as published; and nothing where the two were never alone."""
+    page = report.as_markdown(report.sections(results))
+    told = page.split("## Trust models side by side")[1].split("## ")[0]
+    lines = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in told.splitlines() if (cells := line.split("|"))[1:]}
+    assert lines["privinf, two parties"][1:4] == ["1 MB", "9 MB", "5 MB"] and lines["privinf, dealer"][1:4] == ["1 MB", "1 MB", ""]
+    assert lines["stock CrypTen"][1] == "1 GB" and lines["AERO"][1] == "all phases 6.29 GB" and lines["AERO"][4] == "254 s"
+    assert "| from a stock | AERO 6290 | 750 MB | 450 MB | not built |" in page
+    without = [result for result in results if result.scenario not in ("trust", "two-party budget")]
+    page = report.as_markdown(report.sections(without))
+    assert "Trust models" not in page and "two parties alone" not in page and "trust" not in {s.name for s in report.sections(without)}
+
+
+def test_figures_with_a_dealer_are_not_mixed_with_those_without(results: list[Result]) -> None:
+    mixed = [r for r in results if r.scenario == "trust"]
+    assert {t.alone for t in choose.totals(mixed, backend="privinf")} == {False}
+    assert {t.alone for t in choose.totals(mixed, backend="privinf", alone=True)} == {True}
 
 
 @pytest.mark.parametrize(

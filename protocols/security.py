@@ -103,8 +103,9 @@ FLOOD_BITS = 64
 """A flood is uniform in [-F, F), F = 2^64 times the noise's standard deviation, at the worst values of whoever made that noise.
 
 Noise moves such a flood by a statistical distance of E|noise| / 2F <= 2^-65, for each coefficient of an answer. All that a party answers in
-2^24 coefficients, more than a pass of GPT-2's size over 128 positions has, is then within 2^-41 of answers whose noise is a flood alone;
-what is answered under one key of a session adds up, and so does what the lifetime of an encrypted weight sees.
+2^25 coefficients is then within 2^-40 of answers whose noise is a flood alone. At GPT-2's size a pass over 128 positions has 2^23.6 of them
+in each party's products of matrices, and 2^22.5 in the client's linear maps; products by elements come on top. Passes add up: what is
+answered under the keys of one session, or under one encrypted weight, is farther by a bit for each doubling.
 """
 
 TAIL = 10

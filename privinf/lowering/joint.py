@@ -34,8 +34,11 @@ class Joint:
         self.tables = SealedTables(role, self._lattice, weights)
 
     def apart(self) -> TwoPartySource:
-        """A source of its own on the same transfers and keys, whose passes are handed over: those of a query that is prepared."""
-        return TwoPartySource(self._role, self._transfers, self._lattice, self._weights, device=self._device)
+        """A source of its own on the same transfers and keys, whose passes are handed over: those of a query that is prepared.
+
+        Its masks have the names of every such source's, so that no ciphertexts that another has left are its own.
+        """
+        return TwoPartySource(self._role, self._transfers, self._lattice.apart(), self._weights, device=self._device)
 
     def begin(self) -> Protocol_[None]:
         """Once a session, before anything else: what transfers and encryption stand on."""

@@ -48,6 +48,12 @@ class Lattice:
         found._kept = self._kept.copy()
         return found
 
+    def apart(self) -> Lattice:
+        """An end on the same keys that keeps operands of its own: those of another source have the same names."""
+        found = Lattice(self.role, self.transfers, self.traced)
+        found._keys = self._keys
+        return found
+
     def forget(self) -> None:
         """The cached operands of products are gone: what is kept of them goes too."""
         self._kept.clear()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from privinf.lowering.joint import Joint
 from protocols.correlations import Role
 from protocols.lattice import kept, lattice
 from protocols.lattice.lattice import Lattice
@@ -116,6 +117,18 @@ def test_a_line_that_was_not_kept_goes_on_with_the_others() -> None:
         cache.product(1)
     sizes = sorted(entry.size for entry in {id(entry): entry for entry, _ in cache.ends[S]._kept._at.values()}.values())
     assert sizes == [1, 3, 16, 17], "the one line's, the other's with its first new column, and what they have in common"
+
+
+def test_an_end_apart_has_other_operands_of_these_names() -> None:
+    first = Cache(-1, S, 9)
+    second = Cache(-1, S, 10)
+    second.ends = {role: end.apart() for role, end in first.ends.items()}
+    for cache in (first, second, first):
+        cache.grow(16)
+        cache.product(16)
+    joint = Joint(S, {}, traced=True)
+    ends: list[Any] = [source._behind.lattice for source in (joint.source, joint.apart(), joint.apart())]
+    assert len({id(end._kept) for end in ends}) == 3 and len({id(end._keys) for end in ends}) == 1
 
 
 def test_lines_that_fit_no_chunk_are_sent_anew() -> None:

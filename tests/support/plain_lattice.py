@@ -36,6 +36,9 @@ class PlainLattice:
         return
         yield
 
+    def apart(self) -> PlainLattice:
+        return self
+
     def forget(self) -> None:
         """See `LatticeEnd`."""
 

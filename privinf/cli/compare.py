@@ -8,7 +8,7 @@ from privinf.cli import common
 from privinf.cli.expand import expand
 from privinf.cli.options import Model, PromptText, Trust, make_options
 from privinf.session.options import Runtime
-from privinf.trust import DEALER
+from privinf.trust import DEALER, TEXTS
 
 
 @expand(without=("connect_timeout",))
@@ -48,5 +48,6 @@ def _show(result: dict[str, Any]) -> None:
     print(f"{'logits, largest error':<{width}}  {result['max_abs_error']:.2e}")
     for warning in result.get("warnings", ()):
         print(f"warning: {warning}")
+    print(f"trust: {TEXTS[result['trust']]}")
     verdict = "agree" if result["agree"] else "DIFFER"
     print(f"tokens {verdict}: private {result['tokens_private']}, float {result['tokens_float']}")

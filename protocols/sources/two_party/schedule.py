@@ -37,6 +37,19 @@ class _Request(Item):
     names: tuple[int, ...] = ()  # of what the right operand of a product of matrices is joined from
 
 
+@dataclass(frozen=True, eq=False)
+class _Fork(Item):
+    """In the place of a round: protocols that go on each by itself, whatever the others wait for."""
+
+    protocols: tuple[Protocol_[Any], ...] = field(default=(), repr=False)
+
+
+def beside(*protocols: Protocol_[Any]) -> Protocol_[list[Any]]:
+    """As `parallel`, of a maker: the k-th round of one does not wait for the k-th of another. One that waits yields no items."""
+    (results,) = yield [_Fork(blank(0), 1, protocols=protocols)]
+    return results  # type: ignore[return-value]
+
+
 class Batched:
     """The transfers as makers see them: they ask, `run` answers."""
 
@@ -214,13 +227,12 @@ class _Run:
         except StopIteration as stop:
             end(stop.value)
             return
-        requests = [item for item in items if isinstance(item, _Request)]
-        if not requests:
+        if not any(isinstance(item, _Request | _Fork) for item in items):
             self.running.append((protocol, items, end))
             return
         answers: list[Any] = [None] * len(items)
         left = len(items)
-        messages = [(k, item) for k, item in enumerate(items) if not isinstance(item, _Request)]
+        messages = [(k, item) for k, item in enumerate(items) if not isinstance(item, _Request | _Fork)]
 
         def answered(places: Sequence[int]) -> Callable[[Any], None]:
             def take(values: Any) -> None:
@@ -236,8 +248,27 @@ class _Run:
         for k, item in enumerate(items):
             if isinstance(item, _Request):
                 self.asked.setdefault(item.sort, []).append((answered([k]), item))
+            elif isinstance(item, _Fork):
+                self._fork(item, answered([k]))
         if messages:
             self.advance(_sent([item for _, item in messages]), None, answered([k for k, _ in messages]))
+
+    def _fork(self, fork: _Fork, take: Callable[[Any], None]) -> None:
+        results: list[Any] = [None] * len(fork.protocols)
+        left = len(results)
+
+        def ending(place: int) -> Callable[[Any], None]:
+            def end(result: Any) -> None:
+                nonlocal left
+                results[place] = result
+                left -= 1
+                if not left:
+                    take([results])
+
+            return end
+
+        for place, protocol in enumerate(fork.protocols):
+            self.advance(protocol, None, ending(place))
 
     def launch(self) -> None:
         """What was asked for becomes batches, a protocol each."""

@@ -175,6 +175,12 @@ def _halved(pair: Pair, hot: Tensor, size: int, choice: Tensor) -> Protocol_[Ten
     return (rest.value << 1) | (choice ^ parity(rest.value, 64))
 
 
+def doubled(pair: Pair, hot: Tensor, size: int, choice: Tensor) -> Protocol_[Tensor]:
+    """The one-hot of twice as many entries, by the next bit of its index. Two messages; one transfer of size - 1 bits each way."""
+    upper_half = yield from _halved(pair, hot, size, choice)
+    return (hot ^ upper_half) | (upper_half << size)
+
+
 def one_hot(pair: Pair, index: Secret, width: int, at: int = 0) -> Protocol_[Secret]:
     """The one-hot of bits at .. at + width - 1 of XOR-shared words: a word of 2^width bits, or (..., 2^(width - 6)) words of 64.
 
@@ -188,8 +194,7 @@ def one_hot(pair: Pair, index: Secret, width: int, at: int = 0) -> Protocol_[Sec
     x = bit(index.value, at)
     hot = (x << 1) | (x ^ 1 if pair.is_server else x)
     for k in range(1, width):
-        upper_half = yield from _halved(pair, hot, 1 << k, bit(index.value, at + k))
-        hot = (hot ^ upper_half) | (upper_half << (1 << k))
+        hot = yield from doubled(pair, hot, 1 << k, bit(index.value, at + k))
     return Secret(hot, 1 << width, True)
 
 

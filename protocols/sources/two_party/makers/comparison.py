@@ -10,10 +10,11 @@ from torch import Tensor
 from protocols.comparison import JOINT_BITS, BitMask, CompareMask, _joint
 from protocols.correlations import Tensors
 from protocols.ring import reduce
-from protocols.rounds import Protocol_, parallel
+from protocols.rounds import Protocol_
 from protocols.sources.two_party.making import Made, makes
 from protocols.sources.two_party.pair import Pair, Secret
-from protocols.sources.two_party.shared import bit, bit_to_arithmetic, bits_of_sum, one_hot, select
+from protocols.sources.two_party.schedule import beside
+from protocols.sources.two_party.shared import RIPPLE, WORD_BITS, bit, bit_to_arithmetic, bits_of_sum, doubled, one_hot, select
 
 
 class Own:
@@ -37,13 +38,20 @@ class Own:
 
 @makes(CompareMask)
 def compare_mask(pair: Pair, kind: CompareMask, own: Tensors) -> Protocol_[Made]:
-    """The bits of R from both parties' parts of it, the one-hots of its digits by doubling; beside them the products of masks.
+    """The bits of R from both parties' parts of it, beside them the one-hots of its digits by doubling, and the products of masks.
 
     rho = s_S ^ s_C ^ msb(R) is left as it is shared. Learns: nothing, either; all that travels is uniform.
     """
     difference = Own(pair)
     r = blank_or(kind, pair, difference)
-    (words, top), joint = yield from parallel(_digits(pair, kind, r), _joint_products(pair, kind, own[1] if len(own) > 1 else None))
+    bits = Bits(r)
+    number = len(kind.digits)
+    top, joint, *words = yield from beside(
+        bits.ripple(pair, kind.bits),
+        _joint_products(pair, kind, own[1] if len(own) > 1 else None),
+        *(_digit(pair, bits, width, at) for at, width in kind.digits),
+    )
+    assert len(words) == number
     rho = own[0] ^ top.expand(kind.shape) if not own[0].is_meta else own[0]
     return Made((*words, *joint), Secret(rho, 1, True))
 
@@ -53,10 +61,43 @@ def blank_or(kind: CompareMask, pair: Pair, view: Own) -> Tensor:
     return pair.uniform(kind.r_shape, kind.bits) if pair.traced else reduce(kind.difference(view), kind.bits)
 
 
-def _digits(pair: Pair, kind: CompareMask, r: Tensor) -> Protocol_[tuple[list[Tensor], Tensor]]:
-    bits = yield from bits_of_sum(pair, Secret(r, kind.bits), kind.bits)
-    hots = yield from parallel(*(one_hot(pair, bits, width, at) for at, width in kind.digits))
-    return [hot.value for hot in hots], bit(bits.value, kind.bits - 1)
+class Bits:
+    """The XOR-shared bits of a sum of both parties' numbers, as they become known."""
+
+    def __init__(self, own: Tensor) -> None:
+        self._own, self.known, self.value = own, 0, own
+
+    def ripple(self, pair: Pair, count: int) -> Protocol_[Tensor]:
+        """Finds them, of `count`, one a round, or where they are many all at once; the highest."""
+        if count > RIPPLE + 1:
+            self.value = (yield from bits_of_sum(pair, Secret(self._own, count), count)).value
+        else:
+            zero, c = torch.zeros_like(self._own), torch.zeros_like(self._own)
+            a, b = (self._own, zero) if pair.is_server else (zero, self._own)
+            for at in range(count - 1):
+                self.known = at + 1
+                step = yield from pair.transfers.ands(bit(a, at) ^ c, bit(b, at) ^ c, 1)
+                c = c ^ step
+                self.value = self.value ^ (c << (at + 1))
+        self.known = count
+        return bit(self.value, count - 1)
+
+
+def _digit(pair: Pair, bits: Bits, width: int, at: int) -> Protocol_[Tensor]:
+    """The one-hot of a digit, doubling as its bits become known; a wide one when all are."""
+    if width > WORD_BITS:
+        while bits.known < at + width:
+            yield []
+        return (yield from one_hot(pair, Secret(bits.value, at + width, True), width, at)).value
+    while bits.known <= at:
+        yield []
+    x = bit(bits.value, at)
+    hot = (x << 1) | (x ^ 1 if pair.is_server else x)
+    for k in range(1, width):
+        while bits.known <= at + k:
+            yield []
+        hot = yield from doubled(pair, hot, 1 << k, bit(bits.value, at + k))
+    return hot
 
 
 @lru_cache

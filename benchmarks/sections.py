@@ -254,7 +254,8 @@ def _plain(results: Sequence[Result], scenario: str, title: str) -> Entry:
     if scenario == "micro":
         text = "In-memory twin of the transport, both parties and the dealer in one process: seconds compare between commits alone."
         return title, "", text if found else "", [by_name(found)]
-    return title, scenario, "", [(("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
+    goals = [goal for result in choose.of_scenario(results, scenario) for goal in result.budget]
+    return title, scenario, "", [budget(goals), (("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
 
 
 BUDGET = (

@@ -125,5 +125,11 @@ def cached(run: Run, network: Network, *, lengths: Sequence[int], tokens: int, s
         if done:
             take(run, network, fitting[0], ours, used, shaped)
     run.require("lengths whose token costs other bytes than `explain` says", "", 0, unlike)
+    if ours == OURS:
+        counted = [m.value for m in run.measures if (m.name, m.of) == ("one more token, rounds", ours)]
+        run.budget += [
+            Goal("rounds of a token, at most", "", "none exists", 64, 45, max(counted)),
+            Goal("a batch of 8: tokens a second over one client's, at least", "x", "none exists", 3, 5, None, "not built"),
+        ]
     told = (("the dealer's part included", 1 / 30, 1 / 60), ("all phases", 2.5, 0.8))[maker.model == TWO_PARTY]
     run.budget.append(Goal(f"seconds a token over {number} tokens, {told[0]}", "s", "", *told[1:], 1 / rate))

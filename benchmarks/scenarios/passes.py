@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.choose import BOUND
 from benchmarks.measure import Run
 from benchmarks.networks import Network
-from benchmarks.schema import Absent
+from benchmarks.schema import Absent, Goal
 from privinf.local.session import LocalSession
 from privinf.models.checkpoint import load_checkpoint
 from privinf.session.options import Options
@@ -87,6 +87,8 @@ def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
 
 def _add(run: Run, network: Network, worst: list[float], single: Tensor, agree: int) -> None:
     passed, count = torch.tensor(worst, dtype=torch.float64), len(worst)
+    published = "CrypTen 0.013 to 0.96; Curl 0.19; SHAFT 0.61"
+    run.budget.append(Goal(f"worst logit error of {count} passes of a trained model", "", published, 0.01, 0.005, max(worst)))
     run.note(f"weights of {network.lowered.info.variant}: {network.weights}; logits of the last position, {len(single):,} in all")
     lengths = f"{', '.join(map(str, LENGTHS))} tokens in turn, each {FULL}th of {network.lowered.info.n_positions}"
     run.note(f"prompts of {lengths}, from modules of the standard library that training does not see")

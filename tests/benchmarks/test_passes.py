@@ -21,6 +21,7 @@ def test_every_pass_is_counted_and_drawn(tmp_path: Path) -> None:
     passes(run, tmp_path, model=t.checkpoint(), count=4)
     found = {measure.name: measure for measure in run.measures}
     worst = found["worst logit error"]
+    assert [(goal.must, goal.goal, goal.measured) for goal in run.budget] == [(0.01, 0.005, worst.value)]
     assert len(worst.samples) == 4 and worst.value == pytest.approx(max(worst.samples), abs=1e-6) and 0 < worst.value < LOGIT_ERROR
     assert found[f"passes with a logit off by more than {BOUND}"].value == len(run.absent) == sum(x > BOUND for x in worst.samples)
     assert found["99.9 % of all logits' errors are below"].value <= worst.value

@@ -97,6 +97,8 @@ HE_STANDARD = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 
 Source: Albrecht et al., Homomorphic Encryption Security Standard (ePrint 2019/939), table 1. Errors here are centred binomial of 21
 coins, standard deviation 3.24. Several secrets may stand under one uniform `a` (Peikert, Vaikuntanathan, Waters: CRYPTO 2008, by a hybrid).
+The guidelines of 2024 (ePrint 2024/463, table 5.2), with later estimators, give 26, 53, 106, 214, 430 and 868 bits for the same: by them
+a ring that is filled up to this table has about 126.
 """
 
 FLOOD_BITS = 64

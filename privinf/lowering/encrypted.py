@@ -1,8 +1,9 @@
 """What set-up sends where there is no dealer: the weights, encrypted under keys of S's.
 
 Which weights are encrypted, and in which forms, follows from the graph: those that a pass multiplies C's masks by. S's keys are derived
-from the seed of the lowering, as the masks of the weights are, so that a part is the same whenever it is made and S keeps nothing
-more; what each part's encryption draws is its own, and no other plaintext ever gets it. All clients are sent the same.
+from the seed of the lowering, as the masks of the weights are, and from the weights themselves, which a dealer that was given the seed
+does not have; so a part is the same whenever it is made, and S keeps nothing more. What each part's encryption draws is its own, and
+no other plaintext ever gets it. All clients are sent the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Sealing:
     """The encrypted weights of one model, by name; `of` finds it. ConfigError for a weight whose ring is too wide to be encrypted."""
 
     def __init__(self, lowered: Lowered) -> None:
-        self._id = lowered.id
+        self._id, self._weights = lowered.id, lowered.sealed  # at C, which derives nothing, the second says nothing
         labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
         self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in _forms(lowered)}
 
@@ -64,8 +65,8 @@ class Sealing:
         return found
 
     def _seed(self, mask_seed: bytes) -> bytes:
-        """Of the keys: another one for each lowering, and for each release that encrypts otherwise."""
-        return derive(mask_seed, f"keys of the encrypted weights of {self._id}, protocol {PROTOCOL}")
+        """Of the keys: another one for each lowering, for other weights, and for each release that encrypts otherwise."""
+        return derive(mask_seed, f"keys of the encrypted weights {self._weights} of {self._id}, protocol {PROTOCOL}")
 
     def _keys(self, mask_seed: bytes) -> LatticeKeys:
         return LatticeKeys(derive(self._seed(mask_seed), "keys")[:SEED_BYTES])

@@ -166,7 +166,7 @@ def test_a_peer_that_cannot_be_reached_is_given_up(closed: str) -> None:
 
 def test_a_terminal_counts_down(closed: str) -> None:
     ours, theirs = pty.openpty()
-    with generate_from(closed, trio.keys(), "--connect-timeout", "3", stderr=theirs) as process:
+    with generate_from(closed, trio.keys(), "--connect-timeout", "6", stderr=theirs) as process:
         os.close(theirs)
         seen = b""
         with contextlib.suppress(OSError):  # the end of a terminal
@@ -174,7 +174,8 @@ def test_a_terminal_counts_down(closed: str) -> None:
                 seen += data
         os.close(ours)
         assert process.wait(100) == 3
-    assert all(f"trying again, {left} s left".encode() in seen for left in (3, 2, 1))
+    left = [int(seconds) for seconds in re.findall(rb"trying again, (\d+) s left", seen)]
+    assert left == sorted(left, reverse=True) and left[0] <= 6 and len(set(left)) >= 2  # a busy machine may skip some
 
 
 def test_defaults_of_dialling() -> None:

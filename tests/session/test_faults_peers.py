@@ -74,7 +74,7 @@ def test_a_server_and_a_dealer_that_say_nothing(caplog: pytest.LogCaptureFixture
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         error = outcome(Client(address, dealer=address, keys=str(t.keys()), options=Options(timeout=1.0)).connect)
         assert "did not finish the TLS handshake in time" in str(error) and error.exit_code == 3
-        parties.server.dealer = address
+        parties.server.supply.dealer = address
         error = outcome(lambda: parties.client().connect())
         assert f"the server cannot reach its dealer at {address}: the peer did not finish" in str(error) and error.exit_code == 3
         assert "cannot reach its dealer" in said(caplog, "server")

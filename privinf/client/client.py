@@ -8,17 +8,18 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from torch import Tensor
 
 from privinf.client.joining import join
 from privinf.client.lines import Lines, Peers, Progress
-from privinf.client.reply import Attempts, Output, Reply, Wanted, traffic
+from privinf.client.reply import Attempts, Output, Reply, traffic
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token, check_length
 from privinf.client.tokenizer import Own
+from privinf.client.wanted import Wanted, Wishes
 from privinf.session.blame import sane
 from privinf.session.options import MAX_NEW_TOKENS, Options, with_trust
 from privinf.session.report import model_of
@@ -198,21 +199,13 @@ class Client:
                 self._queries.discard(query)
 
     async def generate_async(
-        self,
-        prompt: str | None = None,
-        *,
-        ids: Sequence[int] | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        ignore_eos: bool = False,
-        logits: bool = False,
-        sampling: Sampling = GREEDY,
-        retry: int = 0,
+        self, prompt: str | None = None, *, ids: Sequence[int] | None = None, retry: int = 0, **wishes: Unpack[Wishes]
     ) -> AsyncGenerator[Token, None]:
-        """`generate` for services: the protocol runs in a worker thread. Cancelling or closing it ends the session."""
+        """`generate` for services, with the same arguments: in a worker thread. Cancelling or closing it ends the session."""
         import asyncio
 
         query, done = Attempts(retry, self.options.timeout), object()
-        tokens = self._generate(query, prompt, ids, Wanted(max_new_tokens, ignore_eos, logits, sampling))
+        tokens = self._generate(query, prompt, ids, Wanted(**wishes))
         try:
             while (token := await asyncio.to_thread(next, tokens, done)) is not done:
                 assert isinstance(token, Token)

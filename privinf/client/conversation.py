@@ -14,10 +14,11 @@ from typing import Self
 
 from privinf.client.client import Client
 from privinf.client.lines import Lines
-from privinf.client.reply import Reply, Wanted
+from privinf.client.reply import Reply
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.session import ClientSession
 from privinf.client.text import Prompt, Token
+from privinf.client.wanted import Wanted
 from privinf.lowering.lowered import Lowered
 from privinf.session.options import MAX_NEW_TOKENS
 from protocols.errors import Code, ConfigError, TransportError

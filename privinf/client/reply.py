@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from privinf.client.lines import Lines
-from privinf.client.sampling import GREEDY, Sampler, Sampling
+from privinf.client.sampling import Sampler
 from privinf.client.session import ClientSession, Timing
-from privinf.client.text import Prompt, Streamer, Token, check_length
+from privinf.client.text import Prompt, Streamer, Token
 from privinf.client.tokenizer import Tokenizer
+from privinf.client.wanted import Wanted
 from privinf.lowering.steps import padded
 from privinf.session.messages import Terms
-from privinf.session.options import MAX_NEW_TOKENS
 from privinf.session.report import model_of, traffic_of
 from privinf.transport.meter import PHASES, Cell
 from privinf.trust import TEXTS
@@ -25,24 +24,6 @@ from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, Transp
 
 PAUSE_S = 0.1
 """Before the first attempt after a break; then longer."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for after a prompt, see `Client.generate`; ConfigError where no reply can be that long."""
-
-    max_new_tokens: int = MAX_NEW_TOKENS
-    ignore_eos: bool = False
-    logits: bool = False
-    sampling: Sampling = GREEDY
-
-    def __post_init__(self) -> None:
-        check_length(self.max_new_tokens)
-
-    @property
-    def revealed(self) -> bool:
-        """Whether the client learns rounded logits, and chooses the token itself."""
-        return self.logits or not self.sampling.greedy
 
 
 class Reply:

@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, Unpack
 
-from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.sampling import Sampling
 from privinf.client.text import Token, whole_numbers
-from privinf.session.options import MAX_NEW_TOKENS, Options
+from privinf.client.wanted import Wanted, Wishes
+from privinf.session.options import Options
 from privinf.transport.failure import Failure
 from privinf.transport.keys import init_keys
 from privinf.trust import TWO_PARTY
@@ -290,20 +291,10 @@ class LocalSession:
             if not done:
                 client.say({"cancel": number})
 
-    def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        ids: Sequence[int] | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        ignore_eos: bool = False,
-        logits: bool = False,
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[Token]:
-        """As `privinf.Client.generate`."""
+    def generate(self, prompt: str | None = None, *, ids: Sequence[int] | None = None, **wishes: Unpack[Wishes]) -> Iterator[Token]:
+        """As `privinf.Client.generate`, with the same arguments but for `retry`."""
         numbers = None if ids is None else whole_numbers(ids)
-        query = {"prompt": prompt, "ids": numbers, "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "logits": logits}
-        for event in self._ask({**query, "sampling": asdict(sampling)}):
+        for event in self._ask({"prompt": prompt, "ids": numbers, **asdict(Wanted(**wishes))}):
             if event["event"] == "token":
                 yield Token(event["id"], event["text"])
 

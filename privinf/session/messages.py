@@ -70,13 +70,17 @@ class Needs(msgspec.Struct, frozen=True):
     names: Annotated[tuple[str, ...], msgspec.Meta(max_length=1 << 16)]
 
 
-class Session(msgspec.Struct, frozen=True):
-    """S: the token by which the dealer pairs the two; without one, that the set-up is done."""
+class _WithToken(msgspec.Struct, frozen=True):
+    """The token by which the dealer pairs the two."""
 
     token: SessionToken
 
     def __repr__(self) -> str:
-        return "Session(token hidden)"
+        return f"{type(self).__name__}(token hidden)"
+
+
+class Session(_WithToken, frozen=True):
+    """S: the token; without a dealer, that the set-up is done."""
 
 
 class Pass(msgspec.Struct, frozen=True, tag=True):
@@ -117,12 +121,16 @@ class Terms(msgspec.Struct, frozen=True):
         return [*self.prefill, *[Pass(1, self.logits)] * (self.tokens - 1)]
 
 
-class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """C: asks for a query to be prepared; its highest spent index of the lane, and the indices and serials that it holds."""
+class _OfLane(msgspec.Struct, frozen=True):
+    """C: what a query is for; its highest spent index of the lane, and the indices and serials that it holds."""
 
     terms: Terms
     spent: Index
     held: Held
+
+
+class Prepare(_OfLane, frozen=True, tag=True):
+    """C: asks for such a query to be prepared."""
 
 
 class Reserved(msgspec.Struct, frozen=True):
@@ -136,12 +144,8 @@ class Kept(msgspec.Struct, frozen=True):
     """C, then S: the prepared query is on the disk."""
 
 
-class Spend(msgspec.Struct, frozen=True, tag=True):
-    """C: would use a prepared query for what follows; as in `Prepare`."""
-
-    terms: Terms
-    spent: Index
-    held: Held
+class Spend(_OfLane, frozen=True, tag=True):
+    """C: would use such a prepared query for what follows."""
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -204,13 +208,8 @@ class Register(msgspec.Struct, frozen=True, tag=True):
         return "Register(seed and token hidden)"
 
 
-class Join(msgspec.Struct, frozen=True, tag=True):
+class Join(_WithToken, frozen=True, tag=True):
     """C to D: the session that S told it."""
-
-    token: SessionToken
-
-    def __repr__(self) -> str:
-        return "Join(token hidden)"
 
 
 class SessionSeed(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from protocols.lattice.ciphertext import Keys
 from protocols.lattice.gilboa import Products, product_shape
 from protocols.lattice.kept import Entry, Kept, Use, cut, dearer, perform, tasks
 from protocols.lattice.linear import linear, lookup
-from protocols.lattice.lines import Line
+from protocols.lattice.lines import Joined, Line
 from protocols.lattice.matmul import Chunk, answer, seal
 from protocols.lattice.parameters import Budget
 from protocols.lattice.plan import choose
@@ -64,13 +64,7 @@ class Lattice:
         yield []
 
     def matmul(
-        self,
-        holder: Role,
-        left: Tensor,
-        right: Tensor,
-        bits: int,
-        need: Tensor | None = None,
-        kept: tuple[int, Sequence[Line]] | None = None,
+        self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, kept: Joined | None = None
     ) -> Protocol_[Tensor]:
         """Shares of left @ right modulo 2^bits -> (..., n, m); left (..., n, d) at the other party, right (..., d, m) at `holder`.
 

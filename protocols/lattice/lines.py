@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -11,3 +12,10 @@ class Line(NamedTuple):
     names: tuple[int, ...]
     sizes: tuple[int, ...]
     heads: int
+
+
+class Joined(NamedTuple):
+    """A right operand that is joined from named pieces along an axis, -1 or -2, and stays for later products: its heads, line by line."""
+
+    axis: int
+    lines: Sequence[Line]

@@ -14,7 +14,7 @@ from privinf.lowering.joint import Joint
 from protocols.correlations import Role
 from protocols.lattice import kept, lattice
 from protocols.lattice.lattice import Lattice
-from protocols.lattice.lines import Line
+from protocols.lattice.lines import Joined, Line
 from protocols.ring import blank
 from tests.lattice.test_matmul import exact
 from tests.lattice.two_ends import ROLES, Clear, Run, drawn, run, trace
@@ -42,7 +42,7 @@ class Cache:
 
     def program(self, end: Lattice, role: Role, left: Tensor, right: Tensor, need: Tensor | None, lines: list[Line]) -> Iterator[Any]:
         own = (blank(*left.shape), right) if role is self.holder else (left, blank(*right.shape))
-        return end.matmul(self.holder, *own, BITS, need, (self.axis, lines))
+        return end.matmul(self.holder, *own, BITS, need, Joined(self.axis, lines))
 
     def product(self, rows: int, of: tuple[int, ...] = (0, 1), masked: bool = False) -> Run:
         heads = slice(0, 8) if of == (0,) else slice(8, 12) if of == (1,) else slice(0, 12)
@@ -51,7 +51,7 @@ class Cache:
         need = torch.arange(right.shape[2]) <= torch.arange(rows)[:, None] + right.shape[2] - rows if masked else None
         lines = self.lines(of)
         blanks = blank(*left.shape), blank(*right.shape)
-        predicted = trace(self.ends[C].trace().matmul(self.holder, *blanks, BITS, need, (self.axis, lines)))
+        predicted = trace(self.ends[C].trace().matmul(self.holder, *blanks, BITS, need, Joined(self.axis, lines)))
         found = run(lambda role: self.program(self.ends[role], role, left, right, need, lines))
         assert (found.sent, found.rounds) == predicted[:2]
         wrong = (found.results[S] + found.results[C]) % (1 << BITS) != exact(left, right, BITS)

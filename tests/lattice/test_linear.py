@@ -12,13 +12,12 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import ConfigError, CorrelationError, TransportError
-from protocols.lattice import noise
 from protocols.lattice.lattice import Lattice
 from protocols.lattice.parameters import VARIANCE, limit, zero_rms
 from protocols.lattice.weights import LIMB, EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, encrypted_size, forms
 from protocols.linear import LinearMask, Weight
 from protocols.ring import blank, reduce
-from tests.lattice.two_ends import ROLES, Clear, Run, drawn, run, trace
+from tests.lattice.two_ends import AMOUNTS, ROLES, Clear, Run, drawn, make_noise_largest, run, trace
 
 S, C = ROLES
 KEYS = LatticeKeys()
@@ -173,20 +172,13 @@ def test_rings_stay_within_the_standard_and_keep_a_margin() -> None:
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Form("w", 64, 16, 33)
-    monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
-    factor = 1
-
-    def flood(stream: Any, count: int, top: int, low: int) -> Any:
-        largest = (top * factor << low) - 1 if sign > 0 else (top << low) // 2 - (top * factor << low) // 2
-        return np.stack([np.full(count, (largest >> 48 * i) & ((1 << 48) - 1)) for i in range(4)])
-
-    monkeypatch.setattr(noise, "flood", flood)
+    make_noise_largest(monkeypatch, sign)
     generator = np.random.default_rng(9)
     matrix = drawn(generator, (64, 16), 33)
     held = sealed(form, matrix)
     r = torch.full((4, 64), 1 << 32)
     assert torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
-    factor = 32
+    make_noise_largest(monkeypatch, sign, flood=32)
     assert not torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
 
 
@@ -202,10 +194,6 @@ def many(rounds: int) -> int:
     return count
 
 
-def test_a_million_outputs_without_a_wrong_one() -> None:
-    assert many(1) >= 10**6
-
-
-@pytest.mark.slow
-def test_a_hundred_million_outputs_without_a_wrong_one() -> None:
-    assert many(96) >= 10**8
+@AMOUNTS
+def test_so_many_outputs_without_a_wrong_one(times: int, least: int) -> None:
+    assert many(times) >= least

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import TransportError
-from protocols.lattice import noise
 from protocols.lattice.ciphertext import Keys
 from protocols.lattice.lattice import Lattice
 from protocols.lattice.matmul import matmul
@@ -20,7 +19,7 @@ from protocols.lattice.parameters import limit
 from protocols.lattice.plan import Plan, choose, layout, noise_rms
 from protocols.ot.transfers import Transfers
 from protocols.ring import blank
-from tests.lattice.two_ends import ROLES, Clear, Run, drawn, run, trace
+from tests.lattice.two_ends import AMOUNTS, ROLES, Clear, Run, drawn, make_noise_largest, run, trace
 
 S, C = ROLES
 
@@ -148,19 +147,12 @@ def test_plans_stay_within_the_standard_and_keep_a_margin() -> None:
 def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = layout(8, 4, 64, 16, 33, 64)
     assert plan is not None
-    monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
-    factor = 1
-
-    def flood(stream: Any, count: int, top: int, low: int) -> Any:
-        largest = (top * factor << low) - 1 if sign > 0 else (top << low) // 2 - (top * factor << low) // 2
-        return np.stack([np.full(count, (largest >> 48 * i) & ((1 << 48) - 1)) for i in range(4)])
-
-    monkeypatch.setattr(noise, "flood", flood)
+    make_noise_largest(monkeypatch, sign)
     # the largest plaintexts, in no pattern that would cancel
     generator = np.random.default_rng(9)
     left, right = drawn(generator, (8, 4, 64), 1) + (1 << 32) - 1, drawn(generator, (8, 64, 16), 1) + (1 << 32) - 1
     assert torch.equal(value(by_plan(plan, C, left, right), 33), exact(left, right, 33))
-    factor = 4
+    make_noise_largest(monkeypatch, sign, flood=4)
     assert not torch.equal(value(by_plan(plan, C, left, right), 33), exact(left, right, 33))
 
 
@@ -191,10 +183,6 @@ def many(times: int) -> int:
     return count
 
 
-def test_a_million_outputs_without_a_wrong_one() -> None:
-    assert many(1) >= 10**6
-
-
-@pytest.mark.slow
-def test_a_hundred_million_outputs_without_a_wrong_one() -> None:
-    assert many(96) >= 10**8
+@AMOUNTS
+def test_so_many_outputs_without_a_wrong_one(times: int, least: int) -> None:
+    assert many(times) >= least

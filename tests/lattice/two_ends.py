@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from protocols.correlations import Part, Role, pack_parts, size_of, unpack_parts
+from protocols.lattice import noise
 from protocols.ring import blank
 from protocols.rounds import Item, Protocol_
 
 ROLES = (Role.SERVER, Role.CLIENT)
+AMOUNTS = pytest.mark.parametrize(
+    ("times", "least"), [pytest.param(1, 10**6, id="a-million"), pytest.param(96, 10**8, id="a-hundred-million", marks=pytest.mark.slow)]
+)
+"""How often a test's products are made, and how many outputs that is at least."""
 
 
 class Clear:
@@ -48,6 +54,17 @@ class Run:
     results: dict[Role, Any]
     sent: dict[Role, int]
     rounds: int
+
+
+def make_noise_largest(monkeypatch: pytest.MonkeyPatch, sign: int, flood: int = 1) -> None:
+    """Every error becomes the largest that can be drawn, of this sign, and every flood `flood` times its largest."""
+
+    def flooded(stream: Any, count: int, top: int, low: int) -> Any:
+        largest = (top * flood << low) - 1 if sign > 0 else (top << low) // 2 - (top * flood << low) // 2
+        return np.stack([np.full(count, (largest >> 48 * i) & ((1 << 48) - 1)) for i in range(4)])
+
+    monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
+    monkeypatch.setattr(noise, "flood", flooded)
 
 
 def bits_of(items: list[Item], role: Role) -> int:

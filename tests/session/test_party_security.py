@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 import privinf
-from privinf.client.reply import Reply, Wanted
+from privinf.client.reply import Reply
 from privinf.client.text import Prompt
+from privinf.client.wanted import Wanted
 from privinf.session import messages
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import Endpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protocols.correlations import Part, Role
 from protocols.errors import CorrelationError
-from protocols.lattice.lines import Line
+from protocols.lattice.lines import Joined
 from protocols.prg import Prg, new_seed
 from protocols.rounds import Protocol_
 from protocols.shares import Hidden
@@ -37,17 +37,21 @@ class TransfersEnd(Protocol):
         """XOR shares of x & y, words of `bits` bits, from XOR shares; one round."""
 
 
-class LatticeEnd(Protocol):
+class WeightsEnd(Protocol):
+    """What C and S do with S's encrypted weights."""
+
+    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
+        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
+
+    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
+        """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
+
+
+class LatticeEnd(WeightsEnd, Protocol):
     """One party's end of encrypted linear algebra; every method is a protocol. See `protocols.lattice`."""
 
     def matmul(
-        self,
-        holder: Role,
-        left: Tensor,
-        right: Tensor,
-        bits: int,
-        need: Tensor | None = None,
-        kept: tuple[int, Sequence[Line]] | None = None,
+        self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, kept: Joined | None = None
     ) -> Protocol_[Tensor]:
         """Shares of left @ right modulo 2^bits: right (..., d, m) at `holder`, who encrypts, left (..., n, d) at the other.
 
@@ -59,12 +63,6 @@ class LatticeEnd(Protocol):
     def forget(self) -> None:
         """What was kept will not come again."""
 
-    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
-        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
-
-    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
-        """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
-
 
 class Pieces(NamedTuple):
     """Of which masks, that outlive their pass, a right operand is joined along an axis, -1 or -2: names, and how many places each has."""
@@ -74,19 +72,13 @@ class Pieces(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class MakersLattice(Protocol):
+class MakersLattice(WeightsEnd, Protocol):
     """What makers have of it: see `schedule.BatchedLattice`."""
 
     def matmul(
         self, holder: Role, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
     ) -> Protocol_[Tensor]:
         """See `LatticeEnd`; both have the same heads, and `pieces` make up right."""
-
-    def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
-        """Shares of -(r W), (..., out), modulo 2^bits: r (..., in) at C; `weight` is what each has of W, None where only shapes count."""
-
-    def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
-        """Shares of rows (count, out) of a table (size, out) modulo 2^bits: ids (count,) at C. One message of C's."""
 
     def columns(self, holder: Role, x: Tensor, y: Tensor, bits: int) -> Protocol_[Tensor]:
         """Shares of x * y modulo 2^bits: y (n, 1) at `holder`, x (n, w) at the other; whichever is cheaper to encrypt is encrypted."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from protocols.correlations import Role
-from protocols.lattice.lines import Line
+from protocols.lattice.lines import Joined, Line
 from protocols.ring import blank, known
 from protocols.rounds import Item, Protocol_, Received
 from protocols.sources.two_party.pair import LatticeEnd, Pieces, TransfersEnd
@@ -127,7 +127,7 @@ def _perform(ends: Ends, requests: Sequence[_Request], tensors: Sequence[Tensor]
     transfers = ends.transfers
     if method == "matmul":
         holder, bits, *_, pieces = rest
-        kept = pieces and (pieces[0], [Line(each.names, pieces[1], math.prod(each.result[:-2])) for each in requests])
+        kept = pieces and Joined(pieces[0], [Line(each.names, pieces[1], math.prod(each.result[:-2])) for each in requests])
         return ends.lattice.matmul(holder, tensors[0], tensors[1], bits, requests[0].need, kept)
     if method == "columns":
         return _columns(ends.lattice, rest[0], tensors[0], tensors[1], rest[1])

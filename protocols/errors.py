@@ -82,6 +82,12 @@ class PrivinfError(Exception):
     exit_code: ClassVar[int] = 4
     code: Code = Code.OTHER
 
+    def __init_subclass__(cls, *, code: Code | None = None, exit_code: int | None = None) -> None:
+        """What a class does not say is as its parent's."""
+        super().__init_subclass__()
+        cls.code = code or cls.code
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+
     def __init__(
         self,
         message: str,
@@ -117,24 +123,16 @@ class PrivinfError(Exception):
         return line + (f"; {self.remedy}" if self.remedy else "")
 
 
-class ConfigError(PrivinfError):
+class ConfigError(PrivinfError, code=Code.CONFIG, exit_code=2):
     """Wrong usage, configuration or checkpoint."""
 
-    exit_code = 2
-    code = Code.CONFIG
 
-
-class HandshakeError(PrivinfError):
+class HandshakeError(PrivinfError, code=Code.HANDSHAKE, exit_code=3):
     """The peer refused us, or is not the party, version or model that we expect."""
 
-    exit_code = 3
-    code = Code.HANDSHAKE
 
-
-class RefusedError(HandshakeError):
+class RefusedError(HandshakeError, code=Code.REFUSED):
     """The peer is well, and will not serve us now or not further: it is full, or a limit or a budget of ours is used up."""
-
-    code = Code.REFUSED
 
     @classmethod
     def for_now(cls, what: str, code: Code, *, after: int = 0, party: str = "", remedy: str = "") -> RefusedError:
@@ -143,58 +141,36 @@ class RefusedError(HandshakeError):
         return cls(f"{what}; come again later{when}", party=party, remedy=remedy, code=code, retry_after=after)
 
 
-class TransportError(PrivinfError):
+class TransportError(PrivinfError, code=Code.TRANSPORT, exit_code=4):
     """The peer could not be reached, hung, vanished or sent a frame that is not one of ours."""
 
-    exit_code = 4
-    code = Code.TRANSPORT
 
-
-class OpeningError(TransportError):
+class OpeningError(TransportError, code=Code.OPENING, exit_code=3):
     """The peer hung, vanished or sent a frame that is not one of ours, before there was a session."""
 
-    exit_code = 3
-    code = Code.OPENING
 
-
-class PeerUnreachableError(TransportError):
+class PeerUnreachableError(TransportError, code=Code.ABSENT, exit_code=3):
     """No connection could be made at all."""
 
-    exit_code = 3
-    code = Code.ABSENT
 
-
-class ProtocolDesync(PrivinfError):
+class ProtocolDesync(PrivinfError, code=Code.DESYNC):
     """The parties no longer run the same program."""
 
-    code = Code.DESYNC
 
-
-class RangeError(PrivinfError):
+class RangeError(PrivinfError, code=Code.RANGE, exit_code=2):
     """A model's values are larger than any ring can hold; found when it is converted."""
 
-    exit_code = 2
-    code = Code.RANGE
 
-
-class CorrelationError(PrivinfError):
+class CorrelationError(PrivinfError, code=Code.CORRELATION):
     """A correlation is missing, damaged, of another kind than expected, or already spent."""
 
-    code = Code.CORRELATION
 
-
-class UnsupportedOpError(PrivinfError):
+class UnsupportedOpError(PrivinfError, code=Code.UNSUPPORTED, exit_code=5):
     """The model needs an operator that has no protocol; the message lists all of them with their module paths."""
 
-    exit_code = 5
-    code = Code.UNSUPPORTED
 
-
-class DefectError(PrivinfError):
+class DefectError(PrivinfError, code=Code.DEFECT, exit_code=1):
     """A fault of this program's, in a process whose traceback is not at hand."""
-
-    exit_code = 1
-    code = Code.DEFECT
 
 
 KINDS: dict[Code, type[PrivinfError]] = {

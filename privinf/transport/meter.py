@@ -36,13 +36,8 @@ class Cell:
 
     def add(self, other: Cell) -> None:
         """Adds another cell's counts."""
-        self.sent += other.sent
-        self.received += other.received
-        self.payload_sent += other.payload_sent
-        self.payload_received += other.payload_received
-        self.rounds += other.rounds
-        self.frames += other.frames
-        self.seconds += other.seconds
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: bytes, frames, rounds."""

@@ -53,6 +53,17 @@ class Role(StrEnum):
     CLIENT = "client"
 
 
+class OfRole:
+    """What belongs to one of the two."""
+
+    role: Role
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this is S."""
+        return self.role is Role.SERVER
+
+
 @lru_cache(maxsize=4096)
 def _size(shape: tuple[int, ...], bits: int) -> int:
     return packed_size(math.prod(shape), bits)

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from protocols.correlations import Correlation, Kind, Part, Role, pack_parts, size_of, unpack_parts
+from protocols.correlations import Correlation, Kind, OfRole, Part, Role, pack_parts, size_of, unpack_parts
 from protocols.ring import blank
 from protocols.rounds import Channel, Item, Protocol_, Received, parallel
 from protocols.sources.base import PartySource
@@ -177,7 +177,7 @@ class Tables(Protocol):
         """Shares of rows (count, out) of a table of `size`, modulo 2^bits: ids (count,) at C, a blank at S and ahead of the query."""
 
 
-class Party:
+class Party(OfRole):
     """One party of one session while it walks a program: its role, its weights (S: encoded, C: masked) and an engine.
 
     `tables`, where rows of S's tables are taken from ciphertexts; else a row is a product with a one-hot.
@@ -192,11 +192,6 @@ class Party:
 
     def __repr__(self) -> str:
         return f"Party(role={self.role.value}, engine={type(self.engine).__name__})"
-
-    @property
-    def is_server(self) -> bool:
-        """Whether this is S."""
-        return self.role is Role.SERVER
 
     def take(self, kind: Kind) -> Correlation:
         """The next correlation, which must be of this kind."""

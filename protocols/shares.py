@@ -23,8 +23,20 @@ class Hidden:
     __hash__ = None  # type: ignore[assignment]
 
 
+class Shared(Hidden):
+    """A secret of which `value` is this party's share."""
+
+    __slots__ = ()
+    value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Public."""
+        return tuple(self.value.shape)
+
+
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Shares(Hidden):
+class Shares(Shared):
     """x = x_S + x_C in Z_2^bits with `frac` fraction bits; `value` is this party's share.
 
     `early`: the client's share depends on no query, so that what it sends of it can leave before the query.
@@ -34,11 +46,6 @@ class Shares(Hidden):
     bits: int
     frac: int
     early: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Public."""
-        return tuple(self.value.shape)
 
     def __repr__(self) -> str:
         return f"Shares(shape={self.shape}, bits={self.bits}, frac={self.frac}, value hidden)"

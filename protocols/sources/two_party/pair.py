@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from protocols.correlations import Part, Role
+from protocols.correlations import OfRole, Part, Role
 from protocols.errors import CorrelationError
 from protocols.lattice.lines import Joined
 from protocols.prg import Prg, new_seed
 from protocols.rounds import Protocol_
-from protocols.shares import Hidden
+from protocols.shares import Shared
 from protocols.sources.two_party.sketch import sketch
 
 
@@ -85,23 +85,18 @@ class MakersLattice(WeightsEnd, Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Secret(Hidden):
+class Secret(Shared):
     """A secret of which `value` is this party's share: additive modulo 2^bits, or an XOR of words of `bits` bits."""
 
     value: Tensor = field(repr=False)
     bits: int
     xor: bool = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Public."""
-        return tuple(self.value.shape)
-
     def __repr__(self) -> str:
         return f"Secret(shape={self.shape}, bits={self.bits}, xor={self.xor}, value hidden)"
 
 
-class Pair:
+class Pair(OfRole):
     """One party of the two while they make correlations.
 
     `weights`: at S the encoded tensors, at C what it keeps of each that `lattice.linear` takes (a diagonal weight has nothing at
@@ -127,11 +122,6 @@ class Pair:
 
     def __repr__(self) -> str:
         return f"Pair(role={self.role.value}, masks={len(self.masks)}, values hidden)"
-
-    @property
-    def is_server(self) -> bool:
-        """Whether this is S."""
-        return self.role is Role.SERVER
 
     def mask(self, name: int) -> Secret:
         """This party's share of the mask that an earlier correlation left under this name."""

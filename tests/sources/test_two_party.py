@@ -18,6 +18,7 @@ from protocols.linear import Weight
 from protocols.ot.transfers import Transfers
 from protocols.product import MatmulMask, MatrixTimesRowsMask
 from protocols.rows import Rows
+from protocols.sources.two_party import source
 from protocols.truncation import OrMask
 from tests.protocols.test_sources import Book, holds
 from tests.support.alone import Alone, sealed
@@ -125,6 +126,16 @@ def test_makers_run_in_a_window_as_they_do_side_by_side() -> None:
         for name, kind in enumerate(kinds, 1):
             assert holds(kind, book, {role: alone.ends[role].take(kind) for role in Role}, name)
     assert rounds[0] > rounds[1]
+
+
+def test_both_ends_weigh_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A party's own part is of another size than its peer's; what a window admits, and so every round, must not hang on the role."""
+    monkeypatch.setattr(source, "AT_ONCE", 0)
+    kinds, alone = asked(4), Alone({})
+    told = {role: [(task.name, task.weight) for task in end._tasks(list(enumerate(kinds, 1)))] for role, end in alone.parties.items()}
+    assert told[Role.SERVER] == told[Role.CLIENT] and all(weight for _, weight in told[Role.CLIENT])
+    sizes = [[sum(part.count for part in kind.own_parts(role)) for kind in kinds] for role in Role]
+    assert sizes[0] != sizes[1]
 
 
 @pytest.mark.parametrize("kind", [OrMask((4000,), 9), CompareMask(1, (4000,), (4000,), 11), BitMask(2, 0, (4000,), 5)])

@@ -143,7 +143,8 @@ class TwoPartySource(PartySource):
 
     def _weigh(self, kind: Kind, name: int, shapes: _Shapes) -> tuple[int, int]:
         """Elements of a kind, and that its relation holds beside them; notes the shape of what it leaves. CorrelationError for a misfit."""
-        parts = sum(part.count for part in (*kind.own_parts(self.role), *kind.shared_parts()))
+        own = max(sum(part.count for part in kind.own_parts(role)) for role in Role)  # both must weigh alike, or their rounds differ
+        parts = own + sum(part.count for part in kind.shared_parts())
         try:
             fit = kind.fit(shapes)
         except LookupError:  # it names a weight

@@ -171,7 +171,7 @@ class Online:
 
 
 class Tables(Protocol):
-    """S's tables as C holds them encrypted, where there is no dealer: see `protocols.linear.lookup`."""
+    """S's tables as C holds them encrypted, where there is no dealer, or where one is not asked for them: see `protocols.linear.lookup`."""
 
     def lookup(self, table: str, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
         """Shares of rows (count, out) of a table of `size`, modulo 2^bits: ids (count,) at C, a blank at S and ahead of the query."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Model, PromptText, Trust, make_options
+from privinf.cli.options import Embedding, Model, PromptText, Trust, make_options
 from privinf.session.options import Runtime
 from privinf.trust import DEALER, TEXTS
 
@@ -17,6 +17,7 @@ def compare(
     model: Model,
     prompt: PromptText,
     trust: Trust = DEALER,
+    embedding: Embedding = None,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -28,7 +29,7 @@ def compare(
     Example: privinf compare models/pylib --prompt "def main("
     """
     given = prompt.read()
-    options = make_options(runtime, trust=trust)
+    options = make_options(runtime, trust=trust, embedding=embedding)
     from privinf.cli.screen import Screen
     from privinf.local.compare import compare as measure
 

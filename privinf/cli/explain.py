@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import NO_PEER, Logits, Model, Trust
+from privinf.cli.options import NO_PEER, Embedding, Logits, Model, Trust
 from privinf.session.options import Lengths, Runtime
 from privinf.setting import Setting
 from privinf.trust import DEALER, TEXTS, TWO_PARTY
@@ -38,6 +38,7 @@ def explain(
     cached: Annotated[int, Setting("Positions that both parties hold already.", "L", least=0)] = 0,
     logits: Logits = False,
     trust: Trust = DEALER,
+    embedding: Embedding = None,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -56,7 +57,8 @@ def explain(
     from privinf.server.models import open_model
 
     lowered = open_model(model, runtime.cache)
-    prediction = predict(lowered, seq, logits=logits, new_tokens=max_new_tokens, chunk=lengths.chunk, cached=cached, trust=trust)
+    size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached}
+    prediction = predict(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding)
     if as_json:
         common.write_json(prediction)
     else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import ExpectTrust, Metrics, make_options
+from privinf.cli.options import Embedding, ExpectTrust, Metrics, make_options
 from privinf.cli.services import serving
 from privinf.cli.signals import Stopped, allow
 from privinf.gateway.limits import Bounds, Limits
@@ -42,9 +42,12 @@ class Peers:
     keys: Annotated[Path | None, Setting("What `privinf keys init` made, or the client's bundle.", "DIR")] = None
     demo: Annotated[Path | None, Setting("Start dealer and server here too, with this model.", "MODEL")] = None
     trust: ExpectTrust = None
+    embedding: Embedding = None
 
     def check(self) -> None:
         """ConfigError unless it is one of the two, and whole."""
+        if self.demo is None and self.embedding is not None:
+            raise ConfigError("--embedding is for the server to choose", remedy="give it to `privinf serve`, or with --demo")
         needed = {"--server": self.server, "--keys": self.keys, "--dealer": self.dealer if self.trust == DEALER else ""}
         missing = [option for option, value in needed.items() if value is None]
         if (self.demo is None and missing) or (self.demo is not None and any((self.server, self.dealer, self.keys))):
@@ -98,7 +101,7 @@ def gateway(
     names = _names(callers.http, callers.host)
     key, made = _key(callers.api_key)
     template = None if callers.chat_template is None else _template(callers.chat_template)
-    options = make_options(runtime, pins, lengths, trust=peers.trust)
+    options = make_options(runtime, pins, lengths, trust=peers.trust, embedding=peers.embedding)
     from privinf.gateway.engine import Engine
     from privinf.gateway.serve import listen_on, serve
 

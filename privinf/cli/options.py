@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from privinf.cli import common
-from privinf.session.options import LONGEST, MAX_NEW_TOKENS, Ending, Options, Runtime
+from privinf.session.options import EMBEDDING_TEXT, LONGEST, MAX_NEW_TOKENS, Ending, Options, Runtime
 from privinf.setting import Setting
-from privinf.trust import TRUSTS
+from privinf.trust import EMBEDDINGS, TRUSTS
 from protocols.errors import ConfigError
 
 SERVICE = Ending(drain=3.0)  # with what follows it, a party ends within the 10 seconds that it has
@@ -33,6 +33,7 @@ Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics.",
 Log = Annotated[str, Setting("Log each session once it is over, without content, or only what is wrong.", choices=("info", "warning"))]
 
 Trust = Annotated[str, Setting("Who makes the correlations: a dealer, or server and client alone.", choices=TRUSTS)]
+Embedding = Annotated[str | None, Setting(EMBEDDING_TEXT, choices=EMBEDDINGS)]
 ExpectTrust = Annotated[str | None, Setting("Refuse a server with another trust model; default: what it has.", choices=TRUSTS)]
 MaybeDealer = Annotated[str | None, Setting("Where the dealer listens, if the server has one.", "HOST:PORT")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Choice, Model, PromptText, Trust, make_options
+from privinf.cli.options import Asked, Choice, Embedding, Model, PromptText, Trust, make_options
 from privinf.session.options import Lengths, Runtime
 from privinf.trust import DEALER
 
@@ -18,6 +18,7 @@ def run(
     choice: Choice,
     lengths: Lengths,
     trust: Trust = DEALER,
+    embedding: Embedding = None,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -30,7 +31,7 @@ def run(
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
     given, sampling = prompt.read(), choice.sampling()
-    options = make_options(runtime, lengths, trust=trust)
+    options = make_options(runtime, lengths, trust=trust, embedding=embedding)
     from privinf.cli.screen import Screen
     from privinf.local.session import LocalSession
 

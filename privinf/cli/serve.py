@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import SERVICE, Keys, Listen, Log, MaybeDealer, Metrics, Model, Trust, make_options
+from privinf.cli.options import SERVICE, Embedding, Keys, Listen, Log, MaybeDealer, Metrics, Model, Trust, make_options
 from privinf.session.options import Admission, Ending, PoolLimits, Quotas, Runtime
 from privinf.setting import Setting
 from privinf.trust import DEALER
@@ -21,6 +21,7 @@ def serve(
     dealer: MaybeDealer = None,
     keys: Keys,
     trust: Trust = DEALER,
+    embedding: Embedding = None,
     allow_logits: Annotated[bool, Setting("Grant rounded logits to clients that ask for them.")] = False,
     clients: Annotated[Path | None, Setting("Serve these certificates alone: fingerprints, one a line.", "FILE")] = None,
     metrics: Metrics = None,
@@ -41,7 +42,7 @@ def serve(
 
     Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
     """
-    options = make_options(runtime, pool, admission, quotas, ending, trust=trust)
+    options = make_options(runtime, pool, admission, quotas, ending, trust=trust, embedding=embedding)
     from privinf.cli.services import serve_until_stopped, serving
     from privinf.server.models import open_model
     from privinf.server.server import Server

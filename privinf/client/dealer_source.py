@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from privinf.client.payload import Payload
+from privinf.client.sealed import receive_sealed
 from privinf.client.setup import ClientStore, parts_of, receive_part
 from privinf.client.supply import Supply
 from privinf.graph.private import weights_of
+from privinf.lowering.encrypted import Sealing
+from privinf.lowering.joint import tables_alone
 from privinf.session.messages import MAX_KINDS, Dealt, Join, Needs, SessionSeed, greet
 from privinf.session.prepared import Recorder, Writer
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
-from privinf.trust import DEALER
+from privinf.trust import DEALER, ENCRYPTED
 from protocols.correlations import Kind, Role
 from protocols.errors import ProtocolDesync
 from protocols.linear import Weight
@@ -23,7 +26,7 @@ from protocols.sources.dealer import Store
 
 
 class DealerSupply(Supply):
-    """Set-up brings the masked weights; the session with the dealer is the one that the server has announced."""
+    """Set-up brings the masked weights, and an encrypted embedding's table; the session with the dealer is the one that S has announced."""
 
     trust = DEALER
 
@@ -51,12 +54,17 @@ class DealerSupply(Supply):
             take(name, data)
             peers.progress("set-up", (done + 1) / len(missing))
         connection.meter.label = ("", "")
+        if self.embedding == ENCRYPTED:
+            lines.tables |= receive_sealed(lines, connection, lowered, Sealing.tables(lowered))
 
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""
         peers = self.lines.peers
         link = self.lines.dial("dealer", peers.options.connect_s)
-        return DealerSource(link, token, peers.options.device, peers.named)
+        source = DealerSource(link, token, peers.options.device, peers.named)
+        if self.embedding == ENCRYPTED:
+            source.tables = tables_alone(Role.CLIENT, self.lines.tables)
+        return source
 
 
 class DealerSource(ClientSource):

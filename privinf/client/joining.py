@@ -18,7 +18,7 @@ from privinf.session.messages import Session, Welcome, greet
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from privinf.transport.frames import MAX_FRAME
-from privinf.trust import DEALER
+from privinf.trust import DEALER, EMBEDDINGS
 from protocols import kernels
 from protocols.correlations import Role
 from protocols.errors import HandshakeError
@@ -36,6 +36,7 @@ class Joined:
     source: ClientSource
     lowered: Lowered
     trust: str
+    embedding: str
     gives_logits: bool
     runtime: Runtime
     setup_s: float
@@ -50,7 +51,7 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
     with sane(HandshakeError, "the server's public bundle makes no sense", party="client", peer=peers.server):
         welcome, lowered = _model(lines, connection)
         connection.max_frame = MAX_FRAME
-        supply = SUPPLIES[welcome.trust](lines, connection, lowered)
+        supply = SUPPLIES[welcome.trust](lines, connection, lowered, welcome.embedding)
         supply.set_up()
         party = Party(Role.CLIENT, None, lines.masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -59,7 +60,7 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
     connection.establish()
     source = supply.source(token)
     party.tables = source.tables
-    return Joined(connection, source, lowered, welcome.trust, welcome.logits, runtime, time.perf_counter() - began)
+    return Joined(connection, source, lowered, welcome.trust, welcome.embedding, welcome.logits, runtime, time.perf_counter() - began)
 
 
 def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:
@@ -71,14 +72,14 @@ def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:
     if expect and expect != model:
         what, remedy = f"the server has the model {model!r}, not the expected {expect!r}", "compare with what `privinf serve` prints"
         raise HandshakeError(what, party="client", peer=peers.named, remedy=remedy)
-    _agree(lines, welcome.trust)
+    _agree(lines, welcome.trust, welcome.embedding)
     lowered = receive_bundle(connection, welcome, ClientStore(peers.options.cache), peers.named)
     settle(lowered, peers.tokenizer, peers.options.expect_tokenizer, peers.named)
     return welcome, lowered
 
 
-def _agree(lines: Lines, trust: str) -> None:
-    """HandshakeError unless the server's trust model is one that this client would have, and knows."""
+def _agree(lines: Lines, trust: str, embedding: str) -> None:
+    """HandshakeError unless the server's trust model is one that this client would have, and knows; and it knows its embedding."""
     peers = lines.peers
     if peers.options.trust not in (None, trust):
         what, remedy = (
@@ -88,6 +89,11 @@ def _agree(lines: Lines, trust: str) -> None:
     elif trust not in SUPPLIES:
         what, remedy = (
             f"the server has the trust model {trust!r}, which is none of this release",
+            "install the same release on all machines",
+        )
+    elif embedding not in EMBEDDINGS:
+        what, remedy = (
+            f"the server has the embedding {embedding!r}, which is none of this release",
             "install the same release on all machines",
         )
     elif trust == DEALER and peers.dealer is None:

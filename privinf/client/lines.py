@@ -49,6 +49,8 @@ class Lines:
         """To the server, and once that was reached to the dealer, where there is one."""
         self.masked: dict[str, Any] = {}
         """What set-up brought of the weights, by name: masked, or encrypted in each of its forms."""
+        self.tables: dict[str, Any] = {}
+        """And of its tables, where these alone are encrypted."""
         self._closed = threading.Event()
 
     @property
@@ -76,4 +78,5 @@ class Lines:
         finally:
             for connection in self.dialled:
                 connection.close()
+        self.tables.clear()
         self.masked.clear()  # at once, not when the collector finds the cycle: they may be most of the memory

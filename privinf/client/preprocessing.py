@@ -67,7 +67,7 @@ class Preprocessing:
         return self._pool.open(lane, self._peers.options.timeout, self._found.connection.peer_until)
 
     def _lane(self, terms: Terms) -> Lane:
-        return Lane(*self._parties, terms, self._found.trust)
+        return Lane(*self._parties, terms, self._found.trust, self._found.embedding)
 
     def prepare(self, terms: Terms, walk: Walk) -> dict[str, Any]:
         """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""

@@ -12,12 +12,12 @@ from privinf.transport.connection import Connection
 
 
 class Supply(ABC):
-    """Of one session, for a trust model of that name."""
+    """Of one session, for a trust model of that name; `embedding`: how the server says that tokens become rows of its table."""
 
     trust: ClassVar[str]
 
-    def __init__(self, lines: Lines, connection: Connection, lowered: Lowered) -> None:
-        self.lines, self.connection, self.lowered = lines, connection, lowered
+    def __init__(self, lines: Lines, connection: Connection, lowered: Lowered, embedding: str) -> None:
+        self.lines, self.connection, self.lowered, self.embedding = lines, connection, lowered, embedding
 
     @abstractmethod
     def set_up(self) -> None:

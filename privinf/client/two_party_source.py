@@ -6,22 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from privinf.client.sealed import receive_sealed
 from privinf.client.supply import Supply
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Joint
-from privinf.session.joint import PATIENCE, Recorder, Together
-from privinf.session.messages import MAX_KINDS, Key, Needs
+from privinf.session.joint import Recorder, Together
 from privinf.session.prepared import Writer
-from privinf.session.sealed import SealedStore
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
-from protocols.errors import ConfigError, HandshakeError
 from protocols.prg import new_seed
 from protocols.sources.base import PartySource
-
-MAX_SETUP = 1 << 36  # bytes; a model that asks for more is not believed
 
 
 class TwoPartySupply(Supply):
@@ -31,43 +27,7 @@ class TwoPartySupply(Supply):
 
     def set_up(self) -> None:
         """See `Supply`."""
-        peers, connection = self.lines.peers, self.connection
-        sealing = Sealing.of(self.lowered)
-        if sum(part.size for part in sealing.parts.values()) > MAX_SETUP:
-            what = f"the server's model asks for a set-up of more than {MAX_SETUP} bytes"
-            raise HandshakeError(what, party="client", peer=peers.named)
-        with connection.at_work(PATIENCE):  # to the first of its clients the server makes them now
-            key = connection.receive_control(Key, MAX_KINDS)
-        if len(key.digests) != len(sealing.parts):
-            raise HandshakeError("the server promises another set-up than its model needs", party="client", peer=peers.named)
-        digests = dict(zip(sealing.parts, key.digests, strict=True))
-        store = SealedStore(peers.options.cache, "setup", self.lowered.id, key.id)
-        store.sweep()
-        missing = [name for name in digests if not self._take(store, sealing, name, digests[name])]
-        connection.send_control(Needs(tuple(missing)), MAX_KINDS)
-        size, done = sum(sealing.parts[name].size for name in missing), 0
-        for name in missing:
-            part = sealing.parts[name]
-            connection.meter.label = part.label
-            with store.writing(name, digests[name]) as write:
-                for length in part.pieces:
-                    write(connection.receive(length))
-                    done += length
-                    peers.progress("set-up", done / size)
-            if not self._take(store, sealing, name, digests[name]):
-                raise ConfigError(f"the disk does not give back what was kept of {name}", remedy="choose another --cache")
-        connection.meter.label = ("", "")
-
-    def _take(self, store: SealedStore, sealing: Sealing, name: str, digest: bytes) -> bool:
-        """Takes an encrypted weight that another session holds, or that is kept, whole and what the server sends, if there is one."""
-        place, held, part = f"{store.named} {name} {digest.hex()}", self.lines.peers.encrypted, sealing.parts[name]
-        weight = held.get(place)
-        if weight is None and store.digest(name, part.size) == digest and (data := store.read(name, part.size)) is not None:
-            weight = held[place] = sealing.read(name, data)
-        if weight is None:
-            return False
-        self.lines.masked.setdefault(part.form.name, {})[part.form] = weight
-        return True
+        self.lines.masked |= receive_sealed(self.lines, self.connection, self.lowered, Sealing.of(self.lowered))
 
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""

@@ -325,7 +325,9 @@ class LocalSession:
             logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy
             seq, tokens = (max(1, self.result["padded"][name]) for name in ("prompt_tokens", "tokens"))
             chunk = self.options.chunk if self.result["prompt_tokens"] else 0
-            self._predicted = explain(lowered, seq, logits=logits, new_tokens=tokens, chunk=chunk, trust=self.options.trusted)
+            trust, embedding = self.options.trusted, self.options.embedded
+            size: dict[str, int] = {"new_tokens": tokens, "chunk": chunk}
+            self._predicted = explain(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding)
         return self._predicted
 
     @property

@@ -1,4 +1,4 @@
-"""What set-up sends where there is no dealer: the weights, encrypted under keys of S's.
+"""What set-up sends where there is no dealer, or of an embedding beside one: weights, encrypted under keys of S's.
 
 Which weights are encrypted, and in which forms, follows from the graph: those that a pass multiplies C's masks by. S's keys are derived
 from the seed of the lowering, as the masks of the weights are, and from the weights themselves, which a dealer that was given the seed
@@ -9,7 +9,7 @@ no other plaintext ever gets it. All clients are sent the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from privinf.graph.private import Runtime, weights_of
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import Label, module_output, next_token, shape_of
 from privinf.version import PROTOCOL
-from protocols.correlations import Role
+from protocols.correlations import Kind, Role
 from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, forms
 from protocols.party import Party, Protocol_, Trace
 from protocols.prg import SEED_BYTES, derive
@@ -49,20 +49,36 @@ class SealedPart:
 
 
 class Sealing:
-    """The encrypted weights of one model, by name; `of` finds it. ConfigError for a weight whose ring is too wide to be encrypted."""
+    """The encrypted weights of one model, by name; `of` and `tables` find it.
 
-    def __init__(self, lowered: Lowered) -> None:
+    `forms`: which they are, and in which forms. ConfigError for a weight whose ring is too wide to be encrypted.
+    """
+
+    def __init__(self, lowered: Lowered, forms: Iterable[Form]) -> None:
         self._id, self._weights = lowered.id, lowered.sealed  # at C, which derives nothing, the second says nothing
         labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
-        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in _forms(lowered)}
+        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in forms}
 
     @staticmethod
     def of(lowered: Lowered) -> Sealing:
-        """Made once for each model."""
+        """All that a pass of two parties alone takes; made once for each model."""
         found = _known.get(lowered)
         if found is None:
-            found = _known[lowered] = Sealing(lowered)
+            found = _known[lowered] = Sealing(lowered, _forms(lowered))
         return found
+
+    @staticmethod
+    def tables(lowered: Lowered) -> Sealing:
+        """The tables alone that rows are looked up in: an encrypted embedding's, where a dealer makes the correlations."""
+        found = _tables.get(lowered)
+        if found is None:
+            found = _tables[lowered] = Sealing(lowered, _looked(lowered)[0])
+        return found
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part."""
+        return {name: part.size for name, part in self.parts.items()}
 
     def _seed(self, mask_seed: bytes) -> bytes:
         """Of the keys: another one for each lowering, for other weights, and for each release that encrypts otherwise."""
@@ -92,6 +108,7 @@ class Sealing:
 
 
 _known: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
 
 
 def _name(form: Form) -> str:
@@ -111,8 +128,8 @@ class _Looked:
         return blank(ids.shape[0], out)
 
 
-def _forms(lowered: Lowered) -> list[Form]:
-    """All that a pass over one position asks for: a longer one multiplies by the same weights, and reads the same tables."""
+def _looked(lowered: Lowered) -> tuple[list[Form], list[Kind]]:
+    """The tables and the correlations of a pass over one position; a longer one has the same weights and tables."""
     trace, info = Trace(Role.CLIENT, costs=False), lowered.info
     party = Party(Role.CLIENT, trace)
     party.tables = looked = _Looked()
@@ -121,4 +138,9 @@ def _forms(lowered: Lowered) -> list[Form]:
         next_token(lowered.graph, runtime, blank(1, 1), logits=False)
     else:
         module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
-    return [*looked.forms, *forms(trace.kinds)]
+    return list(looked.forms), trace.kinds
+
+
+def _forms(lowered: Lowered) -> list[Form]:
+    tables, kinds = _looked(lowered)
+    return [*tables, *forms(kinds)]

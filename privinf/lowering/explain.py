@@ -6,12 +6,12 @@ from typing import Any
 
 from privinf.graph.private import Runtime
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.program import costs, module_output, next_token, setup_bytes, shape_of
+from privinf.lowering.program import Label, costs, module_output, next_token, setup_bytes, shape_of
 from privinf.lowering.steps import steps
-from privinf.trust import DEALER, TWO_PARTY
+from privinf.trust import DEALER, ENCRYPTED, ONE_HOT, TWO_PARTY
 from protocols.correlations import Role
 from protocols.errors import ConfigError
-from protocols.party import Cost, Party, Trace
+from protocols.party import Cost, Party, Tables, Trace
 from protocols.ring import blank
 
 
@@ -24,6 +24,7 @@ def explain(
     chunk: int = 0,
     cached: int = 0,
     trust: str = DEALER,
+    embedding: str | None = None,
 ) -> dict[str, Any]:
     """{`total`, `ops`, `plan`, `wires`, `trust`}: bytes are payload.
 
@@ -33,12 +34,16 @@ def explain(
     `cached` positions that both parties hold already. ConfigError if all that does not fit the context.
 
     Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
-    client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing.
+    client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing. `embedding="encrypted"`:
+    with a dealer too, rows of the table are taken from ciphertexts, which set-up brings beside the masked weights.
     """
     info, trace = lowered.info, Trace(Role.CLIENT)
+    if trust == TWO_PARTY and embedding == ONE_HOT:
+        raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
     alone = _Alone(trace) if trust == TWO_PARTY else None
-    runtime.party.tables = alone.tables if alone else None
+    sealed = alone is None and embedding == ENCRYPTED
+    runtime.party.tables = alone.tables if alone else _tables() if sealed else None
     if info.is_language_model:
         if not 1 <= seq <= cached + seq + new_tokens - 1 <= info.n_positions:
             told = f"{cached} cached positions and a prompt of {seq} tokens do" if cached else f"a prompt of {seq} tokens does"
@@ -59,8 +64,25 @@ def explain(
         if alone:
             alone.passed()
     plan = [{"name": node.name, "op": node.op, **node.plan.record()} for node in lowered.graph.nodes]
-    found = costs(trace, setup_bytes(lowered.graph)) if alone is None else alone.costs(lowered)
+    found = costs(trace, _setup(lowered, sealed)) if alone is None else alone.costs(lowered)
     return {**found, "plan": plan, "wires": wires(lowered), "trust": trust}
+
+
+def _tables() -> Tables:
+    from privinf.lowering.joint import tables_alone  # not where nothing of it is asked for: it loads kernels
+
+    return tables_alone(Role.CLIENT, {}, traced=True)
+
+
+def _setup(lowered: Lowered, sealed: bool) -> dict[Label, int]:
+    """Bytes of the masked weights, and of the encrypted tables."""
+    found = setup_bytes(lowered.graph)
+    if sealed:
+        from privinf.lowering.encrypted import Sealing
+
+        for part in Sealing.tables(lowered).parts.values():
+            found[part.label] += part.size
+    return found
 
 
 class _Alone:

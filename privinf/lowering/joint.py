@@ -46,6 +46,11 @@ class Joint:
         yield from self._lattice.start()
 
 
+def tables_alone(role: Role, held: Mapping[str, Any], *, traced: bool = False) -> SealedTables:
+    """One party's end of an encrypted embedding beside a dealer's correlations: a look-up needs no transfers, and nothing to begin with."""
+    return SealedTables(role, Lattice(role, Transfers(role, traced), traced), held)
+
+
 class Forecast:
     """What moves between the two before the passes of one session, in payload and in rounds as the client counts them."""
 

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 import msgspec
 
+from privinf.lowering.encrypted import Sealing
+from privinf.lowering.joint import tables_alone
 from privinf.lowering.lowered import Lowered
 from privinf.server.models import ServedModel, masked_sizes
+from privinf.server.sealed import SealedSetUp
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told
 from privinf.session.messages import (
@@ -36,7 +39,7 @@ from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial
-from privinf.trust import DEALER
+from privinf.trust import DEALER, ENCRYPTED
 from protocols.correlations import Kind, Role, on_wire
 from protocols.errors import KINDS, Code, PeerUnreachableError, PrivinfError, RefusedError
 from protocols.linear import Weight
@@ -68,18 +71,22 @@ def reach_dealer(service: Service, address: str) -> Connection:
 
 
 class DealerSupply(Supply):
-    """Set-up sends the masked weights; a session is announced to the dealer, and then to the client."""
+    """Set-up sends the masked weights, and an encrypted embedding's table; a session is announced to the dealer, then to the client."""
 
     trust = DEALER
 
+    def __init__(self, service: Service, dealer: str | None) -> None:
+        super().__init__(service, dealer)
+        self._sealed = SealedSetUp(service) if service.options.embedded == ENCRYPTED else None
+
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""
-        return masked_sizes(lowered)
+        return masked_sizes(lowered) | (Sealing.tables(lowered).sizes if self._sealed else {})
 
     def set_up(self, model: ServedModel, connection: Connection) -> None:
-        """See `Supply`: the masked weights, one message each."""
+        """See `Supply`: the masked weights, one message each, and then what is encrypted."""
         names, turns = connection.receive_control(Needs, MAX_KINDS).names, self.service.turns
-        self.wanted(model, connection, names)
+        self.wanted(model, connection, names, masked_sizes(model.lowered))
         with turns.turn(connection.peer_fingerprint):
             for name in names:
                 data = model.masked(name)
@@ -87,6 +94,9 @@ class DealerSupply(Supply):
                 with turns.between(connection.peer_fingerprint):
                     connection.send(data)
         connection.meter.label = ("", "")
+        if self._sealed is not None:
+            sealing = Sealing.tables(model.lowered)
+            self._sealed.send(model, sealing, connection, lambda names: self.wanted(model, connection, names, sealing.sizes))
 
     @contextmanager
     def session(self, model: ServedModel, connection: Connection) -> Iterator[ServerSource]:
@@ -97,6 +107,8 @@ class DealerSupply(Supply):
         try:
             weights, client = model.weights.values(), connection.peer_fingerprint
             source = DealerSource(link, token, client, model.mask_seed, weights, service.options.device)
+            if self._sealed is not None:
+                source.tables = tables_alone(Role.SERVER, Sealing.tables(model.lowered).opened(model.mask_seed, model.encoded))
             connection.send_control(Session(token))
             connection.establish()
             yield source

@@ -50,7 +50,7 @@ class Preprocessing:
         return self._pool.open(self._lane(terms), self._options.timeout, self._connection.peer_until)
 
     def _lane(self, terms: Terms) -> Lane:
-        return Lane(*self._parties, terms, self._options.trusted)
+        return Lane(*self._parties, terms, self._options.trusted, self._options.embedded)
 
     def _marked(self, terms: Terms, spent: int, index: int = 0) -> Marked:
         return self._source.mark(self._parties[0], terms, spent, index)

@@ -30,7 +30,8 @@ class Server(Service):
     """`Server("model_dir", listen="0.0.0.0:7000", dealer="dealer:7001", keys="keys/").start()`; also a context manager.
 
     `model` is a lowered directory, a checkpoint directory or a `Lowered`. With `trust="two-party"` it needs no dealer, and makes the
-    correlations with its clients. Safe to run in a thread of a service. Raises ConfigError for a bad model, keys or address.
+    correlations with its clients; with `embedding="encrypted"` clients keep the table of tokens encrypted where there is a dealer too.
+    Safe to run in a thread of a service. Raises ConfigError for a bad model, keys or address.
     """
 
     role = "server"
@@ -43,11 +44,12 @@ class Server(Service):
         dealer: str | None = None,
         keys: str,
         trust: str | None = None,
+        embedding: str | None = None,
         allow_logits: bool = False,
         clients: str | Path | None = None,
         options: Options | None = None,
     ) -> None:
-        options, listed = with_trust(options, trust), None if clients is None else Path(clients)
+        options, listed = with_trust(options, trust, embedding), None if clients is None else Path(clients)
         if dealer is not None:
             parse_address(dealer)  # a malformed one is noticed now
         elif options.trusted == DEALER:
@@ -74,7 +76,7 @@ class Server(Service):
         connection.meter.phase = "setup"
         greet(connection)
         connection.timeout, model = self.options.timeout, self.model
-        connection.send_control(Welcome(model.lowered.id, len(model.bundle), model.allow_logits, self.supply.trust))
+        connection.send_control(Welcome(model.lowered.id, len(model.bundle), model.allow_logits, self.supply.trust, self.options.embedded))
         if connection.receive_control(Needs).names:
             self.supply.may_send(model, connection, len(model.bundle))
             connection.send(model.bundle, FrameKind.CONTROL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -34,11 +35,10 @@ class Supply(ABC):
     def session(self, model: ServedModel, connection: Connection) -> AbstractContextManager[ServerSource]:
         """The source of a client's session, whose set-up is done; and what it stands on ends with the block."""
 
-    def wanted(self, model: ServedModel, connection: Connection, names: tuple[str, ...]) -> None:
-        """Checks the names of the weights that a client asks for, and counts them before anything is sent."""
+    def wanted(self, model: ServedModel, connection: Connection, names: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+        """Checks the names of the weights that a client asks for, of those of these sizes, and counts them before anything is sent."""
         if len(set(names)) < len(names):
             raise HandshakeError("the client asks for a weight twice", party="server")
-        sizes = self.set_up_bytes(model.lowered)
         strange = next((name for name in names if name not in sizes), None)
         if strange is not None:
             raise HandshakeError(f"the client asks for a weight {strange[:80]!r} that the model does not have", party="server")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,22 +11,20 @@ from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Forecast, Joint
 from privinf.lowering.lowered import Lowered
 from privinf.server.models import ServedModel
+from privinf.server.sealed import SealedSetUp
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
-from privinf.session.messages import MAX_KINDS, Key, Marked, Needs, Session, Terms
-from privinf.session.sealed import SealedStore
+from privinf.session.messages import Marked, Session, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
-from protocols.errors import Code, ConfigError, ProtocolDesync, RefusedError
+from protocols.errors import ProtocolDesync
 from protocols.prg import new_seed
 from protocols.sources.base import PartySource
-
-log = logging.getLogger("privinf.server")
 
 
 class TwoPartySupply(Supply):
@@ -38,59 +34,16 @@ class TwoPartySupply(Supply):
 
     def __init__(self, service: Service, dealer: str | None) -> None:
         super().__init__(service, dealer)
-        self._making = threading.Lock()
+        self._sealed = SealedSetUp(service)
 
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""
-        return {name: part.size for name, part in Sealing.of(lowered).parts.items()}
+        return Sealing.of(lowered).sizes
 
     def set_up(self, model: ServedModel, connection: Connection) -> None:
-        """See `Supply`: the encrypted weights, in messages of a bounded size."""
-        sealing, turns, client = Sealing.of(model.lowered), self.service.turns, connection.peer_fingerprint
-        kept = SealedStore(self.service.options.cache, "sealed", model.lowered.id, sealing.key_id(model.mask_seed))
-        with turns.turn(client), self._refusing():
-            digests = tuple(self._made(model, sealing, kept, name) for name in sealing.parts)
-        connection.send_control(Key(sealing.key_id(model.mask_seed), digests), MAX_KINDS)
-        names = connection.receive_control(Needs, MAX_KINDS).names
-        self.wanted(model, connection, names)
-        with turns.turn(client), self._refusing():
-            for name in names:
-                part = sealing.parts[name]
-                connection.meter.label = part.label
-                data = kept.read(name, part.size)
-                if data is None:  # it was damaged, and is gone now
-                    self._made(model, sealing, kept, name)
-                    data = kept.read(name, part.size)
-                if data is None:
-                    raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
-                for message in part.cut(data):
-                    with turns.between(client):
-                        connection.send(message)
-        connection.meter.label = ("", "")
-
-    def _made(self, model: ServedModel, sealing: Sealing, kept: SealedStore, name: str) -> bytes:
-        """The digest of an encrypted weight, which is made if it is not kept; by one session at a time, for all."""
-        with self._making:
-            digest = kept.digest(name, sealing.parts[name].size)
-            if digest is None:
-                kept.sweep()
-                with kept.writing(name) as write:
-                    for piece in sealing.seal(model.mask_seed, name, model.encoded):
-                        write(memoryview(piece))
-                digest = kept.digest(name, sealing.parts[name].size)
-        if digest is None:
-            raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
-        return digest
-
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """A client is told that the disk refuses, and not where on it."""
-        try:
-            yield
-        except ConfigError as error:
-            log.error("the encrypted weights cannot be kept: %s", error)
-            what, remedy = "the server cannot keep its encrypted weights", "look at the server's output"
-            raise RefusedError(what, party="server", remedy=remedy, code=Code.DISK) from None
+        """See `Supply`: the encrypted weights."""
+        sealing = Sealing.of(model.lowered)
+        self._sealed.send(model, sealing, connection, lambda names: self.wanted(model, connection, names, sealing.sizes))
 
     @contextmanager
     def session(self, model: ServedModel, connection: Connection) -> Iterator[ServerSource]:

@@ -24,7 +24,7 @@ import msgspec
 
 from privinf.files import locked
 from privinf.session.messages import Terms
-from privinf.trust import DEALER
+from privinf.trust import DEALER, ONE_HOT
 
 GRACE_S = 30 * 86400.0  # that a clock may be wrong by, before what a certificate stood for is forgotten
 LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
@@ -38,6 +38,7 @@ class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
     server: str
     terms: Terms
     trust: str = DEALER
+    embedding: str = ONE_HOT  # with a dealer, whose own marks are of both
 
     def name(self, role: str) -> str:
         """Of its files at this party."""

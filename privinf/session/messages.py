@@ -1,7 +1,8 @@
 """The control messages of a session, their order, and the checks of the handshake.
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
-each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted. Server and dealer:
+each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted; where the embedding
+alone is encrypted, Key, a third Needs and its encrypted table come after the masked weights. Server and dealer:
 Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a Prefetched. Client and dealer: Join,
 Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
 
@@ -18,7 +19,7 @@ import msgspec
 from privinf.lowering.steps import steps
 from privinf.transport.endpoint import Endpoint
 from privinf.transport.failure import Failure
-from privinf.trust import DEALER
+from privinf.trust import DEALER, ONE_HOT
 from privinf.version import PROTOCOL, VERSION
 from protocols import correlations
 from protocols.errors import Code, HandshakeError
@@ -52,10 +53,11 @@ class Welcome(msgspec.Struct, frozen=True):
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BUNDLE)]
     logits: bool
     trust: Annotated[str, msgspec.Meta(max_length=32)] = DEALER  # who makes the correlations
+    embedding: Annotated[str, msgspec.Meta(max_length=32)] = ONE_HOT  # how tokens become rows, with a dealer
 
 
 class Key(msgspec.Struct, frozen=True):
-    """S, where the two are alone: which key its weights are encrypted under, and a digest of each as it sends it, in their order.
+    """S, where weights are encrypted: under which key, and a digest of each as it sends it, in their order.
 
     What C has kept under another key, or with another digest, is of no use.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from privinf.session.devices import check_device
 from privinf.setting import Setting, settings_of
-from privinf.trust import DEALER, TRUSTS
+from privinf.trust import DEALER, EMBEDDINGS, ENCRYPTED, ONE_HOT, TRUSTS, TWO_PARTY
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:  # imported where a link is parsed: `privinf --help` reads these fields, and has no use for TLS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported where a link is parsed: `privinf --help` reads the
 MAX_NEW_TOKENS = 32
 LONGEST = 1 << 20  # new tokens of one reply, beyond any model's context
 IDLE_S = 3600.0  # how long a session may lie unused
+EMBEDDING_TEXT = "Rows of the server's table: by one-hots, or by a table that clients keep encrypted."
 CONNECT_S = 10.0  # how long a party may be away before who dials it gives up
 
 
@@ -56,9 +57,10 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Trust:
-    """Who makes the correlations; None: a dealer, and for a client whatever the server says."""
+    """Who makes the correlations, and how a server embeds; None: a dealer, by one-hots, and for a client whatever the server says."""
 
     trust: Annotated[str | None, Setting("Refuse a server with another trust model; default: what it has.", choices=TRUSTS)] = None
+    embedding: Annotated[str | None, Setting(EMBEDDING_TEXT, choices=EMBEDDINGS)] = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,10 @@ class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins
             object.__setattr__(self, "expect_tokenizer", self.expect_tokenizer.lower())
         if self.trust not in (None, *TRUSTS):
             raise ConfigError(f"there is no trust model {str(self.trust)[:80]!r}", remedy=f"give {' or '.join(TRUSTS)}")
+        if self.embedding not in (None, *EMBEDDINGS):
+            raise ConfigError(f"there is no embedding {str(self.embedding)[:80]!r}", remedy=f"give {' or '.join(EMBEDDINGS)}")
+        if self.trust == TWO_PARTY and self.embedding == ONE_HOT:
+            raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
         check_device(self.device)
         for name, (kind, setting) in _settings().items():
             _check(name, kind, setting, getattr(self, name))
@@ -154,6 +160,11 @@ class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins
         """Who makes the correlations where nobody else decides."""
         return self.trust or DEALER
 
+    @property
+    def embedded(self) -> str:
+        """How a server of this trust model embeds."""
+        return self.embedding or (ONE_HOT if self.trusted == DEALER else ENCRYPTED)
+
     def sessions_each(self, role: str) -> int:
         """Sessions of one certificate of this role at a time; 0: no limit of its own."""
         if role == "client":
@@ -161,10 +172,10 @@ class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins
         return self.sessions - self.sessions // 4 if self.server_sessions is None else self.server_sessions
 
 
-def with_trust(options: Options | None, trust: str | None) -> Options:
-    """The options, or the defaults, with this trust model if one is given."""
-    options = options or Options()
-    return options if trust is None else replace(options, trust=trust)
+def with_trust(options: Options | None, trust: str | None, embedding: str | None = None) -> Options:
+    """The options, or the defaults, with this trust model and embedding if one is given."""
+    given = {name: value for name, value in (("trust", trust), ("embedding", embedding)) if value is not None}
+    return replace(options or Options(), **given)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -229,7 +229,7 @@ def test_other_models_and_keys_have_keys_of_their_own() -> None:
     sealing = Sealing.of(t.lowered())
     found = {sealing.key_id(bytes([k]) * 32) for k in range(3)}
     assert len(found) == 3 and Sealing.of(t.lowered(1)).key_id(bytes(32)) != sealing.key_id(bytes(32))
-    other = Sealing(t.lowered())
+    other = Sealing(t.lowered(), [])
     other._weights = "0" * 64  # of other weights under the same seed and id: what a dealer that has both lacks
     assert other.key_id(bytes(32)) != sealing.key_id(bytes(32))
 

@@ -26,13 +26,14 @@ class SealedTables:
         """See `Tables`. Rounds: 1 message C -> S. Learns: S an answer that a flood makes look like any other; C nothing."""
         server = self._role is Role.SERVER
         held = self._held.get(table) if server or known(ids) else None
-        protocol = self._lattice.lookup(held, ids, out, bits, size)
+        protocol = self._lattice.lookup(held, ids.cpu() if known(ids) else ids, out, bits, size)
         received = yield next(protocol)
         if server and not known(*received):  # a walk on shapes
             return blank(ids.shape[0], out)
+        device = received[0].device if server else ids.device  # ciphertexts are the processor's, whatever the party computes on
         try:
-            protocol.send(received)
+            protocol.send([value.cpu() for value in received] if server else received)
         except StopIteration as stop:
             found: Tensor = stop.value
-            return found
+            return found.to(device)
         raise AssertionError("a look-up is one message")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from privinf.client.client import Client
+from privinf.client.conversation import Conversation
 from privinf.client.text import Token
 from privinf.gateway.app import create_app
 from privinf.gateway.demo import Demo
@@ -123,8 +124,15 @@ def browser() -> Iterator[Any]:
         made.close()
 
 
-def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
-    before = demo.engine.replies.counts["cancelled"]
+def test_the_page_in_a_real_browser(demo: Gateway, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, stopped, generate = demo.engine.replies.counts["cancelled"], threading.Event(), Conversation.generate
+
+    def held(*words: Any, **options: Any) -> Iterator[Any]:
+        for number, token in enumerate(generate(*words, **options)):
+            if number:
+                stopped.wait(60)
+            yield token
+
     problems: list[str] = []
     asked: list[str] = []
     with contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
@@ -154,11 +162,13 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any) -> None:
         assert re.search(
             r"online, with the client\s+[\d.]+ kB\s+[\d.]+ kB\s+\d+", page.locator("[data-role=server] .counters").inner_text()
         )
+        monkeypatch.setattr(Conversation, "generate", held)
         page.locator("#count").fill("1000")
         page.locator("#send").click()
         page.get_by_text(re.compile(r"^[1-9]\d* of 26 ")).wait_for(timeout=60_000)  # what the context has room for
         page.locator("#stop").click()
         page.get_by_text("stopped").wait_for()
+        stopped.set()
     wait_for(lambda: demo.engine.active == 0 and demo.engine.replies.counts["cancelled"] == before + 1)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
 

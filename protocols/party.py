@@ -204,7 +204,8 @@ class Party(OfRole):
         try:
             items = next(protocol)
             while True:
-                items = protocol.send(self.engine.perform(items))
+                received, items = self.engine.perform(items), []  # what was sent is not held while the next round is computed
+                items = protocol.send(received)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 

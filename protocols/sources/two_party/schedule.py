@@ -24,6 +24,7 @@ from protocols.sources.two_party.sketch import sketch
 
 MANY = 1 << 13  # factors that fill a ciphertext
 WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
+SENT = 1 << 22  # elements that one-way messages, which nobody answers, wait with for the others at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +187,14 @@ class Task:
     finish: Callable[[Any], None]
 
 
+class _Round(NamedTuple):
+    """One that a protocol is to be resumed from, and who takes the protocol's result."""
+
+    protocol: Generator[list[Item], Received, Any]
+    items: list[Item]
+    end: Callable[[Any], None]
+
+
 class _Run:
     """See `run`. Every step goes over tasks and protocols in an order that both parties share."""
 
@@ -196,9 +205,11 @@ class _Run:
         self.admitted: list[Task] = []
         self.held = 0
         self.asked: dict[tuple[Any, ...], list[tuple[Any, _Request]]] = {}
-        self.running: list[tuple[Generator[list[Item], Received, Any], list[Item], Callable[[Any], None]]] = []
+        self.running: list[_Round] = []
+        self.ahead: list[_Round] = []  # that C sends alone
+        self.filled = 0  # elements of these
 
-    def admit(self) -> None:
+    def admit(self) -> Protocol_[None]:
         """Tasks in the order of use, as many as the window holds, begin when what they name is made."""
         while True:
             while self.waiting and (not self.held or self.held + self.waiting[-1].weight <= self.window):
@@ -211,6 +222,24 @@ class _Run:
             self.admitted = [task for task in self.admitted if task.needs & self.undone]
             for task in ready:
                 self.advance(task.start(), None, self._ending(task))
+                if self.filled > SENT:
+                    yield from self.travel(self.left_ahead())
+
+    def left_ahead(self) -> list[_Round]:
+        """Takes what C sends alone: nobody waits for an answer to it, so that it may leave before the others' round."""
+        found, self.ahead, self.filled = self.ahead, [], 0
+        return found
+
+    def travel(self, rounds: list[_Round]) -> Protocol_[None]:
+        """One message each way; nothing of it is held longer than its protocol does."""
+        received = yield [item for each in rounds for item in each.items]
+        rounds.reverse()
+        received.reverse()
+        while rounds:
+            protocol, items, end = rounds.pop()
+            part = [received.pop() for _ in items]
+            del items
+            self.advance(protocol, part, end)
 
     def _ending(self, task: Task) -> Callable[[Any], None]:
         def end(result: Any) -> None:
@@ -228,7 +257,11 @@ class _Run:
             end(stop.value)
             return
         if not any(isinstance(item, _Request | _Fork) for item in items):
-            self.running.append((protocol, items, end))
+            if any(item.from_server for item in items):
+                self.running.append(_Round(protocol, items, end))
+            else:
+                self.ahead.append(_Round(protocol, items, end))
+                self.filled += sum(item.value.numel() for item in items)
             return
         answers: list[Any] = [None] * len(items)
         left = len(items)
@@ -291,16 +324,12 @@ def run(ends: Ends, tasks: Sequence[Task], window: int = WINDOW) -> Protocol_[No
     """Runs all tasks, which stand in the order of use; each round is that of everything under way."""
     state = _Run(ends, tasks, window)
     while True:
-        state.admit()
+        yield from state.admit()
         while state.asked:
             state.launch()
-            state.admit()
-        if not state.running:
+            yield from state.admit()
+        rounds, state.running = [*state.running, *state.left_ahead()], []
+        if not rounds:
             assert not state.waiting and not state.admitted
             return
-        running, state.running = state.running, []
-        received = yield [item for _, items, _ in running for item in items]
-        at = 0
-        for protocol, items, end in running:
-            state.advance(protocol, received[at : at + len(items)], end)
-            at += len(items)
+        yield from state.travel(rounds)

@@ -1,4 +1,4 @@
-"""ReLU and GELU, for the ladder's baselines.
+"""ReLU, GELU and SiLU.
 
 Source: SIGMA (ePrint 2023/1269): one comparison selects, a table on the middle of the line gives what is curved. The
 table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose sign the dealer knows.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -24,9 +25,7 @@ from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import cost_rescale, rescale
 
-EDGE = 4  # beyond it GELU is 0 or x
-PIECE = 5  # pieces of width 2^-5
-INDEX_BITS = 3 + PIECE
+INDEX_BITS = 8  # of the pieces of a curve
 SLOPE_FRAC = 12
 PRODUCT_BITS = 32
 _WORDS = (1 << INDEX_BITS) // WORD
@@ -81,26 +80,45 @@ def _erf_form(x: Decimal) -> Decimal:
     return x * (1 + _erf(x / Decimal(2).sqrt())) / 2
 
 
-FORMS: dict[str, Callable[[Decimal], Decimal]] = {"tanh": _tanh_form, "erf": _erf_form}
+def _silu_form(x: Decimal) -> Decimal:
+    """x / (1 + e^-x), slow to come near 0 and x: from 6 on half of what is missing at 8 is added by and by; beyond, the other is off."""
+    left = 8 / (1 + Decimal(8).exp())
+    return x / (1 + (-x).exp()) + max(abs(x) - 6, Decimal(0)) / 2 * left / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A function that is 0 below -`edge` and x above `edge`, and between them 2^INDEX_BITS pieces of width 2^-`piece`."""
+
+    function: Callable[[Decimal], Decimal]
+    edge: int
+    piece: int
+
+    def top(self, frac: int) -> int:
+        """Up to where x is clamped: two pieces below the edge, so that no index is beyond the last."""
+        return (self.edge << frac) - (1 << (frac + 1 - self.piece))
+
+
+FORMS = {"tanh": Curve(_tanh_form, 4, 5), "erf": Curve(_erf_form, 4, 5), "silu": Curve(_silu_form, 8, 4)}
 
 
 @lru_cache
 def pieces(form: str, frac: int) -> Tensor:
-    """(2, 2^INDEX_BITS): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^PIECE.
+    """(2, 2^INDEX_BITS): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^piece.
 
     The chord's slope, and the value between the largest and the smallest gap, so that the error is about even. In
     decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
     """
-    function, count = FORMS[form], 1 << INDEX_BITS
-    step, constant, slope = Decimal(1) / (1 << PIECE), [0] * count, [0] * count
+    curve, count = FORMS[form], 1 << INDEX_BITS
+    step, constant, slope = Decimal(1) / (1 << curve.piece), [0] * count, [0] * count
     with localcontext() as context:
         context.prec = 40
-        values = {k: function(k * step / 2) for k in range(-count - 2, count + 3)}  # at halves of pieces
+        values = {k: curve.function(k * step / 2) for k in range(-count - 2, count + 3)}  # at halves of pieces
         for i in range(count):
             at = i - count if i >= count // 2 else i
             slope[i] = round((values[2 * at + 2] - values[2 * at - 2]) / (2 * step) * (1 << SLOPE_FRAC))
             gaps = [values[k] - Decimal(slope[i]) / (1 << SLOPE_FRAC) * k * step / 2 for k in range(2 * at - 2, 2 * at + 3)]
-            constant[i] = round((max(gaps) + min(gaps)) / 2 * (1 << (frac + SLOPE_FRAC))) + slope[i] * (at << (frac - PIECE))
+            constant[i] = round((max(gaps) + min(gaps)) / 2 * (1 << (frac + SLOPE_FRAC))) + slope[i] * (at << (frac - curve.piece))
     return torch.tensor([constant, slope], dtype=torch.int64)
 
 
@@ -133,7 +151,7 @@ class PiecesMask(Kind, frozen=True):
 
 def _line(party: Party, x: Wire, form: str) -> Protocol_[Shares]:
     """A[i] + B[i] (x - x_i) for the piece i of x, both entries opened under masks, up to a sign that D shares."""
-    shift = x.frac - PIECE
+    shift = x.frac - FORMS[form].piece
     correlation = party.take(PiecesMask(x.name, x.shape, shift))
     frac = x.frac + SLOPE_FRAC
     if not known(x.masked):
@@ -159,18 +177,33 @@ def gelu(party: Party, x: Shares, form: str, *, compare_bits: int, bits: int) ->
     Rounds: 1 + those of `compare` + 3. Bits each way: 32, per comparison those of `compare`, 32, 64, 2.
     Learns: uniform values, both.
     """
+    return _curve(party, x, form, compare_bits, bits)
+
+
+def silu(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
+    """SiLU, x / (1 + e^-x), of any shape, in Z_2^bits, the same fraction bits.
+
+    Steps: those of `gelu`, with [x >= -8] and [x >= 8 - 1/8], and pieces twice as wide, since it bends less and for longer.
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 5e-4, near and beyond the edges 1.8e-3, and one unit.
+    Rounds, bits, and what each learns: those of `gelu`.
+    """
+    return _curve(party, x, "silu", compare_bits, bits)
+
+
+def _curve(party: Party, x: Shares, form: str, compare_bits: int, bits: int) -> Protocol_[Shares]:
+    """0, a line from the form's table, or x: see `gelu`."""
     assert compare_bits <= PRODUCT_BITS, "the opened value does not hold what is compared"
-    top = (EDGE << x.frac) - (1 << (x.frac - 4))
+    edge, top = FORMS[form].edge << x.frac, FORMS[form].top(x.frac)
     (wire,) = yield from open_masked(party, [x.narrow(PRODUCT_BITS)])
     shape = (*x.shape, 2)
-    thresholds = like(torch.tensor([-EDGE << x.frac, top]), wire.masked)
+    thresholds = like(torch.tensor([-edge, top]), wire.masked)
     c = reduce(wire.masked[..., None] - thresholds, compare_bits) if known(wire.masked) else blank(*shape)
     name, beta = yield from compare(party, c, CompareMask(wire.name, shape, (*x.shape, 1), compare_bits))
     bit, product = _bits_times(party, name, beta, wire)
     if known(bit, product):
         above = product[..., 1] - top * bit[..., 1]
-        clamped = product[..., 0] + (EDGE << x.frac) * bit[..., 0] - above
-        clamped = clamped - (EDGE << x.frac) if party.is_server else clamped
+        clamped = product[..., 0] + edge * bit[..., 0] - above
+        clamped = clamped - edge if party.is_server else clamped
     else:
         above = clamped = blank(*x.shape)
     (inner,) = yield from open_masked(party, [Shares(clamped, PRODUCT_BITS, x.frac)])
@@ -196,3 +229,8 @@ def cost_gelu(count: int, compare_bits: int, bits: int) -> Declared:
     clamped = cost_compare(2 * count, compare_bits, masks=count) + dealt((2 * count, ring), (2 * count, ring)) + opened
     line = dealt((count * _WORDS, 64), (4 * count, ring)) + exchanged((2 * count, ring))
     return opened + clamped + line + cost_rescale(count, ring, SLOPE_FRAC, bits).beside(cost_rescale(count, ring, 0, bits))
+
+
+def cost_silu(count: int, compare_bits: int, bits: int) -> Declared:
+    """That of GELU: its pieces are as many."""
+    return cost_gelu(count, compare_bits, bits)

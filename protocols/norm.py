@@ -1,4 +1,4 @@
-"""LayerNorm, for the ladder's baselines: the inverse square root by octave, table and one Newton step.
+"""LayerNorm and RMSNorm: the inverse square root by octave, table and one Newton step.
 
 Source: the normalisation by powers of four and the table on the mantissa of SIGMA (ePrint 2023/1269); the table is read
 as in `table`. The affine part belongs to the linear map that follows.
@@ -149,13 +149,30 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     Error: relative 2e-4 of the inverse root, and 2^-14 absolute of x - mean (2^-11 for the largest sums) before it is scaled.
     Rounds: 11 + those of `compare`. Learns: uniform values, both.
     """
-    width = x.shape[-1]
     c_bits, c_frac = centred(size_bits)
-    inverse = round((1 << 24) / width)
+    inverse = round((1 << 24) / x.shape[-1])
     spread = x.map(lambda v: v if v.is_meta else (v << 24) - v.sum(-1, keepdim=True) * inverse)
     spread = Shares(spread.value, x.bits, x.frac + 24)
     spread = yield from rescale(party, spread, bits=c_bits, frac=c_frac)
-    (c,) = yield from open_masked(party, [spread])
+    y = yield from _over_root(party, spread, epsilon, size_bits)
+    return (yield from rescale(party, y, bits=bits, frac=x.frac))
+
+
+def rms_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits: int) -> Protocol_[Shares]:
+    """x / sqrt(mean of squares + epsilon) over the last axis of x (rows, d), in Z_2^bits, the same fraction bits (arXiv 1910.07467).
+
+    Steps: those of `layer_norm`, but x itself is opened. Domain, error, rounds and what each learns: those of `layer_norm`.
+    """
+    c_bits, c_frac = centred(size_bits)
+    narrow = yield from rescale(party, x, bits=c_bits, frac=c_frac)
+    y = yield from _over_root(party, narrow, epsilon, size_bits)
+    return (yield from rescale(party, y, bits=bits, frac=x.frac))
+
+
+def _over_root(party: Party, x: Shares, epsilon: float, size_bits: int) -> Protocol_[Shares]:
+    """x over the root of its mean square: a product that is still to be rescaled. See `layer_norm`."""
+    width, (c_bits, _) = x.shape[-1], centred(size_bits)
+    (c,) = yield from open_masked(party, [x])
     (s,) = yield from open_masked(party, [_squares(party, c, epsilon)])
     shift, compare_bits = compared(size_bits)
     upper = party.take(UpperMask(s.name, s.shape, shift, compare_bits, 0))
@@ -178,8 +195,7 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
     y = yield from rescale(party, y, bits=c_bits, frac=INVERSE_FRAC, nonnegative=True)
     (y_wire,) = yield from open_masked(party, [y.map(lambda v: v[..., None])])
     out = multiply(party, c, y_wire, c_bits)
-    out = Shares(out.value, out.bits, out.frac + size_bits // 2)
-    return (yield from rescale(party, out, bits=bits, frac=x.frac))
+    return Shares(out.value, out.bits, out.frac + size_bits // 2)
 
 
 def _squares(party: Party, c: Wire, epsilon: float) -> Shares:
@@ -195,6 +211,25 @@ def _squares(party: Party, c: Wire, epsilon: float) -> Shares:
 
 def cost_layer_norm(rows: int, width: int, from_bits: int, frac: int, size_bits: int, bits: int) -> Declared:
     """x - mean is opened once, of the width; everything else is a few elements a row."""
+    ring, c_frac = centred(size_bits)
+    first = cost_rescale(rows * width, from_bits, frac + 24 - c_frac, ring)
+    return first + _cost_over_root(rows, width, size_bits) + _cost_last(rows, width, frac, size_bits, bits)
+
+
+def cost_rms_norm(rows: int, width: int, from_bits: int, frac: int, size_bits: int, bits: int) -> Declared:
+    """The same of x itself, which may be there as it is to be opened."""
+    ring, c_frac = centred(size_bits)
+    first = cost_rescale(rows * width, from_bits + max(0, c_frac - frac), max(0, frac - c_frac), ring)
+    return first + _cost_over_root(rows, width, size_bits) + _cost_last(rows, width, frac, size_bits, bits)
+
+
+def _cost_last(rows: int, width: int, frac: int, size_bits: int, bits: int) -> Declared:
+    ring, c_frac = centred(size_bits)
+    return cost_rescale(rows * width, ring, c_frac + INVERSE_FRAC + size_bits // 2 - frac, bits)
+
+
+def _cost_over_root(rows: int, width: int, size_bits: int) -> Declared:
+    """An opening of all, and a few elements a row."""
     count, (ring, c_frac), wide = rows * width, centred(size_bits), octaves(size_bits)
     root_bits = INVERSE_FRAC + wide + 18
     sums = dealt((rows, ring)) + cost_open_masked((rows, ring))
@@ -204,15 +239,5 @@ def cost_layer_norm(rows: int, width: int, from_bits: int, frac: int, size_bits:
     newton = dealt((rows * 2**INDEX_BITS // WORD, 64), (8 * rows, RING)) + exchanged((rows, RING))
     newton += cost_rescale(rows, RING, MANTISSA_FRAC + 3 * INDEX_FRAC + 1 - INVERSE_FRAC, root_bits)
     inverse = cost_open_masked((rows, root_bits)) + dealt((rows * wide, root_bits)) + cost_rescale(rows, root_bits, 8, ring)
-    return (
-        cost_rescale(count, from_bits, frac + 24 - c_frac, ring)
-        + cost_open_masked((count, ring))
-        + sums
-        + octave
-        + mantissa
-        + newton
-        + inverse
-        + cost_open_masked((rows, ring))
-        + cost_multiply(count, ring)
-        + cost_rescale(count, ring, c_frac + INVERSE_FRAC + size_bits // 2 - frac, bits)
-    )
+    last = cost_open_masked((rows, ring)) + cost_multiply(count, ring)
+    return cost_open_masked((count, ring)) + sums + octave + mantissa + newton + inverse + last

@@ -9,7 +9,7 @@ import torch
 
 from privinf.graph.builder import Builder, Value, aten, rule
 from privinf.ops.relu import Compared
-from protocols.activation import PRODUCT_BITS
+from protocols.activation import FORMS, PRODUCT_BITS
 from protocols.activation import gelu as pieces
 from protocols.party import Party, Protocol_
 from protocols.shares import Shares
@@ -21,6 +21,7 @@ class Gelu(Compared):
     op = "gelu"
     product_bits = PRODUCT_BITS
     most_bits = PRODUCT_BITS
+    edge = FORMS["erf"].edge
     form: str
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -10,7 +10,6 @@ from privinf.graph.node import Node
 from privinf.graph.planning import COMPARED_FRAC, FRAC, Bits, Planning, Shown, Wanted, bits_for
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
-from protocols.activation import EDGE
 from protocols.activation import relu as larger_than_zero
 from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
@@ -27,6 +26,7 @@ class Compared(Node):
     precision = 13  # GELU's own error is 2^-12
     product_bits: ClassVar[int] = 0  # the ring that is opened whatever is compared; 0: that of the comparison
     most_bits: ClassVar[int] = MAX_BITS  # of the comparison
+    edge: ClassVar[int] = 4  # up to where it compares besides with 0, whatever the range
 
     class Plan(AnyPlan, frozen=True, kw_only=True):
         """`opened`: the ring in which the input is opened; `out_bits`: that of the result."""
@@ -73,7 +73,7 @@ class Compared(Node):
 
     def compared_in(self, layer: str, bound: float) -> int:
         """The ring of a comparison of values up to `bound`."""
-        bits = bits_for(layer, COMPARED_FRAC, max(bound, EDGE))  # GELU compares with its edges too, whatever the range
+        bits = bits_for(layer, COMPARED_FRAC, max(bound, self.edge))
         if bits > self.most_bits:
             raise RangeError(f"values up to {bound:g} are too large to be compared in {self.most_bits} bits", layer=layer)
         return bits

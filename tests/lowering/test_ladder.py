@@ -56,7 +56,9 @@ def test_small_ranges(tmp_path: Path) -> None:
     assert logit_error(convert(tmp_path), model, (1, 2, 3)) < 0.01
 
 
-@pytest.mark.parametrize("module", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.LayerNorm(8), nn.Sequential(nn.GELU(), nn.Linear(8, 2))])
+@pytest.mark.parametrize(
+    "module", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU(), nn.LayerNorm(8), nn.RMSNorm(8), nn.Sequential(nn.GELU(), nn.Linear(8, 2))]
+)
 def test_a_nonlinearity_of_the_input_itself(module: nn.Module) -> None:
     x = torch.randn(2, 8) * 2
     lowered = lower(module.eval(), x)

@@ -190,7 +190,7 @@ def test_names_and_layers() -> None:
 class Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.h = nn.RMSNorm(WIDTH), nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU()) for _ in range(2)])
+        self.norm, self.h = nn.LogSoftmax(-1), nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
@@ -203,9 +203,9 @@ def test_every_unsupported_operator_is_named_at_once() -> None:
     with pytest.raises(UnsupportedOpError) as caught:
         lower(Unsupported(), torch.randn(1, 3, WIDTH))
     for part in (
-        "norm (RMSNorm): aten.rms_norm",
-        "h.0.1 (SiLU): aten.silu",
-        "h.1.1 (SiLU): aten.silu",
+        "norm (LogSoftmax): aten.log_softmax",
+        "h.0.1 (Tanh): aten.tanh",
+        "h.1.1 (Tanh): aten.tanh",
         "top (Unsupported): aten.softplus",
         "aten.exp",
         "division by a private value",

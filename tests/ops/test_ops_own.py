@@ -1,4 +1,4 @@
-"""An operator of somebody else's, defined here and nowhere in the package: SiLU, by the softmax of a value and zero.
+"""An operator of somebody else's, defined here and nowhere in the package: the logistic function, by the softmax of a value and zero.
 
 Class and rule are what CONTRIBUTING.md asks for, no more, and need `privinf.graph` alone. It lowers, is explained, and runs in float,
 on stock CrypTen and privately.
@@ -18,14 +18,12 @@ from torch import nn
 import privinf
 from privinf.crypten_adapter import crypten_module
 from privinf.graph.builder import TABLE, Builder, Value, rule
-from privinf.graph.kinds import Product
-from privinf.graph.node import NODE_KINDS
-from privinf.graph.planning import Planning, ProductPlan, Shown
+from privinf.graph.node import NODE_KINDS, Node
+from privinf.graph.planning import PassingPlan, Planning, Shown
 from privinf.graph.private import PrivinfTensor, Runtime, encode_weights, weights_of
 from protocols.errors import RangeError, UnsupportedOpError
 from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.party import Party, Protocol_
-from protocols.product import multiply
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.softmax import SCORE_BITS, softmax
@@ -35,52 +33,49 @@ aten = torch.ops.aten
 LARGEST = 120.0  # score that `softmax` is right for
 
 
-class Silu(Product):
-    """x sigmoid(x), where (sigmoid(x), sigmoid(-x)) is the softmax of (x, 0)."""
+class Sigmoid(Node):
+    """1 / (1 + e^-x): (sigmoid(x), sigmoid(-x)) is the softmax of (x, 0)."""
 
-    op = "silu"
+    op = "sigmoid"
     rowwise = True
 
     def generic(self, x: Any, *others: Any) -> Any:
-        return x.mul(x.sigmoid())
+        return x.sigmoid()
 
-    def make_plan(self, planning: Planning) -> ProductPlan:
+    def make_plan(self, planning: Planning) -> PassingPlan:
         if (largest := planning.input_range(self.name, 0.0)) > LARGEST:
-            raise RangeError(f"SiLU of values up to {largest:g}", layer=self.name)
-        return super().make_plan(planning)
+            raise RangeError(f"the logistic function of values up to {largest:g}", layer=self.name)
+        return self.Plan(bits=planning.bits, frac=planning.frac)
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         shape, rows = x.shares.shape, Rows(2, x.shares.value.numel(), 0)
         pairs = x.shares.map(lambda v: rows.pack(torch.stack([v.reshape(1, -1), 0 * v.reshape(1, -1)], dim=-1)))  # (1, n, 2), packed
-        halves = yield from softmax(x.party, pairs, rows, bits=self.plan.ring, frac=self.plan.frac)
-        gate = x.with_shares(halves.map(lambda v: rows.unpack(v)[..., 0].reshape(shape)))
-        value, factor = yield from self.opened(x, gate)
-        return (yield from self.canonical(x.party, multiply(x.party, value, factor, self.plan.ring)))
+        halves = yield from softmax(x.party, pairs, rows, bits=self.plan.bits, frac=self.plan.frac)
+        return halves.map(lambda v: rows.unpack(v)[..., 0].reshape(shape))
 
     def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
         yield Shown("scores", SCORE_BITS, SCORE_FRAC, LARGEST, "protocol")
-        yield from super().inner_wires(own, source)
 
 
-@rule(aten.silu.default)
-def silu(b: Builder, x: Value) -> Value:
+@rule(aten.sigmoid.default)
+def sigmoid(b: Builder, x: Value) -> Value:
     """Of any shape."""
-    return b.by_rows(Silu, x)
+    return b.by_rows(Sigmoid, x)
 
 
-# Other tests hold that there is no such operator: here it is known only while a test runs, and in processes that import `own_silu`.
-del NODE_KINDS["silu"], TABLE[aten.silu.default]
+# Other tests hold that there is no such operator: here it is known only while a test runs, and in processes that import `own_sigmoid`.
+del NODE_KINDS["sigmoid"], TABLE[aten.sigmoid.default]
 
 
 def register() -> None:
     """Make it known again."""
-    NODE_KINDS["silu"], TABLE[aten.silu.default] = Silu, [silu]
+    NODE_KINDS["sigmoid"], TABLE[aten.sigmoid.default] = Sigmoid, [sigmoid]
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NODE_KINDS, "silu", Silu)
-    monkeypatch.setitem(TABLE, aten.silu.default, [silu])
+    monkeypatch.setitem(NODE_KINDS, "sigmoid", Sigmoid)
+    monkeypatch.setitem(TABLE, aten.sigmoid.default, [sigmoid])
 
 
 @pytest.fixture
@@ -91,7 +86,7 @@ def x() -> torch.Tensor:
 @pytest.fixture
 def module() -> nn.Module:
     torch.manual_seed(4)
-    return nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval()
 
 
 @pytest.fixture
@@ -100,12 +95,12 @@ def lowered(known: None, module: nn.Module, x: torch.Tensor) -> privinf.Lowered:
 
 
 def test_without_it_the_module_does_not_lower(module: nn.Module, x: torch.Tensor) -> None:
-    with pytest.raises(UnsupportedOpError, match=r"1 \(SiLU\): aten.silu"):
+    with pytest.raises(UnsupportedOpError, match=r"1 \(Sigmoid\): aten.sigmoid"):
         privinf.lower(module, x)
 
 
 def test_it_is_recognised_and_runs_on_floats_and_on_stock_crypten(lowered: privinf.Lowered, module: nn.Module, x: torch.Tensor) -> None:
-    assert [node.op for node in lowered.graph.nodes] == ["linear", "silu", "linear"]
+    assert [node.op for node in lowered.graph.nodes] == ["linear", "sigmoid", "linear"]
     torch.testing.assert_close(lowered.graph(x), module(x))
     crypten = crypten_module()
     if not crypten.is_initialized():
@@ -119,10 +114,10 @@ def test_it_is_explained_and_costs_what_is_predicted(lowered: privinf.Lowered, m
     from privinf.lowering.program import module_output
 
     predicted = explain(privinf.Lowered.from_bundle(lowered.bundle()))  # as the client can
-    (cost,) = [op for op in predicted["ops"] if op["op"].endswith("silu")]
+    (cost,) = [op for op in predicted["ops"] if op["op"].endswith("sigmoid")]
     assert cost["online_bytes"] > 0 and cost["rounds"] > 0 and cost["dealer_bytes"] > 0
     shown = [wire["wire"] for wire in predicted["wires"] if wire["op"] == cost["op"]]
-    assert shown == ["scores", "product", "output"]
+    assert shown == ["scores", "output"]
     encoded = encode_weights(lowered.graph)
     weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}
 
@@ -137,7 +132,7 @@ def test_it_is_explained_and_costs_what_is_predicted(lowered: privinf.Lowered, m
 
 
 def test_its_domain_is_its_own_to_refuse(known: None, module: nn.Module, x: torch.Tensor) -> None:
-    with pytest.raises(RangeError, match="SiLU of values up to"):
+    with pytest.raises(RangeError, match="the logistic function of values up to"):
         privinf.lower(module, 1000 * x)
 
 
@@ -146,11 +141,11 @@ def test_three_processes_know_it_by_an_entry_point(
 ) -> None:
     """As an installed distribution brings it: a module, and its name under `privinf.ops`."""
     site = tmp_path / "site"
-    information = site / "own_silu-1.0.dist-info"
+    information = site / "own_sigmoid-1.0.dist-info"
     information.mkdir(parents=True)
-    (site / "own_silu.py").write_text("from tests.ops.test_ops_own import register\n\nregister()\n")
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: own-silu\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[privinf.ops]\nown_silu = own_silu\n")
+    (site / "own_sigmoid.py").write_text("from tests.ops.test_ops_own import register\n\nregister()\n")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: own-sigmoid\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[privinf.ops]\nown_sigmoid = own_sigmoid\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(Path(__file__).parents[2])]))
     with privinf.local_session(lowered, cache=tmp_path / "cache") as session:
         found = session.run(x)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protocols.activation import cost_gelu, cost_relu, gelu, relu
+from protocols.activation import cost_gelu, cost_relu, cost_silu, gelu, relu, silu
 from protocols.declared import Declared
-from protocols.norm import centred, compared, cost_layer_norm, layer_norm
+from protocols.norm import centred, compared, cost_layer_norm, cost_rms_norm, layer_norm, rms_norm
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
 from protocols.shares import Shares
@@ -75,6 +75,18 @@ def test_gelu_costs(count: int) -> None:
         check_cost(outcome, cost_gelu(count, 20, bits))
 
 
+@pytest.mark.parametrize(("frac", "compare_bits"), [(14, 32), (12, 31), (8, 20)])
+def test_silu_at_every_point_of_its_curve_and_at_the_ends_of_its_domain(frac: int, compare_bits: int) -> None:
+    end = (1 << compare_bits - 2) - 1
+    ends = torch.tensor([-end, 1 - end, end - 1, end, -end // 2, end // 2])
+    x = torch.cat([torch.arange(-9 << frac, (9 << frac) + 1), ends])
+    outcome = run(lambda p: silu(p, input_of(p, x, 40, frac), compare_bits=compare_bits, bits=38))
+    exact = x.double() / 2.0**frac
+    error = (outcome.value() - F.silu(exact)).abs()
+    assert (error <= torch.where(exact.abs() < 6, 5e-4, 1.8e-3) + 2.0**-frac).all()
+    check_cost(outcome, cost_silu(x.numel(), compare_bits, 38))
+
+
 def norm_rows(rows: int, width: int) -> dict[str, Tensor]:
     """Rows of a trained model's kind: even, tiny, with an outlier of thousands, far from zero."""
     outlier = torch.randn(rows, width).double()
@@ -104,6 +116,24 @@ def test_layer_norm_is_within_its_bound(width: int) -> None:
         bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-13 * scale + 2.0**-12
         assert ((outcome.value() - want).abs() <= bound).all(), name
         check_cost(outcome, cost_layer_norm(5, width, 60, 12, size_bits, 40))
+
+
+@pytest.mark.parametrize(("width", "frac"), [(16, 12), (64, 15), (576, 15)])
+def test_rms_norm_is_within_its_bound(width: int, frac: int) -> None:
+    for name, x in norm_rows(5, width).items():
+        x = encode(x, frac) / 2.0**frac
+        size = int(x.square().sum(-1).max().log2().ceil())
+        size_bits = size + 2 + size % 2
+
+        def program(party: Party, x: Tensor = x, size_bits: int = size_bits) -> Protocol_[Shares]:
+            return (yield from rms_norm(party, input_of(party, x, 62, frac), epsilon=1e-5, size_bits=size_bits, bits=40))
+
+        outcome = run(program)
+        want = F.rms_norm(x, (width,), eps=1e-5)
+        scale = 1 / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-13 * scale + 2.0**-12
+        assert ((outcome.value() - want).abs() <= bound).all(), name
+        check_cost(outcome, cost_rms_norm(5, width, 62, frac, size_bits, 40))
 
 
 def pairs(x: Tensor, size_bits: int, bits: int = 40) -> tuple[Tensor, Tensor]:

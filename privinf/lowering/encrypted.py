@@ -21,7 +21,7 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import Label, module_output, next_token, shape_of
 from privinf.version import PROTOCOL
 from protocols.correlations import Kind, Role
-from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, forms
+from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, Stored, WeightKeys, encrypt_weight, forms
 from protocols.party import Party, Protocol_, Trace
 from protocols.prg import SEED_BYTES, derive
 from protocols.ring import blank
@@ -40,11 +40,11 @@ class SealedPart:
         """Bytes, in all."""
         return sum(self.pieces)
 
-    def cut(self, data: memoryview) -> Iterator[memoryview]:
-        """Its pieces, of all of it."""
+    def cut(self, stored: Stored) -> Iterator[memoryview]:
+        """Its pieces, one after the other, of all of it."""
         at = 0
         for length in self.pieces:
-            yield data[at : at + length]
+            yield stored.read(at, length)
             at += length
 
 
@@ -96,10 +96,10 @@ class Sealing:
         form = self.parts[name].form
         return encrypt_weight(self._keys(mask_seed), form, encoded[form.name])
 
-    def read(self, name: str, data: memoryview) -> EncryptedWeight:
-        """What C computes with; TransportError for what is no encrypted weight."""
+    def read(self, name: str, stored: Stored) -> EncryptedWeight:
+        """What C computes with, which stays where it is kept; TransportError for what is no encrypted weight."""
         part = self.parts[name]
-        return EncryptedWeight.read(part.form, part.cut(data))
+        return EncryptedWeight.read(part.form, part.cut(stored), stored)
 
     def opened(self, mask_seed: bytes, encoded: Mapping[str, Tensor]) -> dict[str, Any]:
         """What S's end of the source takes: the keys of what is encrypted, and the other weights themselves."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +23,37 @@ from protocols.errors import ConfigError, HandshakeError
 log = logging.getLogger("privinf")
 _DIGEST = 32  # bytes
 _PIECE = 1 << 20
+
+
+class KeptPart:
+    """A file that is held open, and of which nothing stays in memory. FileNotFoundError, or ConfigError where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._refused():
+            self._file = path.open("rb", buffering=0)
+            self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, at: int, size: int) -> memoryview:
+        """So many bytes from there on."""
+        pieces, left = [], size
+        while left:
+            with self._refused():
+                pieces.append(os.pread(self._file.fileno(), left, at + size - left))
+            if not pieces[-1]:
+                raise ConfigError(f"{self._path} was cut while it was used", remedy="remove it, and begin again")
+            left -= len(pieces[-1])
+        return memoryview(b"".join(pieces))
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            remedy = "look at its permissions, or choose another --cache"
+            raise ConfigError(f"cannot read {self._path}: {error.strerror}", remedy=remedy) from None
 
 
 class SealedStore:
@@ -61,24 +91,18 @@ class SealedStore:
                 shutil.rmtree(path, ignore_errors=True)
         sweep(self._root)
 
-    def read(self, name: str, size: int) -> memoryview | None:
-        """A kept part of this size, checked; mapped from the disk, so that what is not read takes no memory."""
+    def read(self, name: str, size: int) -> KeptPart | None:
+        """A kept part of this size, checked once; it is then read from the disk as it is used, also after it was removed."""
         path = self._path(name)
         try:
-            with path.open("rb") as file:
-                whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            kept, digest = KeptPart(path), self._digest(name)
+            if kept.size == size + _DIGEST:
+                for at in range(0, size, _PIECE):
+                    digest.update(kept.read(at, min(_PIECE, size - at)))
+                if digest.digest() == kept.read(size, _DIGEST):
+                    return kept
         except FileNotFoundError:
             return None
-        except ValueError:  # it is empty
-            whole = memoryview(b"")
-        except OSError as error:
-            remedy = "look at its permissions, or choose another --cache"
-            raise ConfigError(f"cannot read {path}: {error.strerror}", remedy=remedy) from None
-        data, digest = whole[:-_DIGEST], self._digest(name)
-        for at in range(0, len(data), _PIECE):
-            digest.update(data[at : at + _PIECE])
-        if len(data) == size and digest.digest() == whole[-_DIGEST:]:
-            return data
         log.warning("the kept set-up of %s was damaged, or another's, and is made anew (%s)", name, path)
         with contextlib.suppress(OSError):
             path.unlink()

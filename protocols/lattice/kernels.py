@@ -14,6 +14,8 @@ from protocols.compiled import compiled
 
 WIDEST_PRIME = 49
 """Bits."""
+BLOCK = 1 << 11
+"""Elements that are unpacked at a time, a multiple of 8."""
 
 
 @compiled
@@ -291,3 +293,47 @@ def binomial(words: Any, out: Any) -> None:
             total += np.int64(word & np.uint64(1)) - np.int64((word >> np.uint64(21)) & np.uint64(1))
             word >>= np.uint64(1)
         out[i] = total
+
+
+@compiled
+def _octets(x: Any) -> Any:
+    """An 8 x 8 matrix of bits, a row a byte, transposed (Hacker's Delight, 7-3)."""
+    t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
+    x = x ^ t ^ (t << np.uint64(7))
+    t = (x ^ (x >> np.uint64(14))) & np.uint64(0x0000CCCC0000CCCC)
+    x = x ^ t ^ (t << np.uint64(14))
+    t = (x ^ (x >> np.uint64(28))) & np.uint64(0x00000000F0F0F0F0)
+    return x ^ t ^ (t << np.uint64(28))
+
+
+@compiled
+def unpack(raw: Any, count: Any, bits: Any, first: Any, out: Any) -> None:
+    """`protocols.ring.unpack`, of `count` elements those from `first` on, at most 31 bits each, as int32; block by block, in the cache."""
+    whole, number, length = bits // 8, bits % 8, (count + 7) // 8
+    planes = raw[count * whole :]
+    words = np.empty(BLOCK // 8 + 2, np.uint64)
+    octets = words.view(np.uint8)
+    for start in range(0, out.size, BLOCK):
+        part = out[start : start + BLOCK]
+        at, size = first + start, part.size
+        skip, low, high = at % 8, at // 8, (at + size + 7) // 8
+        words[: high - low] = 0
+        for bit in range(number):
+            plane = planes[bit * length + low : bit * length + high]
+            for k in range(plane.size):
+                words[k] |= np.uint64(plane[k]) << np.uint64(8 * bit)
+        for k in range(high - low):
+            words[k] = _octets(words[k])
+        shift = np.uint32(8 * whole)
+        for k in range(size):
+            part[k] = np.int32(np.uint32(octets[skip + k]) << shift)
+        shift = np.uint32(0)
+        if whole & 2:
+            pairs = raw[2 * at : 2 * (at + size)]
+            for k in range(size):
+                part[k] |= np.int32(np.uint32(pairs[2 * k]) | np.uint32(pairs[2 * k + 1]) << np.uint32(8))
+            shift = np.uint32(16)
+        if whole & 1:
+            ones = raw[count * (whole - 1) + at : count * (whole - 1) + at + size]
+            for k in range(size):
+                part[k] |= np.int32(np.uint32(ones[k]) << shift)

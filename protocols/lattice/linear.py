@@ -75,7 +75,7 @@ def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[l
             centred = reduced(scalars[:, part], p)
             centred -= (centred > p // 2) * np.int64(p)
             _times(centred, a[i], first[i])
-            _times(centred, held.rows[i][part], second[i])
+            _times(centred, held.rows(i, part), second[i])
     return [reduced(x, p) for x, p in zip(first, ring.primes, strict=True)], [
         reduced(x, p) for x, p in zip(second, ring.primes, strict=True)
     ]
@@ -87,7 +87,7 @@ def _taken(held: EncryptedWeight, all_ids: Array, rows: slice) -> tuple[list[Arr
     ids = all_ids[rows]
     found = [polynomials(held.seed, int(k), 1, ring) for k in ids]
     first = [np.concatenate([each[i] for each in found]) for i in range(len(ring.primes))]
-    return first, [rows_[ids].astype(np.int64) for rows_ in held.rows]
+    return first, held.chosen(ids)
 
 
 def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stream: Stream, tops: Stream) -> tuple[Array, ...]:

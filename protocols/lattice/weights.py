@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from protocols.correlations import Kind
 from protocols.errors import ConfigError, TransportError
-from protocols.lattice import noise
+from protocols.lattice import kernels, noise
 from protocols.lattice.ciphertext import transformed, uniform_rows
 from protocols.lattice.noise import Array
 from protocols.lattice.parameters import VARIANCE, Budget, weight_budget, zero_rms
@@ -27,7 +27,7 @@ from protocols.lattice.rings import Base, reduced, times
 from protocols.lattice.rings import field as field_of
 from protocols.linear import LinearMask, Weight
 from protocols.prg import SEED_BYTES, Prg, derive, new_seed
-from protocols.ring import pack, packed_size, reduce, unpack
+from protocols.ring import pack, packed_size, reduce
 
 Small = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -94,9 +94,10 @@ class Form:
     @property
     def rows_of_part(self) -> int:
         """Rows that travel together."""
-        return max(1, min(self.inner, MOST_ROWS, PART // max(1, self._row(1))))
+        return max(1, min(self.inner, MOST_ROWS, PART // max(1, self.row_bytes(1))))
 
-    def _row(self, rows: int) -> int:
+    def row_bytes(self, rows: int) -> int:
+        """Of a part of so many rows."""
         return sum(packed_size(rows * self.outer, p.bit_length()) for p in self.budget.primes)
 
     @property
@@ -108,7 +109,7 @@ class Form:
         """Bytes of every part, in order."""
         yield self.key_bytes
         for start in range(0, self.inner, self.rows_of_part):
-            yield self._row(min(self.rows_of_part, self.inner - start))
+            yield self.row_bytes(min(self.rows_of_part, self.inner - start))
 
 
 def forms(kinds: Iterable[Kind]) -> list[Form]:
@@ -216,26 +217,45 @@ def encrypt_weight(keys: LatticeKeys, form: Form, encoded: Tensor) -> Iterator[b
         yield _packed(out, ring)
 
 
-def _residues(data: memoryview, shape: tuple[int, ...], budget: Budget, name: str) -> list[Small]:
-    out, at = [], 0
+class Stored(Protocol):
+    """Where the bytes of an encrypted weight lie at C, on a disk or in memory; what is read is gone when it was used."""
+
+    def read(self, at: int, size: int) -> memoryview:
+        """So many bytes from there on."""
+
+
+class InMemory:
+    """See `Stored`: in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def read(self, at: int, size: int) -> memoryview:
+        """See `Stored`."""
+        return memoryview(self.data)[at : at + size]
+
+
+def _residues(data: memoryview, count: int, budget: Budget, name: str) -> Iterator[Small]:
+    """(count,) for each prime, checked, one after the other."""
+    at = 0
     for p in budget.primes:
-        size = packed_size(math.prod(shape), p.bit_length())
-        found = unpack(data[at : at + size], shape, p.bit_length()).numpy()
+        size = packed_size(count, p.bit_length())
+        found = np.empty(count, np.int32)
+        kernels.unpack(np.frombuffer(data[at : at + size], np.uint8), count, p.bit_length(), 0, found)
         if found.size and int(found.max()) >= p:
             raise TransportError(f"the encrypted weight {name} has residues out of range", remedy="have the set-up made anew")
-        out.append(found.astype(np.int32))
+        yield found
         at += size
-    return out
 
 
 @dataclass(repr=False, eq=False)
 class EncryptedWeight:
-    """C's side: public keys (blocks, N) and rows (inner, outer) for each prime, as int32."""
+    """C's side: public keys (blocks, N) for each prime, and where the packed rows (inner, outer) lie, of which none stays in memory."""
 
     form: Form
     seed: bytes
     public: list[Small]
-    rows: list[Small]
+    stored: Stored
 
     @cached_property
     def public_values(self) -> list[Array]:
@@ -245,10 +265,48 @@ class EncryptedWeight:
         keys = [field_of(p, ring.degree).forward(x.astype(np.int64)) for x, p in zip(self.public, ring.primes, strict=True)]
         return [np.concatenate([each, key]) for each, key in zip(a, keys, strict=True)]
 
+    def rows(self, prime: int, rows: slice) -> Small:
+        """Rows modulo one of the primes, by its place, (rows, outer)."""
+        form, start = self.form, rows.start
+        out = np.empty((rows.stop - start, form.outer), np.int32)
+        while start < rows.stop:
+            first, count = self._part(start)
+            stop = min(rows.stop, first + count)
+            found = out[start - rows.start : stop - rows.start]
+            kernels.unpack(*self._section(first, count, prime), (start - first) * form.outer, found.reshape(-1))
+            start = stop
+        return out
+
+    def chosen(self, ids: Array) -> list[Array]:
+        """Rows of these numbers, (ids, outer) for each prime; as much is read for each, whichever it is and whatever was read before."""
+        form = self.form
+        out = [np.empty((len(ids), form.outer), np.int32) for _ in form.budget.primes]
+        for place, row in enumerate(ids.tolist()):
+            first, count = self._part(row)
+            for prime, found in enumerate(out):
+                kernels.unpack(*self._section(first, count, prime), (row - first) * form.outer, found[place])
+        return [found.astype(np.int64) for found in out]
+
+    def _part(self, row: int) -> tuple[int, int]:
+        """The first of the rows that it travelled with, and how many they are."""
+        size = self.form.rows_of_part
+        first = row // size * size
+        return first, min(size, self.form.inner - first)
+
+    def _section(self, first: int, rows: int, prime: int) -> tuple[Any, int, int]:
+        """A part's residues modulo one prime, packed, how many they are, and of how many bits."""
+        form, count = self.form, rows * self.form.outer
+        sizes = [packed_size(count, p.bit_length()) for p in form.budget.primes[: prime + 1]]
+        at = form.key_bytes + first // form.rows_of_part * form.row_bytes(form.rows_of_part) + sum(sizes[:-1])
+        return np.frombuffer(self.stored.read(at, sizes[-1]), np.uint8), count, form.budget.primes[prime].bit_length()
+
     @staticmethod
-    def read(form: Form, parts: Iterable[bytes | memoryview]) -> EncryptedWeight:
-        """From the parts, in order; TransportError for a part of another size than the form says, or residues out of range."""
-        ring, found = form.budget, iter(parts)
+    def read(form: Form, parts: Iterable[bytes | memoryview], stored: Stored | None = None) -> EncryptedWeight:
+        """From the parts, in order, and where they are kept one after the other: without that, in memory.
+
+        TransportError for a part of another size than the form says, or residues out of range.
+        """
+        ring, found, joined = form.budget, iter(parts), InMemory()
         sizes = form.part_sizes()
 
         def next_part() -> memoryview:
@@ -256,15 +314,16 @@ class EncryptedWeight:
             if part.nbytes != size:
                 text = f"a part of the encrypted weight {form.name} has {part.nbytes} bytes in place of {size}"
                 raise TransportError(text, remedy="have the set-up made anew")
+            if stored is None:
+                joined.data += part
             return part
 
-        first = next_part()
-        public = _residues(first[SEED_BYTES:], (form.blocks, ring.degree), ring, form.name)
-        rows = [np.empty((form.inner, form.outer), np.int32) for _ in ring.primes]
+        first = bytes(next_part())
+        keys = _residues(memoryview(first)[SEED_BYTES:], form.blocks * ring.degree, ring, form.name)
+        public = [key.reshape(form.blocks, ring.degree) for key in keys]
         for start in range(0, form.inner, form.rows_of_part):
-            stop = min(form.inner, start + form.rows_of_part)
-            for row, part in zip(rows, _residues(next_part(), (stop - start, form.outer), ring, form.name), strict=True):
-                row[start:stop] = part
+            for _ in _residues(next_part(), min(form.inner - start, form.rows_of_part) * form.outer, ring, form.name):
+                pass  # checked
         if next(found, None) is not None:
             raise TransportError(f"the encrypted weight {form.name} has a part too many", remedy="have the set-up made anew")
-        return EncryptedWeight(form, bytes(first[:SEED_BYTES]), public, rows)
+        return EncryptedWeight(form, first[:SEED_BYTES], public, stored or joined)

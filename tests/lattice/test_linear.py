@@ -12,11 +12,12 @@ from torch import Tensor
 
 from protocols.correlations import Role
 from protocols.errors import ConfigError, CorrelationError, TransportError
+from protocols.lattice import kernels
 from protocols.lattice.lattice import Lattice
 from protocols.lattice.parameters import VARIANCE, limit, zero_rms
 from protocols.lattice.weights import LIMB, EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, encrypted_size, forms
 from protocols.linear import LinearMask, Weight
-from protocols.ring import blank, reduce
+from protocols.ring import blank, pack, packed_size, reduce, unpack
 from tests.lattice.two_ends import AMOUNTS, ROLES, Clear, Run, drawn, make_noise_largest, run, trace
 
 S, C = ROLES
@@ -124,6 +125,46 @@ def test_encryption_is_the_same_each_time_and_keys_are_kept() -> None:
     assert max(map(len, parts[1:])) <= 1 << 22
     with pytest.raises(ConfigError, match="another size"):
         LatticeKeys.from_bytes(b"short")
+
+
+@pytest.mark.parametrize("bits", [1, 7, 8, 12, 16, 21, 24, 31])
+def test_residues_are_unpacked_from_any_place(bits: int) -> None:
+    values = drawn(np.random.default_rng(bits), (5003,), bits)
+    data = pack(values, bits)
+    for first in (0, 1, 8, 2049):
+        for size in (0, 1, 9, 2048, 5003 - first):
+            found = np.empty(size, np.int32)
+            kernels.unpack(data, 5003, bits, first, found)
+            assert np.array_equal(found, values.numpy()[first : first + size])
+
+
+def test_rows_are_read_where_they_are_kept() -> None:
+    """Across the parts that they travelled in; nothing of them stays in memory."""
+    form, generator = Form("w", 300, 21, 36), np.random.default_rng(5)
+    assert 1 < form.rows_of_part < 150
+    parts = list(encrypt_weight(KEYS, form, drawn(generator, (300, 21), 36)))
+    data, asked = memoryview(b"".join(parts)), list[int]()
+
+    class Disk:
+        def read(self, at: int, size: int) -> memoryview:
+            asked.append(size)
+            return data[at : at + size]
+
+    held = EncryptedWeight.read(form, parts, Disk())
+    assert not asked and held.stored is not data
+    for prime, p in enumerate(form.budget.primes):
+        found, size = [], form.rows_of_part
+        for number, part in enumerate(parts[1:]):
+            count = min(size, 300 - number * size) * 21
+            at = sum(packed_size(count, q.bit_length()) for q in form.budget.primes[:prime])
+            found.append(unpack(memoryview(part)[at : at + packed_size(count, p.bit_length())], (count,), p.bit_length()))
+        whole = torch.cat(found).reshape(300, 21).numpy()
+        for rows_ in (slice(0, 300), slice(size - 1, 2 * size + 1), slice(299, 300)):
+            assert np.array_equal(held.rows(prime, rows_), whole[rows_])
+        asked.clear()
+        ids = np.array([299, 0, 5, 5])
+        assert np.array_equal(held.chosen(ids)[prime], whole[ids])
+        assert len(asked) == len(ids) * len(form.budget.primes), "a row's reading hangs on no other's"
 
 
 def test_parts_that_are_not_what_the_form_says_are_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Role
-from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight
+from protocols.lattice.weights import EncryptedWeight, Form, InMemory, LatticeKeys, WeightKeys, encrypt_weight
 from protocols.party import Online, Party, Tables, Trace
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.base import PartySource
@@ -40,7 +40,7 @@ class Sealed(dict[Form, EncryptedWeight]):
     """A weight at C, encrypted in a form when it is first asked for."""
 
     def __init__(self, keys: LatticeKeys, name: str, encoded: Tensor) -> None:
-        super().__init__({Form(name, 0, 0, 1): EncryptedWeight(Form(name, 0, 0, 1), b"", [], [])})
+        super().__init__({Form(name, 0, 0, 1): EncryptedWeight(Form(name, 0, 0, 1), b"", [], InMemory())})
         self._keys, self._encoded = keys, encoded
 
     def get(self, form: Form, default: Any = None) -> EncryptedWeight:

@@ -54,7 +54,7 @@ def _encrypt(keys: Any, form: Form, encoded: Tensor) -> Iterator[bytes]:
 
 class _Weight:
     @staticmethod
-    def read(form: Form, parts: Iterable[memoryview]) -> Tensor:
+    def read(form: Form, parts: Iterable[memoryview], stored: Any = None) -> Tensor:
         shape = (form.outer, form.inner) if form.transposed else (form.inner, form.outer)
         return unpack(memoryview(b"".join(parts)), shape, form.bits)
 

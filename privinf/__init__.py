@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from privinf.client.client import Client
     from privinf.client.sampling import Sampling
     from privinf.dealer.dealer import DealerService
+    from privinf.jobs.batch import batch
     from privinf.local.session import LocalSession, local_session
     from privinf.lowering import Lowered, convert, load, lower
     from privinf.server.server import Server
@@ -50,6 +51,7 @@ __all__ = [
     "TransportError",
     "UnsupportedOpError",
     "__version__",
+    "batch",
     "convert",
     "load",
     "local_session",
@@ -64,6 +66,7 @@ _HOMES = {
     "Options": "privinf.session.options",
     "Sampling": "privinf.client.sampling",
     "Server": "privinf.server.server",
+    "batch": "privinf.jobs.batch",
     "convert": "privinf.lowering",
     "load": "privinf.lowering",
     "local_session": "privinf.local.session",

@@ -22,6 +22,7 @@ VERBS = {
     "serve": "Be the server: answer clients with a model that they never see.",
     "generate": "Be the client: generate text from a prompt that the server never sees.",
     "prepare": "Prepare queries ahead of time, so that they pay the online part only.",
+    "batch": "Answer a file of prompts into a file of replies, each once.",
     "gateway": "Answer OpenAI-compatible requests on this machine, and ask the server privately.",
     "keys": "Make, show and renew the certificates by which the parties know each other.",
     "convert": "Lower a checkpoint directory to a model that the parties can run.",

@@ -7,14 +7,15 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from privinf.client.sampling import MAX_TEMPERATURE, Sampling
-from privinf.gateway.engine import Answer
 from protocols.errors import KINDS, Code, PrivinfError, kind_of
+
+if TYPE_CHECKING:  # a job of many prompts speaks these forms without a web server
+    from fastapi.responses import JSONResponse
 
 RETRY_S = 5
 """After which a caller may ask again where a peer could not be reached."""
@@ -49,6 +50,8 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """As an answer over HTTP, with the headers that its status wants."""
+        from fastapi.responses import JSONResponse
+
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -221,6 +224,26 @@ class ChatRequest(_Request):
     max_completion_tokens: Count | None = None
 
 
+class Counts(Protocol):
+    """What a document says of a reply that has ended."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of them, those that no pass had to take in again."""
+
+    @property
+    def tokens(self) -> int:
+        """New ones."""
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop` or `length`."""
+
+
 class Writer:
     """The documents of one reply, as a completion or as a chat."""
 
@@ -232,7 +255,7 @@ class Writer:
             "model": model,
         }
 
-    def whole(self, text: str, reply: Answer) -> dict[str, Any]:
+    def whole(self, text: str, reply: Counts) -> dict[str, Any]:
         """The reply in one piece."""
         said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": reply.finish_reason}
@@ -245,7 +268,7 @@ class Writer:
         said: dict[str, Any] = {"delta": delta} if self.chat else {"text": text or ""}
         return self._event([{"index": 0, **said, "logprobs": None, "finish_reason": finish}])
 
-    def last(self, reply: Answer) -> str:
+    def last(self, reply: Counts) -> str:
         """The event with the usage, where it was asked for."""
         return self._event([], usage=usage(reply))
 
@@ -254,7 +277,7 @@ class Writer:
         return json.dumps({**self._base, "object": kind, "choices": choices, **more}, ensure_ascii=False)
 
 
-def usage(reply: Answer) -> dict[str, Any]:
+def usage(reply: Counts) -> dict[str, Any]:
     """Tokens of prompt and reply; `cached_tokens` are those that a kept conversation had already."""
     counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": reply.prompt_tokens + reply.tokens}
     return {**counts, "prompt_tokens_details": {"cached_tokens": reply.cached_tokens}}

@@ -1,0 +1,131 @@
+"""Who answers a job's requests: a client with one query at a time, which tries again where that may help."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from privinf.client.client import Client
+from privinf.client.text import Token
+from privinf.gateway.wire import ApiError, Writer, as_api_error
+from privinf.jobs.request import Defaults, Request
+from privinf.session.options import Options
+from privinf.version import VERSION
+from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
+
+PAUSE_S = 0.5
+MOST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, repr=False)
+class Terms:
+    """What a worker is made of, wherever it runs."""
+
+    server: str
+    dealer: str | None
+    keys: str
+    options: Options
+    defaults: Defaults
+    tries: int = 3
+    patience: float = 600.0
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A request's end: 200 and a completion, or another status and an error."""
+
+    custom_id: str
+    status: int
+    body: dict[str, Any]
+
+
+@dataclass
+class _Counts:
+    """Of one reply, as `gateway.wire` writes them."""
+
+    prompt_tokens: int
+    tokens: int
+    finish_reason: str
+    cached_tokens: int = 0
+
+
+class Worker:
+    """Answers one request after the other; `close` from any thread ends the one that is being answered."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, options=terms.options)
+        self._over = threading.Event()
+
+    def version(self) -> str:
+        """This program's, where the worker runs."""
+        return VERSION
+
+    def model(self) -> tuple[str, str]:
+        """The model's id and the trust model, by a handshake, and the set-up if it is not there; tries for as long as patience lasts."""
+        until = time.monotonic() + self.terms.patience
+        pause = PAUSE_S
+        while True:
+            try:
+                session = self.client.connect()
+                return session.lowered.id, session.trust
+            except PrivinfError as error:
+                pause = self._wait(error, pause, until)
+
+    def answer(self, number: int, line: str) -> Reply:
+        """One request's reply. What another try may mend is tried again, `tries` times in all.
+
+        A server or dealer that is away, full or has no budget left for this client says nothing of the request: for that it waits,
+        and raises what they said when `patience` is over.
+        """
+        request = Request.read(number, line, text=self.terms.text)
+        until, pause, left = time.monotonic() + self.terms.patience, PAUSE_S, self.terms.tries
+        while True:
+            try:
+                return Reply(request.custom_id, 200, self._completion(request))
+            except ApiError as error:
+                return Reply(request.custom_id, error.status, error.body)
+            except PrivinfError as error:
+                told = as_api_error(error)
+                if told.status == 400:
+                    return Reply(request.custom_id, told.status, told.body)
+                if error.exit_code != 3:
+                    left -= 1
+                    if left <= 0:
+                        return Reply(request.custom_id, told.status, told.body)
+                pause = self._wait(error, pause, until)
+
+    def _wait(self, error: PrivinfError, pause: float, until: float) -> float:
+        """A pause before the next try, and how long the one after it is; raises the error where there is no time or no use."""
+        if isinstance(error, ConfigError):
+            raise error
+        refused = isinstance(error, RefusedError)
+        again = error.again(round(pause)) if refused else pause
+        if again is None or (error.exit_code == 3 and not (refused or isinstance(error, TransportError))):
+            raise error
+        wait = max(pause, float(again))
+        if time.monotonic() + wait > until:
+            raise error
+        if self._over.wait(wait):
+            raise TransportError("this job was ended", party="client")
+        return min(2 * pause, MOST_PAUSE_S)
+
+    def _completion(self, request: Request) -> dict[str, Any]:
+        prompt, most, sampling, ignore_eos = request.wanted(self.terms.defaults)
+        given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"ids": prompt}
+        tokens: list[Token] = list(self.client.generate(**given, max_new_tokens=most, sampling=sampling, ignore_eos=ignore_eos, retry=1))
+        result = self.client.result
+        assert result is not None
+        counts = _Counts(result["prompt_tokens"], len(tokens), result["finish_reason"])
+        found = Writer(result["model"]["id"], chat=False).whole(result["text"] or "", counts)
+        if result["text"] is None:  # the model has no tokenizer
+            found["choices"][0]["token_ids"] = result["tokens"]
+        return found
+
+    def close(self) -> None:
+        """Ends it, and what it is doing."""
+        self._over.set()
+        self.client.close()

@@ -8,8 +8,9 @@ W~ = W + B to C. D never sees W~, C never sees B.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
@@ -103,8 +104,12 @@ class LinearMask(Kind, frozen=True):
         return (shares[0] - self.times(own[0], weights[self.weight]),)
 
 
-def linear(party: Party, x: Shares, weight: Weight, *, bits: int, transposed: bool = False, client_only: bool = False) -> Protocol_[Shares]:
+def linear(
+    party: Party, x: Shares | Sequence[Shares], weight: Weight, *, bits: int, transposed: bool = False, client_only: bool = False
+) -> Protocol_[Shares]:
     """x W for S's weight W, in Z_2^bits; x (..., n), W (n, m) -> (..., m), fraction bits added.
+
+    Of several values x is what they are side by side along the last axis; what C has of each leaves as soon as it is known.
 
     Steps: C sends x_C + r; S's share is (x_S + x_C + r) W + u, C's is v - r W~, where u + v = r B (D). With
     `client_only` S's share of x is known to be 0.
@@ -112,8 +117,9 @@ def linear(party: Party, x: Shares, weight: Weight, *, bits: int, transposed: bo
     Rounds: 1 message C -> S. Bits: `bits` per input element, none back, none per output.
     Learns: S the uniform x + r; C nothing. C's output share depends on no query (`early`).
     """
-    out = weight.shape[0] if transposed else weight.shape[1]
-    return _product(party, x, weight, LinearMask(weight.name, x.shape, out, bits, 0, int(transposed)), client_only)
+    out, parts = weight.shape[0] if transposed else weight.shape[1], [x] if isinstance(x, Shares) else x
+    shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+    return _product(party, parts, weight, LinearMask(weight.name, shape, out, bits, 0, int(transposed)), client_only)
 
 
 def scale(party: Party, x: Shares, weight: Weight, *, bits: int, window: tuple[int, int] | None = None) -> Protocol_[Shares]:
@@ -123,28 +129,31 @@ def scale(party: Party, x: Shares, weight: Weight, *, bits: int, window: tuple[i
     Rounds: 1 message C -> S of `bits` per element; where x is `early` it leaves before the query, and no round is left.
     """
     kind = LinearMask(weight.name, x.shape, x.shape[-1], bits, 1, 0, tuple(window) if window else ())
-    return _product(party, x, weight, kind, False)
+    return _product(party, [x], weight, kind, False)
 
 
-def _product(party: Party, x: Shares, weight: Weight, kind: LinearMask, client_only: bool) -> Protocol_[Shares]:
-    assert kind.bits <= min(x.bits, weight.bits), f"{weight.name}: a ring of {kind.bits} bits is wider than its operands"
+def _product(party: Party, parts: Sequence[Shares], weight: Weight, kind: LinearMask, client_only: bool) -> Protocol_[Shares]:
+    narrowest = min(weight.bits, *(part.bits for part in parts))
+    assert kind.bits <= narrowest, f"{weight.name}: a ring of {kind.bits} bits is wider than its operands"
     correlation = party.take(kind)
-    count = 1
-    for size in x.shape:
-        count *= size
-    party.macs(count * (1 if kind.diagonal else kind.out))
+    party.macs(math.prod(kind.shape) * (1 if kind.diagonal else kind.out))
     if party.is_server:
-        (masked,) = yield [Item(x.value, kind.bits, from_server=False, early=x.early)]
-        total = masked if client_only else add(x.value, masked)
+        masked = yield [Item(x.value, kind.bits, from_server=False, early=x.early) for x in parts]
+        totals = masked if client_only else [add(x.value, theirs) for x, theirs in zip(parts, masked, strict=True)]
+        total = totals[0] if len(totals) == 1 else torch.cat(totals, -1) if known(*totals) else blank(*kind.shape)
         shared = correlation.shares[0]
         value = shared
         if known(total):
             value = kind.times(total, party.weights[weight.name], weight.small) + shared
     else:
-        outgoing = x.value if x.value.is_meta else x.value + correlation.own[0]
-        yield [Item(outgoing, kind.bits, from_server=False, early=x.early)]
+        items, ends = [], list(accumulate(part.shape[-1] for part in parts))
+        for x, end in zip(parts, ends, strict=True):
+            # a share that is not known yet is a shape, and its mask is not expanded for it
+            own = x.value if x.value.is_meta else x.value + correlation.own[0][..., end - x.shape[-1] : end]
+            items.append(Item(own, kind.bits, from_server=False, early=x.early))
+        yield items
         value = correlation.shares[0]
-    return Shares(value, kind.bits, x.frac + weight.frac, early=True)
+    return Shares(value, kind.bits, parts[0].frac + weight.frac, early=True)
 
 
 def lookup(party: Party, ids: Tensor | None, count: int, table: Weight, *, bits: int) -> Protocol_[Shares]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from privinf.graph.builder import RECOGNISERS
 from privinf.graph.draft import Draft, joint_name
 from privinf.graph.node import Node
+from privinf.lowering.residual import join_residuals
 from privinf.ops.last_position import LastPosition
 from privinf.ops.linear import Linear
 from privinf.ops.mul_constant import MulConstant
@@ -39,6 +40,7 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
     fuse_siblings(draft)
     name_last_axes(draft, last_position)
     tidy_layout(draft)
+    join_residuals(draft)
     draft.prune()
 
 

@@ -30,7 +30,7 @@ from privinf.graph.planning import (
 from privinf.graph.private import PrivinfTensor
 from protocols.linear import linear as times_matrix
 from protocols.opening import add_server_constant
-from protocols.party import Protocol_
+from protocols.party import Protocol_, parallel
 from protocols.shares import Shares
 from protocols.truncation import rescale
 
@@ -110,7 +110,7 @@ class Linear(Node):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, party = self.plan, x.party
         weight = x.runtime.weights[f"{self.tied_to or self.name}.weight"]
-        reduced = yield from rescale(party, x.shares, bits=plan.ring, frac=plan.in_frac)
+        reduced = yield from parallel(*(rescale(party, value.shares, bits=plan.ring, frac=plan.in_frac) for value in (x, *others)))
         y = yield from times_matrix(party, reduced, weight, bits=plan.ring, transposed=bool(self.tied_to))
         y = add_server_constant(party, y, self.constant_of(x.runtime, "bias", plan.in_frac + weight.frac))
         if plan.output is None or plan.output == (y.bits, y.frac):

@@ -19,7 +19,7 @@ from protocols.maximum import row_argmax, row_maximum, upper_wire
 from protocols.opening import add_server_constant, open_masked, private_input, reveal, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, matmul_wires, multiply, scores, weighted
-from protocols.ring import reduce, signed
+from protocols.ring import packed_size, reduce, signed
 from protocols.rows import MAX_SINGLE, Rows, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 from protocols.truncation import reduces, rescale
@@ -47,6 +47,23 @@ def test_linear_is_exact(bits: int, early: bool) -> None:
             outcome = run(program, {"w": (w, encoded)})
             assert torch.equal(outcome.element(), reference.linear(x, encoded.T if transposed else encoded, bits))
             assert outcome.server.early and outcome.server.frac == 5 and outcome.server.bits == bits
+
+
+@pytest.mark.parametrize("early", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_map_of_values_side_by_side_sends_each_as_soon_as_it_is_known(early: tuple[bool, bool]) -> None:
+    w, x, y = Weight("w", (8, 2), 45, 2), uniform(3, 5, bits=41), uniform(3, 3, bits=43)
+    encoded = uniform(8, 2, bits=45)
+
+    def program(party: Party) -> Protocol_[Shares]:
+        parts = [input_of(party, x, 41, 3, early=early[0]), input_of(party, y, 43, 3, early=early[1])]
+        return (yield from linear(party, parts, w, bits=40))
+
+    outcome = run(program, {"w": (w, encoded)})
+    assert torch.equal(outcome.element(), reference.linear(torch.cat([x, y], -1), encoded, 40))
+    sizes = [packed_size(value.numel(), 40) for value in (x, y)]
+    late = sum(size for size, ahead in zip(sizes, early, strict=True) if not ahead)
+    assert outcome.counted["online"]["payload"] == outcome.predicted.online_bytes == late
+    assert outcome.predicted.peer_offline_bytes == sum(sizes) - late
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -93,7 +93,7 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         x = Rows(*self.rows).unpack(known.mask(self.x))
-        return (matmul(x, torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
+        return (grouped(x, torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
 
 
 class MatrixTimesRowsMask(MatmulMask, frozen=True):
@@ -110,7 +110,7 @@ class MatrixTimesRowsMask(MatmulMask, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         y = torch.cat([known.mask(name) for name in self.y], -2)
-        return (Rows(*self.rows).pack(matmul(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
+        return (Rows(*self.rows).pack(grouped(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -163,6 +163,14 @@ def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None
     return Shares(product, bits, x.frac + y.frac)
 
 
+def grouped(x: Tensor, y: Tensor, bits: int) -> Tensor:
+    """x y, batched, modulo 2^bits: where a group of x's (..., G, n, d) has one y (..., 1, d, m), all rows of the group are one matrix."""
+    if not x.dim() == y.dim() >= 3 or y.shape[-3] != 1 or x.shape[-3] == 1:
+        return matmul(x, y, bits)
+    *lead, group, rows, inner = x.shape
+    return matmul(x.reshape(*lead, 1, group * rows, inner), y, bits).reshape(*lead, group, rows, y.shape[-1])
+
+
 def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
     """x y, batched: (..., n, d) x (..., d, m), in Z_2^bits; local; exact."""
     shape = (*x.shape[:-1], y.masked.shape[-1])
@@ -172,21 +180,28 @@ def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
 
 
 def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
-    """The elements of q k^T that `rows` holds: q (H, n, d), k (H, m, d) -> (H, N), in Z_2^bits; local; exact."""
-    heads, _, width = q.shape
-    mask = party.take(MatrixTimesRowsMask(q.name, k.names, (heads, rows.count), bits, rows.fields()))
-    party.macs(3 * heads * rows.total * width)
-    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(matmul(a, b.transpose(-1, -2), bits)))
+    """The elements of q k^T that `rows` holds: q (H, n, d), k (H, m, d) -> (H, N), in Z_2^bits; local; exact.
+
+    Or q (H, G, n, d), k (H, 1, m, d) -> (H, G, N), where G heads of queries share keys.
+    """
+    *lead, _, width = q.shape
+    mask = party.take(MatrixTimesRowsMask(q.name, k.names, (*lead, rows.count), bits, rows.fields()))
+    party.macs(3 * math.prod(lead) * rows.total * width)
+    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(_transposed(a, b, bits)))
     return Shares(product, bits, q.frac + k.frac)
 
 
 def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
-    """p v for packed rows p (H, N) and v (H, m, d) -> (H, n, d), in Z_2^bits; local; exact."""
-    heads, _, width = v.masked.shape
-    mask = party.take(RowsTimesMatrixMask(p.name, v.names, (heads, rows.number, width), bits, rows.fields()))
-    party.macs(3 * heads * rows.total * width)
-    product = _beaver(party, p, v, mask.shares[0], lambda a, b: matmul(rows.unpack(a), b, bits))
+    """p v for packed rows p (H, N) and v (H, m, d) -> (H, n, d), in Z_2^bits; local; exact; with groups as in `scores`."""
+    lead, width = p.shape[:-1], v.masked.shape[-1]
+    mask = party.take(RowsTimesMatrixMask(p.name, v.names, (*lead, rows.number, width), bits, rows.fields()))
+    party.macs(3 * math.prod(lead) * rows.total * width)
+    product = _beaver(party, p, v, mask.shares[0], lambda a, b: grouped(rows.unpack(a), b, bits))
     return Shares(product, bits, p.frac + v.frac)
+
+
+def _transposed(x: Tensor, y: Tensor, bits: int) -> Tensor:
+    return grouped(x, y.transpose(-1, -2), bits)
 
 
 def cost_multiply(count: int, bits: int) -> Declared:

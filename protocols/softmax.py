@@ -140,13 +140,15 @@ def attention(
 ) -> Protocol_[Shares]:
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
+    Or q (H, G, n, d), keys and values (H, 1, m, d) -> (H G, n, d), where G heads of queries share keys and values (arXiv 2305.13245).
     `rows` says which elements of (n, m) exist. The sums are normalised after the product with v.
     Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
     Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
     Learns: uniform values, both.
     """
-    score = scores(party, q, keys, rows, rings.qk_bits)
+    lead = q.shape[:-2]
+    score = scores(party, q, keys, rows, rings.qk_bits).map(lambda x: x.flatten(0, -2))  # one head after the other
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
     if rings.within is None:
         e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
@@ -157,8 +159,8 @@ def attention(
     heads, number, width = score.shape[0], rows.number, values.masked.shape[-1]
 
     def sums() -> Protocol_[Wire]:
-        (p,) = yield from open_masked(party, [e])
-        z = weighted(party, p, values, rows, rings.v_bits).map(lambda x: x.flatten(-2))  # (H, n * d)
+        (p,) = yield from open_masked(party, [e.map(lambda x: x.reshape(*lead, -1))])
+        z = weighted(party, p, values, rows, rings.v_bits).map(lambda x: x.reshape(heads, number * width))
         return (yield from _opened(party, z, product_bits, rings.sum_frac))
 
     z, y = yield from parallel(sums(), _inverse(party, e, rows, product_bits, rings.within))

@@ -109,6 +109,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "slice": {"dim": 0, "start": 0, "stop": 1},
     "select": {"dim": 0, "index": 0},
     "cat": {"dim": 0},
+    "repeat": {"dim": 0, "times": 2},
+    "rotary": {"rotation": {"width": 2}},
 }
 
 

@@ -175,7 +175,7 @@ def test_entropy_and_its_penalty() -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"model_type": "llama"}, ["model_type", "llama"]),
+        ({"model_type": "mistral"}, ["model_type", "llama"]),
         ({"model_type": None}, ["model_type"]),
         ({"n_embd": "16"}, ["n_embd"]),
         ({"n_embd": 16.0}, ["n_embd"]),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+import torch
 from torch import Tensor
 
 from privinf.graph.node import Node, Shape
@@ -14,6 +15,7 @@ from privinf.graph.planning import DIAGONAL_FRAC, FRAC, SMALLEST, Bits, Planning
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.rows import ROW_PARTS, bound_of_rows, measured_rows, row_ranges
+from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
@@ -22,6 +24,7 @@ from protocols.linear import scale
 from protocols.opening import open_masked
 from protocols.party import Protocol_, parallel
 from protocols.product import Cached
+from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares
@@ -41,6 +44,9 @@ LARGEST_SCORE = 100.0  # seen at calibration
 class CausalAttention(Node):
     """The causal attention of all heads as one region: q, k, v side by side (B, T, 3 d) -> heads merged (B, T, d).
 
+    With `kv_heads` groups of heads share keys and values: (B, T, d + 2 kv_heads d_k). With a `rotation` q and k are turned by their
+    positions first, each party's shares by itself, and the table of that takes `scale`.
+
     Query i of head h is multiplied by inverse_temperature[h, i], which already holds 1 / sqrt(d_k), where the model has a
     temperature: a private parameter (H, n_positions). Otherwise by the public `scale`; the lowering leaves it at 1, since it folds
     1 / sqrt(d_k) into the private columns that make q, or multiplies q before the node where no linear map makes it.
@@ -57,14 +63,18 @@ class CausalAttention(Node):
     head_dim: int
     scale: float
     last_query: bool
+    kv_heads: int
+    rotation: Rotation | None
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-        """Its sizes, and whether the last position alone asks."""
+        """Its sizes, whether the last position alone asks, heads of keys and values (0: as many as of queries), and how q and k turn."""
 
         heads: int
         head_dim: int
         scale: float = 1.0
         last_query: bool = False
+        kv_heads: int = 0
+        rotation: Rotation | None = None
 
     class Plan(AnyPlan, frozen=True, kw_only=True):
         """The rings of `protocols.softmax.AttentionRings` and the fraction bits of the temperatures; these are its attributes on disk."""
@@ -112,17 +122,38 @@ class CausalAttention(Node):
         """d, of all heads together."""
         return self.heads * self.head_dim
 
+    @property
+    def groups(self) -> tuple[int, int]:
+        """(heads of keys and values, heads of queries for each)."""
+        kept = self.kv_heads or self.heads
+        return kept, self.heads // kept
+
     # ---- shapes and floats
+
+    def attributes(self) -> dict[str, Any]:
+        """Without what only some models have, so that the others' graphs are as they were."""
+        found = super().attributes()
+        return {key: value for key, value in found.items() if key not in ("kv_heads", "rotation") or value}
 
     def check(self) -> None:
         temperature = self.parameter_shapes.get("inverse_temperature")
+        if self.kv_heads < 0 or self.heads % (self.kv_heads or self.heads):
+            raise self.fail(f"{self.heads} heads cannot share {self.kv_heads} evenly")
+        if self.rotation is not None and (
+            self.rotation.width != self.head_dim or temperature is not None or not 2.0**-20 < self.scale <= 1
+        ):
+            raise self.fail("its rotation does not fit")
         if self.heads < 1 or self.head_dim < 1 or (temperature is not None and (len(temperature) != 2 or temperature[0] != self.heads)):
             raise self.fail("inverse_temperature must be (H, n_positions)")
 
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = shapes[0]
         temperature = self.parameter_shapes.get("inverse_temperature")
-        if len(shape) != 3 or shape[2] != 3 * self.width or (temperature is not None and shape[1] > temperature[1]):
+        if (
+            len(shape) != 3
+            or shape[2] != self.width + 2 * self.groups[0] * self.head_dim
+            or (temperature is not None and shape[1] > temperature[1])
+        ):
             raise self.fail(f"input {list(shape)} does not hold q, k, v of {self.heads} heads of {self.head_dim}")
         return (shape[0], 1 if self.last_query else shape[1], self.width)
 
@@ -131,23 +162,38 @@ class CausalAttention(Node):
         return None if self.last_query else CausalAttention(self.name, self.layer, **values)
 
     def split_heads(self, qkv: Any) -> tuple[Any, Any, Any]:
-        """(B, T, 3 d) -> q, k, v, each (B, H, T, d_k), not yet scaled."""
-        batch, length = qkv.size(0), qkv.size(1)
-        parts = (qkv[:, :, part * self.width : (part + 1) * self.width] for part in range(3))  # (B, T, d)
-        q, k, v = (part.reshape(batch, length, self.heads, self.head_dim).permute(0, 2, 1, 3) for part in parts)
+        """(B, T, ...) -> q (B, H, T, d_k), k and v (B, kept heads, T, d_k); q not yet scaled, neither turned."""
+        q, k, v = (self._columns(qkv, part) for part in range(3))
         return q, k, v
 
-    def scale_query(self, q: Any) -> Any:
-        """q (B, H, T, d_k) with the temperatures and the constant applied."""
+    def _columns(self, qkv: Any, index: int) -> Any:
+        """q, k or v: (B, T, ...) -> (B, its heads, T, d_k)."""
+        batch, length, _ = qkv.size()
+        kept = self.groups[0]
+        heads = kept if index else self.heads
+        start = (self.heads + (index - 1) * kept) * self.head_dim if index else 0
+        part = qkv[:, :, start : start + heads * self.head_dim]
+        return part.reshape(batch, length, heads, self.head_dim).permute(0, 2, 1, 3)
+
+    def turned_and_scaled(self, q: Any, k: Any) -> tuple[Any, Any]:
+        """q and k (B, heads, T, d_k), turned, q with the temperatures and the constant applied."""
+        if self.rotation is not None:
+            q, k = (turned_floats(part, self.rotation, 0) for part in (q, k))
         temperature = self.maybe("inverse_temperature")
         if temperature is not None:
             q = q.mul(temperature[:, : q.size(2)].unsqueeze(-1))  # (H, T, 1)
-        return q if self.scale == 1.0 else q.mul(self.scale)
+        return (q if self.scale == 1.0 else q.mul(self.scale)), k
+
+    def for_queries(self, part: Any) -> Any:
+        """k or v (B, kept heads, T, d_k) for each head of queries."""
+        shared = self.groups[1]
+        return part if shared == 1 else part[:, torch.arange(self.groups[0]).repeat_interleave(shared)]
 
     def generic(self, qkv: Any, *others: Any) -> Any:
         q, k, v = self.split_heads(qkv)
-        scores = self.scale_query(q).matmul(k.transpose(2, 3))  # (B, H, T, T)
-        mixed = last_axis_softmax(scores, causal=True).matmul(v)  # (B, H, T, d_k)
+        q, k = self.turned_and_scaled(q, k)
+        scores = q.matmul(self.for_queries(k).transpose(2, 3))  # (B, H, T, T)
+        mixed = last_axis_softmax(scores, causal=True).matmul(self.for_queries(v))  # (B, H, T, d_k)
         merged = mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
         return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
 
@@ -158,7 +204,10 @@ class CausalAttention(Node):
         batch, count, _ = x.shares.shape
         asked, end = 1 if self.last_query else count, runtime.offset + count
         queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
-        k = yield from rescale(party, self._part(x, 1), bits=rings.qk_bits, frac=rings.k_frac)
+        k = self._part(x, 1)
+        if self.rotation is not None:
+            k = rotate(k, self.rotation, runtime.offset)
+        k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
         v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
         opened, (k_wire, v_wire) = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=True))
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
@@ -174,31 +223,31 @@ class CausalAttention(Node):
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 
     def _part(self, x: PrivinfTensor, index: int) -> Shares:
-        """q, k or v: (B, T, 3 d) -> (B H, T, d_k)."""
-        batch, count, _ = x.shares.shape
-        heads, width = self.heads, self.head_dim
-        return x.shares.map(
-            lambda v: v.reshape(batch, count, 3, heads, width)[:, :, index].transpose(1, 2).reshape(batch * heads, count, width)
-        )
+        """q, k or v: (B, T, ...) -> (B H, T, d_k); where heads share, q (B kept, shared, T, d_k), k and v (B kept, 1, T, d_k)."""
+        count, (_, shared) = x.shares.shape[1], self.groups
+        apart = () if shared == 1 else (1 if index else shared,)
+        return x.shares.map(lambda v: self._columns(v, index).reshape(-1, *apart, count, self.head_dim))
 
     def _query(self, x: PrivinfTensor, asked: int) -> Protocol_[Shares]:
-        """The last `asked` queries, scaled, (B H, asked, d_k)."""
+        """The last `asked` queries, turned and scaled, (B H, asked, d_k) or (B kept, shared, asked, d_k)."""
         batch, count, _ = x.shares.shape
-        q = self._part(x, 0).map(lambda v: v[:, count - asked :])
+        q = self._part(x, 0).map(lambda v: v[..., count - asked :, :])
+        if self.rotation is not None:
+            q = rotate(q, self.rotation, x.runtime.offset + count - asked, self.scale)
         if "inverse_temperature" in self.parameter_shapes:
             weight, end = x.runtime.weights[f"{self.name}.inverse_temperature"], x.runtime.offset + count
-            apart = q.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim))
+            apart, shape = q.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim)), q.shape
             q = yield from scale(x.party, apart, weight, bits=x.shares.bits, window=(end - asked, end))
-            q = q.map(lambda v: v.reshape(batch * self.heads, asked, self.head_dim))
+            q = q.map(lambda v: v.reshape(shape))
         return (yield from rescale(x.party, q, bits=self.plan.qk_bits, frac=self.plan.q_frac))
 
     # ---- the ring plan
 
     def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:
         q, k, v = self.split_heads(inputs[0])
-        q = self.scale_query(q)
+        q, k = self.turned_and_scaled(q, k)
         yield from (("q", q), ("k", k), ("v", v))
-        scores = q.matmul(k.transpose(2, 3))  # (B, H, T, T)
+        scores = q.matmul(self.for_queries(k).transpose(2, 3))  # (B, H, T, T)
         yield "score", scores.tril()  # masked ones are never computed privately
         yield from measured_rows(scores)
 
@@ -277,7 +326,8 @@ class CausalAttention(Node):
         tempered = "inverse_temperature" in self.parameter_shapes
         q_frac, k_frac, bits = self._scores()
         v_bits = self._sum_bits(planning, self._within(planning))
-        headroom = max(bits - q_frac + (DIAGONAL_FRAC if tempered else 0), bits - k_frac, v_bits - V_FRAC)
+        more_q, more_k = (DIAGONAL_FRAC, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
+        headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, v_bits - V_FRAC)
         return Wanted(headroom, *(TEMPERED_FRACS if tempered else QKV_FRACS))
 
     def unfit(self, planning: Planning) -> RangeError:

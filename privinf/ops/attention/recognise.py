@@ -19,6 +19,7 @@ from privinf.ops.linear import Linear
 from privinf.ops.matmul import matmul
 from privinf.ops.mul_constant import MulConstant
 from privinf.ops.permute import Permute, transpose
+from privinf.ops.repeat import repeat
 from privinf.ops.reshape import Reshape
 from privinf.ops.scale import scale as times
 from privinf.ops.slice import Slice
@@ -42,7 +43,9 @@ def attention(
     """Spelt out, for `recognise_attention` to find where it is causal."""
     q, k, v = as_value(q), as_value(k), as_value(v)
     if enable_gqa and q.shape[-3] != k.shape[-3]:
-        raise Unsupported("attention with fewer heads of keys than of queries")
+        if q.shape[-3] % k.shape[-3] or k.shape[-3] != v.shape[-3]:
+            raise Unsupported("attention whose heads of queries cannot share those of keys evenly")
+        k, v = (repeat(b, part, -3, q.shape[-3] // k.shape[-3]) for part in (k, v))
     scores = times(b, matmul(b, q, transpose(b, k)), q.shape[-1] ** -0.5 if scale is None else scale)  # (..., T, T)
     if is_causal:
         scores = mask_scores(b, scores, torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1))
@@ -77,14 +80,18 @@ def put_region(draft: Draft, region: Region) -> None:
     if region.by_head is not None and not linear:
         by_head = region.by_head[:, None].expand(region.heads, region.length)
         temperature = by_head if temperature is None else temperature * by_head
-    on_query = public if temperature is None else 1.0
+    on_query = public if temperature is None and region.rotation is None else 1.0
     if parts is None:
         joined = join_operands(draft, region, on_query)
     elif linear:
         joined = fuse_columns(draft, region, parts, on_query)
     else:
         joined = join_parts(draft, region, parts, on_query)
-    values = {} if temperature is None else {"inverse_temperature": temperature * public}
+    values: dict[str, Any] = {} if temperature is None else {"inverse_temperature": temperature * public}
+    if region.rotation is not None:
+        values = {"rotation": region.rotation, "scale": public}  # the table takes the factor
+    if linear and region.shared > 1:
+        values["kv_heads"] = region.heads // region.shared
     put_output(draft, region, region.make(draft, CausalAttention, [joined], heads=region.heads, head_dim=region.head_dim, **values))
 
 
@@ -98,9 +105,9 @@ def fuse_columns(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads]
     by_head = torch.ones(region.heads, dtype=torch.float64) if region.by_head is None else region.by_head
     factors = (parts[0].by_column * by_head[:, None] * on_query, parts[1].by_column, parts[2].by_column * parts[2].public)
     maps: list[tuple[str, str, Tensor, Tensor | None]] = []  # name, input, weight, bias
-    for part, factor in zip(parts, factors, strict=True):
+    for part, factor, step in zip(parts, factors, (1, region.shared, region.shared), strict=True):
         linear = draft.nodes[part.source]
-        columns, bias = part.columns.reshape(-1), linear.maybe("bias")
+        columns, bias, factor = part.columns[::step].reshape(-1), linear.maybe("bias"), factor[::step]
         weight = linear.value("weight")[:, columns].double() * factor.reshape(-1)
         bias = None if bias is None else bias[columns].double() * factor.reshape(-1)
         maps.append((linear.name, as_rows(draft, region, draft.reads[part.source][0]), weight, bias))

@@ -18,10 +18,13 @@ from torch import Tensor
 from privinf.graph.draft import Draft
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Node, Shape
+from privinf.ops.linear import Linear
 from privinf.ops.matmul import MatMul
 from privinf.ops.mul_constant import MulConstant
 from privinf.ops.reshape import Reshape
+from privinf.ops.rotary import Rotary
 from privinf.ops.scale import Scale
+from protocols.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,20 @@ def trace_scores(draft: Draft, key: str) -> tuple[str, Factor] | None:
     return key, factor
 
 
+def unturned(draft: Draft, heads: Heads, traced: Traced, width: int) -> tuple[Traced, Rotation] | None:
+    """What heads that come turned were before, and how they were turned; None if they were not, or not as wholes, or scaled by weights."""
+    node = draft.producer(traced.source)
+    start = heads.columns[:, :1]
+    whole = bool((heads.columns == start + torch.arange(width)).all()) and bool((start % width == 0).all())
+    if not isinstance(node, Rotary) or node.rotation.width != width or not whole or traced.factor.weights is not None:
+        return None
+    inner = trace(draft, draft.reads[traced.source][0])
+    if inner.factor.weights is not None:
+        return None
+    index = inner.index.reshape(-1)[traced.index]
+    return Traced(inner.source, index, Factor(inner.factor.public * traced.factor.public)), node.rotation
+
+
 @dataclass(frozen=True)
 class Heads:
     """One of q, k, v: columns (H, d_k) of a value of B * T rows, times `by_column` (H, d_k), `by_row` (H, T) and `public`."""
@@ -145,7 +162,7 @@ def as_heads(draft: Draft, traced: Traced, batch: int, heads: int) -> Heads | No
 
 @dataclass
 class Region:
-    """One recognised attention."""
+    """One recognised attention. More than a dozen attributes: how it lies, and every factor on its way."""
 
     product: str  # the value after the product with V, (..., T, d_k)
     operands: tuple[str, str, str]  # what the products read: (..., T, d_k), (..., d_k, T), (..., T, d_k)
@@ -159,6 +176,8 @@ class Region:
     public: float  # factor of the scores
     by_row: Tensor | None  # (H, T), private factor of the scores that depends on the query's position
     by_head: Tensor | None  # (H,), private factor of the scores that does not
+    rotation: Rotation | None = None  # of q and k, which `parts` then lie before
+    shared: int = 1  # heads of queries in a row that have the same keys and values
 
     def make(self, draft: Draft, kind: type[Node], reads: list[str], **values: Any) -> str:
         """Adds a node of the region, named after it; its name."""
@@ -179,10 +198,16 @@ def find_region(draft: Draft, softmax: str) -> Region | None:
     q, k, v = trace(draft, q_key), trace(draft, k_key), trace(draft, v_key)
     k = Traced(k.source, k.index.mT, k.factor.moved(lambda part: part.mT))  # (..., d_k, T) -> (..., T, d_k)
     batch, heads = split_lead(draft.shapes[q_key][:-2], torch.Size(draft.shapes[q.source][:-1]).numel(), length)
-    found = [as_heads(draft, part, batch, heads) for part in (q, k, v)]
-    parts = None
+    found, rotation = [as_heads(draft, part, batch, heads) for part in (q, k, v)], None
+    if scores[1].weights is None and found[0] is not None and found[1] is not None:
+        before = [unturned(draft, part, traced, head_dim) for part, traced in ((found[0], q), (found[1], k))]
+        made = [draft.producer(part.source) for part in (v, *(each[0] for each in before if each is not None))]
+        if all(isinstance(node, Linear) for node in made) and before[0] and before[1] and before[0][1] == before[1][1]:
+            rotation = before[0][1]
+            found[:2] = [as_heads(draft, each[0], batch, heads) for each in (before[0], before[1])]
+    parts: tuple[Heads, Heads, Heads] | None = None
     if all(found) and found[1].by_row is None and found[2].by_row is None:  # type: ignore[union-attr]
-        parts = (found[0], found[1], found[2])
+        parts = (found[0], found[1], found[2])  # type: ignore[assignment]
     by_row = by_head = None
     weights, surrogate = scores[1].weights, scores[1].surrogate
     if weights is not None and surrogate is not None:
@@ -197,7 +222,7 @@ def find_region(draft: Draft, softmax: str) -> Region | None:
     return Region(
         product=product,
         operands=(q_key, k_key, v_key),
-        parts=parts,  # type: ignore[arg-type]
+        parts=parts,
         base=node.name.removesuffix("softmax"),
         layer=node.layer,
         batch=batch,
@@ -207,7 +232,20 @@ def find_region(draft: Draft, softmax: str) -> Region | None:
         public=scores[1].public,
         by_row=by_row,
         by_head=by_head,
+        rotation=rotation,
+        shared=1 if parts is None else shared_heads(parts[1], parts[2]),
     )
+
+
+def shared_heads(keys: Heads, values: Heads) -> int:
+    """The largest number of heads in a row, the same all over, that have the same keys and values."""
+    count = len(keys.columns)
+    for times in range(count, 1, -1):
+        if count % times == 0 and not keys.private and not values.private:
+            first = torch.arange(0, count, times).repeat_interleave(times)
+            if all(bool((heads.columns == heads.columns[first]).all()) for heads in (keys, values)):
+                return times
+    return 1
 
 
 def product_after(draft: Draft, softmax: str) -> str | None:

@@ -53,7 +53,15 @@ def columns(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _matrices(
     pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
 ) -> Protocol_[Tensor]:
-    """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder."""
+    """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder.
+
+    Where groups of lefts have one right (`protocols.product.grouped`), it is encrypted once.
+    """
+    if left.dim() == right.dim() == 4 and right.shape[1] == 1 < left.shape[1]:
+        lines, group, rows, inner = left.shape
+        need = None if need is None else need.repeat(group, 1)
+        made = yield from _matrices(pair, left.reshape(lines, group * rows, inner), right[:, 0], bits, need, pieces)
+        return made.reshape(lines, group, rows, made.shape[-1])
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     pieces = pieces if tuple(right.shape[:-2]) == batch else None
     left = reduce(_expanded(left, (*batch, *left.shape[-2:])), bits)

@@ -135,10 +135,20 @@ class Offline:
 
 
 class Online:
-    """The real thing. `early` holds what the server received ahead, a buffer for each round that has an early part."""
+    """The real thing. `early` holds what the server received ahead, a buffer for each round that has an early part.
 
-    def __init__(self, role: Role, channel: Channel, source: PartySource, early: deque[memoryview] | None = None) -> None:
-        self.role, self.channel, self.source = role, channel, source
+    `meanwhile` is called in each round between what is sent and what is received, while the peer's part is on its way.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        channel: Channel,
+        source: PartySource,
+        early: deque[memoryview] | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        self.role, self.channel, self.source, self.meanwhile = role, channel, source, meanwhile
         self.early: deque[memoryview] = early if early is not None else deque()
 
     def take(self, kind: Kind) -> Correlation:
@@ -158,7 +168,13 @@ class Online:
                 (late if client or not item.early else ahead).append(place)
         body = pack_parts([item.value for item in sent], [item.part for item in sent]) if sent else None
         parts = [items[place].part for place in late]
-        data = self.channel.exchange(body, size_of(parts) if late else None)
+        expect = size_of(parts) if late else None
+        if self.meanwhile is not None:
+            if body is not None:
+                self.channel.exchange(body, None)
+            self.meanwhile()
+            body = None
+        data = self.channel.exchange(body, expect)
         received: list[Tensor | None] = [None] * len(items)
         if late and data is not None:
             for place, tensor in zip(late, unpack_parts(data, parts, self.source.device), strict=True):

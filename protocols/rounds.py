@@ -1,14 +1,15 @@
-"""Rounds: what a protocol yields, and how independent protocols share them; `protocols.party` drives them."""
+"""Rounds: what a protocol yields, how independent ones share them, one that goes on beside others; `protocols.party` drives them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from protocols.correlations import Part, Role
+from protocols.correlations import Part, Role, pack_parts, size_of, unpack_parts
+from protocols.ring import blank
 
 T = TypeVar("T")
 
@@ -68,3 +69,45 @@ def parallel(*protocols: Protocol_[Any]) -> Protocol_[list[Any]]:
             advance(index, received[at : at + count])
             at += count
     return results
+
+
+class Stepwise:
+    """A protocol that two parties run beside another on the same channel: at each `step` a round of it.
+
+    A step takes in what the peer has sent of the round before, computes, and sends: it waits for nothing that the peer sends later
+    than in its own step before. Both parties make their steps at the same places among their other messages.
+    """
+
+    def __init__(self, protocol: Protocol_[Any], role: Role, channel: Channel, device: Any) -> None:
+        self._protocol, self._role, self._channel, self._device = protocol, role, channel, device
+        self._due: list[tuple[Part, bool]] | None = None  # of the round under way, and what of it the peer sends
+        self.done = False
+
+    def __repr__(self) -> str:
+        return f"Stepwise(role={self._role.value}, done={self.done}, values hidden)"
+
+    def step(self) -> None:
+        """One round further, if any is left."""
+        if self.done:
+            return
+        try:
+            items = next(self._protocol) if self._due is None else self._protocol.send(self._receive(self._due))
+        except StopIteration:
+            self.done = True
+            return
+        peer = Role.CLIENT if self._role is Role.SERVER else Role.SERVER
+        self._due = [(item.part, item.sent_by(peer)) for item in items]
+        sent = [item for item in items if item.sent_by(self._role)]
+        if sent:
+            self._channel.exchange(pack_parts([item.value for item in sent], [item.part for item in sent]), None)
+
+    def finish(self) -> None:
+        """All that is left of it."""
+        while not self.done:
+            self.step()
+
+    def _receive(self, due: Sequence[tuple[Part, bool]]) -> Received:
+        parts = [part for part, comes in due if comes]
+        data = self._channel.exchange(None, size_of(parts)) if parts else None
+        tensors = iter(() if data is None else unpack_parts(data, parts, self._device))
+        return [next(tensors) if comes else blank(*part.shape) for part, comes in due]

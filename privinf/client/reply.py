@@ -75,11 +75,13 @@ class Reply:
             self.timing.offline_s += session.spend(terms)
         stop = {*wanted.sampling.stop_ids, *(() if wanted.ignore_eos else info.eos)}
         for left in reversed(range(min(wanted.max_new_tokens - first, terms.tokens))):
-            yield self._choose(session, self._next(session) if len(self.tokens) > first else self._prefill(session, ids, terms), stop, left)
+            yield self._choose(
+                session, self._next(session, terms) if self.tokens[first:] else self._prefill(session, ids, terms), stop, left
+            )
             if self.finish_reason == "stop":
                 break
         for _ in range(padded(len(self.tokens), session.options.pad_reply, room) - len(self.tokens)):
-            self._next(session)  # like any other to the server; what it reveals is dropped
+            self._next(session, terms)  # like any other to the server; what it reveals is dropped
             self.timing.padding_s += self.timing.tokens_s.pop()
 
     def _choose(self, session: ClientSession, out: Tensor, stop: set[int], left: int) -> Token:
@@ -102,8 +104,9 @@ class Reply:
         self.shown = terms.seq, 1
         return out
 
-    def _next(self, session: ClientSession) -> Tensor:
-        out = session.next(self.tokens[-1], self.wanted.revealed, self.timing)
+    def _next(self, session: ClientSession, terms: Terms) -> Tensor:
+        more = self.shown[1] + 1 < terms.tokens  # what pads the reply included: it depends on no token
+        out = session.next(self.tokens[-1], self.wanted.revealed, self.timing, more=more)
         self.shown = self.shown[0], self.shown[1] + 1
         return out
 

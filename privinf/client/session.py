@@ -118,17 +118,22 @@ class ClientSession:
     def prefill(self, ids: Sequence[int], terms: Terms, timing: Timing) -> Tensor:
         """The output after these ids, in passes of at most the chunk's size."""
         done, found = 0, None
-        for request in terms.prefill:
+        *before, last = terms.prefill
+        for request in (*before, self._with_more(last, terms.tokens > 1)):
             found = self._pass(request, [torch.tensor([ids[done : done + request.count]])], timing)
             done += request.count
         assert found is not None
         return found
 
-    def next(self, token: int, logits: bool, timing: Timing) -> Tensor:
-        """The output after one more token."""
-        found = self._pass(Pass(1, logits), [torch.tensor([[token]])], timing)
+    def next(self, token: int, logits: bool, timing: Timing, *, more: bool = False) -> Tensor:
+        """The output after one more token; `more`: another one may follow."""
+        found = self._pass(self._with_more(Pass(1, logits), more), [torch.tensor([[token]])], timing)
         assert found is not None
         return found
+
+    def _with_more(self, request: Pass, more: bool) -> Pass:
+        """The request, which says that a token may follow where its correlations can be made meanwhile."""
+        return Pass(request.count, request.logits, request.output, more and self.source.foresees and self.prepared is None)
 
     def compute(self, inputs: Sequence[Tensor], timing: Timing) -> Tensor:
         """The output of a lowered module that is no language model; ConfigError for inputs that it does not take."""
@@ -162,13 +167,12 @@ class ClientSession:
             if self.prepared is not None:
                 self.prepared.next_pass(self.store)
             else:
-                sketch = self.runtime.sketch(Party(Role.CLIENT, None, party.weights))
-                told = partial(self.peers.progress, "offline")
-                self._walk_offline(request, sketch, self.store, [x.to("meta") for x in inputs], told)
+                self._make(request, [x.to("meta") for x in inputs])
             middle = time.perf_counter()
             meter.phase = "online"
-            party.engine = Online(Role.CLIENT, self.connection, self.store)
-            result = self._walk(self.runtime, request, inputs, probe(party) if probe else None)
+            party.engine = Online(Role.CLIENT, self.connection, self.store, meanwhile=self.source.meanwhile)
+            with self.source.computing():
+                result = self._walk(self.runtime, request, inputs, probe(party) if probe else None)
             self.store.end_pass()
             with party.label("", ""):  # what follows belongs to no operator
                 pass
@@ -182,17 +186,29 @@ class ClientSession:
             timing.unshown_s = 0.0
         return result
 
+    def _make(self, request: Pass | Run, inputs: list[Tensor]) -> None:
+        """What does not depend on the query; and from here on the next pass is made too, if one may follow."""
+        foreseen = self.source.foreseen
+        if foreseen is not None and not (isinstance(request, Pass) and foreseen.same(request)):
+            self.source.drop_foreseen()
+        sketch = self.runtime.sketch(Party(Role.CLIENT, None, self.runtime.party.weights))
+        self._walk_offline(request, sketch, self.store, inputs, partial(self.peers.progress, "offline"))
+        if isinstance(request, Pass) and request.more:
+            following = request.following
+            ids = [torch.empty((1, 1), dtype=torch.int64, device="meta")]
+            self.source.foresee(following, lambda first: self._kinds(first, sketch, following, ids))
+
+    def _kinds(self, first: int, sketch: Runtime, request: Pass | Run, inputs: list[Tensor]) -> list[Kind]:
+        """What a pass from this state takes, from that name on."""
+        trace = Trace(Role.CLIENT, first, costs=False)
+        self._walk(sketch.sketch(Party(Role.CLIENT, trace)), request, inputs)
+        return trace.kinds
+
     def _walk_offline(
         self, request: Pass | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
     ) -> None:
         """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead."""
-
-        def kinds() -> list[Kind]:
-            trace = Trace(Role.CLIENT, store.next_name, costs=False)
-            self._walk(sketch.sketch(Party(Role.CLIENT, trace)), request, inputs)
-            return trace.kinds
-
-        with self.source.making(store, kinds, progress):
+        with self.source.making(store, lambda: self._kinds(store.next_name, sketch, request, inputs), progress):
             self.connection.meter.phase = "offline"
             sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
             sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from privinf.client.sealed import receive_sealed
@@ -11,6 +11,7 @@ from privinf.client.supply import Supply
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Joint
 from privinf.session.joint import Recorder, Together
+from privinf.session.messages import Pass
 from privinf.session.prepared import Writer
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
@@ -37,6 +38,8 @@ class TwoPartySupply(Supply):
 class TwoPartySource(ClientSource):
     """See `ClientSource`."""
 
+    foresees = True
+
     def __init__(self, connection: Connection, held: Mapping[str, Any], device: str) -> None:
         joint = Joint(Role.CLIENT, held, device)
         self.party: PartySource = joint.source
@@ -45,12 +48,40 @@ class TwoPartySource(ClientSource):
 
     @contextmanager
     def making(self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]) -> Iterator[None]:
-        """See `ClientSource`."""
-        party.begin_pass(kinds())
-        progress(0.0)
-        self.set_up_s += self._together.make(party)
+        """See `ClientSource`; what is left of a pass that was foreseen."""
+        if self.foreseen is not None:
+            self._finish()
+        else:
+            party.begin_pass(kinds())
+            progress(0.0)
+            self.set_up_s += self._together.make(party)
         progress(1.0)
         yield
+
+    def _finish(self) -> None:
+        self._together.finish()
+        self.foreseen = None
+
+    def foresee(self, request: Pass, kinds: Callable[[int], Sequence[Kind]]) -> None:
+        """See `ClientSource`."""
+        self.foreseen, source = request, self._together.joint.source
+        source.begin_pass(kinds(source.pass_name))
+        self._together.foresee(source)
+
+    def drop_foreseen(self) -> None:
+        """See `ClientSource`: made to its end, since transfers stand in the order of their use, and then dropped."""
+        if self.foreseen is not None:
+            self._finish()
+            self._together.joint.source.drop()
+
+    @property
+    def meanwhile(self) -> Callable[[], None] | None:  # type: ignore[override]
+        """See `ClientSource`."""
+        return self._together.meanwhile
+
+    def computing(self) -> AbstractContextManager[None]:
+        """See `ClientSource`."""
+        return self._together.computing()
 
     def reseed(self) -> bytes:
         """See `ClientSource`; nothing is expanded from it."""

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -141,11 +141,11 @@ class Allowance:
         if not isinstance(request, Spend):  # whose passes are asked for one by one
             self._tokens = total
 
-    def afford(self, trace: Trace, made: int) -> None:
-        """Whether a pass with these costs, and so many bytes to make it, is within the limit: of elements, without the set-up's."""
+    def afford(self, traces: Sequence[Trace], made: int) -> None:
+        """Whether passes with these costs, and so many bytes to make the last, are within the limit: of elements, without the set-up's."""
         limit, cells = self._service.options.session_bytes, [self._connection.meter.total(phase) for phase in ("offline", "online")]
         total = sum(cell.payload_sent + cell.payload_received for cell in cells)
-        total += made + sum(cost.online_bytes + cost.peer_offline_bytes for cost in trace.costs.values())
+        total += made + sum(cost.online_bytes + cost.peer_offline_bytes for trace in traces for cost in trace.costs.values())
         if 0 < limit < total:
             what = f"a session here moves at most {limit} bytes, and this makes {total}"
             raise self._refusal(RefusedError(what, party="server", remedy=LESS, code=Code.BYTES))

@@ -23,6 +23,7 @@ from privinf.session.messages import (
     Mark,
     Marked,
     Needs,
+    Pass,
     Prefetch,
     Prefetched,
     Register,
@@ -134,6 +135,14 @@ class DealerSource(ServerSource):
     def ask(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
         self.link.send_control(Deal(on_wire(kinds)), MAX_KINDS)
+
+    def make(self, kinds: Sequence[Kind]) -> None:
+        """See `ServerSource`: the dealer makes it."""
+        self.party.begin_pass(kinds)
+
+    def follows(self, request: Pass) -> Pass | None:
+        """See `ServerSource`: after a token most likely another one; what was dealt in vain costs the dealer alone."""
+        return request if request.count == 1 and request.output else None
 
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """The sooner D has it the better; but what does not fit the sockets' buffers waits while C and D may wait for each other."""

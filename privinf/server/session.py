@@ -53,6 +53,8 @@ class ServerSession:
             self._allowance.check(request)
             self.connection.timeout = self.service.options.timeout
             if isinstance(request, Prepare):
+                if self._prefetched is not None:
+                    raise ProtocolDesync("the client would prepare a query within another one", party="server")
                 self._preprocessing.prepare(request, self._dealt(request.terms))
                 self.tally["prepared queries"] += 1
             elif isinstance(request, Spend):
@@ -83,7 +85,7 @@ class ServerSession:
         if isinstance(request, Run):
             return
         if isinstance(request, Pass):
-            logits, end = request.logits, self.runtime.offset + request.count
+            logits, end = request.logits, self.runtime.offset + request.count + request.more
             if logits and not request.output:
                 raise ProtocolDesync("the client asks for logits of a pass without output", party="server")
         else:
@@ -128,10 +130,10 @@ class ServerSession:
         self.source.ask(trace.kinds)
         return sketch, trace
 
-    def _afford(self, trace: Trace) -> None:
-        """RefusedError where a pass moves more than the session may."""
+    def _afford(self, trace: Trace, *made: Trace) -> None:
+        """RefusedError where a pass that is to be made, after those that are made and not computed, moves more than the session may."""
         if self.service.options.session_bytes:
-            self._allowance.afford(trace, self.source.cost(trace.kinds))
+            self._allowance.afford([*made, trace], self.source.cost(trace.kinds))
 
     def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """A pass walked on shapes."""
@@ -144,17 +146,22 @@ class ServerSession:
     def _preprocess(self, request: Pass | Run) -> deque[memoryview]:
         """Has this pass made, and after a token the next one while this one is computed. What C sends ahead."""
         prefetched, self._prefetched = self._prefetched, None
-        if prefetched is not None and prefetched[0] == request:
+        if prefetched is not None and isinstance(request, Pass) and prefetched[0].same(request):
             sketch, trace = prefetched[1:]
-            self._afford(trace)
+            if self.source.meanwhile is None:  # else its making has begun, and was paid for then
+                self._afford(trace)
             self.source.ask_prefetched()
         else:
+            if prefetched is not None:
+                self.source.drop_prefetched()
             sketch, trace = self.ask(request, self.runtime, self.store.next_name)
-        self.store.begin_pass(trace.kinds)
-        self.source.make()
-        if isinstance(request, Pass) and request.count == 1 and request.output and sketch.offset < self.model.lowered.info.n_positions:
-            self._prefetched = request, *self._sketched(request, sketch, self.store.next_name + len(trace.kinds))
+        self.source.make(trace.kinds)
+        following = self.source.follows(request) if isinstance(request, Pass) else None
+        if following is not None and sketch.offset < self.model.lowered.info.n_positions:
+            self._prefetched = following, *self._sketched(following, sketch, self.store.next_name + len(trace.kinds))
             self.source.prefetch(self._prefetched[2].kinds)
+            if self.source.meanwhile is not None:
+                self._afford(self._prefetched[2], trace)
         early = deque(self._receive_early(trace))
         self.source.flush()
         return early
@@ -186,8 +193,9 @@ class ServerSession:
             early = self._preprocess(request)
         self.connection.meter.phase = "online"
         party = self.runtime.party
-        party.engine = Online(Role.SERVER, InTurn(self.connection, self.service.turns), self.store, early)
-        with self.service.turns.turn(self.connection.peer_fingerprint):
+        meanwhile = self.source.meanwhile if self._prepared is None else None
+        party.engine = Online(Role.SERVER, InTurn(self.connection, self.service.turns), self.store, early, meanwhile)
+        with self.service.turns.turn(self.connection.peer_fingerprint), self.source.computing():
             self._walk(self.runtime, request, self.model.probe(party) if self.model.probe else None)
         self.store.end_pass()
         with party.label("", ""):  # what follows belongs to no operator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Forecast, Joint
@@ -15,7 +15,7 @@ from privinf.server.sealed import SealedSetUp
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
-from privinf.session.messages import Marked, Session, Terms
+from privinf.session.messages import Marked, Pass, Session, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
@@ -58,7 +58,7 @@ class TwoPartySupply(Supply):
 
 
 class TwoPartySource(ServerSource):
-    """See `ServerSource`; nobody else is asked, and nothing is foretold. What is spent, the two parties' own marks say."""
+    """See `ServerSource`; nobody else is asked. What is spent, the two parties' own marks say."""
 
     def __init__(self, service: Service, model: ServedModel, connection: Connection) -> None:
         self._turns, self._client = service.turns, connection.peer_fingerprint
@@ -81,14 +81,24 @@ class TwoPartySource(ServerSource):
     def ask(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
 
-    def make(self) -> None:
-        """See `ServerSource`."""
-        self._make(self.party)
+    def make(self, kinds: Sequence[Kind]) -> None:
+        """See `ServerSource`; what is left of a pass that was foretold."""
+        if self._together.foresees:
+            self._finish()
+        else:
+            self.party.begin_pass(kinds)
+            self._make(self.party)
 
     def _make(self, source: PartySource) -> None:
-        what = "the client's part of making correlations makes no sense"
-        with self._turns.turn(self._client), sane(ProtocolDesync, what, party="server", peer=self._peer):
+        with self._turns.turn(self._client), self._sane():
             self._together.make(source)
+
+    def _finish(self) -> None:
+        with self._turns.turn(self._client), self._sane():
+            self._together.finish()
+
+    def _sane(self) -> AbstractContextManager[None]:
+        return sane(ProtocolDesync, "the client's part of making correlations makes no sense", party="server", peer=self._peer)
 
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """See `ServerSource`."""
@@ -99,14 +109,40 @@ class TwoPartySource(ServerSource):
         while self._recorded:
             yield self._recorded.popleft()
 
+    def follows(self, request: Pass) -> Pass | None:
+        """See `ServerSource`: the client says so, who must do the same."""
+        return request.following if request.more else None
+
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
+        self.party.begin_pass(kinds)
+        self._together.foresee(self.party)
 
     def flush(self) -> None:
         """See `ServerSource`."""
 
     def ask_prefetched(self) -> None:
         """See `ServerSource`."""
+
+    def drop_prefetched(self) -> None:
+        """See `ServerSource`: made to its end, since transfers stand in the order of their use, and then dropped."""
+        self._finish()
+        self._together.joint.source.drop()
+
+    @property
+    def meanwhile(self) -> Callable[[], None] | None:  # type: ignore[override]
+        """See `ServerSource`."""
+        return self._step if self._together.foresees else None
+
+    def _step(self) -> None:
+        step = self._together.meanwhile
+        assert step is not None
+        with self._sane():
+            step()
+
+    def computing(self) -> AbstractContextManager[None]:
+        """See `ServerSource`."""
+        return self._together.computing()
 
     def reseed(self) -> bytes:
         """See `ServerSource`; nothing is expanded from it."""

@@ -1,8 +1,13 @@
-"""Both ends of a source that is the two parties themselves: they run its protocols on their own connection, and nothing else does."""
+"""Both ends of a source that is the two parties themselves: they run its protocols on their own connection, and nothing else does.
+
+A pass is made before it is computed, or while the one before it is: then each round of that one carries a round of the making too, in a
+message of its own, and what is left is made when the pass is asked for. Either way both parties do the same at the same places.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +19,7 @@ from privinf.session.prepared import packed
 from privinf.transport.connection import Connection
 from protocols.correlations import Correlation, Kind, Role
 from protocols.party import Online, Party
-from protocols.rounds import Channel, Protocol_
+from protocols.rounds import Channel, Protocol_, Stepwise
 from protocols.sources.base import PartySource
 from protocols.sources.two_party.source import TwoPartySource
 
@@ -28,6 +33,37 @@ class Together:
     def __init__(self, role: Role, connection: Connection, channel: Channel, joint: Joint) -> None:
         self._role, self._connection, self._channel, self.joint = role, connection, channel, joint
         self._begun = False
+        self._ahead: Stepwise | None = None  # the making of the pass after the one that is computed
+
+    def foresee(self, source: PartySource) -> None:
+        """The pass that the source has begun is made while the one before it is computed, a round of it at each `step`."""
+        self._ahead = Stepwise(source.preprocess(), self._role, self._channel, source.device)
+
+    @property
+    def foresees(self) -> bool:
+        """Whether a pass is under way that way."""
+        return self._ahead is not None
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Around the pass that is computed: where the next one is made meanwhile, both compute for longer between their messages."""
+        return nullcontext() if self._ahead is None else self._connection.at_work(PATIENCE)
+
+    @property
+    def meanwhile(self) -> Callable[[], None] | None:
+        """See `Online`: a round of the next pass's making, which counts as offline."""
+        return None if self._ahead is None else self._step
+
+    def _step(self) -> None:
+        if self._ahead is not None and not self._ahead.done:
+            with self._as("offline", PREPROCESS):
+                self._ahead.step()
+
+    def finish(self) -> None:
+        """What is left of the pass that was foreseen."""
+        ahead, self._ahead = self._ahead, None
+        assert ahead is not None, "no pass was foreseen"
+        with self._as("offline", PREPROCESS), self._connection.at_work(PATIENCE), walking(self.joint.source.device):
+            ahead.finish()
 
     def make(self, source: PartySource) -> float:
         """The pass that the source has begun, which counts as offline; the seconds of what the session begins with, which is set-up.
@@ -43,11 +79,20 @@ class Together:
         return middle - began
 
     def _run(self, phase: str, label: tuple[str, str], protocol: Protocol_[Any]) -> None:
-        meter, source = self._connection.meter, self.joint.source
-        meter.phase, meter.label = phase, label
-        with self._connection.at_work(PATIENCE), walking(source.device):
+        source = self.joint.source
+        with self._as(phase, label), self._connection.at_work(PATIENCE), walking(source.device):
             Party(self._role, Online(self._role, self._channel, source)).run(protocol)
-        meter.label = ("", "")
+
+    @contextmanager
+    def _as(self, phase: str, label: tuple[str, str]) -> Iterator[None]:
+        """What moves within counts so."""
+        meter = self._connection.meter
+        before = meter.phase, meter.label
+        meter.phase, meter.label = phase, label
+        try:
+            yield
+        finally:
+            meter.phase, meter.label = before
 
 
 class Recorder(PartySource):

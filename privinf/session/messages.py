@@ -86,11 +86,24 @@ class Session(_WithToken, frozen=True):
 
 
 class Pass(msgspec.Struct, frozen=True, tag=True):
-    """C: a pass over `count` new positions; the token alone, or rounded logits; without `output` neither: it fills the cache."""
+    """C: a pass over `count` new positions; the token alone, or rounded logits; without `output` neither: it fills the cache.
+
+    `more`, where the two are alone: one over a single position may follow, with the same output, and is made while this one is computed.
+    """
 
     count: Count
     logits: bool = False
     output: bool = True
+    more: bool = False
+
+    @property
+    def following(self) -> Pass:
+        """The pass that may follow one with `more`."""
+        return Pass(1, self.logits)
+
+    def same(self, other: Pass) -> bool:
+        """Whether the two take the same correlations."""
+        return (self.count, self.logits, self.output) == (other.count, other.logits, other.output)
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):

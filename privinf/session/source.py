@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
-from privinf.session.messages import Marked, Terms
+from privinf.session.messages import Marked, Pass, Terms
 from privinf.session.prepared import Writer
 from privinf.transport.connection import Connection
 from protocols.correlations import Kind
@@ -34,16 +34,21 @@ class ServerSource(ABC):
         """Bytes that S and C move to make a pass that is asked for next, beside what C sends ahead of it."""
         return 0
 
-    def make(self) -> None:  # noqa: B027  (a source may have nothing to do)
-        """S's own part of making the pass that `party` has begun."""
+    @abstractmethod
+    def make(self, kinds: Sequence[Kind]) -> None:
+        """`party` begins the pass that was asked for, and S does its own part of making it."""
 
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """The same for a pass of a prepared query; what S keeps of it, beside the seed and what C sends ahead."""
         return ()
 
     @abstractmethod
+    def follows(self, request: Pass) -> Pass | None:
+        """The pass that most likely comes after this one, where the source makes it meanwhile."""
+
+    @abstractmethod
     def prefetch(self, kinds: Sequence[Kind]) -> None:
-        """Says what the pass after this one will most likely need; nobody depends on it."""
+        """Says what that pass will need."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -52,6 +57,16 @@ class ServerSource(ABC):
     @abstractmethod
     def ask_prefetched(self) -> None:
         """Has the pass made that was foretold last."""
+
+    def drop_prefetched(self) -> None:  # noqa: B027  (a source may do so by itself)
+        """Another one follows."""
+
+    meanwhile: Callable[[], None] | None = None
+    """See `Online`: while a pass is computed, of a source that makes the next one in its rounds."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Around the pass that is computed."""
+        return nullcontext()
 
     @abstractmethod
     def reseed(self) -> bytes:
@@ -73,6 +88,12 @@ class ClientSource(ABC):
     link: Connection  # to a third party, of a source that has one
     tables: Tables | None = None  # see `Party`
     set_up_s = 0.0  # seconds of set-up that came with a pass, until somebody takes them
+    foresees = False
+    """Whether the next pass can be made while one is computed, by `foresee`."""
+    foreseen: Pass | None = None
+    """That one, until it is made or dropped."""
+    meanwhile: Callable[[], None] | None = None
+    """See `Online`: while there is one."""
 
     @abstractmethod
     def making(
@@ -83,6 +104,17 @@ class ClientSource(ABC):
         `kinds` walks the pass on shapes, for a source that wants to know what it will take. `progress` is told the share done.
         ProtocolDesync if the two parties asked for different correlations.
         """
+
+    def foresee(self, request: Pass, kinds: Callable[[int], Sequence[Kind]]) -> None:
+        """This most likely follows, and is made while the present pass is computed; `kinds` walks it on shapes, from that name on."""
+        raise NotImplementedError
+
+    def drop_foreseen(self) -> None:  # noqa: B027  (a source may foresee nothing)
+        """Another one follows, if one was foreseen."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Around the pass that is computed."""
+        return nullcontext()
 
     @abstractmethod
     def reseed(self) -> bytes:

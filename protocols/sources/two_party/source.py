@@ -175,6 +175,16 @@ class TwoPartySource(PartySource):
         if not self._ends or self.next_name != self._ends.popleft():
             raise CorrelationError("a pass ended before all of it was taken", party=self.role.value)
 
+    def drop(self) -> None:
+        """The pass that was made last will not be taken: all of it goes. After every pass before; no later one has its names."""
+        end = self._ends.pop()
+        assert not self._ends and not self._broken
+        for name in range(self.next_name, end):
+            for group in (self._held, self._expected, self.pair.masks):
+                group.pop(name, None)
+        self.pair.kept -= set(range(self.next_name, end))
+        self.next_name = self._next_ahead = end
+
     def forget(self) -> None:
         """The context was reset: the masks of cached wires go too."""
         self.pair.masks.clear()

@@ -92,7 +92,7 @@ class Lattice:
             found = yield from self._again(holder, lefts, rights, bits, need, axis, lines, there)
         else:
             assert plan is not None
-            keys, chunk = self._keys_of(holder, plan.budget), Chunk(plan)
+            keys, chunk = self._keys_of(holder, plan.budget), Chunk(plan, stays=there is not None)
             if there is not None:
                 names = [tuple(line.names[k] for line in lines) for k in range(len(lines[0].names))]
                 entry = Entry(chunk, tuple(line.heads for line in lines), names, list(lines[0].sizes))

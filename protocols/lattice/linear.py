@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from protocols.lattice.rings import field as field_of
 from protocols.lattice.weights import EncryptedWeight, Form, Small, WeightKeys, polynomials
 from protocols.memo import Memo
 from protocols.prg import Prg, Stream, new_seed
-from protocols.ring import blank, known, reduce, signed
+from protocols.ring import blank, known, pack, reduce, signed
 from protocols.rounds import Item, Protocol_
 
 Sums = Callable[[slice], tuple[list[Array], list[Array]]]
@@ -52,14 +53,21 @@ def _times(scalars: Array, matrix: Small, total: Array) -> None:
     total += found.numpy().astype(np.int64)
 
 
-def _bytes(rows: list[Small]) -> int:
+def _bytes(rows: list[Any]) -> int:
     return sum(row.nbytes for row in rows)
 
 
 @Memo(256 * 2**20).kept(_bytes)
-def _public(seed: bytes, first: int, count: int, ring: Budget) -> list[Small]:
-    """`polynomials` that are public, for maps that share them and for the next token."""
-    return [row.astype(np.int32) for row in polynomials(seed, first, count, ring)]
+def _public(seed: bytes, first: int, count: int, ring: Budget) -> list[Any]:
+    """`polynomials` that are public, for maps that share them and for the next token; packed: those of two rings are to find room."""
+    found = polynomials(seed, first, count, ring)
+    return [pack(torch.from_numpy(row), p.bit_length()) for row, p in zip(found, ring.primes, strict=True)]
+
+
+def _unpacked(data: Any, count: int, ring: Budget, p: int) -> Small:
+    out = np.empty((count, ring.degree), np.int32)
+    kernels.unpack(data, out.size, p.bit_length(), 0, out.reshape(-1))
+    return out
 
 
 def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[list[Array], list[Array]]:
@@ -74,7 +82,7 @@ def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[l
         for i, p in enumerate(ring.primes):
             centred = reduced(scalars[:, part], p)
             centred -= (centred > p // 2) * np.int64(p)
-            _times(centred, a[i], first[i])
+            _times(centred, _unpacked(a[i], part.stop - part.start, ring, p), first[i])
             _times(centred, held.rows(i, part), second[i])
     return [reduced(x, p) for x, p in zip(first, ring.primes, strict=True)], [
         reduced(x, p) for x, p in zip(second, ring.primes, strict=True)

@@ -189,7 +189,9 @@ def _tops(plan: Plan, seed: bytes, block: _Block) -> list[Array]:
 
 
 def _select(x: Array, plan: Plan, wanted: Any) -> Array:
-    """Of (rows, S, N) what the wanted columns' coefficients are, flat: for each wanted column its `roots` coefficients."""
+    """Of (rows, S, N) what the wanted columns' coefficients are, flat, a byte each: for each wanted column its `roots` coefficients."""
+    assert plan.budget.low_bits <= 8
+    x = x.astype(np.uint8)
     return np.ascontiguousarray(x.reshape(*x.shape[:2], plan.roots, plan.width).transpose(0, 1, 3, 2)[wanted]).reshape(-1)
 
 
@@ -234,29 +236,37 @@ def _decrypt(plan: Plan, keys: Keys, first: Sequence[Array], low: Array, seed: b
     return share
 
 
-def _converted(transfers: Products, role: Role, holder: Role, plan: Plan, share: Array | None, wanted: Any) -> Protocol_[Tensor]:
+def _converted(transfers: Products, role: Role, holder: Role, plan: Plan, found: list[Array] | None, wanted: Any) -> Protocol_[Tensor]:
     """Shares modulo P of z in [-shift, P/2 - shift) to shares modulo 2^bits, for the wanted outputs; exact.
 
-    z_S + z_C exceeds P exactly where either is at least P/2, since z does not reach it: one product of private bits each.
+    z_S + z_C exceeds P exactly where either is at least P/2, since z does not reach it: one product of private bits each. `found` has this
+    party's share alone, and is emptied.
     """
     shape, bits = (plan.heads, plan.rows, plan.columns), plan.bits
     mask = wanted.reshape(plan.rows, -1)[:, : plan.columns]
     count, holds = plan.heads * int(mask.sum()), role is holder
     other = Role.CLIENT if holder is Role.SERVER else Role.SERVER
-    if share is None:
+    if found is None:
         yield from transfers.correlated(other, blank(count), blank(count), bits)
         return blank(*shape)
-    base = Base(plan.plain)
-    picked = share[:, :, mask].reshape(len(plan.plain), count)
-    shift = 0 if holds else plan.shift
-    found = base.digits(np.stack([reduced(row + shift % p, p) for row, p in zip(picked, plan.plain, strict=True)]))
-    large = torch.from_numpy((found[-1] >= plan.half).astype(np.int64))
+    # nothing else of it is held while the transfers are waited for: others' answers are there too
+    value, large = _halves(plan, found.pop()[:, :, mask].reshape(len(plan.plain), count), 0 if holds else plan.shift)
     both = yield from transfers.correlated(other, large if holds else blank(count), blank(count) if holds else large, bits)
-    value = torch.from_numpy(base.wrapped(found)) - (large - both) * wrapped(plan.modulus)
-    value -= 0 if holds else wrapped(plan.shift)
+    value += both * wrapped(plan.modulus)
     out = torch.zeros(shape, dtype=torch.int64)
     out[:, torch.from_numpy(mask)] = reduce(value, bits).reshape(plan.heads, -1)
     return out
+
+
+def _halves(plan: Plan, share: Array, shift: int) -> tuple[Tensor, Tensor]:
+    """Of shares (primes, n) of z the integers modulo 2^64, less P where they are at least its half; and where that is, as 0 or 1."""
+    base = Base(plan.plain)
+    found = base.digits(np.stack([reduced(row + shift % p, p) for row, p in zip(share, plan.plain, strict=True)]))
+    large = torch.from_numpy((found[-1] >= plan.half).astype(np.int64))
+    value = torch.from_numpy(base.wrapped(found))
+    value -= large * wrapped(plan.modulus)
+    value -= wrapped(shift)
+    return value, large
 
 
 def _entries(x: Tensor, bits: int) -> Array:
@@ -265,11 +275,17 @@ def _entries(x: Tensor, bits: int) -> Array:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Chunk:
-    """Ciphertexts that may be answered more than once: their seed, and at the party that answers b (groups, steps, S, N) for each prime."""
+    """Ciphertexts, answered once or, if they stay, more often: a seed, and at the party that answers b (groups, steps, S, N) a prime."""
 
     plan: Plan
     seed: bytes = b""
     sealed: list[Array] = field(default_factory=list)
+    stays: bool = True
+
+    def used(self) -> None:
+        """It was answered: it goes, unless it is to be answered again."""
+        if not self.stays:
+            self.sealed = []
 
     def add(self, rows: list[Array], axis: int) -> None:
         """More steps (axis 1) or secrets (axis 2)."""
@@ -281,20 +297,8 @@ def seal(role: Role, holder: Role, keys: Keys, chunk: Chunk, part: Plan, right: 
 
     They begin at this secret or at this step of the chunk: one `a` never meets one secret twice.
     """
-    ring, alive = part.budget, known(right)
-    fresh = keys.missing(secret + part.secrets)
-    public, sealed = None, None
-    if alive:
-        stream = noise.fresh()
-        chunk.seed = chunk.seed or new_seed()
-        public = keys.make(fresh, stream) if fresh else None
-        secrets = keys.secrets[secret : secret + part.secrets]
-        sealed = _encrypt(part, secrets, _entries(right, part.bits), derive(chunk.seed, "ciphertexts"), stream, step)
-    shape = (part.groups, part.steps, part.secrets, ring.degree)
-    items = [seed_item(holder, chunk.seed if alive else None), *residue_items(holder, sealed, shape, ring.primes)]
-    if fresh:
-        items += [seed_item(holder, keys.seed if public else None), *residue_items(holder, public, (fresh, ring.degree), ring.primes)]
-    received = yield items
+    ring, fresh = part.budget, keys.missing(secret + part.secrets)
+    received = yield _sealing(holder, keys, chunk, part, right, secret, step, fresh)  # and not held here as well while it waits
     many = len(ring.primes)
     if role is not holder and known(*received):
         if fresh:
@@ -303,27 +307,59 @@ def seal(role: Role, holder: Role, keys: Keys, chunk: Chunk, part: Plan, right: 
         chunk.add(residues_of(received[1 : many + 1], ring.primes, holder), 1 if step else 2)
 
 
-def answer(transfers: Products, role: Role, holder: Role, keys: Keys, chunk: Chunk, left: Tensor, need: Tensor | None) -> Protocol_[Tensor]:
-    """Shares of left (H, n, d) times what the chunk holds, (H, n, m) modulo 2^bits; left is a blank at the holder."""
-    plan, ring, holds = chunk.plan, chunk.plan.budget, role is holder
+def _sealing(holder: Role, keys: Keys, chunk: Chunk, part: Plan, right: Tensor, secret: int, step: int, fresh: int) -> list[Item]:
+    ring, public, sealed, seed = part.budget, None, None, None
+    if known(right):
+        stream = noise.fresh()
+        seed = chunk.seed = chunk.seed or new_seed()
+        public = keys.make(fresh, stream) if fresh else None
+        secrets = keys.secrets[secret : secret + part.secrets]
+        sealed = _encrypt(part, secrets, _entries(right, part.bits), derive(seed, "ciphertexts"), stream, step)
+    shape = (part.groups, part.steps, part.secrets, ring.degree)
+    items = [seed_item(holder, seed), *residue_items(holder, sealed, shape, ring.primes)]
+    if fresh:
+        items += [seed_item(holder, keys.seed if public else None), *residue_items(holder, public, (fresh, ring.degree), ring.primes)]
+    return items
+
+
+def _shares(role: Role, holder: Role, keys: Keys, chunk: Chunk, left: Tensor, wanted: Any) -> Protocol_[Array | None]:
+    """The other party's message, its answers, and this party's share modulo each prime of P; None where it is not known."""
+    share, items = _answers(role, holder, keys, chunk, left, wanted)
+    message = [items]
+    del items
+    received = yield message.pop()  # not held here as well while it waits
+    if role is holder and known(*received):
+        first = residues_of(received[1:-1], chunk.plan.budget.kept, Role.CLIENT if holder is Role.SERVER else Role.SERVER)
+        share = _decrypt(chunk.plan, keys, first, received[-1].numpy(), derive(seed_of(received[0]), "tops"), wanted)
+    return share
+
+
+def _answers(role: Role, holder: Role, keys: Keys, chunk: Chunk, left: Tensor, wanted: Any) -> tuple[Array | None, list[Item]]:
+    plan, ring = chunk.plan, chunk.plan.budget
     other = Role.CLIENT if holder is Role.SERVER else Role.SERVER
-    wanted, sent, seed, share = _wanted(plan, need), _Answer([]), None, None
-    if known(left) and not holds:
+    sent, seed, share = _Answer([]), None, None
+    if known(left) and role is other:
         seed = new_seed()
         seeds = (derive(chunk.seed, "ciphertexts"), derive(seed, "tops"))
         sent, share = _answer(plan, keys, _entries(left, plan.bits), chunk.sealed, seeds, wanted)
+        chunk.used()
     count = int(wanted.sum()) * plan.groups * plan.roots
     low = torch.from_numpy(np.concatenate(sent.low)) if sent.low else blank(count)
     server = other is Role.SERVER
-    received = yield [
+    return share, [
         seed_item(other, seed),
         *residue_items(other, sent.first or None, (plan.groups, plan.rows, ring.degree), ring.kept),
         Item(low, ring.low_bits, from_server=server, from_client=not server),
     ]
-    if holds and known(*received):
-        first = residues_of(received[1:-1], ring.kept, other)
-        share = _decrypt(plan, keys, first, received[-1].numpy(), derive(seed_of(received[0]), "tops"), wanted)
-    return (yield from _converted(transfers, role, holder, plan, share, wanted))
+
+
+def answer(transfers: Products, role: Role, holder: Role, keys: Keys, chunk: Chunk, left: Tensor, need: Tensor | None) -> Protocol_[Tensor]:
+    """Shares of left (H, n, d) times what the chunk holds, (H, n, m) modulo 2^bits; left is a blank at the holder."""
+    wanted = _wanted(chunk.plan, need)
+    share = yield from _shares(role, holder, keys, chunk, left, wanted)
+    found = None if share is None else [share]
+    del share
+    return (yield from _converted(transfers, role, holder, chunk.plan, found, wanted))
 
 
 def matmul(
@@ -333,6 +369,6 @@ def matmul(
 
     Rounds: two messages, and those of one product of private bits an output. Bytes: `Plan.sent`, keys the first time, that product's.
     """
-    chunk = Chunk(plan)
+    chunk = Chunk(plan, stays=False)
     yield from seal(role, holder, keys, chunk, plan, right)
     return (yield from answer(transfers, role, holder, keys, chunk, left, need))

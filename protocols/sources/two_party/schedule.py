@@ -166,7 +166,9 @@ def _batch(ends: Ends, requests: Sequence[_Request]) -> Protocol_[list[Tensor]]:
     if sort[0] in ("matmul", "columns"):
         last = sort[3], sort[4]
     joined = [_joined([r.tensors[k] for r in requests], last[k]) for k in range(2)]
-    answer = yield from _perform(ends, requests, joined)
+    protocol = _perform(ends, requests, joined)
+    del joined  # it is held for as long as the protocol needs it
+    answer = yield from protocol
     flat = answer.reshape(-1) if known(answer) else answer
     found, at = [], 0
     for request in requests:
@@ -231,15 +233,15 @@ class _Run:
         return found
 
     def travel(self, rounds: list[_Round]) -> Protocol_[None]:
-        """One message each way; nothing of it is held longer than its protocol does."""
-        received = yield [item for each in rounds for item in each.items]
-        rounds.reverse()
+        """One message each way; of what is sent nothing is held here until it is answered, nor of what arrives once it is taken."""
+        waiting = [(each.protocol, len(each.items), each.end) for each in reversed(rounds)]
+        items = [[item for each in rounds for item in each.items]]
+        rounds.clear()
+        received = yield items.pop()
         received.reverse()
-        while rounds:
-            protocol, items, end = rounds.pop()
-            part = [received.pop() for _ in items]
-            del items
-            self.advance(protocol, part, end)
+        while waiting:
+            protocol, count, end = waiting.pop()
+            self.advance(protocol, [received.pop() for _ in range(count)], end)
 
     def _ending(self, task: Task) -> Callable[[Any], None]:
         def end(result: Any) -> None:

@@ -92,23 +92,33 @@ PART = 1 << 24
 
 # ---- encrypted linear algebra: `protocols/lattice`
 
-HE_STANDARD = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
-"""Degree to bits of the modulus at most for 128 bits, classical: secrets uniform in {-1, 0, 1}, errors of standard deviation 3.2 or more.
+HE_STANDARD = {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868}
+"""Degree to bits of the modulus at most for 128 bits, classical: secrets uniform in {-1, 0, 1}, errors of standard deviation 3.19 or more.
 
-Source: Albrecht et al., Homomorphic Encryption Security Standard (ePrint 2019/939), table 1. Errors here are centred binomial of 21
-coins, standard deviation 3.24. Several secrets may stand under one uniform `a` (Peikert, Vaikuntanathan, Waters: CRYPTO 2008, by a hybrid).
-The guidelines of 2024 (ePrint 2024/463, table 5.2), with later estimators, give 26, 53, 106, 214, 430 and 868 bits for the same: by them
-a ring that is filled up to this table has about 126.
+Source: Bossuat et al., Security Guidelines for Implementing Homomorphic Encryption (ePrint 2024/463), table 5.2; the standard of 2019
+(ePrint 2019/939) has up to 3 % more. Errors here are centred binomial of 21 coins, standard deviation 3.24. Several secrets may stand under
+one uniform `a` (Peikert, Vaikuntanathan, Waters: CRYPTO 2008, by a hybrid).
 """
 
-FLOOD_BITS = 64
-"""A flood is uniform in [-F, F), F = 2^64 times the noise's standard deviation, at the worst values of whoever made that noise.
+SMOOTH = 80
+"""Answers are within 2^(1-SMOOTH) of what their message alone determines, each (`protocols/lattice/hiding.py`): 2^40 of them within
+2^-39."""
 
-Noise moves such a flood by a statistical distance of E|noise| / 2F <= 2^-65, for each coefficient of an answer. All that a party answers in
-2^25 coefficients is then within 2^-40 of answers whose noise is a flood alone. At GPT-2's size a pass over 128 positions has 2^23.6 of them
-in each party's products of matrices, and 2^22.5 in the client's linear maps; products by elements come on top. Passes add up: what is
-answered under the keys of one session, or under one encrypted weight, is farther by a bit for each doubling.
-"""
+COSET = 4
+"""Deviation of a multiplier on its coset of t Z, in units of t; at least 1.8, and the larger, the smaller may be what is added to
+outputs."""
 
-TAIL = 10
-"""Standard deviations of noise that every budget allows for: noise is subgaussian, and beyond lies 2 e^-50 < 2^-71 of all coefficients."""
+HINT = 5.0
+RLWE_DEVIATION = 3.2
+"""Deviation of what encrypts zeros, and of the secrets and errors as hard as whose RLWE it is, given what the noise says of it
+(Hint-RLWE)."""
+
+TAKEN = 1 << 20
+"""Rows that one party takes of one encrypted table, under one key, until all of its answers together are 2^-SIGMA away from answers whose
+noise says nothing of which rows they are; the distance grows with the square root of their number."""
+
+UNLIKELY = 64
+"""Bounds on singular values and norms of drawn errors fail one time in 2^UNLIKELY, for each matrix that is encrypted."""
+
+TAIL = 9.5
+"""Standard deviations of noise that every budget allows for: noise is subgaussian, and beyond lies 2 e^-45 < 2^-64 of all coefficients."""

@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import security
 from protocols.correlations import Role
 from protocols.errors import TransportError
-from protocols.lattice import kernels, noise
+from protocols.lattice import gauss, kernels, noise
 from protocols.lattice.noise import Array
 from protocols.lattice.parameters import Budget
+from protocols.lattice.rings import Base, reduced, times, wrapped
 from protocols.lattice.rings import field as field_of
-from protocols.lattice.rings import reduced, times
 from protocols.prg import SEED_BYTES, Prg, Stream, derive, new_seed
 from protocols.ring import blank
 from protocols.rounds import Item
 
 SEED_WORDS = SEED_BYTES // 8
+FINE = gauss.LIMB
 
 
 def seed_item(sender: Role, seed: bytes | None) -> Item:
@@ -121,15 +123,50 @@ class Keys:
 
 def zeros(keys: Sequence[Array], rows: int, budget: Budget, stream: Stream) -> list[Array]:
     """The same from public keys (a and b_j, N), as values modulo each prime."""
-    u = transformed(noise.ternary(stream, rows * budget.degree).reshape(rows, budget.degree), budget)
+    u = transformed(gauss.narrow(stream, rows * budget.degree, security.HINT).reshape(rows, budget.degree), budget)
     return [times(x, key, p) for x, key, p in zip(u, keys, budget.primes, strict=True)]
 
 
-def add_flood(second: Sequence[Array], budget: Budget, stream: Stream) -> None:
-    """Adds an error and a flood to each coefficient of c0, residues modulo each prime, in place."""
-    count = second[0].size
-    limbs = noise.flood(stream, count, *budget.flood)
-    error = noise.errors(stream, count)
+NEAR = 2.0**-38
+"""How near to a bound, in units of what is kept, a float does not tell on which side of it a coefficient is: its error is below 2^-41."""
+
+
+def hide(second: Sequence[Array], budget: Budget, base: Base, stream: Stream) -> tuple[Array, Array]:
+    """Adds what hides (`hiding`) to each coefficient of c0, residues modulo each prime, in place, and rounds.
+
+    Of P c0 / Q the integer part, modulo each prime of P, and `low_bits` of the fraction. The grid of what is added is 2^-64 of its
+    deviation or finer, so that below a unit of c0 there may be `FINE` bits of it.
+    """
+    fine = FINE if budget.hiding.deviation < 2.0**64 else 0
+    wide = budget.hiding.deviation * 2.0**fine
+    limbs = gauss.wide(stream, second[0].size, wide)
+    below, above = limbs[: fine // gauss.LIMB], limbs[fine // gauss.LIMB :]
+    offset = gauss.offset_of(wide) >> fine
     for x, p in zip(second, budget.primes, strict=True):
-        weights = np.array([pow(2, noise.LIMB * k, p) for k in range(len(limbs))], np.int64)
-        kernels.plus_limbs(x.reshape(-1), limbs, weights, error, budget.flood_half % p, p)
+        weights = np.array([pow(2, gauss.LIMB * k, p) for k in range(len(above))], np.int64)
+        kernels.plus_limbs(x.reshape(-1), above, weights, offset % p, p)
+    found = np.stack(second)
+    whole, part = base.fraction(found, budget.primes)
+    if fine:
+        part += (below[0] * (base.modulus / math.prod(budget.primes) * 2.0**-fine)).reshape(part.shape)
+        over = part >= 1
+        part -= over
+        whole = base.plus(whole, over)
+    part *= 1 << budget.low_bits
+    low = part.astype(np.int64)
+    for i in np.flatnonzero(np.abs(part - np.rint(part)).reshape(-1) < NEAR):
+        _exactly(found.reshape(len(found), -1), below, budget, base, int(i), (whole.reshape(len(whole), -1), low.reshape(-1)))
+    return whole, low
+
+
+def _exactly(residues: Array, below: Array, budget: Budget, base: Base, i: int, out: tuple[Array, Array]) -> None:
+    """The i-th coefficient's integer part and low bits, by Python's integers."""
+    big, value = math.prod(budget.primes), 0
+    for row, p in zip(residues, budget.primes, strict=True):
+        value += int(row[i]) * (big // p) * pow(big // p, -1, p)
+    value, one = value % big, big
+    for limb in below:
+        value, one = (value << gauss.LIMB) + int(limb[i]), one << gauss.LIMB
+    whole, rest = divmod(value * base.modulus, one)
+    out[0][:, i] = [whole % p for p in base.primes] or [wrapped(whole)]
+    out[1][i] = (rest << budget.low_bits) // one

@@ -268,8 +268,8 @@ def plus(x: Any, y: Any, p: Any) -> None:
 
 
 @compiled
-def plus_limbs(x: Any, limbs: Any, weights: Any, small: Any, minus: Any, p: Any) -> None:
-    """x += sum_i limbs_i weights_i + small - minus modulo p, in place: limbs (k, n) in [0, 2^48), |small| < p, minus a residue."""
+def plus_limbs(x: Any, limbs: Any, weights: Any, minus: Any, p: Any) -> None:
+    """x += sum_i limbs_i weights_i - minus modulo p, in place: limbs (k, n) in [0, 2^48), minus a residue."""
     inverse = 1.0 / p
     for k in range(limbs.shape[0]):
         w, limb = weights[k], limbs[k]
@@ -277,10 +277,8 @@ def plus_limbs(x: Any, limbs: Any, weights: Any, small: Any, minus: Any, p: Any)
             r = x[i] + multiply(limb[i], w, p, inverse)
             x[i] = r - p if r >= p else r
     for i in range(x.size):
-        r = x[i] + small[i] - minus
-        r = r + p if r < 0 else r
-        r = r + p if r < 0 else r
-        x[i] = r - p if r >= p else r
+        r = x[i] - minus
+        x[i] = r + p if r < 0 else r
 
 
 @compiled

@@ -1,15 +1,17 @@
 """Shares of products with a server's matrix that the client holds encrypted, and of single rows of it.
 
-Source: Nimbus (arXiv 2411.15707), with an encryption of zero and a flood on every answer, without which c1 = sum r_i a_i could be solved
-for r. Steps: C sums r_i times the rows' ciphertexts, adds an encryption of zero under S's public keys and a flood, rounds, and sends c1
+Source: Nimbus (arXiv 2411.15707), with an encryption of zero on every answer, without which c1 = sum r_i a_i could be solved for r, and
+Gaussians that hide r in the noise (`hiding`). Steps: C sums r_i, or rather r_i plus a Gaussian multiple of 2^bits, times the rows'
+ciphertexts, adds an encryption of zero under S's public keys and a Gaussian to each output, rounds, and sends c1
 and a few bits of the used coefficients of c0, of which the upper part is a fresh public seed's stream; C's share is what makes that true.
 S decrypts. One message C -> S: w bits for each of N coefficients, 5 for each output. Plaintexts are in Z_2^bits: nothing to convert.
-Learns: C ciphertexts (RLWE), S answers that are a flood away from fresh encryptions of its share.
+Learns: C ciphertexts (RLWE), S answers that hang on its share alone, within 2^-79 each; rows of a table within 2^-40, 2^20 of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import security
 from protocols.correlations import Role
-from protocols.lattice import kernels, noise
-from protocols.lattice.ciphertext import add_flood, seed_item, seed_of, zeros
+from protocols.lattice import gauss, kernels, noise
+from protocols.lattice.ciphertext import hide, seed_item, seed_of, zeros
 from protocols.lattice.noise import Array
 from protocols.lattice.parameters import Budget
 from protocols.lattice.rings import Base, plus, primes_below, reduced, times
@@ -70,17 +73,21 @@ def _unpacked(data: Any, count: int, ring: Budget, p: int) -> Small:
     return out
 
 
-def _combined(held: EncryptedWeight, all_scalars: Array, rows: slice) -> tuple[list[Array], list[Array]]:
-    """Sums of scalars (n, inner) times the rows: c1 (n, N) as values, c0 (n, outer) as coefficients, for each prime."""
+def _combined(held: EncryptedWeight, all_scalars: Array, stream: Stream, rows: slice) -> tuple[list[Array], list[Array]]:
+    """Sums of scalars (n, inner) times the rows: c1 (n, N) as values, c0 (n, outer) as coefficients, for each prime.
+
+    Of a scalar another representative is taken, at random, anew each time: only so its product hides it (`hiding`).
+    """
     scalars = all_scalars[rows]
     form, ring, n = held.form, held.form.budget, len(scalars)
+    units = gauss.coset(stream, scalars * 2.0**-form.bits, lambda i: Fraction(int(scalars.reshape(-1)[i]), 1 << form.bits))
     first = [np.zeros((n, ring.degree), np.int64) for _ in ring.primes]
     second = [np.zeros((n, form.outer), np.int64) for _ in ring.primes]
     for start in range(0, form.inner, TERMS):
         part = slice(start, min(form.inner, start + TERMS))
         a = _public(held.seed, start, part.stop - start, ring)
         for i, p in enumerate(ring.primes):
-            centred = reduced(scalars[:, part], p)
+            centred = reduced(reduced(scalars[:, part], p) + units[:, part] * np.int64((1 << form.bits) % p), p)
             centred -= (centred > p // 2) * np.int64(p)
             _times(centred, _unpacked(a[i], part.stop - part.start, ring, p), first[i])
             _times(centred, held.rows(i, part), second[i])
@@ -103,7 +110,7 @@ def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stre
     form, ring, n = held.form, held.form.budget, len(first[0])
     upper, *rest = form.limbs
     lower = sum(rest)
-    error = noise.errors(stream, n * ring.degree).reshape(n, ring.degree)
+    error = gauss.narrow(stream, n * ring.degree, security.HINT).reshape(n, ring.degree)
     zero = zeros(held.public_values, n, ring, stream)
     c0, c1 = [], []
     for i, p in enumerate(ring.primes):
@@ -111,16 +118,15 @@ def _answer(held: EncryptedWeight, first: list[Array], second: list[Array], stre
         found = field_of(p, ring.degree).backward(zero[i])  # (n, 1 + blocks, N)
         c1.append(reduced(found[:, 0] + error, p))
         c0.append(plus(np.ascontiguousarray(found[:, 1:].reshape(n, -1)[:, : form.outer]), second[i], p))
-    add_flood(c0, ring, stream)
     (high,), frac = Base((), upper).fraction(np.stack(c1), ring.primes)
     low = (frac * (1 << lower) + 0.5).astype(np.int64)
     limbs = [(high + (low >> lower)) & ((1 << upper) - 1)]
     for width in rest:
         lower -= width
         limbs.append((low >> lower) & ((1 << width) - 1))
-    (whole,), below = Base((), form.bits).fraction(np.stack(c0), ring.primes)
+    (whole,), kept = hide(c0, ring, Base((), form.bits), stream)
     top = tops.uniform((n, form.outer), form.bits).numpy()
-    return *limbs, (below * (1 << ring.low_bits)).astype(np.int64), whole - top
+    return *limbs, kept, whole - top
 
 
 def _decrypt(keys: WeightKeys, form: Form, limbs: list[Array], bits: Array, tops: Stream) -> Array:
@@ -172,7 +178,7 @@ def linear(held: EncryptedWeight | WeightKeys | None, form: Form, r: Tensor) -> 
     """Shares of -(r W) modulo 2^bits, (n, outer): r (n, inner) at C, any representatives; S passes a blank. See the module's text."""
     sums = None
     if isinstance(held, EncryptedWeight) and known(r):
-        sums = partial(_combined, held, signed(reduce(-r, form.bits), form.bits).numpy())
+        sums = partial(_combined, held, signed(reduce(-r, form.bits), form.bits).numpy(), noise.fresh())
     return (yield from _exchange(held, form, r.shape[0], sums))
 
 

@@ -30,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import security
 from protocols.correlations import Role
-from protocols.lattice import kernels, noise
-from protocols.lattice.ciphertext import Keys, add_flood, residue_items, residues_of, seed_item, seed_of, uniform_rows
+from protocols.lattice import gauss, kernels, noise
+from protocols.lattice.ciphertext import Keys, hide, residue_items, residues_of, seed_item, seed_of, uniform_rows
 from protocols.lattice.gilboa import Products
 from protocols.lattice.noise import Array
 from protocols.lattice.plan import Plan
@@ -108,16 +109,21 @@ def _encrypt(plan: Plan, secrets: Sequence[list[Array]], right: Array, seed: byt
     return out
 
 
-def _plaintexts(plan: Plan, base: Base, left: Array) -> list[Array]:
-    """Scalars (roots, steps, n) of one group as values at the roots modulo each prime, (roots, n, steps)."""
+def _plaintexts(plan: Plan, base: Base, left: Array, stream: Stream) -> list[Array]:
+    """Scalars (roots, steps, n) of one group as values at the roots modulo each prime, (roots, n, steps).
+
+    Of the polynomials' coefficients other representatives modulo P are taken, at random, anew each time (`hiding`).
+    """
     slots = np.ascontiguousarray(left.transpose(2, 1, 0))  # (n, steps, roots)
     residues = base.residues(slots)
     for row, p in zip(residues, plan.plain, strict=True):
         field_of(p, plan.roots).backward(row)
     found = base.digits(residues)
+    units = gauss.coset(stream, base.ratios(found), lambda i: base.ratio(found.reshape(len(found), -1)[:, i]))
     out = []
     for p in plan.budget.primes:
-        values = field_of(p, plan.budget.degree).forward(base.lift(found, p), 1, plan.roots)
+        lifted = reduced(base.lift(found, p) + units * np.int64(plan.modulus % p), p)
+        values = field_of(p, plan.budget.degree).forward(lifted, 1, plan.roots)
         out.append(np.ascontiguousarray(values.transpose(2, 0, 1)))
     return out
 
@@ -141,9 +147,9 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
             group = block.group
             columns = _columns(plan, sealed, seeds[0], group)
         rows = block.rows.stop - block.rows.start
-        scalars = _plaintexts(plan, base, lefts[group][..., block.rows])
+        scalars = _plaintexts(plan, base, lefts[group][..., block.rows], stream)
         zeros = keys.zeros(rows, plan.secrets, stream)
-        last = noise.errors(stream, rows * ring.degree).reshape(rows, ring.degree)
+        last = gauss.narrow(stream, rows * ring.degree, security.HINT).reshape(rows, ring.degree)
         first, second = [], []
         for i, p in enumerate(ring.primes):
             transform = field_of(p, ring.degree)
@@ -158,12 +164,11 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
             found = transform.backward(plus(transform.backward(zeros[i], plan.roots), sums, p), 1, plan.roots)
             first.append(reduced(found[:, 0] + last, p))
             second.append(np.ascontiguousarray(found[:, 1:]))
-        add_flood(second, ring, stream)
         for kept, row in zip(answer.first, drop(first, ring.primes, ring.keep), strict=True):
             kept[group, block.rows] = row
-        whole, below = base.fraction(np.stack(second), ring.primes)
+        whole, low = hide(second, ring, base, stream)
         tops = _tops(plan, seeds[1], block)
-        answer.low.append(_select((below * (1 << ring.low_bits)).astype(np.int64), plan, wanted[block.rows]))
+        answer.low.append(_select(low, plan, wanted[block.rows]))
         _add(plan, share, block, [reduced(w - t, p) for w, t, p in zip(whole, tops, plan.plain, strict=True)])
     return answer, share
 

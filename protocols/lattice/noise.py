@@ -1,4 +1,4 @@
-"""Randomness of lattices, from the one generator: uniform residues, ternary secrets, centred binomial errors, floods."""
+"""Randomness of lattices, from the one generator: uniform residues, ternary secrets, centred binomial errors; `gauss` has what hides."""
 
 from __future__ import annotations
 
@@ -50,21 +50,3 @@ def secret(stream: Stream, count: int) -> Array:
         found = ternary(stream, count)
         if count < 1024 or 10 * int(np.count_nonzero(found)) <= 7 * count:
             return found
-
-
-LIMB = 48
-"""Bits of a flood's limbs."""
-
-
-def flood(stream: Stream, count: int, top: int, low: int) -> Array:
-    """Integers uniform in [0, top 2^low), top below 2^31, as limbs of 48 bits, lowest first: (k, count)."""
-    whole, rest = divmod(low, LIMB)
-    out = np.empty((whole + (2 if rest > LIMB - 31 else 1), count), np.int64)
-    for limb in out[:whole]:
-        limb[:] = stream.raw(8 * count).view(np.int64)
-        limb &= (1 << LIMB) - 1
-    head = uniform(stream, count, top)
-    out[whole] = (stream.raw(8 * count).view(np.int64) & ((1 << rest) - 1)) | (head << rest) & ((1 << LIMB) - 1)
-    if rest > LIMB - 31:
-        out[whole + 1] = head >> (LIMB - rest)
-    return out

@@ -1,4 +1,4 @@
-"""Which ring a product takes: degree, moduli, flood, and what of an answer's low bits is dropped; from public sizes alone."""
+"""Which ring a product takes: degree, moduli, noise, and what of an answer's low bits is dropped; from public sizes alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from protocols import security
+from protocols.lattice.hiding import Hiding, multiples, row
 from protocols.lattice.kernels import WIDEST_PRIME
 from protocols.lattice.rings import packed_primes
-
-VARIANCE = 10.5
-"""Of an error's coefficient (`noise.errors`); with the random rounding of a message, at most 1/4 more."""
-
 
 HEAVIEST = 0.7
 """Part of a secret's coefficients that are none zeros, at most (`noise.secret`)."""
@@ -22,16 +19,15 @@ HEAVIEST = 0.7
 class Budget:
     """A ciphertext's ring and what happens to an answer in it.
 
-    An answer's c0 + c1 s is Q/P m + noise + flood, the flood uniform in [-F, F) with 2 F = top 2^low. c1 is rounded to the modulus
-    `coarse`, the
-    product of the first `keep` primes, or 2^w where there are none, and c0 to `low_bits` bits below a unit of m.
+    c1 is rounded to the modulus `coarse`, the product of the first `keep` primes, or 2^w where there are none, and c0 to `low_bits` bits
+    below a unit of m.
     """
 
     degree: int
     primes: tuple[int, ...]
     keep: int
     coarse: int
-    flood: tuple[int, int]
+    hiding: Hiding
     low_bits: int
 
     @property
@@ -39,24 +35,25 @@ class Budget:
         """The primes of an answer's c1."""
         return self.primes[: self.keep]
 
-    @property
-    def flood_half(self) -> int:
-        """F."""
-        return (self.flood[0] << self.flood[1]) // 2
+    def margin(self, plain: int) -> float:
+        """What is left of half a unit of m at the tail, beyond which one coefficient in 2^64 lies: more than 0, or answers could be wrong.
 
-    def margin(self, plain: int, rms: float) -> float:
-        """What is left of half a unit of m at the worst: more than 0, or an answer could be wrong.
-
-        Noise and roundings at `security.TAIL` standard deviations, beyond which one coefficient in 2^71 lies; the flood at its end.
+        Noise and the rounding of c1 are independent and subgaussian, so that their squares add up.
         """
-        delta = math.prod(self.primes) / plain
-        rounding = rounding_tail(self.degree) * plain / self.coarse
-        return 0.5 - (self.flood_half + security.TAIL * rms) / delta - rounding - 2.0 ** -(self.low_bits + 1)
+        noise = self.hiding.noise * plain / math.prod(self.primes)
+        rounding = rounding_rms(self.degree) * plain / self.coarse
+        return 0.5 - security.TAIL * math.hypot(noise, rounding) - 2.0 ** -(self.low_bits + 1)
 
 
-def rounding_tail(degree: int) -> float:
-    """What rounding c1 adds to c1 s at most: errors uniform in [-1/2, 1/2] times the ones of s, at the tail."""
-    return security.TAIL * math.sqrt(HEAVIEST * degree / 12)
+def noise_bits(degree: int, plain: int, coarse: float, low_bits: int) -> float:
+    """log2 of how much wider than the noise a unit of m must be where c1 is rounded to this modulus."""
+    room = (0.5 - 2.0 ** -(low_bits + 1)) / security.TAIL
+    return -math.log2(math.sqrt(room**2 - (rounding_rms(degree) * plain / coarse) ** 2)) + 0.01
+
+
+def rounding_rms(degree: int) -> float:
+    """Standard deviation of what rounding c1 adds to c1 s: errors uniform in [-1/2, 1/2] times the ones of s."""
+    return math.sqrt(HEAVIEST * degree / 12)
 
 
 def limit(degree: int) -> int:
@@ -64,36 +61,25 @@ def limit(degree: int) -> int:
     return security.HE_STANDARD.get(degree, 0)
 
 
-def zero_rms(degree: int) -> float:
-    """Standard deviation of what an encryption of zero under a public key adds: e u + e0 + e1 s, u and s ternary."""
-    return math.sqrt(VARIANCE * (2 * degree + 1))
+def budget(degree: int, plain: int, hiding: Hiding, *, without: tuple[int, ...] = ()) -> Budget | None:
+    """The smallest ring that takes this noise and still decrypts; None where this degree does not reach.
 
-
-def flood_for(rms: float) -> tuple[int, int]:
-    """(top, low) for noise of this standard deviation."""
-    half = math.ceil(rms * 2.0**security.FLOOD_BITS)
-    low = max(0, (2 * half).bit_length() - 16)
-    return -(-2 * half // (1 << low)), low
-
-
-def budget(degree: int, plain: int, rms: float, *, without: tuple[int, ...] = ()) -> Budget | None:
-    """The smallest ring that hides noise of at most this standard deviation and still decrypts; None where this degree does not reach.
-
-    The flood takes a quarter of a unit of m, and rounding c1 to as many primes as are kept at most a sixteenth.
+    At the tail, rounding c1 to as many primes as are kept takes at most three tenths of a unit of m.
     """
-    flood, widest = flood_for(rms), WIDEST_PRIME - 1
-    bits = math.log2(plain) + math.log2(flood[0]) + flood[1] - 1 + 2
-    if bits > limit(degree):
+    widest = WIDEST_PRIME - 1
+    coarse = math.log2(plain) + math.log2(security.TAIL * rounding_rms(degree) / 0.3)
+    if math.log2(plain) + math.log2(hiding.noise) > limit(degree):
         return None
-    kept = packed_primes(math.log2(plain) + 4 + math.log2(rounding_tail(degree)), 2 * degree, widest, without)
+    kept = packed_primes(coarse, 2 * degree, widest, without)
+    bits = math.log2(plain) + math.log2(hiding.noise) + noise_bits(degree, plain, math.prod(kept), 4)
     rest = bits - sum(math.log2(p) for p in kept)
     primes = kept
     if rest > 0:
         primes += packed_primes(rest, 2 * degree, widest, (*without, *kept))
-    found = Budget(degree, primes, len(kept), math.prod(kept), flood, 4)
+    found = Budget(degree, primes, len(kept), math.prod(kept), hiding, 4)
     if math.log2(math.prod(primes)) > limit(degree):
         return None
-    assert found.margin(plain, rms) > 0
+    assert found.margin(plain) > 0
     return found
 
 
@@ -102,21 +88,23 @@ NARROW = 23
 
 
 @cache
-def weight_budget(bits: int, rms: float) -> Budget | None:
-    """The smallest ring of narrow primes for messages in Z_2^bits, c1 rounded to 2^w, w - bits as few as the rounding allows.
+def weight_budget(bits: int, inner: int, outer: int, chosen: bool = False) -> Budget | None:
+    """The smallest ring of narrow primes for a matrix of Z_2^bits, (inner, outer), or a table of `chosen` rows, answers hidden by `hiding`.
 
-    Rounding c1 takes less than 0.43 of a unit of m, c0's 1/64, the flood 1/32. None where no degree of the standard reaches.
+    c1 is rounded to 2^w, w - bits as few as the rounding allows: it takes less than 0.43 of a unit of m at the tail. None where no degree
+    of the standard reaches.
     """
-    flood = flood_for(rms)
-    needed = bits + math.log2(flood[0]) + flood[1] - 1 + 5
     for degree in security.HE_STANDARD:
+        secrets = -(-outer // degree)
+        hiding = row(outer, degree, secrets) if chosen else multiples(1 << bits, outer, inner, degree, secrets)
+        coarse = 1 << (bits + math.ceil(math.log2(security.TAIL * rounding_rms(degree) / 0.43)))
+        needed = bits + math.log2(hiding.noise) + noise_bits(degree, 1 << bits, coarse, 5)
         if needed > limit(degree):
             continue
-        spare = math.ceil(math.log2(rounding_tail(degree) / 0.43))
         primes = packed_primes(needed, 2 * degree, NARROW)
         if math.log2(math.prod(primes)) > limit(degree):
             continue
-        found = Budget(degree, primes, 0, 1 << (bits + spare), flood, 5)
-        assert found.margin(1 << bits, rms) > 0
+        found = Budget(degree, primes, 0, coarse, hiding, 5)
+        assert found.margin(1 << bits) > 0
         return found
     return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from protocols.lattice.gilboa import product_bytes, transfer_bytes
-from protocols.lattice.parameters import VARIANCE, Budget, budget, zero_rms
+from protocols.lattice.hiding import multiples
+from protocols.lattice.parameters import Budget, budget
 from protocols.lattice.rings import primes_for
 from protocols.ring import packed_size
 
@@ -86,13 +87,9 @@ def fitting(heads: int, rows: int, inner: int, columns: int, bits: int, degree: 
     wanted = max(PLAIN_LEAST, math.log2(inner) + 2 * bits + 2.0**-12)
     plain = primes_for(wanted, 2 * roots, 47)
     modulus = math.prod(plain)
-    found = budget(degree, modulus, noise_rms(degree, steps, roots, modulus), without=plain)
+    secrets = -(-columns // width)
+    found = budget(degree, modulus, multiples(modulus, secrets * width, steps, degree, secrets, roots), without=plain)
     return None if found is None else Plan(heads, rows, inner, columns, bits, roots, parts, plain, found)
-
-
-def noise_rms(degree: int, steps: int, roots: int, modulus: int) -> float:
-    """Standard deviation of an answer's noise before the flood at the worst plaintexts: `steps` products of `roots` coefficients."""
-    return math.sqrt((VARIANCE + 0.25) * steps * roots * (modulus / 2) ** 2 + zero_rms(degree) ** 2)
 
 
 def _parts(heads: int, inner: int, roots: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -191,6 +192,23 @@ class Base:
         weights = np.array([w % q for w in self.weights], np.int64)
         kernels.digits_to(digits.reshape(len(digits), -1), weights, top, q, out.reshape(-1))
         return out
+
+    def plus(self, x: Array, y: Any) -> Array:
+        """x + y for residues (K, ...) and 0 <= y < 2."""
+        found = x + y
+        for row, p in zip(found, self.primes, strict=False):
+            row -= (row >= p) * np.int64(p)
+        return np.asarray(found)
+
+    def ratios(self, digits: Array) -> Any:
+        """The numbers of such digits over P, of [-1/2, 1/2] as `lift` has them, as floats."""
+        weights = [w / self.modulus for w in self.weights[:-1]]
+        return sum(d * w for d, w in zip(digits, weights, strict=True)) - (digits[-1] >= (self.primes[-1] + 1) // 2)
+
+    def ratio(self, digits: Array) -> Fraction:
+        """One of them, exactly."""
+        value = sum(int(d) * w for d, w in zip(digits, self.weights[:-1], strict=True))
+        return Fraction(value, self.modulus) - int(digits[-1] >= (self.primes[-1] + 1) // 2)
 
     def fraction(self, x: Array, q: tuple[int, ...]) -> tuple[Array, Any]:
         """P x / Q modulo P, x (L, ...) residues modulo q: integer parts (K, ...) and fractions in [0, 1)."""

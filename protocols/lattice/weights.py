@@ -7,7 +7,6 @@ further secrets, all maps' rows i under one a_i.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from protocols.errors import ConfigError, TransportError
 from protocols.lattice import kernels, noise
 from protocols.lattice.ciphertext import transformed, uniform_rows
 from protocols.lattice.noise import Array
-from protocols.lattice.parameters import VARIANCE, Budget, weight_budget, zero_rms
+from protocols.lattice.parameters import Budget, weight_budget
 from protocols.lattice.rings import Base, reduced, times
 from protocols.lattice.rings import field as field_of
 from protocols.linear import LinearMask, Weight
@@ -63,12 +62,10 @@ class Form:
 
     @cached_property
     def budget(self) -> Budget:
-        """The ring, for the noise of all rows times the largest scalars of Z_2^bits, or of one row; ConfigError where there is none."""
-        bits = self.bits
-        scalars = 1.0 if self.chosen else self.inner * 2.0 ** (2 * bits - 2)
-        found = weight_budget(bits, math.sqrt((VARIANCE + 0.25) * scalars + zero_rms(1 << 15) ** 2))
+        """The ring; ConfigError where there is none."""
+        found = weight_budget(self.bits, self.inner, self.outer, self.chosen)
         if found is None:
-            raise ConfigError(f"no ring of the standard holds {self.name} in {bits} bits", remedy="lower it with fewer bits")
+            raise ConfigError(f"no ring of the standard holds {self.name} in {self.bits} bits", remedy="lower it with fewer bits")
         return found
 
     @property

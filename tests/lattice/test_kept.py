@@ -68,10 +68,10 @@ def goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_little_is_laid_out_anew(axis: int) -> None:
     cache = Cache(axis, S, 8)
-    for size in (16, 1, 1):
+    for size in (8, 1, 1):
         cache.grow(size)
         cache.product(size)
-    assert [entry.size for entry in {id(entry): entry for entry, _ in cache.ends[C]._kept._at.values()}.values()] == [18]
+    assert [entry.size for entry in {id(entry): entry for entry, _ in cache.ends[C]._kept._at.values()}.values()] == [10]
 
 
 @pytest.mark.parametrize("holder", ROLES)

@@ -13,8 +13,9 @@ from torch import Tensor
 from protocols.correlations import Role
 from protocols.errors import ConfigError, CorrelationError, TransportError
 from protocols.lattice import kernels
+from protocols.lattice.hiding import largest, over
 from protocols.lattice.lattice import Lattice
-from protocols.lattice.parameters import VARIANCE, limit, zero_rms
+from protocols.lattice.parameters import limit
 from protocols.lattice.weights import LIMB, EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, encrypted_size, forms
 from protocols.linear import LinearMask, Weight
 from protocols.ring import blank, pack, packed_size, reduce, unpack
@@ -203,23 +204,22 @@ def test_rings_stay_within_the_standard_and_keep_a_margin() -> None:
             for chosen in (False, True):
                 form = Form("w", inner, 10, bits, False, chosen)
                 ring = form.budget
-                scalars = 1.0 if chosen else inner * 2.0 ** (2 * bits - 2)
-                rms = math.sqrt((VARIANCE + 0.25) * scalars + zero_rms(ring.degree) ** 2)
                 assert math.log2(math.prod(ring.primes)) <= limit(ring.degree) and max(ring.primes) < 1 << 23
-                assert ring.margin(1 << bits, rms) > 0 and ring.flood_half >= 2**64 * rms
-                assert form.spare >= 9 and max(form.limbs) <= LIMB and form.limbs[-1] >= form.spare
+                assert ring.margin(1 << bits) > 0 and ring.hiding.noise >= ring.hiding.deviation
+                assert ring.hiding.deviation >= (2.0**54 if chosen else over(1 << bits, inner, largest(10, inner)))
+                assert form.spare >= 8 and max(form.limbs) <= LIMB and form.limbs[-1] >= form.spare
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_noise_is_survived_and_a_larger_one_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Form("w", 64, 16, 33)
-    make_noise_largest(monkeypatch, sign)
+    make_noise_largest(monkeypatch, form.budget.hiding, sign)
     generator = np.random.default_rng(9)
     matrix = drawn(generator, (64, 16), 33)
     held = sealed(form, matrix)
     r = torch.full((4, 64), 1 << 32)
     assert torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
-    make_noise_largest(monkeypatch, sign, flood=32)
+    make_noise_largest(monkeypatch, form.budget.hiding, sign, 4)
     assert not torch.equal(total(product(held, r), 33), negative(r, matrix, 33))
 
 

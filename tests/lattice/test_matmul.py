@@ -13,10 +13,11 @@ from torch import Tensor
 from protocols.correlations import Role
 from protocols.errors import TransportError
 from protocols.lattice.ciphertext import Keys
+from protocols.lattice.hiding import largest, over
 from protocols.lattice.lattice import Lattice
 from protocols.lattice.matmul import matmul
 from protocols.lattice.parameters import limit
-from protocols.lattice.plan import Plan, choose, layout, noise_rms
+from protocols.lattice.plan import Plan, choose, layout
 from protocols.ot.transfers import Transfers
 from protocols.ring import blank
 from tests.lattice.two_ends import AMOUNTS, ROLES, Clear, Run, drawn, make_noise_largest, run, trace
@@ -136,23 +137,24 @@ def test_plans_stay_within_the_standard_and_keep_a_margin() -> None:
             plan = layout(heads, n, d, m, bits, n * m)
             assert plan is not None
             ring = plan.budget
-            rms = noise_rms(ring.degree, plan.steps, plan.roots, plan.modulus)
             assert math.log2(math.prod(ring.primes)) <= limit(ring.degree)
-            assert ring.margin(plan.modulus, rms) > 0 and ring.flood_half >= 2**64 * rms
+            assert ring.margin(plan.modulus) > 0 and ring.hiding.noise > ring.hiding.deviation
+            least = over(plan.modulus, plan.steps * plan.roots, largest(plan.secrets * plan.width, plan.steps, plan.roots))
+            assert ring.hiding.deviation >= least
             assert plan.modulus > d << (2 * bits) and all(p % (2 * plan.roots) == 1 for p in plan.plain)
             assert plan.groups * plan.roots >= heads * plan.parts and plan.parts * plan.steps >= d and plan.secrets * plan.width >= m
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_the_largest_noise_is_survived_and_a_larger_flood_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_noise_is_survived_and_a_larger_one_is_not(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = layout(8, 4, 64, 16, 33, 64)
     assert plan is not None
-    make_noise_largest(monkeypatch, sign)
+    make_noise_largest(monkeypatch, plan.budget.hiding, sign)
     # the largest plaintexts, in no pattern that would cancel
     generator = np.random.default_rng(9)
     left, right = drawn(generator, (8, 4, 64), 1) + (1 << 32) - 1, drawn(generator, (8, 64, 16), 1) + (1 << 32) - 1
     assert torch.equal(value(by_plan(plan, C, left, right), 33), exact(left, right, 33))
-    make_noise_largest(monkeypatch, sign, flood=4)
+    make_noise_largest(monkeypatch, plan.budget.hiding, sign, 4)
     assert not torch.equal(value(by_plan(plan, C, left, right), 33), exact(left, right, 33))
 
 

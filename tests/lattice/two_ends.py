@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocols import security
 from protocols.correlations import Part, Role, pack_parts, size_of, unpack_parts
-from protocols.lattice import noise
+from protocols.lattice import gauss
+from protocols.lattice.hiding import Hiding
 from protocols.ring import blank
 from protocols.rounds import Item, Protocol_
 
@@ -56,15 +58,15 @@ class Run:
     rounds: int
 
 
-def make_noise_largest(monkeypatch: pytest.MonkeyPatch, sign: int, flood: int = 1) -> None:
-    """Every error becomes the largest that can be drawn, of this sign, and every flood `flood` times its largest."""
+def make_noise_largest(monkeypatch: pytest.MonkeyPatch, hiding: Hiding, sign: int, times: int = 1) -> None:
+    """What is added to outputs becomes, with this sign, so many times all noise that a budget allows for."""
 
-    def flooded(stream: Any, count: int, top: int, low: int) -> Any:
-        largest = (top * flood << low) - 1 if sign > 0 else (top << low) // 2 - (top * flood << low) // 2
-        return np.stack([np.full(count, (largest >> 48 * i) & ((1 << 48) - 1)) for i in range(4)])
+    def largest(stream: Any, count: int, deviation: float) -> Any:
+        units = deviation / hiding.deviation
+        value = gauss.offset_of(deviation) + sign * times * int(security.TAIL * hiding.noise * units)
+        return np.stack([np.full(count, value >> gauss.LIMB * i & ((1 << gauss.LIMB) - 1)) for i in range(gauss.limbs_of(deviation))])
 
-    monkeypatch.setattr(noise, "errors", lambda stream, count: np.full(count, 21 * sign))
-    monkeypatch.setattr(noise, "flood", flooded)
+    monkeypatch.setattr(gauss, "wide", largest)
 
 
 def bits_of(items: list[Item], role: Role) -> int:

@@ -8,7 +8,6 @@ ask for correlations by kind and never name the source.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +38,8 @@ Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
 Bits = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Shift = Annotated[int, msgspec.Meta(ge=0, le=63)]
 Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=8)]
-Layout = Annotated[tuple[Number, ...], msgspec.Meta(max_length=3)]  # of rows, `protocols.rows`; or none
+MAX_SEQUENCES = 1 << 12  # of one pass
+Layout = Annotated[tuple[Number, ...], msgspec.Meta(max_length=3 * MAX_SEQUENCES)]  # of rows, `protocols.rows`; or none
 Names = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1, max_length=1 << 16)]
 Text = Annotated[str, msgspec.Meta(max_length=300)]
 FIELDS = (Number, Flag, Bits, Shift, Shape, Layout, Names, Text)
@@ -211,6 +211,15 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
         """
         raise NotImplementedError
 
+    @property
+    def outlives(self) -> bool:
+        """Whether what it leaves stays after its pass, until a later kind `replaces` it."""
+        return False
+
+    def replaces(self) -> tuple[int, ...]:
+        """Masks that no pass after this kind's names any more."""
+        return ()
+
     def tolerance(self) -> tuple[int, ...]:
         """By how many units each shared value may differ from the relation's where nobody knows both parties' parts; none: by nothing."""
         return ()
@@ -249,6 +258,11 @@ class Mask(Kind, frozen=True):
         return (Part(self.shape, self.bits),)
 
     client_parts = server_parts
+
+    @property
+    def outlives(self) -> bool:
+        """See `Kind`."""
+        return bool(self.keep)
 
     def fit(self, shapes: Shapes) -> Fit:
         return Fit((), self.shape, 2 * math.prod(self.shape))
@@ -357,21 +371,6 @@ def unpack_parts(payload: memoryview, parts: Sequence[Part], device: torch.devic
         out.append(part.reduce(value) if part.modulus else value)
         at += part.size
     return tuple(out)
-
-
-class KindHash:
-    """A running digest of the kinds asked for, so that two parties can tell that they asked for the same."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def update(self, kind: Kind) -> None:
-        """Adds a kind."""
-        self._hash.update(msgspec.msgpack.encode(kind))
-
-    def digest(self) -> bytes:
-        """Of all so far."""
-        return self._hash.digest()
 
 
 def on_wire(kinds: Iterable[Kind]) -> list[msgspec.Raw]:

@@ -168,7 +168,7 @@ class ExpMask(Kind, frozen=True):
 
     def difference(self, x: Tensor, maximum: Tensor | None) -> Tensor:
         """R of these masks, or of one party's shares of them."""
-        return reduce(x if maximum is None else x - Rows(*self.rows).spread(maximum << self.shift), BITS)
+        return reduce(x if maximum is None else x - Rows.read(self.rows).spread(maximum << self.shift), BITS)
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         at = self.maximum

@@ -1,5 +1,17 @@
 """Importing this makes every kind of correlation known to `correlations.from_wire`; a dealer needs no other part of a protocol."""
 
-from protocols import activation, comparison, exponential, linear, maximum, norm, opening, product, reciprocal, truncation
+from protocols import activation, comparison, exponential, linear, maximum, norm, opening, product, reciprocal, sequences, truncation
 
-__all__ = ["activation", "comparison", "exponential", "linear", "maximum", "norm", "opening", "product", "reciprocal", "truncation"]
+__all__ = [
+    "activation",
+    "comparison",
+    "exponential",
+    "linear",
+    "maximum",
+    "norm",
+    "opening",
+    "product",
+    "reciprocal",
+    "sequences",
+    "truncation",
+]

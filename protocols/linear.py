@@ -8,7 +8,7 @@ W~ = W + B to C. D never sees W~, C never sees B.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.correlations import Bits, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, Text, fits
+from protocols.correlations import Bits, Fit, Flag, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Tensors, Text, fits
 from protocols.declared import NONE, UP, Declared
 from protocols.matrix import matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
@@ -61,7 +61,7 @@ class LinearMask(Kind, frozen=True):
     bits: Bits
     diagonal: Flag = 0
     transposed: Flag = 0
-    window: Shape = ()  # diagonal: first and last + 1 index of the weight's second axis
+    window: Layout = ()  # diagonal: first and last + 1 index of the weight's second axis, once or several times
     drawn_early: ClassVar[bool] = True
     shared_early: ClassVar[bool] = True
 
@@ -73,7 +73,12 @@ class LinearMask(Kind, frozen=True):
 
     def select(self, weight: Tensor) -> Tensor:
         """The part of the weight that this product reads; diagonal weights (H, n) become (H, rows, 1)."""
-        return weight[:, self.window[0] : self.window[1], None] if self.window else weight
+        if len(self.window) <= 2:
+            return weight[:, self.window[0] : self.window[1], None] if self.window else weight
+        return torch.cat([weight[:, first:end] for first, end in self._windows()], 1)[..., None]
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        return zip(self.window[::2], self.window[1::2], strict=True)
 
     def times(self, x: Tensor, weight: Tensor, small: bool = False) -> Tensor:
         """The product that this mask is for, modulo 2^bits."""
@@ -85,9 +90,8 @@ class LinearMask(Kind, frozen=True):
     def fit(self, shapes: Shapes) -> Fit:
         w = shapes.weight_mask(self.weight)
         if self.window:
-            first, end = self.window
-            fits(len(w) == 2, first <= end <= w[1])
-            w = (w[0], end - first, 1)
+            fits(len(w) == 2, len(self.window) % 2 == 0, *(first <= end <= w[1] for first, end in self._windows()))
+            w = (w[0], sum(end - first for first, end in self._windows()), 1)
         if self.diagonal:
             shape = np.broadcast_shapes(self.shape, w)
             return Fit((shape,), None, math.prod(shape))
@@ -122,13 +126,14 @@ def linear(
     return _product(party, parts, weight, LinearMask(weight.name, shape, out, bits, 0, int(transposed)), client_only)
 
 
-def scale(party: Party, x: Shares, weight: Weight, *, bits: int, window: tuple[int, int] | None = None) -> Protocol_[Shares]:
+def scale(party: Party, x: Shares, weight: Weight, *, bits: int, window: Sequence[int] = ()) -> Protocol_[Shares]:
     """x * w elementwise for S's w, in Z_2^bits: `linear` with a diagonal weight; the same steps, domain and leaks.
 
-    x (H, rows, d) and w (H, n) read at `window` of its second axis, broadcast over d; or w broadcastable to x.
+    x (H, rows, d) and w (H, n) read at `window` of its second axis, from and to, once or several times, broadcast over d; or w
+    broadcastable to x.
     Rounds: 1 message C -> S of `bits` per element; where x is `early` it leaves before the query, and no round is left.
     """
-    kind = LinearMask(weight.name, x.shape, x.shape[-1], bits, 1, 0, tuple(window) if window else ())
+    kind = LinearMask(weight.name, x.shape, x.shape[-1], bits, 1, 0, tuple(window))
     return _product(party, [x], weight, kind, False)
 
 

@@ -94,7 +94,7 @@ def _group_fit(rows: Rows, level: int, group: int) -> tuple[int, int, int]:
 
 
 def _group(rows: tuple[int, ...], level: int, group: int) -> Group:
-    return tournament(Rows(*rows))[level].groups[group]
+    return tournament(Rows.read(rows))[level].groups[group]
 
 
 class UpperMask(Kind, frozen=True):
@@ -293,10 +293,11 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
     """The place of the largest element of every row, the first among equals, as shares in Z_2^bits, (H, number).
 
     As `row_maximum`, in one round less; the winner's place travels along as a second wire, and the last level opens nothing.
+    Rows of one length, one a group, or one of each sequence side by side.
     """
     places_wire: Wire | None = None
-    own_places = torch.arange(rows.columns, device=wire.masked.device).expand(wire.shape[0], -1)
-    assert rows.step == 0 and rows.number == 1, "rows of one length, one a group"
+    assert rows.alone and rows.count == rows.total, "rows of one length, one a sequence"
+    own_places = torch.arange(rows.columns, device=wire.masked.device).repeat(rows.number).expand(wire.shape[0], -1)
     levels = tournament(rows)
     if not levels:
         return Shares(wire.mask * 0 if known(wire.mask) else wire.mask, bits, 0)
@@ -344,9 +345,9 @@ def cost_row_maximum(heads: int, rows: Rows, bits: int) -> Declared:
     return total
 
 
-def cost_row_argmax(heads: int, length: int, bits: int, place_bits: int) -> Declared:
+def cost_row_argmax(heads: int, length: int, bits: int, place_bits: int, sequences: int = 1) -> Declared:
     """The same with the place as a second wire, known to both at the first level; the last level opens nothing."""
-    rows, total = Rows(length, 1, 0), Declared()
+    rows, total = Rows(length, 1, 0).times(sequences), Declared()
     last = len(radices(rows)) - 1
     for level in range(last + 1):
         wires = ([place_bits] if level else []) + ([bits] if level < last else [])

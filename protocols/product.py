@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class ProductMask(Kind, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         y = known.mask(self.y)
-        return (known.mask(self.x) * (Rows(*self.rows).spread(y) if self.rows else y),), None
+        return (known.mask(self.x) * (Rows.read(self.rows).spread(y) if self.rows else y),), None
 
 
 class MatmulMask(Kind, frozen=True):
@@ -92,7 +93,7 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
         return self._product((*x[:-1], rows.number, rows.columns), self._joined(shapes), made + INDEX * rows.count)
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        x = Rows(*self.rows).unpack(known.mask(self.x))
+        x = Rows.read(self.rows).unpack(known.mask(self.x))
         return (grouped(x, torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
 
 
@@ -110,7 +111,19 @@ class MatrixTimesRowsMask(MatmulMask, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         y = torch.cat([known.mask(name) for name in self.y], -2)
-        return (Rows(*self.rows).pack(grouped(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
+        return (Rows.read(self.rows).pack(grouped(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
+
+
+class Operand(Protocol):
+    """A masked value that both parties hold: a wire, or several joined."""
+
+    @property
+    def masked(self) -> Tensor:
+        """x + r, known to both."""
+
+    @property
+    def mask(self) -> Tensor:
+        """This party's share of r."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -142,11 +155,11 @@ class Cached(Hidden):
         return Cached(self.masked.to("meta"), self.mask.to("meta"), self.names, self.bits, self.frac)
 
 
-def _beaver(party: Party, x: Wire | Cached, y: Wire | Cached, shared: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def beaver(server: bool, x: Operand, y: Operand, shared: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """z = X Y - X r_y - r_x Y + r_x r_y, shared: S holds X (Y - r_y,S) - r_x,S Y + c_S, C the same without X Y."""
     if not known(x.masked, y.masked):
         return blank(*shared.shape)
-    right = y.masked - y.mask if party.is_server else -y.mask
+    right = y.masked - y.mask if server else -y.mask
     product = times(x.masked, right) - times(x.mask, y.masked)
     return product + shared
 
@@ -159,7 +172,7 @@ def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None
     """
     shape = x.shape if rows else common_shape(x.masked, y.masked)
     mask = party.take(ProductMask(x.name, y.name, shape, bits, rows.fields() if rows else ()))
-    product = _beaver(party, x, y, mask.shares[0], lambda a, b: a * (rows.spread(b) if rows else b))
+    product = beaver(party.is_server, x, y, mask.shares[0], lambda a, b: a * (rows.spread(b) if rows else b))
     return Shares(product, bits, x.frac + y.frac)
 
 
@@ -176,7 +189,7 @@ def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
     shape = (*x.shape[:-1], y.masked.shape[-1])
     mask = party.take(MatmulMask(x.name, y.names, shape, bits))
     party.macs(3 * x.masked.numel() * shape[-1])
-    return Shares(_beaver(party, x, y, mask.shares[0], lambda a, b: matmul(a, b, bits)), bits, x.frac + y.frac)
+    return Shares(beaver(party.is_server, x, y, mask.shares[0], lambda a, b: matmul(a, b, bits)), bits, x.frac + y.frac)
 
 
 def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
@@ -187,7 +200,7 @@ def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
     *lead, _, width = q.shape
     mask = party.take(MatrixTimesRowsMask(q.name, k.names, (*lead, rows.count), bits, rows.fields()))
     party.macs(3 * math.prod(lead) * rows.total * width)
-    product = _beaver(party, q, k, mask.shares[0], lambda a, b: rows.pack(_transposed(a, b, bits)))
+    product = beaver(party.is_server, q, k, mask.shares[0], lambda a, b: rows.pack(_transposed(a, b, bits)))
     return Shares(product, bits, q.frac + k.frac)
 
 
@@ -196,7 +209,7 @@ def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
     lead, width = p.shape[:-1], v.masked.shape[-1]
     mask = party.take(RowsTimesMatrixMask(p.name, v.names, (*lead, rows.number, width), bits, rows.fields()))
     party.macs(3 * math.prod(lead) * rows.total * width)
-    product = _beaver(party, p, v, mask.shares[0], lambda a, b: grouped(rows.unpack(a), b, bits))
+    product = beaver(party.is_server, p, v, mask.shares[0], lambda a, b: grouped(rows.unpack(a), b, bits))
     return Shares(product, bits, p.frac + v.frac)
 
 

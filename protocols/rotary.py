@@ -112,15 +112,16 @@ def turned(x: Any, cosine: Tensor, sine: Tensor, join: Callable[..., Any] = torc
     return join([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def rotate(x: Shares, rotation: Rotation, start: int, scale: float = 1.0) -> Shares:
-    """Shares (..., T, width) of positions from `start`, turned and scaled; `frac_of(scale)` fraction bits more; local.
+def rotate(x: Shares, rotation: Rotation, windows: Sequence[tuple[int, int]], scale: float = 1.0) -> Shares:
+    """Shares (..., T, width) of positions in these windows, from and to before, turned and scaled; `frac_of(scale)` fraction bits more; local.
 
     Both parties multiply by the same integers. Domain: a result below the ring's half. Error: 2^-12 of |x| for each of two products.
     """
     frac = x.frac + frac_of(scale)
     if x.value.is_meta:
         return Shares(blank(*x.shape), x.bits, frac, x.early)
-    cosine, sine = like(table(rotation, start, start + x.shape[-2], scale), x.value)
+    tables = [like(table(rotation, first, end, scale), x.value) for first, end in windows]
+    cosine, sine = tables[0] if len(tables) == 1 else torch.cat(tables, 1)
     return Shares(turned(x.value, cosine, sine), x.bits, frac, x.early)
 
 

@@ -60,13 +60,27 @@ class Rows:
         """Elements of the full matrix, which local products pass over."""
         return self.number * self.columns
 
+    @property
+    def alone(self) -> bool:
+        """Whether no row has others of its own sequence beside it: then it is one token's, and a round is worth more than bytes."""
+        return self.number == 1
+
+    def times(self, sequences: int) -> Rows:
+        """Such rows of each of so many sequences."""
+        return self if sequences == 1 else Stacked.of([self] * sequences)
+
     @staticmethod
     def read(fields: Sequence[int]) -> Rows:
         """Of integers that come from a peer; ValueError unless every row has an element, and all of them are not too many."""
-        first, number, step = fields
-        rows = Rows(first, number, step)
-        if min(first, number) < 1 or step < 0 or rows.count > MAX_COUNT:
-            raise ValueError("rows without elements, or too many of them")
+        if not fields or len(fields) % 3:
+            raise ValueError("a layout of rows is three integers, or three for each sequence")
+        parts = tuple([Rows(*fields[at : at + 3]) for at in range(0, len(fields), 3)])
+        for part in parts:
+            if min(part.first, part.number) < 1 or part.step < 0 or part.count > MAX_COUNT:
+                raise ValueError("rows without elements, or too many of them")
+        rows = parts[0] if len(parts) == 1 else Stacked.of(parts)
+        if rows.count > MAX_COUNT or rows.total > MAX_COUNT:
+            raise ValueError("too many elements in rows")
         return rows
 
     def pack(self, x: Tensor) -> Tensor:
@@ -92,6 +106,37 @@ class Rows:
     def spread(self, x: Tensor) -> Tensor:
         """(H, number) -> (H, N): each row's value at each of its elements."""
         return x[:, like(_row_of(self), x)]
+
+
+@dataclass(frozen=True)
+class Stacked(Rows):
+    """The rows of several sequences, one sequence below the other: lengths go on by 1 within each. Made by `of`."""
+
+    parts: tuple[Rows, ...]
+
+    @staticmethod
+    def of(parts: Sequence[Rows]) -> Stacked:
+        """One below the other, at least one."""
+        return Stacked(min(part.first for part in parts), sum(part.number for part in parts), 1, tuple(parts))
+
+    def fields(self) -> tuple[int, ...]:
+        return tuple([field for part in self.parts for field in (part.first, part.number, part.step)])
+
+    @property
+    def columns(self) -> int:
+        return max([part.columns for part in self.parts])
+
+    @cached_property
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.concatenate([part.lengths for part in self.parts])
+
+    @property
+    def count(self) -> int:
+        return sum([part.count for part in self.parts])
+
+    @property
+    def alone(self) -> bool:
+        return all(part.number == 1 for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -137,8 +182,8 @@ def radices(rows: Rows) -> tuple[int, ...]:
     """
     left, found = rows.columns, []
     while left > 1:
-        wide = rows.number == 1 and left <= WIDE_FROM
-        if rows.number == 1 and not wide:
+        wide = rows.alone and left <= WIDE_FROM
+        if rows.alone and not wide:
             found.append(RADIX)
         else:
             radix, after = WIDE_RADIX if wide else RADIX, 1
@@ -198,7 +243,7 @@ def group_sizes(rows: Rows, level: int) -> tuple[int, list[tuple[int, int]]]:
 def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
     """Whether the comparisons of a level take one digit, a round less for a one-hot of 2^(bits - 1) bits.
 
-    Of a single row alone, where few are left: of many rows the one-hots would be too many.
+    Of a single row alone, or one of each sequence, where few are left: of many rows the one-hots would be too many.
     """
     pairs = sum(groups * size * (size - 1) // 2 for size, groups in group_sizes(rows, level)[1])
-    return rows.number == 1 and bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= SINGLE_BYTES
+    return rows.alone and bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= SINGLE_BYTES * rows.number

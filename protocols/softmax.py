@@ -18,6 +18,7 @@ from protocols.reciprocal import LEAST_EXTRA, cost_reciprocal, reciprocal
 from protocols.ring import known
 from protocols.rowrange import RowRange
 from protocols.rows import Rows
+from protocols.sequences import Stack, scores_of_sequences, weighted_of_sequences
 from protocols.shares import Shares, Wire
 from protocols.truncation import cost_rescale, rescale
 
@@ -130,17 +131,18 @@ class AttentionRings:
     within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
 
     def product_ring(self, rows: Rows) -> int:
-        """That of the normalisation: for a single row so wide, if it can be, that the result is a truncate-reduction."""
+        """That of the normalisation: for a single row of each sequence so wide, if it can be, that the result is a truncate-reduction."""
         wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
-        return max(self.product_bits, wide) if rows.number == 1 and wide <= WIDEST else self.product_bits
+        return max(self.product_bits, wide) if rows.alone and wide <= WIDEST else self.product_bits
 
 
 def attention(
-    party: Party, q: Wire, keys: Cached, values: Cached, rows: Rows, rings: AttentionRings, *, at_once: bool = False
+    party: Party, q: Wire, keys: Cached | Stack, values: Cached | Stack, rows: Rows, rings: AttentionRings, *, at_once: bool = False
 ) -> Protocol_[Shares]:
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
     Or q (H, G, n, d), keys and values (H, 1, m, d) -> (H G, n, d), where G heads of queries share keys and values (arXiv 2305.13245).
+    Or keys and values of several sequences, (H, S, d), for the rows of each.
     `rows` says which elements of (n, m) exist. The sums are normalised after the product with v.
     Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
@@ -148,7 +150,8 @@ def attention(
     Learns: uniform values, both.
     """
     lead = q.shape[:-2]
-    score = scores(party, q, keys, rows, rings.qk_bits).map(lambda x: x.flatten(0, -2))  # one head after the other
+    score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
+    score = score.map(lambda x: x.flatten(0, -2))  # one head after the other
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
     if rings.within is None:
         e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
@@ -160,7 +163,8 @@ def attention(
 
     def sums() -> Protocol_[Wire]:
         (p,) = yield from open_masked(party, [e.map(lambda x: x.reshape(*lead, -1))])
-        z = weighted(party, p, values, rows, rings.v_bits).map(lambda x: x.reshape(heads, number * width))
+        z = (weighted_of_sequences if isinstance(values, Stack) else weighted)(party, p, values, rows, rings.v_bits)  # type: ignore[arg-type]
+        z = z.map(lambda x: x.reshape(heads, number * width))
         return (yield from _opened(party, z, product_bits, rings.sum_frac))
 
     z, y = yield from parallel(sums(), _inverse(party, e, rows, product_bits, rings.within))

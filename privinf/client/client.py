@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, overload
 
 from torch import Tensor
 
 from privinf.client.joining import join
 from privinf.client.lines import Lines, Peers, Progress
+from privinf.client.listed import several
+from privinf.client.replies import Replies
 from privinf.client.reply import Attempts, Output, Reply, traffic
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.session import ClientSession
@@ -66,7 +68,7 @@ class Client:
         self._waiting: ClientSession | None = None  # made by `connect`, for the next query
         self._lines: set[Lines] = set()
         self._queries: set[Attempts] = set()
-        self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields
+        self.result: dict[str, Any] | None = None  # of the last query that ended, the contract's fields; of a list, of each (`replies`)
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
 
     @property
@@ -133,6 +135,9 @@ class Client:
         with self._sane():
             self.result, self.logits = reply.result(), reply.logits
 
+    def _keep_all(self, result: dict[str, Any]) -> None:
+        self.result, self.logits = result, []
+
     def _sane(self) -> contextlib.AbstractContextManager[None]:
         return sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=self.peers.named)
 
@@ -156,17 +161,28 @@ class Client:
             found = {"traffic": traffic(session), "model": model_of(session.lowered)}
         return {"prepared": made, "seconds": time.perf_counter() - began, **found}
 
+    @overload
+    def generate(
+        self, prompt: str | None = None, *, ids: Sequence[int] | None = None, retry: int = 0, **wishes: Unpack[Wishes]
+    ) -> Iterator[Token]: ...
+
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], *, ids: None = None, retry: int = 0, **wishes: Unpack[Wishes]) -> Replies: ...
+
+    @overload
+    def generate(self, prompt: None = None, *, ids: Sequence[Sequence[int]], retry: int = 0, **wishes: Unpack[Wishes]) -> Replies: ...
+
     def generate(
         self,
-        prompt: str | None = None,
+        prompt: str | list[str] | tuple[str, ...] | None = None,
         *,
-        ids: Sequence[int] | None = None,
+        ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
         logits: bool = False,
         sampling: Sampling = GREEDY,
         retry: int = 0,
-    ) -> Iterator[Token]:
+    ) -> Iterator[Token] | Replies:
         """New tokens as they come, the end token included. The prompt is a text, or ids where there is no tokenizer.
 
         Greedy unless `sampling` says otherwise. With `logits`, and for any choice but the greedy one, the server reveals rounded
@@ -176,9 +192,16 @@ class Client:
 
         Where a connection breaks, `retry` times at most a fresh session goes on with the reply, if it can be had within the timeout after
         the break. Its prompt is the old one and the tokens so far, so that the server learns how far the reply had come.
+
+        A list of prompts, or of their ids, is answered together, for about the rounds and not much more than the time of one: pairs of an
+        index and a token come, see `Replies`. No prepared query is used, and nothing begun anew after a break (`retry` must be 0).
         """
         wanted = Wanted(max_new_tokens, ignore_eos, logits, sampling)
-        return self._generate(Attempts(retry, self.options.timeout), prompt, ids, wanted)
+        if several(prompt, ids):
+            if retry:
+                raise ConfigError("a list of prompts is not begun anew", remedy="leave retry out, or ask for one after the other")
+            return Replies(self._session([]), prompt, ids, wanted, self._keep_all)  # type: ignore[arg-type]
+        return self._generate(Attempts(retry, self.options.timeout), prompt, ids, wanted)  # type: ignore[arg-type]
 
     def _generate(self, query: Attempts, prompt: str | None, ids: Sequence[int] | None, wanted: Wanted) -> Iterator[Token]:
         def attempt(connect_s: float | None) -> Iterator[Token]:

@@ -40,6 +40,7 @@ class Joined:
     gives_logits: bool
     runtime: Runtime
     setup_s: float
+    batch: int = 1
 
 
 def join(lines: Lines, connect_s: float | None = None) -> Joined:
@@ -60,7 +61,8 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
     connection.establish()
     source = supply.source(token)
     party.tables = source.tables
-    return Joined(connection, source, lowered, welcome.trust, welcome.embedding, welcome.logits, runtime, time.perf_counter() - began)
+    took = time.perf_counter() - began
+    return Joined(connection, source, lowered, welcome.trust, welcome.embedding, welcome.logits, runtime, took, welcome.batch)
 
 
 def _model(lines: Lines, connection: Connection) -> tuple[Welcome, Lowered]:

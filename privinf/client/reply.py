@@ -60,35 +60,49 @@ class Reply:
         who turns away before the iterator has ended leaves them out. A reply that has begun goes on after the prompt, padded as it was, and
         its tokens, with what is left of its sampler's random numbers.
         """
-        wanted, info = self.wanted, session.lowered.info
-        if wanted.revealed:
-            session.want_logits()
-        self._take(session)
-        terms = session.terms(len(ids), wanted.max_new_tokens, wanted.revealed)
-        room = info.n_positions - session.runtime.offset - terms.seq + 1  # for new tokens
-        ids = session.filled(ids, terms.seq, after)
+        self.begin(session)
+        ids, terms, room = self.placed(session, ids, after, session.runtime.offset)
         first = len(self.tokens)
-        if first:
-            ids += self.tokens
-            terms = session.in_chunks(len(ids), terms.tokens - first, wanted.revealed)
         if prepared:
             self.timing.offline_s += session.spend(terms)
-        stop = {*wanted.sampling.stop_ids, *(() if wanted.ignore_eos else info.eos)}
-        for left in reversed(range(min(wanted.max_new_tokens - first, terms.tokens))):
-            yield self._choose(
-                session, self._next(session, terms) if self.tokens[first:] else self._prefill(session, ids, terms), stop, left
-            )
+        for left in reversed(range(min(self.wanted.max_new_tokens - first, terms.tokens))):
+            out = self._next(session, terms) if len(self.tokens) > first else self._prefill(session, ids, terms)
+            yield self.choose(session, out, left)
             if self.finish_reason == "stop":
                 break
-        for _ in range(padded(len(self.tokens), session.options.pad_reply, room) - len(self.tokens)):
+        for _ in range(self.padding(session, room)):
             self._next(session, terms)  # like any other to the server; what it reveals is dropped
             self.timing.padding_s += self.timing.tokens_s.pop()
 
-    def _choose(self, session: ClientSession, out: Tensor, stop: set[int], left: int) -> Token:
-        """The token of an output, after which at most `left` follow."""
+    def begin(self, session: ClientSession) -> None:
+        """It is made in this session from now on; HandshakeError where that does not give what it takes."""
+        if self.wanted.revealed:
+            session.want_logits()
+        self._take(session)
+
+    def placed(self, session: ClientSession, ids: Sequence[int], after: int, cached: int) -> tuple[list[int], Terms, int]:
+        """The ids of its first pass behind `cached` positions, padded, what is asked for, and the room for new tokens.
+
+        A reply that has begun has its tokens among the ids.
+        """
+        terms = session.terms(len(ids), self.wanted.max_new_tokens, self.wanted.revealed, cached)
+        room = session.lowered.info.n_positions - cached - terms.seq + 1
+        filled, first = session.filled(ids, terms.seq, after), len(self.tokens)
+        if first:
+            filled += self.tokens
+            terms = session.in_chunks(len(filled), terms.tokens - first, self.wanted.revealed)
+        return filled, terms, room
+
+    def padding(self, session: ClientSession, room: int) -> int:
+        """Passes that pad it, once its last token is here."""
+        return padded(len(self.tokens), session.options.pad_reply, room) - len(self.tokens)
+
+    def choose(self, session: ClientSession, out: Tensor, left: int, *, revealed: bool | None = None) -> Token:
+        """The token of an output, after which at most `left` follow; `revealed`: that it is logits, which others of a batch asked for."""
+        stop = {*self.wanted.sampling.stop_ids, *(() if self.wanted.ignore_eos else session.lowered.info.eos)}
         if self.wanted.logits:
             self.logits.append(out)
-        token = self.sampler.choose(out) if self.wanted.revealed else int(out)
+        token = self.sampler.choose(out) if self.wanted.revealed or revealed else int(out)
         if not 0 <= token < session.lowered.info.vocab:
             raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=session.peers.named)
         self.tokens.append(token)

@@ -17,11 +17,11 @@ from privinf.client.lines import Lines
 from privinf.client.payload import OneWay
 from privinf.client.preprocessing import Preprocessing
 from privinf.graph.private import Runtime
-from privinf.lowering.program import module_output, next_token
+from privinf.lowering.program import module_output, next_token, next_tokens
 from privinf.lowering.steps import padded
 from privinf.session.blame import sane
 from privinf.session.devices import walking
-from privinf.session.messages import End, Pass, Run, Terms
+from privinf.session.messages import End, Pass, Run, Step, Terms
 from privinf.session.options import Options
 from privinf.session.prepared import Prepared
 from protocols.correlations import Kind, Role
@@ -42,12 +42,17 @@ class Timing:
 
 
 class ClientSession:
-    """One session with a server and its dealer: one sequence, whose masked keys and values both parties hold."""
+    """One session with a server and its dealer: one sequence, or several of a batch, whose masked keys and values both parties hold.
+
+    Six of its attributes are what the handshake has found.
+    """
 
     def __init__(self, lines: Lines, found: Joined) -> None:
         self.lines, self.peers, self.setup_s = lines, lines.peers, found.setup_s
         self.connection, self.source = found.connection, found.source
         self.lowered, self.trust, self.gives_logits = found.lowered, found.trust, found.gives_logits
+        self.most = found.batch
+        """Sequences that the server takes at a time."""
         self.runtime, self.store = found.runtime, found.source.party
         self.preprocessing = Preprocessing(lines.peers, found)
         self.prepared: Prepared | None = None
@@ -71,9 +76,12 @@ class ClientSession:
 
     # ---- lengths
 
-    def terms(self, seq: int, tokens: int, logits: bool) -> Terms:
-        """A query as the server may see it: padded as the options say, and cut to what the context has room for."""
-        options, room = self.options, self.lowered.info.n_positions - self.runtime.offset
+    def terms(self, seq: int, tokens: int, logits: bool, cached: int | None = None) -> Terms:
+        """A query as the server may see it: padded as the options say, and cut to what the context has room for.
+
+        `cached` are the positions of its sequence, where the session has several.
+        """
+        options, room = self.options, self.lowered.info.n_positions - (self.runtime.offset if cached is None else cached)
         seq = padded(seq, options.pad_prompt, room)
         most = room - seq + 1
         return self.in_chunks(seq, padded(min(tokens, most), options.pad_reply, most), logits)
@@ -135,6 +143,22 @@ class ClientSession:
         """The request, which says that a token may follow where its correlations can be made meanwhile."""
         return Pass(request.count, request.logits, request.output, more and self.source.foresees and self.prepared is None)
 
+    def step(
+        self,
+        new: Sequence[tuple[int, Sequence[int]]],
+        timing: Timing,
+        *,
+        ended: Sequence[int] = (),
+        logits: bool = False,
+        output: bool = True,
+    ) -> Tensor | None:
+        """One pass over new ids of several sequences, by number; the output of each, (B,) tokens or (B, V) logits, if it has one.
+
+        A number that is not cached yet begins a sequence, and those in `ended` are forgotten.
+        """
+        request = Step(tuple([(number, len(ids)) for number, ids in new]), tuple(ended), logits, output)
+        return self._pass(request, [torch.tensor([[each for _, ids in new for each in ids]])], timing)
+
     def compute(self, inputs: Sequence[Tensor], timing: Timing) -> Tensor:
         """The output of a lowered module that is no language model; ConfigError for inputs that it does not take."""
         info = self.lowered.info
@@ -152,13 +176,17 @@ class ClientSession:
         assert found is not None
         return found
 
-    def _walk(self, runtime: Runtime, request: Pass | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
+    def _walk(self, runtime: Runtime, request: Pass | Step | Run, inputs: list[Tensor], observe: Any = None) -> Tensor | None:
         with walking(self.options.device):
+            graph = self.lowered.graph
             if isinstance(request, Run):
-                return module_output(self.lowered.graph, runtime, inputs, observe=observe)
-            return next_token(self.lowered.graph, runtime, inputs[0], logits=request.logits, output=request.output, observe=observe)
+                return module_output(graph, runtime, inputs, observe=observe)
+            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "observe": observe}
+            if isinstance(request, Step):
+                return next_tokens(graph, runtime, inputs[0], request.new, ended=request.ended, **common)
+            return next_token(graph, runtime, inputs[0], **common)
 
-    def _pass(self, request: Pass | Run, inputs: list[Tensor], timing: Timing) -> Tensor | None:
+    def _pass(self, request: Pass | Step | Run, inputs: list[Tensor], timing: Timing) -> Tensor | None:
         """What does not depend on the query first, then the pass itself; None if it has no output."""
         began, meter, party, probe = time.perf_counter(), self.connection.meter, self.runtime.party, self.peers.probe
         meter.phase, meter.label = "online", ("", "")
@@ -186,7 +214,7 @@ class ClientSession:
             timing.unshown_s = 0.0
         return result
 
-    def _make(self, request: Pass | Run, inputs: list[Tensor]) -> None:
+    def _make(self, request: Pass | Step | Run, inputs: list[Tensor]) -> None:
         """What does not depend on the query; and from here on the next pass is made too, if one may follow."""
         foreseen = self.source.foreseen
         if foreseen is not None and not (isinstance(request, Pass) and foreseen.same(request)):
@@ -198,14 +226,14 @@ class ClientSession:
             ids = [torch.empty((1, 1), dtype=torch.int64, device="meta")]
             self.source.foresee(following, lambda first: self._kinds(first, sketch, following, ids))
 
-    def _kinds(self, first: int, sketch: Runtime, request: Pass | Run, inputs: list[Tensor]) -> list[Kind]:
+    def _kinds(self, first: int, sketch: Runtime, request: Pass | Step | Run, inputs: list[Tensor]) -> list[Kind]:
         """What a pass from this state takes, from that name on."""
         trace = Trace(Role.CLIENT, first, costs=False)
         self._walk(sketch.sketch(Party(Role.CLIENT, trace)), request, inputs)
         return trace.kinds
 
     def _walk_offline(
-        self, request: Pass | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
+        self, request: Pass | Step | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
     ) -> None:
         """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead."""
         with self.source.making(store, lambda: self._kinds(store.next_name, sketch, request, inputs), progress):

@@ -39,8 +39,9 @@ from privinf.session.pool import Pool, PoolLane
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
-from protocols.correlations import KindHash, from_wire
+from protocols.correlations import from_wire
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
+from protocols.kind_hash import KindHash
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 from protocols.sources.dealer import ELEMENT, Dealer

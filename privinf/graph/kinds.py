@@ -53,6 +53,7 @@ class Table(Node):
 
     required = ("weight",)
     any_length = True
+    batches = True
 
     def check(self) -> None:
         if len(self.parameter_shapes["weight"]) != 2:

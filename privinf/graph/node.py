@@ -51,6 +51,7 @@ class Node(Module):
         None  # what it reads: as the map that made it leaves it, or at `FRAC` fraction bits
     )
     precision: ClassVar[int] = INPUT_FRAC  # fraction bits of what it makes, where a linear map reads that
+    batches: ClassVar[bool] = False  # whether it takes the rows of several sequences as such, `Runtime.batch`; what is rowwise does anyhow
     takes_last_position: ClassVar[bool] = False  # and nothing else: its readers read what it reads
     tied_to: str | None = None  # a table whose transpose its weight is: one weight, encoded and masked once
 

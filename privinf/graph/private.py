@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import CrypTensor, Graph, PrivateValue
+from privinf.graph.batch import Batch
 from protocols.linear import Weight
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
@@ -48,6 +49,7 @@ class Runtime:
     constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
     device: torch.device | str = "cpu"  # where this party computes
     unread: frozenset[str] = frozenset()  # nodes with state whose result nothing reads in this pass: they only take in
+    batch: Batch | None = None  # the pass under way, or the last one, where it is over several sequences; `offset` is then none's
 
     @staticmethod
     def of(graph: Graph, party: Party, device: torch.device | str = "cpu") -> Runtime:
@@ -61,7 +63,13 @@ class Runtime:
         }
         if party.tables is None:
             party.tables = self.party.tables
-        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device)
+        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device, batch=self.batch)
+
+    def windows(self, count: int, last: bool = False) -> list[tuple[int, int]]:
+        """The positions of a pass's `count` rows, from and to before: once, or for each sequence of a batch; or of its last row alone."""
+        if self.batch is not None:
+            return self.batch.windows(last)
+        return [(self.offset + count - (1 if last else count), self.offset + count)]
 
 
 @CrypTensor.register_cryptensor("privinf")

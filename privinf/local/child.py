@@ -260,8 +260,8 @@ class _Queries:
                 output = client.run(*(decode_tensor(x) for x in query["inputs"]))
                 emit("output", query=number, output=encode_tensor(output))
             else:
-                for token in client.generate(**{**query, "sampling": Sampling(**query["sampling"])}):
-                    emit("token", query=number, id=token.id, text=token.text)
+                for index, token in _placed(client.generate(**{**query, "sampling": Sampling(**query["sampling"])})):
+                    emit("token", query=number, index=index, id=token.id, text=token.text)
                     if number in self._dropped:
                         return
             assert client.result is not None
@@ -271,6 +271,11 @@ class _Queries:
             client.close()
             for connection in session.lines.dialled if session else ():
                 self._links.append(snapshot(connection.peer_role, connection))
+
+
+def _placed(tokens: Iterable[Any]) -> Iterable[Any]:
+    """(index, token) of a list's replies, or of a single reply."""
+    return (each if isinstance(each, tuple) else (0, each) for each in tokens)
 
 
 def main(role: str) -> int:

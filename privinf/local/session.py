@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Any, Self, Unpack
+from typing import IO, Any, Self, Unpack, overload
 
+from privinf.client.listed import Placed, several
 from privinf.client.sampling import Sampling
 from privinf.client.text import Token, whole_numbers
 from privinf.client.wanted import Wanted, Wishes
@@ -291,12 +292,35 @@ class LocalSession:
             if not done:
                 client.say({"cancel": number})
 
-    def generate(self, prompt: str | None = None, *, ids: Sequence[int] | None = None, **wishes: Unpack[Wishes]) -> Iterator[Token]:
-        """As `privinf.Client.generate`, with the same arguments but for `retry`."""
-        numbers = None if ids is None else whole_numbers(ids)
-        for event in self._ask({"prompt": prompt, "ids": numbers, **asdict(Wanted(**wishes))}):
+    @overload
+    def generate(self, prompt: str | None = None, *, ids: Sequence[int] | None = None, **wishes: Unpack[Wishes]) -> Iterator[Token]: ...
+
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], *, ids: None = None, **wishes: Unpack[Wishes]) -> Iterator[Placed]: ...
+
+    @overload
+    def generate(self, prompt: None = None, *, ids: Sequence[Sequence[int]], **wishes: Unpack[Wishes]) -> Iterator[Placed]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...] | None = None,
+        *,
+        ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        **wishes: Unpack[Wishes],
+    ) -> Iterator[Token] | Iterator[Placed]:
+        """As `privinf.Client.generate`, with the same arguments but for `retry`; of a list pairs of an index and a token come."""
+        query = {"prompt": prompt, "ids": ids, **asdict(Wanted(**wishes))}
+        if not several(prompt, ids):
+            query["ids"] = None if ids is None else whole_numbers(ids)  # type: ignore[arg-type]
+            return (token for _, token in self._tokens(query))
+        if ids is not None:
+            query["ids"] = [whole_numbers(each) for each in ids]  # type: ignore[arg-type]
+        return self._tokens(query)
+
+    def _tokens(self, query: dict[str, Any]) -> Iterator[Placed]:
+        for event in self._ask(query):
             if event["event"] == "token":
-                yield Token(event["id"], event["text"])
+                yield Placed(event.get("index", 0), Token(event["id"], event["text"]))
 
     def run(self, *inputs: Any) -> Any:
         """A private pass; see `privinf.Client.run`."""
@@ -314,8 +338,11 @@ class LocalSession:
 
     @property
     def costs(self) -> dict[str, Any]:
-        """What was to be expected of the last query, per layer and operator: `total` and `ops` as `privinf explain` has them."""
-        if self.result is None:
+        """What was to be expected of the last query, per layer and operator: `total` and `ops` as `privinf explain` has them.
+
+        Of a list of prompts nothing: `explain` has a `batch` of prompts of one length.
+        """
+        if self.result is None or "replies" in self.result:
             return {}
         if self._predicted is None:
             from privinf.lowering.explain import explain

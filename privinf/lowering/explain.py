@@ -6,7 +6,7 @@ from typing import Any
 
 from privinf.graph.private import Runtime
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.program import Label, costs, module_output, next_token, setup_bytes, shape_of
+from privinf.lowering.program import Label, costs, module_output, next_token, next_tokens, setup_bytes, shape_of
 from privinf.lowering.steps import steps
 from privinf.trust import DEALER, ENCRYPTED, ONE_HOT, TWO_PARTY
 from protocols.correlations import Role
@@ -25,13 +25,15 @@ def explain(
     cached: int = 0,
     trust: str = DEALER,
     embedding: str | None = None,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """{`total`, `ops`, `plan`, `wires`, `trust`}: bytes are payload.
 
     `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends.
     `seq` is the number of prompt tokens (a lowered module has the one shape that it was lowered for), and `new_tokens` how many
     follow, each but the last one a pass of its own. The prompt goes through passes of at most `chunk` positions (0: one), after
-    `cached` positions that both parties hold already. ConfigError if all that does not fit the context.
+    `cached` positions that both parties hold already. With a `batch` all of it is of so many sequences, which go through each pass
+    together. ConfigError if all that does not fit the context.
 
     Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
     client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing. `embedding="encrypted"`:
@@ -49,16 +51,16 @@ def explain(
             told = f"{cached} cached positions and a prompt of {seq} tokens do" if cached else f"a prompt of {seq} tokens does"
             raise ConfigError(f"{told} not fit the model's context of {info.n_positions}")
         if cached:
-            next_token(lowered.graph, runtime, blank(1, cached), logits=logits)
+            _pass(lowered, runtime, cached, batch, logits=logits)
             trace.costs.clear()
             if alone:
                 alone.cached()
         for count, output in steps(seq, new_tokens, chunk):
-            next_token(lowered.graph, runtime, blank(1, count), logits=logits and output, output=output)
+            _pass(lowered, runtime, count, batch, logits=logits and output, output=output)
             if alone:
                 alone.passed()
-    elif chunk or cached:
-        raise ConfigError("this model is no language model; it has no prompt in pieces, and nothing cached")
+    elif chunk or cached or batch > 1:
+        raise ConfigError("this model is no language model; it has no prompt in pieces, nothing cached and no batches")
     else:
         module_output(lowered.graph, runtime, [shape_of(spec) for spec in info.inputs])
         if alone:
@@ -66,6 +68,15 @@ def explain(
     plan = [{"name": node.name, "op": node.op, **node.plan.record()} for node in lowered.graph.nodes]
     found = costs(trace, _setup(lowered, sealed)) if alone is None else alone.costs(lowered)
     return {**found, "plan": plan, "wires": wires(lowered), "trust": trust}
+
+
+def _pass(lowered: Lowered, runtime: Runtime, count: int, batch: int, *, logits: bool, output: bool = True) -> None:
+    """So many new positions of each sequence."""
+    if batch == 1:
+        next_token(lowered.graph, runtime, blank(1, count), logits=logits, output=output)
+    else:
+        new = [(number, count) for number in range(batch)]
+        next_tokens(lowered.graph, runtime, blank(1, batch * count), new, logits=logits, output=output)
 
 
 def _tables() -> Tables:

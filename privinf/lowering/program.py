@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import Graph
+from privinf.graph.batch import Batch
 from privinf.graph.info import InputSpec
 from privinf.graph.planning import FRAC, LOGIT_FRAC
 from privinf.graph.private import PrivinfTensor, Runtime, weights_of
 from privinf.lowering.setup import packed_bytes
 from protocols.correlations import Role
+from protocols.errors import ConfigError
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Protocol_, Trace
@@ -53,6 +55,39 @@ def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, out
     Elsewhere `ids` is a meta tensor of the same shape, and the result None. The state grows by n positions. Without `output`
     that is all: nothing is revealed, and what only the output needs is not computed.
     """
+    return _tokens(graph, runtime, ids, logits, output, observe)
+
+
+def next_tokens(
+    graph: Graph,
+    runtime: Runtime,
+    ids: Tensor,
+    new: Sequence[tuple[int, int]],
+    *,
+    ended: Collection[int] = (),
+    logits: bool = False,
+    output: bool = True,
+    observe: Any = None,
+) -> Tensor | None:
+    """One pass over new positions of several sequences: `new` are their numbers and how many of the ids (1, n), in order, are each one's.
+
+    At C the next token's id of each (B,), or with `logits` the rounded logits (B, V). A number that is not cached yet begins a sequence,
+    and those in `ended` are forgotten. The rounds are one sequence's, the bytes the sum. ConfigError where an operator is for one alone.
+    """
+    if (node := unbatched(graph)) is not None:
+        raise ConfigError("this operator takes one sequence at a time", layer=node.name, remedy="ask for one after the other")
+    runtime.batch = (runtime.batch or Batch()).step(new, ended)
+    assert runtime.batch.rows == ids.shape[1], "ids for every new position"
+    return _tokens(graph, runtime, ids, logits, output, observe)
+
+
+def unbatched(graph: Graph) -> Any:
+    """A node that cannot take several sequences, or None."""
+    return next((node for node in graph.nodes if not (node.batches or node.rowwise)), None)
+
+
+def _tokens(graph: Graph, runtime: Runtime, ids: Tensor, logits: bool, output: bool, observe: Any) -> Tensor | None:
+    """See `next_token`."""
     only, runtime.unread = (None, frozenset[str]()) if output else _filling(graph)
     found = graph(PrivinfTensor(runtime, ids=_moved(runtime, ids)), observe=observe, only=only)
     if not output:
@@ -64,16 +99,16 @@ def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, out
         if logits:
             value = yield from reveal(party, out, to=Role.CLIENT)
             return None if value is None or value.is_meta else decode(value, out.bits, LOGIT_FRAC)
-        size = out.shape[-1]
+        number, size = out.shape  # of sequences, and the vocabulary's
         bits = max(1, (size - 1).bit_length())
-        (wire,) = yield from open_masked(party, [out])
-        place = yield from row_argmax(party, wire, Rows(size, 1, 0), bits)
+        (wire,) = yield from open_masked(party, [out.map(lambda x: x.reshape(1, -1))])
+        place = yield from row_argmax(party, wire, Rows(size, 1, 0).times(number), bits)
         return (yield from reveal(party, place.narrow(bits), to=Role.CLIENT))
 
     with party.label("", "reveal" if logits else "argmax"):
         result = party.run(choose())
     runtime.offset += ids.shape[1]
-    return None if result is None else _back(result.reshape(1, -1) if logits else result.reshape(1))
+    return None if result is None else _back(result.reshape(-1, out.shape[-1]) if logits else result.reshape(-1))
 
 
 def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, observe: Any = None) -> Tensor | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
+from privinf.graph.private import PrivinfTensor
 
 
 class LastPosition(Moving):
@@ -14,6 +15,7 @@ class LastPosition(Moving):
     op = "last_position"
     takes_last_position = True
     any_length = True
+    batches = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = shapes[0]
@@ -23,3 +25,11 @@ class LastPosition(Moving):
 
     def generic(self, x: Any, *others: Any) -> Any:
         return x[:, x.size(1) - 1]
+
+    def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
+        batch = x.runtime.batch
+        if batch is None:
+            return super().run(x)
+        if x.shares.shape[1] == len(batch.new):  # each sequence's last row is all that is left, or all that there is
+            return x.moved(lambda value: value[0])
+        return x.moved(lambda value: value[0, batch.lasts])  # (1, R, ...) -> (B, ...)

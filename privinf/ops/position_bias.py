@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from privinf.graph.builder import recogniser
 from privinf.graph.draft import Draft
 from privinf.graph.info import Info
@@ -37,9 +39,9 @@ class PositionBias(Table):
         return x.add(self.value("weight")[self.offset : self.offset + x.size(1)])
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
-        offset, count = x.runtime.offset, x.shares.shape[1]
-        rows = self.constant_of(x.runtime, "weight", x.shares.frac)
-        return x.with_shares(add_server_constant(x.party, x.shares, None if rows is None else rows[offset : offset + count]))
+        table = self.constant_of(x.runtime, "weight", x.shares.frac)
+        rows = None if table is None else torch.cat([table[first:end] for first, end in x.runtime.windows(x.shares.shape[1])])
+        return x.with_shares(add_server_constant(x.party, x.shares, rows))
 
 
 @recogniser(folded=False)

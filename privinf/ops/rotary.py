@@ -24,6 +24,7 @@ class Rotary(Product):
 
     op = "rotary"
     any_length = True
+    batches = True
     rotation: Rotation
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -47,7 +48,7 @@ class Rotary(Product):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         shape, width = x.shares.shape, self.rotation.width
         apart = x.shares.narrow(self.plan.ring).map(lambda v: v.reshape(*shape[:2], -1, width).transpose(1, 2))
-        y = rotate(apart, self.rotation, x.runtime.offset)
+        y = rotate(apart, self.rotation, x.runtime.windows(apart.shape[-2]))
         return (yield from self.canonical(x.party, y.map(lambda v: v.transpose(1, 2).reshape(shape))))
 
     def make_plan(self, planning: Planning) -> ProductPlan:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, refusals, write_private
-from privinf.session.messages import Pass, Prepare, Run, Spend
+from privinf.session.messages import Pass, Prepare, Run, Spend, Step
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols.errors import Code, ConfigError, RefusedError
@@ -57,25 +57,25 @@ class Budget:
         """RefusedError if nothing is left for a client; ConfigError where that cannot be known."""
         self._present(self._path(client), client)
 
-    def spend(self, client: str) -> None:
-        """Spends one output, or raises as `check` does."""
+    def spend(self, client: str, outputs: int = 1) -> None:
+        """Spends so many outputs, or raises as `check` does, and then spends none."""
         path = self._path(client)
         with self._guard, locked(path.with_suffix(".lock"), self._wait_s):
-            ledger = self._present(path, client)
+            ledger = self._present(path, client, outputs)
             with refusals(path):
-                write_private(path, msgspec.json.encode(msgspec.structs.replace(ledger, spent=ledger.spent + 1)))
-        self.spent[client] += 1
+                write_private(path, msgspec.json.encode(msgspec.structs.replace(ledger, spent=ledger.spent + outputs)))
+        self.spent[client] += outputs
 
     def _path(self, client: str) -> Path:
         return self._directory / f"{hashlib.sha256(client.encode()).hexdigest()[:32]}.json"
 
-    def _present(self, path: Path, client: str) -> Ledger:
-        """What the present window has seen, if it has something left."""
+    def _present(self, path: Path, client: str, outputs: int = 1) -> Ledger:
+        """What the present window has seen, if it has so many outputs left."""
         now, window = self._clock(), self.hours * 3600
         ledger = self._read(path, client)
         if ledger is None or now >= ledger.since + window:
-            return Ledger(client, now, 0)
-        if ledger.spent >= self.outputs:
+            ledger = Ledger(client, now, 0)
+        if ledger.spent + outputs > self.outputs:
             left = max(1, math.ceil(ledger.since + window - now))
             what = f"the budget of {self.outputs} outputs in {self.hours:g} hours is used up"
             raise RefusedError.for_now(what, Code.BUDGET, after=left, party="server")
@@ -123,7 +123,7 @@ class Allowance:
         self._service, self._connection, self._budget = service, connection, budget
         self._tokens = self._requests = 0
 
-    def check(self, request: Pass | Run | Prepare | Spend) -> None:
+    def check(self, request: Pass | Step | Run | Prepare | Spend) -> None:
         """Whether a request is within the limits."""
         self._requests += 1
         if self._requests > MAX_REQUESTS:
@@ -133,7 +133,7 @@ class Allowance:
             self._ask(lambda budget: budget.check(self._connection.peer_subject))
         if isinstance(request, Run):
             return
-        asked = request.count if isinstance(request, Pass) else request.terms.seq + request.terms.tokens - 1
+        asked = request.count if isinstance(request, Pass | Step) else request.terms.seq + request.terms.tokens - 1
         limit, total = self._service.options.session_tokens, self._tokens + asked
         if 0 < limit < total:
             what = f"a session here takes at most {limit} tokens of prompt and reply, and this makes {total}"
@@ -150,9 +150,10 @@ class Allowance:
             what = f"a session here moves at most {limit} bytes, and this makes {total}"
             raise self._refusal(RefusedError(what, party="server", remedy=LESS, code=Code.BYTES))
 
-    def spend(self) -> None:
-        """One output, of the client's budget."""
-        self._ask(lambda budget: budget.spend(self._connection.peer_subject))
+    def spend(self, outputs: int) -> None:
+        """So many outputs, of the client's budget."""
+        if outputs:
+            self._ask(lambda budget: budget.spend(self._connection.peer_subject, outputs))
 
     def _ask(self, question: Callable[[Budget], None]) -> None:
         if self._budget is None:

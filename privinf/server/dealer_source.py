@@ -30,6 +30,7 @@ from privinf.session.messages import (
     Reseed,
     Session,
     SessionSeed,
+    Step,
     Terms,
     WeightRecord,
     greet,
@@ -140,8 +141,10 @@ class DealerSource(ServerSource):
         """See `ServerSource`: the dealer makes it."""
         self.party.begin_pass(kinds)
 
-    def follows(self, request: Pass) -> Pass | None:
-        """See `ServerSource`: after a token most likely another one; what was dealt in vain costs the dealer alone."""
+    def follows(self, request: Pass | Step) -> Pass | Step | None:
+        """See `ServerSource`: after a token most likely another one, of each; what was dealt in vain costs the dealer alone."""
+        if isinstance(request, Step):
+            return request.following if request.output and any(count == 1 for _, count in request.new) else None
         return request if request.count == 1 and request.output else None
 
     def prefetch(self, kinds: Sequence[Kind]) -> None:

@@ -76,7 +76,8 @@ class Server(Service):
         connection.meter.phase = "setup"
         greet(connection)
         connection.timeout, model = self.options.timeout, self.model
-        connection.send_control(Welcome(model.lowered.id, len(model.bundle), model.allow_logits, self.supply.trust, self.options.embedded))
+        trust, options = self.supply.trust, self.options
+        connection.send_control(Welcome(model.lowered.id, len(model.bundle), model.allow_logits, trust, options.embedded, options.batch))
         if connection.receive_control(Needs).names:
             self.supply.may_send(model, connection, len(model.bundle))
             connection.send(model.bundle, FrameKind.CONTROL)

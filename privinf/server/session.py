@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from privinf.graph.private import Runtime
-from privinf.lowering.program import module_output, next_token
+from privinf.lowering.program import module_output, next_token, next_tokens, unbatched
 from privinf.server.budget import Allowance
 from privinf.server.models import ServedModel
 from privinf.server.preprocessing import Pieces, Preprocessing
 from privinf.session.access import Tally
 from privinf.session.devices import walking
-from privinf.session.messages import End, Pass, Prepare, Run, Spend, Terms
+from privinf.session.messages import End, Pass, Prepare, Run, Spend, Step, Terms
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -24,6 +24,13 @@ from privinf.transport.connection import Connection
 from protocols.correlations import Role, size_of
 from protocols.errors import Code, HandshakeError, ProtocolDesync
 from protocols.party import Online, Party, Trace
+
+Request = Pass | Step | Run
+
+
+def _same(made: Request, asked: Request) -> bool:
+    """Whether the two take the same correlations."""
+    return made.same(asked) if isinstance(made, Pass) and isinstance(asked, Pass) else made == asked
 
 
 class ServerSession:
@@ -34,7 +41,7 @@ class ServerSession:
         self.store = source.party  # or that of a prepared query
         self._preprocessing = Preprocessing(service.options, model.lowered.id, service.credentials.fingerprint, connection, source)
         self._prepared: tuple[Prepared, deque[Pass]] | None = None  # the prepared query that is used, and its passes to come
-        self._prefetched: tuple[Pass, Runtime, Trace] | None = None  # the pass that is made ahead, and the state after it
+        self._prefetched: tuple[Pass | Step, Runtime, Trace] | None = None  # the pass that is made ahead, and the state after it
         self._allowance = Allowance(service, connection, model.budget)
         party = Party(Role.SERVER, None, model.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -46,7 +53,7 @@ class ServerSession:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.service.resting(self.connection):
-                request = self.connection.receive_control(Pass | Run | Prepare | Spend | End)
+                request = self.connection.receive_control(Pass | Step | Run | Prepare | Spend | End)
             if isinstance(request, End):
                 return
             self._check(request)
@@ -62,21 +69,26 @@ class ServerSession:
             else:
                 before = self.store.next_name
                 self._pass(request)
-                positions = request.count if isinstance(request, Pass) else 0
+                positions = 0 if isinstance(request, Run) else request.count
                 self.service.counters.count(passes=1, positions=positions, correlations=self.store.next_name - before)
                 self._tell(request)
             self.connection.timeout = self.service.options.idle
 
-    def _tell(self, request: Pass | Run) -> None:
+    def _tell(self, request: Request) -> None:
         """For the log. A pass over one position after a token only goes on from that; whatever else is taken in is prompt."""
         if isinstance(request, Run):
             self.tally["passes"] += 1
+            return
+        if isinstance(request, Step):
+            known = self.runtime.batch.before if self.runtime.batch else {}
+            self.tally["prompt tokens"] += sum(count for number, count in request.new if count > 1 or number not in known)
+            self.tally["new tokens"] += request.outputs
             return
         if request.count > 1 or not self.tally["new tokens"]:
             self.tally["prompt tokens"] += request.count
         self.tally["new tokens"] += request.output
 
-    def _check(self, request: Pass | Run | Prepare | Spend) -> None:
+    def _check(self, request: Request | Prepare | Spend) -> None:
         info = self.model.lowered.info
         if isinstance(request, Run) == info.is_language_model:
             raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
@@ -84,10 +96,13 @@ class ServerSession:
             raise ProtocolDesync("a session that prepares queries answers none", party="server")
         if isinstance(request, Run):
             return
-        if isinstance(request, Pass):
-            logits, end = request.logits, self.runtime.offset + request.count + request.more
+        if isinstance(request, Pass | Step):
+            logits = request.logits
+            end = self.runtime.offset + request.count + request.more if isinstance(request, Pass) else self._lengths(request)
             if logits and not request.output:
                 raise ProtocolDesync("the client asks for logits of a pass without output", party="server")
+            if isinstance(request, Pass) and self.runtime.batch is not None:
+                raise ProtocolDesync("a session of several sequences was asked for a pass over one", party="server")
         else:
             logits, end = request.terms.logits, self.runtime.offset + request.terms.seq + request.terms.tokens - 1
         if logits and not self.model.allow_logits:
@@ -96,12 +111,31 @@ class ServerSession:
         if end > info.n_positions:
             raise ProtocolDesync(f"the client asks for more than the model's {info.n_positions} positions", party="server")
 
-    def _walk(self, runtime: Runtime, request: Pass | Run, observe: Any = None) -> None:
+    def _lengths(self, request: Step) -> int:
+        """The longest sequence of a batch after this pass; ProtocolDesync for sequences that cannot be gone on with."""
+        batch = self.runtime.batch
+        before = dict(batch.after) if batch is not None else {}
+        if (batch is None and self.runtime.offset) or self._prepared is not None:
+            raise ProtocolDesync("a session of one sequence was asked for several", party="server")
+        numbers = {number for number, _ in request.new}
+        if len(numbers) < len(request.new) or not before.keys() - numbers >= set(request.ended):
+            raise ProtocolDesync("the client names a sequence twice, or ends one that is not there", party="server")
+        if len(before.keys() - set(request.ended) | numbers) > self.service.options.batch:
+            raise ProtocolDesync(f"the client asks for more than {self.service.options.batch} sequences at a time", party="server")
+        if (node := unbatched(self.model.lowered.graph)) is not None:
+            raise ProtocolDesync(f"{node.name} takes one sequence at a time", party="server")
+        return max(before.get(number, 0) + count for number, count in request.new)
+
+    def _walk(self, runtime: Runtime, request: Request, observe: Any = None) -> None:
         graph, info = self.model.lowered.graph, self.model.lowered.info
-        if isinstance(request, Pass):
+        if isinstance(request, Pass | Step):
             ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
+            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "observe": observe}
             with walking(self.store.device):
-                next_token(graph, runtime, ids, logits=request.logits, output=request.output, observe=observe)
+                if isinstance(request, Step):
+                    next_tokens(graph, runtime, ids, request.new, ended=request.ended, **common)
+                else:
+                    next_token(graph, runtime, ids, **common)
             return
         known = not isinstance(runtime.party.engine, Trace)  # then S's share of the input is 0; ids are C's alone
         inputs = [
@@ -123,7 +157,7 @@ class ServerSession:
             first += len(trace.kinds)
             yield trace, iter(self.source.record(trace.kinds)), self._receive_early(trace)
 
-    def ask(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+    def ask(self, request: Request, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
         sketch, trace = self._sketched(request, runtime, first)
         self._afford(trace)
@@ -135,7 +169,7 @@ class ServerSession:
         if self.service.options.session_bytes:
             self._allowance.afford([*made, trace], self.source.cost(trace.kinds))
 
-    def _sketched(self, request: Pass | Run, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
+    def _sketched(self, request: Request, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
         """A pass walked on shapes."""
         trace = Trace(Role.SERVER, first, costs=self.service.options.session_bytes > 0)  # nothing else asks for them
         sketch = runtime.sketch(Party(Role.SERVER, trace))
@@ -143,10 +177,10 @@ class ServerSession:
             self._walk(sketch, request)
         return sketch, trace
 
-    def _preprocess(self, request: Pass | Run) -> deque[memoryview]:
+    def _preprocess(self, request: Request) -> deque[memoryview]:
         """Has this pass made, and after a token the next one while this one is computed. What C sends ahead."""
         prefetched, self._prefetched = self._prefetched, None
-        if prefetched is not None and isinstance(request, Pass) and prefetched[0].same(request):
+        if prefetched is not None and _same(prefetched[0], request):
             sketch, trace = prefetched[1:]
             if self.source.meanwhile is None:  # else its making has begun, and was paid for then
                 self._afford(trace)
@@ -156,15 +190,23 @@ class ServerSession:
                 self.source.drop_prefetched()
             sketch, trace = self.ask(request, self.runtime, self.store.next_name)
         self.source.make(trace.kinds)
-        following = self.source.follows(request) if isinstance(request, Pass) else None
-        if following is not None and sketch.offset < self.model.lowered.info.n_positions:
-            self._prefetched = following, *self._sketched(following, sketch, self.store.next_name + len(trace.kinds))
+        if (likely := self._likely(request, sketch)) is not None:
+            self._prefetched = likely, *self._sketched(likely, sketch, self.store.next_name + len(trace.kinds))
             self.source.prefetch(self._prefetched[2].kinds)
             if self.source.meanwhile is not None:
                 self._afford(self._prefetched[2], trace)
         early = deque(self._receive_early(trace))
         self.source.flush()
         return early
+
+    def _likely(self, request: Request, after: Runtime) -> Pass | Step | None:
+        """What comes after a pass where its source makes that meanwhile, if the context has room for it."""
+        following = None if isinstance(request, Run) else self.source.follows(request)
+        most = self.model.lowered.info.n_positions
+        if isinstance(following, Step):
+            assert after.batch is not None
+            return following if all(after.batch.after[number] < most for number, _ in following.new) else None
+        return following if after.offset < most else None
 
     def _receive_early(self, trace: Trace) -> Iterator[memoryview]:
         """What the client sends ahead of a pass."""
@@ -175,15 +217,14 @@ class ServerSession:
             yield data
 
     def _spend(self, request: Spend) -> None:
-        if self.runtime.offset or self._prepared is not None:
+        if self.runtime.offset or self.runtime.batch is not None or self._prepared is not None:
             raise ProtocolDesync("the client would use a prepared query within another one", party="server")
         prepared = self._preprocessing.spend(request)
         if prepared is not None:
             self.store, self._prepared = prepared.store(self.store.device), (prepared, deque(request.terms.passes))
 
-    def _pass(self, request: Pass | Run) -> None:
-        if not isinstance(request, Pass) or request.output:
-            self._allowance.spend()
+    def _pass(self, request: Request) -> None:
+        self._allowance.spend(1 if isinstance(request, Run) else request.outputs)
         if self._prepared is not None:
             prepared, due = self._prepared
             if not due or request != due.popleft():

@@ -15,7 +15,7 @@ from privinf.server.sealed import SealedSetUp
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
-from privinf.session.messages import Marked, Pass, Session, Terms
+from privinf.session.messages import Marked, Pass, Session, Step, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
@@ -109,9 +109,9 @@ class TwoPartySource(ServerSource):
         while self._recorded:
             yield self._recorded.popleft()
 
-    def follows(self, request: Pass) -> Pass | None:
-        """See `ServerSource`: the client says so, who must do the same."""
-        return request.following if request.more else None
+    def follows(self, request: Pass | Step) -> Pass | Step | None:
+        """See `ServerSource`: the client says so, who must do the same; of a batch nobody knows who goes on."""
+        return request.following if isinstance(request, Pass) and request.more else None
 
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""

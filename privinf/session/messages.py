@@ -1,6 +1,6 @@
 """The control messages of a session, their order, and the checks of the handshake.
 
-Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass or Run for
+Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass, Step or Run for
 each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted; where the embedding
 alone is encrypted, Key, a third Needs and its encrypted table come after the masked weights. Server and dealer:
 Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a Prefetched. Client and dealer: Join,
@@ -54,6 +54,7 @@ class Welcome(msgspec.Struct, frozen=True):
     logits: bool
     trust: Annotated[str, msgspec.Meta(max_length=32)] = DEALER  # who makes the correlations
     embedding: Annotated[str, msgspec.Meta(max_length=32)] = ONE_HOT  # how tokens become rows, with a dealer
+    batch: Count = 1  # sequences of one session at a time
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -104,6 +105,38 @@ class Pass(msgspec.Struct, frozen=True, tag=True):
     def same(self, other: Pass) -> bool:
         """Whether the two take the same correlations."""
         return (self.count, self.logits, self.output) == (other.count, other.logits, other.output)
+
+    @property
+    def outputs(self) -> int:
+        """What it reveals something of."""
+        return int(self.output)
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """C: a pass over new positions of several sequences, by number: `new` are those that it goes on with and how many are new of each.
+
+    A number that is not cached begins a sequence; those in `ended` are forgotten first. Logits and output as in a `Pass`, of each.
+    """
+
+    new: Annotated[tuple[tuple[Index, Count], ...], msgspec.Meta(min_length=1, max_length=correlations.MAX_SEQUENCES)]
+    ended: Annotated[tuple[Index, ...], msgspec.Meta(max_length=correlations.MAX_SEQUENCES)] = ()
+    logits: bool = False
+    output: bool = True
+
+    @property
+    def count(self) -> int:
+        """New positions of all."""
+        return sum(count for _, count in self.new)
+
+    @property
+    def outputs(self) -> int:
+        """What it reveals something of."""
+        return len(self.new) if self.output else 0
+
+    @property
+    def following(self) -> Step:
+        """One more token of each."""
+        return Step(tuple([(number, 1) for number, _ in self.new]), (), self.logits)
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):

@@ -112,6 +112,7 @@ class Quotas:
     """What a client gets of a server: in one session (set-up's bytes aside), and in each window of hours. 0: no bound."""
 
     session_tokens: Annotated[int, Setting("Tokens of prompt and reply in one session; 0: the context's.", "N", least=0)] = 0
+    batch: Annotated[int, Setting("Sequences that one session may hold at a time.", "N", least=1, most=1024)] = 16
     session_bytes: Annotated[int, Setting("Bytes between client and server in one session; 0: no limit.", "B", least=0)] = 0
     budget: Annotated[int, Setting("Outputs (tokens) for one client in a window of hours; 0: no limit.", "N", least=0)] = 0
     budget_hours: Annotated[float, Setting("The hours of such a window.", "H")] = 24.0

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from privinf.session.messages import Marked, Pass, Terms
+from privinf.session.messages import Marked, Pass, Step, Terms
 from privinf.session.prepared import Writer
 from privinf.transport.connection import Connection
 from protocols.correlations import Kind
@@ -43,7 +43,7 @@ class ServerSource(ABC):
         return ()
 
     @abstractmethod
-    def follows(self, request: Pass) -> Pass | None:
+    def follows(self, request: Pass | Step) -> Pass | Step | None:
         """The pass that most likely comes after this one, where the source makes it meanwhile."""
 
     @abstractmethod

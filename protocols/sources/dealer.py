@@ -19,8 +19,6 @@ from protocols.correlations import (
     Correlation,
     Fit,
     Kind,
-    KindHash,
-    Mask,
     Part,
     Role,
     blanks,
@@ -30,6 +28,7 @@ from protocols.correlations import (
     unpack_parts,
 )
 from protocols.errors import CorrelationError
+from protocols.kind_hash import KindHash
 from protocols.prg import Prg, Stream
 from protocols.sources.base import PartySource
 from protocols.sources.expansion import MOST, Drawn, Together, counts_of, draw_both, together
@@ -91,7 +90,7 @@ class _Sketch:
             self._dealer.afford(self._before + needs[-1], elements, macs)
         gone: list[list[int]] = [[] for _ in kinds]
         for name, place in self._last.items():
-            if not _is_kept(kinds[name - first]):
+            if not kinds[name - first].outlives:
                 gone[place].append(name)
         now = self._before
         for place, need in enumerate(needs):
@@ -112,10 +111,6 @@ class _Sketch:
         if fit.values != tuple([part.shape for part in parts_of(kind).shared]):
             raise CorrelationError(f"the shape of a {name} does not fit the masks that it names", party="dealer")
         return fit
-
-
-def _is_kept(kind: Kind) -> bool:
-    return isinstance(kind, Mask) and bool(kind.keep)
 
 
 class Streamed(Correlation):
@@ -252,7 +247,7 @@ class Store(PartySource):
         theirs = dealt.unpack(payloads) if client else []
         for place, (name, kind, length) in enumerate(chosen):
             own_values, shares = (mine[place], theirs[place]) if client else (mine[place][:length], mine[place][length:])
-            if _is_kept(kind):
+            if kind.outlives:
                 own_values = tuple([x.clone() for x in own_values])  # what outlives the pass holds no memory of others
             self._ready[name] = Correlation(kind, name, self.role, own_values, shares)
 
@@ -279,6 +274,7 @@ class Dealer:
         self._masks: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
         self._leave: dict[int, Kind] = {}  # by whom each was left
+        self._replaced: dict[int, int] = {}  # kept masks that no pass after this kind's names
         self.next_name = 1
 
     def __repr__(self) -> str:
@@ -328,8 +324,16 @@ class Dealer:
         """The client's payloads of a pass, dealt as they are read; checked now. The pass ends with the last."""
         if len(kinds) > MAX_KINDS:
             raise CorrelationError(f"one pass asks for more than {MAX_KINDS} correlations", party="dealer")
+        self._drop_replaced()
         gone = _Sketch(self).of(kinds, self.next_name)
         return self._dealt(kinds, gone)
+
+    def _drop_replaced(self) -> None:
+        """Another pass begins, so that those before it stand: what they have replaced will not be asked for."""
+        for name in self._replaced:
+            self._kept.pop(name, None)
+            self._leave.pop(name, None)
+        self._replaced.clear()
 
     def _dealt(self, kinds: Sequence[Kind], gone: list[list[int]]) -> Iterator[bytes]:
         drawn: deque[Drawn] = deque()
@@ -359,8 +363,10 @@ class Dealer:
         values, left = kind.relation(self, server, client, shares)
         assert [value.shape for value in values] == [part.shape for part in parts], f"{type(kind).__name__}: its fit says otherwise"
         if left is not None:
-            (self._kept if _is_kept(kind) else self._masks)[name] = left
+            (self._kept if kind.outlives else self._masks)[name] = left
             self._leave[name] = kind
+        for old in kind.replaces():
+            self._replaced[old] = name
         return pack_rests(values, shares, parts)
 
     def end_pass(self) -> None:
@@ -371,6 +377,7 @@ class Dealer:
     def rewind(self, name: int) -> None:
         """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
         self.next_name = name
+        self._replaced = {old: by for old, by in self._replaced.items() if by < name}
         self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
         self._leave = {kept: kind for kept, kind in self._leave.items() if kept < name}
 
@@ -379,3 +386,4 @@ class Dealer:
         self._masks.clear()
         self._kept.clear()
         self._leave.clear()
+        self._replaced.clear()

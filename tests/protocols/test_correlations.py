@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from protocols import correlations as c
 from protocols import kinds
 from protocols.comparison import CompareMask
-from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, KindHash, Mask, Role, from_wire, on_wire
+from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, Mask, Role, from_wire, on_wire
 from protocols.errors import CorrelationError
+from protocols.kind_hash import KindHash
 from protocols.linear import LinearMask, Weight, linear, mask_weight, weight_mask
 from protocols.opening import open_masked
 from protocols.party import Item, Offline, Online, Party, Protocol_, Trace

@@ -35,7 +35,15 @@ from protocols.product import (
 )
 from protocols.reciprocal import cost_reciprocal, reciprocal
 from protocols.rowrange import RowRange
-from protocols.rows import Rows
+from protocols.rows import Rows, Stacked
+from protocols.sequences import (
+    cost_gather,
+    cost_scores_of_sequences,
+    cost_weighted_of_sequences,
+    gather,
+    scores_of_sequences,
+    weighted_of_sequences,
+)
 from protocols.softmax import (
     AttentionRings,
     attention,
@@ -179,6 +187,21 @@ def rows_case(heads: int, rows: Rows, width: int, bits: int) -> Case:
     return Case(f"scores and weighted {heads} {rows.fields()} {width} {bits}", declared, program)
 
 
+def sequences_case(heads: int, rows: Stacked, width: int, bits: int) -> Case:
+    q, k, p = (heads, rows.number, width), (heads, sum(part.columns for part in rows.parts), width), (heads, rows.count)
+    starts = [sum(part.columns for part in rows.parts[:at]) for at in range(len(rows.parts))]
+
+    def program(party: Party) -> Protocol_[Any]:
+        x, y, z = yield from opened(party, (q, bits, 3), (k, bits, 4), (p, bits, 2))
+        stack = gather(party, None, y, [(1, 0, k[1])], starts)
+        scores_of_sequences(party, x, stack, rows, bits)
+        weighted_of_sequences(party, z, stack, rows, bits)
+
+    declared = opening((q, bits, 3), (k, bits, 4), (p, bits, 2)) + cost_gather()
+    declared += cost_scores_of_sequences(heads, rows, bits) + cost_weighted_of_sequences(heads, rows, width, bits)
+    return Case(f"sequences {heads} {rows.fields()} {width} {bits}", declared, program)
+
+
 def compare_case(shape: tuple[int, ...], r_shape: tuple[int, ...], bits: int, single: int = 0) -> Case:
     def program(party: Party) -> Protocol_[Any]:
         (r,) = yield from opened(party, (r_shape, bits, 0))
@@ -198,13 +221,13 @@ def maximum_case(heads: int, rows: Rows, bits: int) -> Case:
     return Case(f"maximum {heads} {rows.fields()} {bits}", declared, program)
 
 
-def argmax_case(heads: int, length: int, bits: int, place_bits: int) -> Case:
+def argmax_case(heads: int, length: int, bits: int, place_bits: int, sequences: int = 1) -> Case:
     def program(party: Party) -> Protocol_[Any]:
-        (x,) = yield from opened(party, ((heads, length), bits, 0))
-        yield from row_argmax(party, x, Rows(length, 1, 0), place_bits)
+        (x,) = yield from opened(party, ((heads, sequences * length), bits, 0))
+        yield from row_argmax(party, x, Rows(length, 1, 0).times(sequences), place_bits)
 
-    declared = opening(((heads, length), bits, 0)) + cost_row_argmax(heads, length, bits, place_bits)
-    return Case(f"argmax {heads} {length} {bits} {place_bits}", declared, program)
+    declared = opening(((heads, sequences * length), bits, 0)) + cost_row_argmax(heads, length, bits, place_bits, sequences)
+    return Case(f"argmax {heads} {length} {bits} {place_bits} {sequences}", declared, program)
 
 
 def exponential_case(heads: int, rows: Rows) -> Case:
@@ -262,6 +285,7 @@ def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings, at
 ONE, CAUSAL, CACHED, EQUAL = Rows(1, 1, 0), Rows(1, 7, 1), Rows(10, 3, 1), Rows(5, 3, 0)
 RANGES = [RowRange(6, 10, 6, True), RowRange(2, 4, 4, False)]
 LAYOUTS = [ONE, CAUSAL, CACHED, EQUAL, Rows(1, 4, 0), Rows(2, 1, 0), Rows(3, 2, 0), Rows(17, 1, 0), Rows(1, 33, 1)]
+STACKED = [Stacked.of([Rows(1, 1, 1)]), Stacked.of([CACHED, CAUSAL, Rows(5, 1, 1)]), Stacked.of([Rows(9, 1, 1), Rows(4, 1, 1)])]
 CASES = [
     *(
         linear_case(*shape, bits, early)
@@ -289,13 +313,15 @@ CASES = [
     *(product_case((2, rows.count), (2, rows.number), 39, rows) for rows in LAYOUTS),
     *(matmul_case(*shapes, 27) for shapes in (((1, 1), (1, 1)), ((2, 3, 4), (2, 4, 5)))),
     *(rows_case(3, rows, 5, 29) for rows in LAYOUTS),
+    *(sequences_case(3, rows, 5, 29) for rows in STACKED),
     *(compare_case((3, 2), (3, 2), bits) for bits in (1, 2, 7, 8, 10, 13, 14, 19, 20, 25, 26, 31, 32, 38, 43)),
     compare_case((5, 4, 9), (5, 4, 1), 13),
     compare_case((5, 4, 9), (5, 4, 1), 6),
     *(compare_case((5, 4, 3), (5, 4, 1), bits, single=1) for bits in (1, 7, 8, 12, 16)),
-    *(maximum_case(2, rows, bits) for rows in LAYOUTS for bits in (7, 10, 21)),
+    *(maximum_case(2, rows, bits) for rows in [*LAYOUTS, *STACKED] for bits in (7, 10, 21)),
     *(argmax_case(2, length, bits, 7) for length in (1, 2, 3, 4, 5, 9, 16, 17, 65) for bits in (5, 16, 20)),
     argmax_case(1, 4500, 16, 13),
+    *(argmax_case(1, length, 16, 7, 3) for length in (1, 5, 65)),
     *(exponential_case(3, rows) for rows in LAYOUTS[:4]),
     *(exponentials_case(2, rows, 44, early) for rows in LAYOUTS for early in (False, True)),
     *(reciprocal_case(5, (44, 16), bound, 40, 20) for bound in (1.0, 1.66, 2.0, 3.0, 17.5, 512.0, 513.0, 1699.0, 4096.0)),

@@ -17,7 +17,8 @@ from protocols.party import Party, Trace
 from protocols.product import Cached, matmul_wires
 from protocols.ring import blank
 from protocols.rowrange import RowRange
-from protocols.rows import Rows
+from protocols.rows import Rows, Stacked
+from protocols.sequences import gather
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention
 
@@ -40,10 +41,12 @@ def everything(party: Party, n: int) -> None:
         (w,) = yield from open_masked(party, [shares(2, n, 4, bits=46)])
         within = AttentionRings(v_bits=46, within=RowRange(6, 10, 6, True))
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, w), rows, within)
+        a, b = (gather(party, None, wire, [(1, 0, 2), (1, 1, n - 1)], (0, 1)) for wire in (k, v))
+        yield from attention(party, q, a, b, Stacked.of([Rows(n, 1, 1), Rows(1, n - 1, 1)]), rings)
         matmul_wires(party, q, Cached(v.masked.mT, v.mask.mT, (q.name,), 33, 12), 33) if n == 4 else None
         yield from linear(party, shares(3, 2 * n), weights(n)["w"], bits=40)
         yield from linear(party, shares(3, 3 * n), weights(n)["w"], bits=40, transposed=True)
-        yield from scale(party, shares(2, 3, 5), weights(n)["s"], bits=40, window=(0, 3))
+        yield from scale(party, shares(2, 3, 5), weights(n)["s"], bits=40, window=(0, 2, 1, 2))
         yield from gelu(party, shares(3, n), "tanh", compare_bits=20, bits=40)
         yield from layer_norm(party, shares(3, n), epsilon=1e-5, size_bits=20, bits=40)
         (logits,) = yield from open_masked(party, [shares(1, 33 * n, bits=24)])

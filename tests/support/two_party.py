@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
-from protocols.correlations import Kind, KindHash, Part, Role
+from protocols.correlations import Kind, Part, Role
+from protocols.kind_hash import KindHash
 from protocols.linear import Weight, mask_weight, weight_mask
 from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Tables, Trace
 from protocols.prg import new_seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +27,8 @@ from protocols.product import Cached
 from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows
-from protocols.shares import Shares
+from protocols.sequences import Stack, gather
+from protocols.shares import Shares, Wire
 from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
@@ -59,6 +60,7 @@ class CausalAttention(Node):
     peaks_kept = ("score", *ROW_PARTS)
     opens = "product"
     any_length = True
+    batches = True
     heads: int
     head_dim: int
     scale: float
@@ -200,25 +202,31 @@ class CausalAttention(Node):
     # ---- shares
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
-        party, runtime, rings = x.party, x.runtime, self.plan.rings
+        party, runtime, rings, several = x.party, x.runtime, self.plan.rings, x.runtime.batch
         batch, count, _ = x.shares.shape
         asked, end = 1 if self.last_query else count, runtime.offset + count
+        if several is not None:
+            asked = len(several.new) if self.last_query else count
         queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
-        k = self._part(x, 1)
-        if self.rotation is not None:
-            k = rotate(k, self.rotation, runtime.offset)
+        k = self._turned(self._part(x, 1), runtime.windows(count))
         k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
         v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
-        opened, (k_wire, v_wire) = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=True))
+        opened, new = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=several is None))
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
-        keys, values = Cached.join(before.get("keys"), k_wire), Cached.join(before.get("values"), v_wire)
+
+        def joined(part: str, wire: Wire) -> Cached | Stack:
+            if several is None:
+                return Cached.join(before.get(part), wire)
+            return gather(party, before.get(part), wire, several.segments, several.starts)
+
+        keys, values = joined("keys", new[0]), joined("values", new[1])
         self.keep(runtime, keys=keys, values=values)
         if not opened:
             return x.shares
-        at_once = (
-            asked == 1 < count
-        )  # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
-        out = yield from of_wires(party, opened[0], keys, values, Rows(end - asked + 1, asked, 1), rings, at_once=at_once)
+        # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
+        at_once = self.last_query and asked < count
+        rows = Rows(end - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
+        out = yield from of_wires(party, opened[0], keys, values, rows, rings, at_once=at_once)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 
@@ -228,16 +236,23 @@ class CausalAttention(Node):
         apart = () if shared == 1 else (1 if index else shared,)
         return x.shares.map(lambda v: self._columns(v, index).reshape(-1, *apart, count, self.head_dim))
 
+    def _turned(self, x: Shares, windows: Sequence[tuple[int, int]], factor: float = 1.0) -> Shares:
+        """Rows (..., T, d_k) at these positions, turned if there is a rotation, and then times a factor."""
+        return x if self.rotation is None else rotate(x, self.rotation, windows, factor)
+
     def _query(self, x: PrivinfTensor, asked: int) -> Protocol_[Shares]:
-        """The last `asked` queries, turned and scaled, (B H, asked, d_k) or (B kept, shared, asked, d_k)."""
+        """The queries that are asked, the last or all of them, turned and scaled, (B H, asked, d_k) or (B kept, shared, asked, d_k)."""
         batch, count, _ = x.shares.shape
-        q = self._part(x, 0).map(lambda v: v[..., count - asked :, :])
-        if self.rotation is not None:
-            q = rotate(q, self.rotation, x.runtime.offset + count - asked, self.scale)
+        q, several, windows = self._part(x, 0), x.runtime.batch, x.runtime.windows(count, self.last_query)
+        if several is None:
+            q = q.map(lambda v: v[..., count - asked :, :])
+        elif asked < count:
+            q = q.map(lambda v: v[..., several.lasts, :])
+        q = self._turned(q, windows, self.scale)
         if "inverse_temperature" in self.parameter_shapes:
-            weight, end = x.runtime.weights[f"{self.name}.inverse_temperature"], x.runtime.offset + count
+            weight, places = x.runtime.weights[f"{self.name}.inverse_temperature"], [end for window in windows for end in window]
             apart, shape = q.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim)), q.shape
-            q = yield from scale(x.party, apart, weight, bits=x.shares.bits, window=(end - asked, end))
+            q = yield from scale(x.party, apart, weight, bits=x.shares.bits, window=places)
             q = q.map(lambda v: v.reshape(shape))
         return (yield from rescale(x.party, q, bits=self.plan.qk_bits, frac=self.plan.q_frac))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from protocols.correlations import Correlation, Kind, Mask, Role
+from protocols.correlations import Correlation, Kind, Role
 from protocols.errors import CorrelationError
 from protocols.party import Party, Trace
 from protocols.rounds import Protocol_
@@ -75,6 +75,7 @@ class TwoPartySource(PartySource):
         self._asked: list[tuple[int, Kind]] = []
         self._ends: deque[int] = deque()  # of the passes under way, the name after each
         self._broken = False
+        self._replaced: set[int] = set()  # masks that no pass after the last names
 
     @property
     def pass_name(self) -> int:
@@ -123,6 +124,10 @@ class TwoPartySource(PartySource):
 
         In the order of use, but those first that are made at once, as far as `AT_ONCE` goes; they take no room in the window.
         """
+        for name in self._replaced:
+            self.pair.kept.discard(name)
+            self.pair.masks.pop(name, None)
+        replaced = self._replaced = set()
         shapes = _Shapes({name: secret.shape for name, secret in self.pair.masks.items()}, None)
         users: dict[int, int] = {}
         first, tasks, names, left = list[Task](), list[Task](), {name for name, _ in asked}, AT_ONCE
@@ -131,8 +136,9 @@ class TwoPartySource(PartySource):
             weight, held = self._weigh(kind, name, shapes)
             for used in shapes.named:
                 users[used] = users.get(used, 0) + 1
-            if isinstance(kind, Mask) and kind.keep:
+            if kind.outlives:
                 self.pair.kept.add(name)
+            replaced.update(kind.replaces())
             at_once = maker_of(kind)[1] and shapes.named.isdisjoint(names) and weight + held <= left
             if at_once:
                 names.discard(name)  # what is left in it waits for room
@@ -183,12 +189,14 @@ class TwoPartySource(PartySource):
             for group in (self._held, self._expected, self.pair.masks):
                 group.pop(name, None)
         self.pair.kept -= set(range(self.next_name, end))
+        self._replaced.clear()  # its own: what it would have replaced stays
         self.next_name = self._next_ahead = end
 
     def forget(self) -> None:
         """The context was reset: the masks of cached wires go too."""
         self.pair.masks.clear()
         self.pair.kept.clear()
+        self._replaced.clear()
         self._behind.lattice.forget()
 
     def predict(self, kinds: Sequence[Kind], trace: Trace | None = None) -> Preprocessing:

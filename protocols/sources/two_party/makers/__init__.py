@@ -1,5 +1,16 @@
 """A file of makers for each file of protocols; importing this registers them all."""
 
-from protocols.sources.two_party.makers import activation, comparison, exponential, linear, masks, maximum, norm, product, reciprocal
+from protocols.sources.two_party.makers import (
+    activation,
+    comparison,
+    exponential,
+    linear,
+    masks,
+    maximum,
+    norm,
+    product,
+    reciprocal,
+    sequences,
+)
 
-__all__ = ["activation", "comparison", "exponential", "linear", "masks", "maximum", "norm", "product", "reciprocal"]
+__all__ = ["activation", "comparison", "exponential", "linear", "masks", "maximum", "norm", "product", "reciprocal", "sequences"]

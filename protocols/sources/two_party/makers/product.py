@@ -28,10 +28,11 @@ def product_mask(pair: Pair, kind: ProductMask, own: Tensors) -> Protocol_[Made]
     Learns: nothing, either.
     """
     x, y = pair.mask(kind.x).value, pair.mask(kind.y).value
-    if kind.rows and kind.rows[2] == 0:  # rows of one length, one after the other
-        x, y = x.reshape(*y.shape, kind.rows[0]), y[..., None]
-    elif kind.rows:
-        y = blank(*x.shape) if pair.traced else Rows(*kind.rows).spread(y)
+    rows = Rows.read(kind.rows) if kind.rows else None
+    if rows is not None and rows.step == 0:  # rows of one length, one after the other
+        x, y = x.reshape(*y.shape, rows.first), y[..., None]
+    elif rows is not None:
+        y = blank(*x.shape) if pair.traced else rows.spread(y)
     left, right = (reduce(each, kind.bits) for each in columns(x, y))
 
     def cross(holder: Role) -> Protocol_[Tensor]:
@@ -50,7 +51,7 @@ def columns(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return _expanded(x, shape).reshape(-1, width), factors.reshape(-1, 1)
 
 
-def _matrices(
+def matrices(
     pair: Pair, left: Tensor, right: Tensor, bits: int, need: Tensor | None = None, pieces: Pieces | None = None
 ) -> Protocol_[Tensor]:
     """This party's share of left @ right: its own product, and both cross terms by the lattice, each encrypted by the right's holder.
@@ -60,7 +61,7 @@ def _matrices(
     if left.dim() == right.dim() == 4 and right.shape[1] == 1 < left.shape[1]:
         lines, group, rows, inner = left.shape
         need = None if need is None else need.repeat(group, 1)
-        made = yield from _matrices(pair, left.reshape(lines, group * rows, inner), right[:, 0], bits, need, pieces)
+        made = yield from matrices(pair, left.reshape(lines, group * rows, inner), right[:, 0], bits, need, pieces)
         return made.reshape(lines, group, rows, made.shape[-1])
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     pieces = pieces if tuple(right.shape[:-2]) == batch else None
@@ -74,6 +75,11 @@ def _matrices(
     shared = yield from crossed(pair, cross)
     own = matmul(left, right, bits) if known(left, right) else blank(*shared.shape)
     return reduce(add(shared, own), bits)
+
+
+def needed(rows: Rows) -> Tensor:
+    """(number, columns): which elements of a matrix the rows hold."""
+    return torch.arange(rows.columns) < torch.from_numpy(rows.lengths)[:, None]
 
 
 def _columns(pair: Pair, kind: MatmulMask) -> Tensor:
@@ -92,23 +98,22 @@ def _pieces(pair: Pair, kind: MatmulMask, axis: int) -> Pieces | None:
 @makes(MatmulMask, at_once=True)
 def matmul_mask(pair: Pair, kind: MatmulMask, own: Tensors) -> Protocol_[Made]:
     """r_x r_y of both shares. Learns: nothing, either."""
-    made = yield from _matrices(pair, pair.mask(kind.x).value, _columns(pair, kind), kind.bits)
+    made = yield from matrices(pair, pair.mask(kind.x).value, _columns(pair, kind), kind.bits)
     return Made((made,))
 
 
 @makes(RowsTimesMatrixMask, at_once=True)
 def rows_times_matrix(pair: Pair, kind: RowsTimesMatrixMask, own: Tensors) -> Protocol_[Made]:
     """The same with x unpacked, zeros where its rows have no element."""
-    x = Rows(*kind.rows).unpack(pair.mask(kind.x).value)
-    made = yield from _matrices(pair, x, _columns(pair, kind), kind.bits, pieces=_pieces(pair, kind, -2))
+    x = Rows.read(kind.rows).unpack(pair.mask(kind.x).value)
+    made = yield from matrices(pair, x, _columns(pair, kind), kind.bits, pieces=_pieces(pair, kind, -2))
     return Made((made,))
 
 
 @makes(MatrixTimesRowsMask, at_once=True)
 def matrix_times_rows(pair: Pair, kind: MatrixTimesRowsMask, own: Tensors) -> Protocol_[Made]:
     """The elements of r_x r_y^T that the rows hold."""
-    rows = Rows(*kind.rows)
-    need = torch.arange(rows.columns) < torch.from_numpy(rows.lengths)[:, None]
+    rows = Rows.read(kind.rows)
     y = _columns(pair, kind).transpose(-1, -2)
-    made = yield from _matrices(pair, pair.mask(kind.x).value, y, kind.bits, need, _pieces(pair, kind, -1))
+    made = yield from matrices(pair, pair.mask(kind.x).value, y, kind.bits, needed(rows), _pieces(pair, kind, -1))
     return Made((rows.pack(made),))

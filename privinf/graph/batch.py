@@ -1,0 +1,95 @@
+"""How the sequences of a batch lie in a pass: their new positions as rows of one value, what each has cached below the others'.
+
+All of it is public: which sequences there are, their lengths, and which of them a pass goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from protocols.rows import Rows, Stacked
+from protocols.sequences import Segment
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A pass over new positions of several sequences.
+
+    `before` are the sequences that are cached, by number, and the positions that each has, in the order in which they lie. `new` are those
+    that the pass goes on with, each with at least one new position, in the order of their rows; what is not among them waits.
+    """
+
+    before: Mapping[int, int] = field(default_factory=dict)
+    new: tuple[tuple[int, int], ...] = ()
+    ended: frozenset[int] = frozenset()  # of those before, the ones that are there no longer
+
+    @cached_property
+    def after(self) -> dict[int, int]:
+        """What is cached once the pass is over."""
+        found = {number: length for number, length in self.before.items() if number not in self.ended}
+        for number, count in self.new:
+            found[number] = found.get(number, 0) + count
+        return found
+
+    def step(self, new: Sequence[tuple[int, int]], ended: Collection[int] = ()) -> Batch:
+        """The pass after this one."""
+        return Batch(self.after, tuple(new), frozenset(ended))
+
+    @property
+    def rows(self) -> int:
+        """New positions of all sequences."""
+        return sum(count for _, count in self.new)
+
+    @property
+    def lasts(self) -> list[int]:
+        """The row of each sequence's last new position."""
+        found, at = [], 0
+        for _, count in self.new:
+            at += count
+            found.append(at - 1)
+        return found
+
+    def windows(self, last: bool = False) -> list[tuple[int, int]]:
+        """The positions of each sequence's new rows, or of the last of them alone: from, and to before."""
+        return [(self.after[number] - (1 if last else count), self.after[number]) for number, count in self.new]
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """What is cached afterwards, of what was cached (0) and of the new rows (1)."""
+        fresh, at, start = {}, 0, {}
+        for number, count in self.new:
+            fresh[number] = (1, at, count)
+            at += count
+        at = 0
+        for number, length in self.before.items():
+            start[number] = (0, at, length)
+            at += length
+        found: list[Segment] = []
+        for number in self.after:
+            parts = [start[number]] if number in start and number not in self.ended else []
+            parts += [fresh[number]] if number in fresh else []
+            for part in parts:
+                if found and found[-1][0] == part[0] and found[-1][1] + found[-1][2] == part[1]:
+                    found[-1] = (part[0], found[-1][1], found[-1][2] + part[2])
+                else:
+                    found.append(part)
+        return found
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each sequence of the pass begins in what is cached afterwards."""
+        found, at = {}, 0
+        for number, length in self.after.items():
+            found[number] = at
+            at += length
+        return tuple([found[number] for number, _ in self.new])
+
+    def layout(self, last: bool) -> Rows:
+        """The causal rows of scores: for each new position as many as its sequence has up to there; or for each one's last alone."""
+        parts = [
+            Rows(end - (0 if last else count - 1), 1 if last else count, 1)
+            for (_, count), (_, end) in zip(self.new, self.windows(), strict=True)
+        ]
+        return Stacked.of(parts)

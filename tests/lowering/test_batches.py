@@ -1,0 +1,128 @@
+"""Several sequences in one pass: what each one's output is, whoever else is there; rounds of one, bytes as predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from privinf.graph.batch import Batch
+from privinf.graph.private import Runtime, encode_weights, weights_of
+from privinf.lowering.lowered import Lowered
+from privinf.lowering.program import next_token, next_tokens
+from protocols.correlations import Role
+from protocols.party import Party
+from tests.support.alone import Alone
+from tests.support.ladder import LOGIT_ERROR, make
+from tests.support.two_party import Dealt, Outcome, Session, offline_walk
+
+FIRST = {0: [5, 7, 200, 11, 3], 1: [9], 2: [3, 3, 9, 100, 42, 17, 0, 96]}
+
+
+class Batches:
+    """A session whose passes are over several sequences."""
+
+    def __init__(self, lowered: Lowered, **session: Any) -> None:
+        encoded = encode_weights(lowered.graph)
+        self._graph = lowered.graph
+        self._session = Session({name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}, **session)
+        self._runtimes: dict[Role, Runtime] = {}
+
+    def step(self, new: dict[int, list[int]], **more: Any) -> Outcome:
+        """New ids of these sequences."""
+
+        def program(party: Party) -> Tensor | None:
+            before = self._runtimes.get(party.role) or Runtime.of(self._graph, party)
+            online = not offline_walk(party)
+            runtime = before if online else before.sketch(party)
+            runtime.party = party
+            if online:
+                self._runtimes[party.role] = runtime
+            ids = torch.tensor([[each for part in new.values() for each in part]])
+            counts = [(number, len(part)) for number, part in new.items()]
+            known = not party.is_server and online
+            return next_tokens(self._graph, runtime, ids if known else ids.to("meta"), counts, **more)
+
+        return self._session.run(program)
+
+
+@pytest.mark.parametrize(("variant", "source"), [("SM+LN+G", Dealt), ("SM(t)+ScFuFFN", Dealt), ("SM(t)+ScFuFFN", Alone)])
+def test_each_sequence_has_its_own_output(tmp_path: Path, variant: str, source: Any) -> None:
+    """Prompts of several lengths, tokens after them, one that ends, one that waits, one that comes: float's logits, each."""
+    lowered, model = make(tmp_path, variant)
+    batches, so_far = Batches(lowered, source=source), {number: list(ids) for number, ids in FIRST.items()}
+
+    def check(found: Outcome, new: dict[int, list[int]]) -> None:
+        assert found.predicted.online_bytes == found.counted["online"]["payload"]
+        assert found.predicted.rounds == found.counted["online"]["rounds"]
+        with torch.no_grad():
+            expected = torch.stack([model(torch.tensor([so_far[number]]))[0, -1] for number in new])
+        assert float((found.client - expected).abs().max()) < LOGIT_ERROR
+
+    check(batches.step(FIRST, logits=True), FIRST)
+    steps: list[tuple[dict[int, list[int]], list[int]]] = [
+        ({0: [4], 1: [8], 2: [15]}, []),
+        ({2: [1], 0: [2]}, []),
+        ({0: [7], 1: [6, 5]}, [2]),
+        ({2: [9, 9, 1], 0: [3]}, []),
+        ({5: [16, 23]}, [0, 1, 2]),
+    ]
+    for new, ended in steps:
+        for number, ids in new.items():
+            so_far[number] = (so_far[number] if number in so_far and not (number == 2 and len(ids) == 3) else []) + ids
+        check(batches.step(new, ended=ended, logits=True), new)
+
+
+def test_rounds_are_those_of_one(tmp_path: Path) -> None:
+    """A token of each of four sequences takes no more rounds than a token of the longest."""
+    lowered, _ = make(tmp_path, "SM(t)+ScFuFFN")
+    batches = Batches(lowered)
+    batches.step({number: [1] * (number + 3) for number in range(4)})
+    together = batches.step({number: [2] for number in range(4)})
+    alone = Batches(lowered)
+    alone.step({0: [1] * 6})
+    one = alone.step({0: [2]})
+    assert together.counted["online"]["rounds"] == one.counted["online"]["rounds"]
+    assert together.counted["online"]["payload"] <= 4 * one.counted["online"]["payload"] + 64
+    assert together.client.shape == (4,)
+
+
+def test_a_batch_of_one_costs_what_one_costs(tmp_path: Path) -> None:
+    """Bytes and rounds of a pass over one sequence are the same either way."""
+    lowered, _ = make(tmp_path, "SM(t)+ScFuFFN")
+    found = Batches(lowered).step({3: [1, 2, 3]})
+    graph, encoded = lowered.graph, encode_weights(lowered.graph)
+    weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(graph).items()}
+
+    def program(party: Party) -> Tensor | None:
+        ids = torch.tensor([[1, 2, 3]])
+        known = not party.is_server and not offline_walk(party)
+        return next_token(graph, Runtime.of(graph, party), ids if known else ids.to("meta"), logits=False)
+
+    one = Session(weights).run(program)
+    assert found.predicted == one.predicted and torch.equal(found.client, one.client)
+
+
+def test_who_waits_keeps_its_place() -> None:
+    """What is cached after a pass: whoever was there and has not ended, with the new rows behind its own."""
+    batch = Batch({7: 2, 3: 4}, ((3, 1), (9, 2)), frozenset())
+    assert batch.after == {7: 2, 3: 5, 9: 2}
+    assert batch.segments == [(0, 0, 6), (1, 0, 3)] and batch.starts == (2, 7)
+    assert batch.step([(9, 1)], [7]).segments == [(0, 2, 7), (1, 0, 1)]
+    assert batch.windows() == [(4, 5), (0, 2)] and batch.lasts == [0, 2]
+    assert list(batch.layout(last=False).lengths) == [5, 1, 2] and list(batch.layout(last=True).lengths) == [5, 2]
+
+
+def test_heads_that_share_keys_and_turn(tmp_path: Path) -> None:
+    """Rotary positions and groups of heads: each row at its own position, each sequence with its own keys."""
+    lowered, model = llama(tmp_path)
+    batches = Batches(lowered)
+    for so_far, new in (({0: [], 1: []}, {0: [5, 7, 2, 11, 3], 1: [9]}), ({1: [9], 0: [5, 7, 2, 11, 3]}, {1: [4, 1], 0: [8]})):
+        found = batches.step(new, logits=True)
+        with torch.no_grad():
+            expected = torch.stack([model(torch.tensor([so_far[number] + ids]))[0, -1] for number, ids in new.items()])
+        assert found.predicted.online_bytes == found.counted["online"]["payload"]
+        assert float((found.client - expected).abs().max()) < LOGIT_ERROR

@@ -7,7 +7,7 @@ longer contexts. The angles are public, so that each party turns its own shares:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -113,7 +113,7 @@ def turned(x: Any, cosine: Tensor, sine: Tensor, join: Callable[..., Any] = torc
 
 
 def rotate(x: Shares, rotation: Rotation, windows: Sequence[tuple[int, int]], scale: float = 1.0) -> Shares:
-    """Shares (..., T, width) of positions in these windows, from and to before, turned and scaled; `frac_of(scale)` fraction bits more; local.
+    """Shares (..., T, width) at positions (from, to before), turned and scaled; `frac_of(scale)` fraction bits more; local.
 
     Both parties multiply by the same integers. Domain: a result below the ring's half. Error: 2^-12 of |x| for each of two products.
     """

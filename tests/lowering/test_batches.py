@@ -11,42 +11,14 @@ from torch import Tensor
 
 from privinf.graph.batch import Batch
 from privinf.graph.private import Runtime, encode_weights, weights_of
-from privinf.lowering.lowered import Lowered
-from privinf.lowering.program import next_token, next_tokens
-from protocols.correlations import Role
+from privinf.lowering.program import next_token
 from protocols.party import Party
 from tests.support.alone import Alone
+from tests.support.batches import Batches
 from tests.support.ladder import LOGIT_ERROR, make
 from tests.support.two_party import Dealt, Outcome, Session, offline_walk
 
 FIRST = {0: [5, 7, 200, 11, 3], 1: [9], 2: [3, 3, 9, 100, 42, 17, 0, 96]}
-
-
-class Batches:
-    """A session whose passes are over several sequences."""
-
-    def __init__(self, lowered: Lowered, **session: Any) -> None:
-        encoded = encode_weights(lowered.graph)
-        self._graph = lowered.graph
-        self._session = Session({name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}, **session)
-        self._runtimes: dict[Role, Runtime] = {}
-
-    def step(self, new: dict[int, list[int]], **more: Any) -> Outcome:
-        """New ids of these sequences."""
-
-        def program(party: Party) -> Tensor | None:
-            before = self._runtimes.get(party.role) or Runtime.of(self._graph, party)
-            online = not offline_walk(party)
-            runtime = before if online else before.sketch(party)
-            runtime.party = party
-            if online:
-                self._runtimes[party.role] = runtime
-            ids = torch.tensor([[each for part in new.values() for each in part]])
-            counts = [(number, len(part)) for number, part in new.items()]
-            known = not party.is_server and online
-            return next_tokens(self._graph, runtime, ids if known else ids.to("meta"), counts, **more)
-
-        return self._session.run(program)
 
 
 @pytest.mark.parametrize(("variant", "source"), [("SM+LN+G", Dealt), ("SM(t)+ScFuFFN", Dealt), ("SM(t)+ScFuFFN", Alone)])
@@ -114,15 +86,3 @@ def test_who_waits_keeps_its_place() -> None:
     assert batch.step([(9, 1)], [7]).segments == [(0, 2, 7), (1, 0, 1)]
     assert batch.windows() == [(4, 5), (0, 2)] and batch.lasts == [0, 2]
     assert list(batch.layout(last=False).lengths) == [5, 1, 2] and list(batch.layout(last=True).lengths) == [5, 2]
-
-
-def test_heads_that_share_keys_and_turn(tmp_path: Path) -> None:
-    """Rotary positions and groups of heads: each row at its own position, each sequence with its own keys."""
-    lowered, model = llama(tmp_path)
-    batches = Batches(lowered)
-    for so_far, new in (({0: [], 1: []}, {0: [5, 7, 2, 11, 3], 1: [9]}), ({1: [9], 0: [5, 7, 2, 11, 3]}, {1: [4, 1], 0: [8]})):
-        found = batches.step(new, logits=True)
-        with torch.no_grad():
-            expected = torch.stack([model(torch.tensor([so_far[number] + ids]))[0, -1] for number, ids in new.items()])
-        assert found.predicted.online_bytes == found.counted["online"]["payload"]
-        assert float((found.client - expected).abs().max()) < LOGIT_ERROR

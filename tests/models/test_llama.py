@@ -18,10 +18,11 @@ from privinf.lowering.explain import explain
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from protocols.errors import ConfigError
 from tests.support.alone import Alone
+from tests.support.batches import Batches
 from tests.support.duo import duo
 from tests.support.ladder import LOGIT_ERROR, run, walker
 from tests.support.trio import trio
-from tests.support.two_party import Weights
+from tests.support.two_party import Dealt, Weights
 
 SIZES: dict[str, Any] = {"vocab_size": 201, "max_position_embeddings": 80, "hidden_size": 24, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "initializer_range": 0.15}
@@ -99,6 +100,18 @@ def test_cached_generation_follows_float(tmp_path: Path, count: int) -> None:
     assert float((exact.amax(-1) - exact[torch.arange(count), tokens]).max()) < 2 * LOGIT_ERROR
     total = explain(lowered, len(prompt), new_tokens=count, logits=True)["total"]
     assert (total["online_bytes"], total["rounds"]) == (result["traffic"]["online"]["payload"], result["traffic"]["online"]["rounds"])
+
+
+def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
+    """Rotary positions and shared heads: each row at its own position, each sequence with its own keys; with a dealer and without."""
+    model, lowered = saved(tmp_path), convert(tmp_path)
+    for source in (Dealt, Alone):
+        batches, so_far = Batches(lowered, source=source), dict[int, list[int]]()
+        for new in ({0: [5, 7, 2, 11, 3], 1: [9]}, {1: [4, 1], 0: [8]}):
+            found = batches.step(new, logits=True)
+            so_far = {number: so_far.get(number, []) + ids for number, ids in new.items()}
+            assert found.predicted.online_bytes == found.counted["online"]["payload"]
+            assert float((found.client - torch.stack([theirs(model, so_far[number])[-1] for number in new])).abs().max()) < LOGIT_ERROR
 
 
 def test_without_a_dealer(tmp_path: Path) -> None:

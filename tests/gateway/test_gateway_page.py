@@ -24,10 +24,12 @@ from privinf.gateway.limits import Limits
 from privinf.local.watch import HEAD, public_part
 from privinf.session.messages import Deal, Join, Pass, Register, SessionSeed
 from privinf.session.options import Options
+from privinf.trust import TWO_PARTY
 from protocols.errors import TransportError
 from tests.support import trio as t
 from tests.support.gateway import KEY, Gateway, serving
 from tests.support.trio import wait_for
+from tests.support.waiting import PATIENCE
 
 PROMPT = "def f(x"
 HEX = re.compile(rf"[0-9a-f]{{2}}( [0-9a-f]{{2}}){{0,{HEAD - 1}}}")
@@ -38,9 +40,10 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pylib"
 
 
 @contextlib.contextmanager
-def shown(model: Path, cache: Path) -> Iterator[Gateway]:
-    with Demo(model, Options(cache=cache, timeout=30.0)) as watch:
-        client = Client(watch.addresses["server"], dealer=watch.addresses["dealer"], keys=str(watch.keys), options=Options(cache=cache))
+def shown(model: Path, cache: Path, trust: str | None = None, timeout: float = 30.0) -> Iterator[Gateway]:
+    options = Options(cache=cache, timeout=timeout, trust=trust)
+    with Demo(model, options) as watch:
+        client = Client(watch.addresses["server"], dealer=watch.addresses.get("dealer"), keys=str(watch.keys), options=options)
         engine = Engine(client, Limits())
         try:
             engine.start()
@@ -81,6 +84,28 @@ def test_the_page_is_told_what_the_parties_received(demo: Gateway) -> None:
     for phase, theirs in (("online", server["online"]), ("offline", server["offline"]["peer"])):
         assert client[phase]["payload"] == theirs["payload"] and client[phase]["payload"] > 0
     assert last["dealer"]["offline"]["dealer"]["sent"] >= last["client"]["dealer"]["offline"]["received"] > 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Server and client alone, with the real ends of their source."""
+    with shown(t.lowered_directory(), tmp_path_factory.mktemp("alone"), TWO_PARTY, PATIENCE) as door:
+        yield door
+
+
+def test_the_page_of_two_parties_is_told_what_the_server_received(alone: Gateway) -> None:
+    events = events_of(alone, {"prompt": PROMPT, "max_tokens": 2})
+    tokens = [data["id"] for name, data in events if name == "token"]
+    assert t.is_greedy(t.tokenizer().encode(PROMPT).ids, tokens) and events[-1][0] == "done"
+    seen = [message for name, data in events if name == "seen" for message in data]
+    assert {(m["party"], m["from"]) for m in seen} == {("server", "client")}
+    made = [m for m in seen if m["what"] == "offline preprocess" and m["bytes"] >= 16]
+    assert len(made) > 10 and len({m["value"] for m in made}) == len(made)  # nothing is sent twice
+    last = [data for name, data in events if name == "counters"][-1]
+    assert "dealer" not in last
+    for phase, theirs in (("online", last["server"]["online"]), ("offline", last["server"]["offline"]["peer"])):
+        assert last["client"]["server"][phase]["payload"] == theirs["payload"] > 0
+    assert all(cell["payload"] == 0 for cell in last["client"]["dealer"].values())
 
 
 def test_of_control_messages_nothing_but_what_is_public_is_shown() -> None:
@@ -171,6 +196,29 @@ def test_the_page_in_a_real_browser(demo: Gateway, browser: Any, monkeypatch: py
         stopped.set()
     wait_for(lambda: demo.engine.active == 0 and demo.engine.replies.counts["cancelled"] == before + 1)
     assert problems == [] and all(url.startswith((demo.url, "about:", "data:")) for url in asked)
+
+
+def test_the_page_of_two_parties_has_two_boxes(alone: Gateway, browser: Any) -> None:
+    problems: list[str] = []
+    with contextlib.closing(browser.new_page(viewport={"width": 1280, "height": 1000})) as page:
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"{alone.url}/#key={KEY}")
+        page.get_by_text("two parties alone, semi-honest").wait_for()
+        page.locator("#prompt").fill(PROMPT)
+        page.locator("#count").fill("2")
+        page.locator("#send").click()
+        page.get_by_text("done (").wait_for(timeout=60_000)
+        shown = {role: page.locator(f"[data-box={role}]").is_visible() for role in ("client", "server", "dealer")}
+        assert shown == {"client": True, "server": True, "dealer": False}
+        assert [page.locator(f"[data-role={role}]").is_visible() for role in ("server", "dealer")] == [True, False]
+        values = page.locator("[data-role=server] .seen .value").all_inner_texts()
+        assert sum(bool(HEX.fullmatch(value)) for value in values) > 10
+        assert PROMPT not in page.locator("[data-role=server]").inner_text()
+        counters = page.locator("[data-role=server] .counters").inner_text()
+        assert re.search(r"offline, with the client\s+[\d.]+ [kM]?B\s+[\d.]+ [kM]?B\s+\d+", counters) and "dealer" not in counters
+        assert all(re.fullmatch(r"[\d.]+ [kM]?B", page.locator(f"#{role}-got").inner_text()) for role in ("client", "server"))
+    assert problems == []
 
 
 LOOK = """() => {

@@ -58,12 +58,15 @@ class Served:
     address: str
     fault: Fault | None = None
 
-    def generate(self, *words: object, hook: Hook | None = None, timeout: float = PATIENCE) -> Process:
-        """`privinf generate`."""
-        common = ("--server", self.address, "--keys", t.keys(), "--timeout", timeout, "--prompt-ids", "1,2,3")
+    def generate(
+        self, *words: object, hook: Hook | None = None, plain: bool = True, timeout: float = PATIENCE, verb: str = "generate"
+    ) -> Process:
+        """`privinf generate`, or another verb; without `plain`, and with a hook, its ends are the real ones."""
+        prompt = ("--prompt-ids", "1,2,3") if verb == "generate" else ()
+        common = ("--server", self.address, "--keys", t.keys(), "--timeout", timeout, *prompt)
         if "--cache" not in words:
             words = (*words, "--cache", t.scratch() / "cache")
-        client = Process("generate", *common, *words, hook=hook or PlainEnds())
+        client = Process(verb, *common, *words, hook=hook or (PlainEnds() if plain else None))
         if self.fault is not None and not self.fault.victim.done():
             self.fault.victim.set_result(client)
         return client
@@ -78,8 +81,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*words: object, timeout: float = PATIENCE) -> Iterator[Served]:
+def served(*words: object, timeout: float = PATIENCE, plain: bool = True) -> Iterator[Served]:
     """A server, which ends with the block."""
     common = ("--trust", TWO_PARTY, "--listen", "127.0.0.1:0", "--keys", t.keys(), "--timeout", timeout, "--cache", t.scratch() / "cache")
-    with Process("serve", t.lowered_directory(), "--log", "warning", *common, *words, hook=PlainEnds()) as process:
+    with Process("serve", t.lowered_directory(), "--log", "warning", *common, *words, hook=PlainEnds() if plain else None) as process:
         yield Served(process, t.address_of(process))

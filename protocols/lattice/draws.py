@@ -19,6 +19,7 @@ def gaussians(words: Any, upper: Any, first: Any, guide: Any, shift: Any, out: A
     for i in range(out.size):
         word = words[i]
         k = guide[word >> np.uint64(shift)]
+        k += np.int64(word > upper[k])  # no branch that is hard to foretell: mostly this is all
         while word > upper[k]:
             k += 1
         out[i] = first + k
@@ -42,6 +43,7 @@ def wide_gaussians(words: Any, upper: Any, first: Any, guide: Any, shift: Any, m
             word = words[at]
             at += 1
             k = guide[word >> np.uint64(shift)]
+            k += np.int64(word > upper[k])
             while word > upper[k]:
                 k += 1
             told = told and word != upper[k]
@@ -83,6 +85,7 @@ def coset_gaussians(
         which = row + centres // 2
         word = words[used]
         k = guide[which, word >> np.uint64(shift)]
+        k += np.int64(word > upper[which, k])
         while word > upper[which, k]:
             k += 1
         if word == upper[which, k]:

@@ -80,7 +80,7 @@ def table(deviation: float, centre: Fraction = Fraction(0)) -> Table:
     for weight in row:
         running += weight
         exact.append((running << 128) // total)
-    shift = 64 - max(4, len(exact).bit_length() - 2)
+    shift = 64 - min(14, len(exact).bit_length() + 2)
     upper = np.array([min(x >> 64, (1 << 64) - 1) for x in exact], np.uint64)
     guide = np.searchsorted(upper, np.arange(1 << (64 - shift), dtype=np.uint64) << np.uint64(shift)).astype(np.int32)
     return Table(tuple(exact), upper, -most, guide, shift)

@@ -4,7 +4,7 @@ Source: Nimbus (arXiv 2411.15707), with an encryption of zero on every answer, w
 Gaussians that hide r in the noise (`hiding`). Steps: C sums r_i, or rather r_i plus a Gaussian multiple of 2^bits, times the rows'
 ciphertexts, adds an encryption of zero under S's public keys and a Gaussian to each output, rounds, and sends c1
 and a few bits of the used coefficients of c0, of which the upper part is a fresh public seed's stream; C's share is what makes that true.
-S decrypts. One message C -> S: w bits for each of N coefficients, 5 for each output. Plaintexts are in Z_2^bits: nothing to convert.
+S decrypts. One message C -> S: w bits for each of N coefficients, 3 or 4 for each output. Plaintexts are in Z_2^bits: nothing to convert.
 Learns: C ciphertexts (RLWE), S answers that hang on its share alone, within 2^-79 each; rows of a table within 2^-40, 2^20 of them.
 """
 

@@ -166,10 +166,12 @@ def _answer(plan: Plan, keys: Keys, left: Array, sealed: Sequence[Array], seeds:
             second.append(np.ascontiguousarray(found[:, 1:]))
         for kept, row in zip(answer.first, drop(first, ring.primes, ring.keep), strict=True):
             kept[group, block.rows] = row
-        whole, low = hide(second, ring, base, stream)
+        # what nobody wants is not hidden, and goes nowhere
+        whole, low = hide([_select(x, plan, wanted[block.rows]) for x in second], ring, base, stream)
         tops = _tops(plan, seeds[1], block)
-        answer.low.append(_select(low, plan, wanted[block.rows]))
-        _add(plan, share, block, [reduced(w - t, p) for w, t, p in zip(whole, tops, plan.plain, strict=True)])
+        answer.low.append(low.astype(np.uint8))
+        spread = (_spread(row, plan, wanted[block.rows]) for row in whole)
+        _add(plan, share, block, [reduced(w - t, p) for w, t, p in zip(spread, tops, plan.plain, strict=True)])
     return answer, share
 
 
@@ -194,9 +196,7 @@ def _tops(plan: Plan, seed: bytes, block: _Block) -> list[Array]:
 
 
 def _select(x: Array, plan: Plan, wanted: Any) -> Array:
-    """Of (rows, S, N) what the wanted columns' coefficients are, flat, a byte each: for each wanted column its `roots` coefficients."""
-    assert plan.budget.low_bits <= 8
-    x = x.astype(np.uint8)
+    """Of (rows, S, N) what the wanted columns' coefficients are, flat: for each wanted column its `roots` coefficients."""
     return np.ascontiguousarray(x.reshape(*x.shape[:2], plan.roots, plan.width).transpose(0, 1, 3, 2)[wanted]).reshape(-1)
 
 

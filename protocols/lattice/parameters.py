@@ -71,12 +71,12 @@ def budget(degree: int, plain: int, hiding: Hiding, *, without: tuple[int, ...] 
     if math.log2(plain) + math.log2(hiding.noise) > limit(degree):
         return None
     kept = packed_primes(coarse, 2 * degree, widest, without)
-    bits = math.log2(plain) + math.log2(hiding.noise) + noise_bits(degree, plain, math.prod(kept), 4)
+    bits = math.log2(plain) + math.log2(hiding.noise) + noise_bits(degree, plain, math.prod(kept), 3)
     rest = bits - sum(math.log2(p) for p in kept)
     primes = kept
     if rest > 0:
         primes += packed_primes(rest, 2 * degree, widest, (*without, *kept))
-    found = Budget(degree, primes, len(kept), math.prod(kept), hiding, 4)
+    found = Budget(degree, primes, len(kept), math.prod(kept), hiding, 3)
     if math.log2(math.prod(primes)) > limit(degree):
         return None
     assert found.margin(plain) > 0
@@ -94,17 +94,18 @@ def weight_budget(bits: int, inner: int, outer: int, chosen: bool = False) -> Bu
     c1 is rounded to 2^w, w - bits as few as the rounding allows: it takes less than 0.43 of a unit of m at the tail. None where no degree
     of the standard reaches.
     """
+    low = 4 if chosen else 3  # below a unit of m: one less costs the ring of few outputs a bit
     for degree in security.HE_STANDARD:
         secrets = -(-outer // degree)
         hiding = row(outer, degree, secrets) if chosen else multiples(1 << bits, outer, inner, degree, secrets)
         coarse = 1 << (bits + math.ceil(math.log2(security.TAIL * rounding_rms(degree) / 0.43)))
-        needed = bits + math.log2(hiding.noise) + noise_bits(degree, 1 << bits, coarse, 5)
+        needed = bits + math.log2(hiding.noise) + noise_bits(degree, 1 << bits, coarse, low)
         if needed > limit(degree):
             continue
         primes = packed_primes(needed, 2 * degree, NARROW)
         if math.log2(math.prod(primes)) > limit(degree):
             continue
-        found = Budget(degree, primes, 0, coarse, hiding, 5)
+        found = Budget(degree, primes, 0, coarse, hiding, low)
         assert found.margin(1 << bits) > 0
         return found
     return None

@@ -125,6 +125,7 @@ def rotate(x: Shares, rotation: Rotation, windows: Sequence[tuple[int, int]], sc
     return Shares(turned(x.value, cosine, sine), x.bits, frac, x.early)
 
 
+@lru_cache(maxsize=16)
 def floats(rotation: Rotation, start: int, end: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (end - start, width / 2) in float32, exact."""
     angles = torch.tensor([float(angle) for angle in rotation.angles()], dtype=torch.float64)

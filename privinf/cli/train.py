@@ -22,8 +22,8 @@ from protocols.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from privinf.models.aero import AeroConfig, AeroModel
     from privinf.training.corpus import Document
+    from privinf.training.families import Trained, TrainedConfig
     from privinf.training.trainer import Trainer
 
 OUTPUT = Path("runs/pylib")
@@ -36,20 +36,33 @@ LARGEST_VOCAB = 65536
 class Architecture:
     """Of a model that begins anew."""
 
-    variant: Annotated[str, Setting("Name on the ladder, such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2.", "NAME")] = "SM(t)+ScFuFFN"
+    family: Annotated[Literal["aero", "llama"], Setting("The ladder's networks, or Llama's kind.")] = "aero"
+    variant: Annotated[
+        str | None,
+        Setting(
+            "Its name: on the ladder such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2 (default: SM(t)+ScFuFFN); of llama such as "
+            "SM+RN+SwiGLU (the default), SM+RN+GLU or SM+ScFuFFN.",
+            "NAME",
+        ),
+    ] = None
     layers: Annotated[int, Setting("Blocks.", "N", least=1)] = 6
     heads: Annotated[int, Setting("Attention heads of a block.", "N", least=1)] = 8
+    kv_heads: Annotated[
+        int | None, Setting("Of a llama: heads of keys and values, which the others share; default: all.", "N", least=1)
+    ] = None
     width: Annotated[int, Setting("The size of a token's vector.", "N", least=1)] = 256
     positions: Annotated[int, Setting("The longest text, in tokens.", "N", least=1)] = 256
     vocab: Annotated[int, Setting("Tokens of the tokenizer, which is trained too.", "N", least=257, most=LARGEST_VOCAB)] = 3072
     tie: Annotated[bool, Setting("Use the embedding as vocabulary projection too.")] = False
 
-    def config(self, vocab_size: int, end: int) -> AeroConfig:
+    def config(self, vocab_size: int, end: int) -> TrainedConfig:
         """Of a model with this tokenizer; ConfigError where no network has this shape."""
-        from privinf.training.ladder import ladder_config
+        from privinf.training.families import USUAL, variant_config
 
-        return ladder_config(
-            self.variant,
+        return variant_config(
+            self.family,
+            self.variant or USUAL[self.family],
+            kv_heads=self.kv_heads,
             vocab_size=vocab_size,
             n_positions=self.positions,
             n_embd=self.width,
@@ -151,8 +164,8 @@ class _First(NamedTuple):
     """What a run begins with."""
 
     place: Path
-    model: AeroModel
-    config: AeroConfig
+    model: Trained
+    config: TrainedConfig
     tokenizer: bytes | None
 
 
@@ -165,9 +178,9 @@ def _first(context: typer.Context, start: Path | None) -> _First | None:
         raise ConfigError(
             f"--from and {', '.join('--' + name for name in given)} were given", remedy="--from has an architecture of its own"
         )
-    from privinf.training.ladder import load_ladder
+    from privinf.training.families import load_trained
 
-    return _First(start, *load_ladder(start))
+    return _First(start, *load_trained(start))
 
 
 def _tokenizer(file: Path, documents: list[Document], vocab: int, first: _First | None, say: _Speaker) -> tuple[Tokenizer, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from privinf.models.aero import Activations, AeroModel
+from privinf.training.families import Trained
 from protocols.errors import PrivinfError
 
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
@@ -22,7 +23,7 @@ class Diverged(PrivinfError):
 class LossWatch:
     """Over the recent loss of a model's run."""
 
-    def __init__(self, model: AeroModel) -> None:
+    def __init__(self, model: Trained) -> None:
         self._model = model
         self._smooth: float | None = None
 
@@ -48,8 +49,10 @@ class LossWatch:
         first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
         places = ["the embedding"]
         for layer in range(self._model.config.n_layer):
-            places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * self._model.config.has_ffn(layer)
+            has_ffn = self._model.config.has_ffn(layer) if isinstance(self._model, AeroModel) else True
+            places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * has_ffn
         grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"
         if first is not None:
             return f"the residual stream is no longer finite after {places[first]}"
-        return grows + ("" if self._model.config.norm == "layernorm" else ", and no LayerNorm holds it")
+        norm = "LayerNorm" if isinstance(self._model, AeroModel) else "RMSNorm"
+        return grows + (f", and no {norm} holds it" if self._model.config.norm == "none" else "")

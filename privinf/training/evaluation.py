@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations, AeroModel
+from privinf.models.aero import Activations
 from privinf.training.corpus import Tokens
 from privinf.training.entropy import head_entropy
+from privinf.training.families import Trained
 
 
 class Largest(NamedTuple):
@@ -39,7 +40,7 @@ def _most(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: AeroModel, tokens: Tokens, length: int, windows: int | None = None, *, values: bool = True) -> dict[str, float]:
+def evaluate(model: Trained, tokens: Tokens, length: int, windows: int | None = None, *, values: bool = True) -> dict[str, float]:
     """Held-out loss over windows of `length` tokens, all, or the first `windows` spread evenly; with `values` also the largest met."""
     stream = tokens.held_out
     model.eval()
@@ -75,7 +76,7 @@ def _windows(stream: NDArray[np.uint16], starts: list[int], length: int) -> Iter
 
 
 @torch.no_grad()
-def continue_text(model: AeroModel, ids: list[int], new_tokens: int) -> list[int]:
+def continue_text(model: Trained, ids: list[int], new_tokens: int) -> list[int]:
     """The greedy continuation of a prompt, up to an end token, `new_tokens` or the last position."""
     model.eval()
     out = list(ids)
@@ -96,7 +97,7 @@ def spread_windows(stream: NDArray[np.uint16], count: int, length: int) -> Tenso
 
 
 @torch.no_grad()
-def entropy_of_heads(model: AeroModel, ids: Tensor) -> Tensor:
+def entropy_of_heads(model: Trained, ids: Tensor) -> Tensor:
     """ids (N, T) -> (L, H): the mean entropy of each head in nats; at most log T, and (log T!) / T where every position looks evenly."""
     model.eval()
     total = torch.zeros(model.config.n_layer, model.config.n_head, dtype=torch.float64)
@@ -108,7 +109,7 @@ def entropy_of_heads(model: AeroModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def token_loss(model: AeroModel, ids: Tensor) -> float:
+def token_loss(model: Trained, ids: Tensor) -> float:
     """ids (N, T + 1) -> the mean cross entropy in nats per token."""
     model.eval()
     total = 0.0

@@ -13,10 +13,14 @@ import torch
 from torch.nn.utils import parametrizations
 
 from privinf.models.aero import AeroModel, Block
+from privinf.training.families import Trained
+from protocols.errors import ConfigError
 
 
-def normalise_ffns(model: AeroModel, kind: Literal["weight", "spectral"], seed: int) -> None:
+def normalise_ffns(model: Trained, kind: Literal["weight", "spectral"], seed: int) -> None:
     """Lets FFN matrices be learnt as length and direction per output (`weight`), or divided by the largest singular value (`spectral`)."""
+    if not isinstance(model, AeroModel):
+        raise ConfigError("--ffn-norm is for networks of the ladder", remedy="leave it out, or choose a scaled variant such as SM+ScGLU")
     for block in model.h:
         assert isinstance(block, Block)
         if block.mlp is None:
@@ -33,9 +37,9 @@ def normalise_ffns(model: AeroModel, kind: Literal["weight", "spectral"], seed: 
 
 
 @torch.no_grad()
-def folded_norms(model: AeroModel) -> AeroModel:
+def folded_norms(model: Trained) -> Trained:
     """The same function with plain matrices; the model itself if it has no normalised ones."""
-    if not any("parametrizations" in name for name, _ in model.named_parameters()):
+    if not isinstance(model, AeroModel) or not any("parametrizations" in name for name, _ in model.named_parameters()):
         return model
     model.eval()  # the power iteration rests
     plain = AeroModel(model.config)

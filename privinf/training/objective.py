@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations, AeroModel
+from privinf.models.aero import Activations
 from privinf.training.entropy import entropy_penalty
+from privinf.training.families import Trained
 from privinf.training.rows import row_penalty
 from privinf.training.settings import Settings
 
@@ -16,7 +17,7 @@ HELD_EVERY = 4  # steps between those that have the range penalty, at so many ti
 class Objective:
     """The loss of a model under its settings; `theta` are the learnable thresholds of the heads' entropies (n_layer, n_head), if any."""
 
-    def __init__(self, model: AeroModel, settings: Settings, *, compile: bool) -> None:
+    def __init__(self, model: Trained, settings: Settings, *, compile: bool) -> None:
         self.model, self.settings = model, settings
         per_head = torch.full((model.config.n_layer, model.config.n_head), settings.entropy_theta)
         self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None

@@ -17,7 +17,7 @@ class Optimizers:
         self.named = named
         lengths = "original0" if settings.ffn_norm == "weight" else "temperature"  # of a normalised weight: not to be pulled to zero
         free = [p for name, p in named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths))]
-        layers = [p for name, p in named if p.dim() == 2 and name.startswith("h.") and not _in(p, free)]
+        layers = [p for name, p in named if p.dim() == 2 and name.startswith(("h.", "model.layers.")) and not _in(p, free)]
         matrices = layers if settings.optimizer == "muon" else []
         decayed = [p for _, p in named if not _in(p, free) and not _in(p, matrices)]
         self._each: list[torch.optim.Optimizer] = [

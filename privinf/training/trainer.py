@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
-from privinf.training.initial import initialise
+from privinf.training.families import Trained, TrainedConfig, built, first_weights
 from privinf.training.metrics import Metrics, writing
 from privinf.training.normalisation import folded_norms, normalise_ffns
 from privinf.training.objective import HELD_EVERY, Objective
@@ -57,21 +56,21 @@ class Trainer:
 
     def __init__(
         self,
-        config: AeroConfig,
+        config: TrainedConfig,
         settings: Settings,
         tokens: Tokens,
         directory: Path,
         corpus_id: str = "",
         compile: bool = False,
-        start: AeroModel | None = None,  # weights to begin with, instead of drawn ones
+        start: Trained | None = None,  # weights to begin with, instead of drawn ones
     ) -> None:
         if settings.length > config.n_positions:
             raise ConfigError(f"length: {settings.length} is more than n_positions, {config.n_positions}")
         batch_at(tokens.training, 0, 1, settings.length, settings.seed)  # enough text?
         self.settings, self.tokens = settings, tokens
-        self.model = AeroModel(config)
+        self.model = built(config)
         if start is None:
-            initialise(self.model, settings.seed, settings.initial)
+            first_weights(self.model, settings.seed, settings.initial)
             for name, parameter in self.model.named_parameters():
                 if name.endswith("temperature"):
                     nn.init.constant_(parameter, settings.temperature)
@@ -88,7 +87,7 @@ class Trainer:
         self.corpus_id = corpus_id
 
     @property
-    def config(self) -> AeroConfig:
+    def config(self) -> TrainedConfig:
         """The model's."""
         return self.model.config
 
@@ -244,7 +243,7 @@ class Trainer:
         self.metrics.record({"step": self.step, "entropy": rounded, "entropy_max": round(e_max, 4)} | bands(entropy, e_max))
 
 
-def _fingerprint(model: AeroModel) -> str:
+def _fingerprint(model: Trained) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())

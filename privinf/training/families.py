@@ -1,0 +1,99 @@
+"""What may be trained: networks of the ladder, and of Llama's kind, by the names of their variants."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from privinf.models.aero import AeroConfig, AeroModel
+from privinf.models.checkpoint import load_checkpoint
+from privinf.models.llama import LlamaConfig, LlamaModel
+from privinf.training.initial import initialise
+from privinf.training.ladder import ladder_config
+from protocols.errors import ConfigError
+from protocols.rotary import Rotation
+
+Trained = AeroModel | LlamaModel
+TrainedConfig = AeroConfig | LlamaConfig
+FamilyName = Literal["aero", "llama"]
+USUAL: dict[FamilyName, str] = {"aero": "SM(t)+ScFuFFN", "llama": "SM+RN+SwiGLU"}
+"""The variant of each that is trained where none is named."""
+OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
+
+
+def variant_config(family: FamilyName, variant: str, *, kv_heads: int | None = None, **sizes: Any) -> TrainedConfig:
+    """The configuration that a variant's name stands for in its family; ConfigError for no such name, or sizes that do not fit."""
+    if family == "aero":
+        if kv_heads is not None:
+            raise ConfigError("--kv-heads: heads of the ladder have keys and values of their own", remedy="give it with --family llama")
+        return ladder_config(variant, **sizes)
+    match = OF_LLAMA.fullmatch(variant)
+    if match is None:
+        raise ConfigError(
+            f"variant {variant!r} is none of llama's", remedy="examples are SM+RN+SwiGLU, SM+RN+GLU, SM+RN+FuFFN, SM+ScGLU, SM+ScFuFFN"
+        )
+    width, heads = sizes["n_embd"], sizes["n_head"]
+    if width % heads or width // heads % 2:
+        raise ConfigError(f"--width: {width} is not an even multiple of --heads, {heads}")
+    return LlamaConfig.checked(
+        {
+            "model_type": "llama",
+            "n_kv_head": kv_heads or heads,
+            "head_width": width // heads,
+            "n_inner": 8 * math.ceil(width / 3),
+            "rotation": Rotation(width // heads),
+            "norm": "rmsnorm" if match["norm"] else "none",
+            "ffn": match["ffn"].lower().replace("fuffn", "fused"),
+            "ffn_scaled": bool(match["scaled"]),
+            **sizes,
+        },
+        "variant " + variant,
+    )
+
+
+def load_trained(directory: str | Path) -> tuple[Trained, TrainedConfig, bytes | None]:
+    """`load_checkpoint` of what may be trained further."""
+    model, config, tokenizer = load_checkpoint(directory)
+    if not isinstance(model, Trained) or not isinstance(config, TrainedConfig):
+        raise ConfigError(f"{directory}: {config.model_type!r} cannot be trained", remedy="this takes 'gpt2', 'aero', 'llama' and 'qwen2'")
+    return model, config, tokenizer
+
+
+def built(config: TrainedConfig) -> Trained:
+    """The float module, its weights not yet drawn."""
+    return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
+
+
+def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
+    """Draws the weights of a model that is to be trained: of Llama's kind as `initialise` does it for the ladder."""
+    if isinstance(model, AeroModel):
+        initialise(model, seed, recipe)
+    else:
+        _first_of_llama(model, seed, recipe)
+
+
+@torch.no_grad()
+def _first_of_llama(model: LlamaModel, seed: int, recipe: Literal["ours", "gpt2"]) -> None:
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    normed = config.norm == "rmsnorm" or recipe == "gpt2"
+    branch, inward = 1 / math.sqrt(2 * config.n_layer), 0.02 if normed else 1 / math.sqrt(config.n_embd)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue  # scales, alpha and beta 1, as built; there are no biases
+        if name.endswith("embed_tokens.weight"):
+            std = 0.02 if normed else 0.1 if config.tie_word_embeddings else 0.2
+        elif name == "lm_head.weight":
+            std = 0.02
+        elif name.endswith("down_proj.weight") and config.ffn == "fused":
+            std = 0.02 * branch if normed else 0.2 * branch * inward
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            std = 0.02 * branch if normed else branch / math.sqrt(parameter.shape[1])
+        else:
+            std = inward
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        if name.endswith(("q_proj.weight", "k_proj.weight")) and not normed:
+            parameter.mul_(2)  # the stream starts small, so that queries and keys must not

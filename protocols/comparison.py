@@ -116,7 +116,7 @@ class CompareMask(Kind, frozen=True):
         one = torch.ones_like(r)
         places = [(r >> at) & ((1 << width) - 1) for at, width in self.digits]
         values = [
-            one << place if width <= MAX_DIGIT else _wide_hot(place, width) for place, (_, width) in zip(places, self.digits, strict=True)
+            one << place if width <= MAX_DIGIT else wide_hot(place, width) for place, (_, width) in zip(places, self.digits, strict=True)
         ]
         for bit, product in enumerate(_joint(len(self.digits))):
             variables = server[1] ^ client[1]
@@ -129,8 +129,8 @@ class CompareMask(Kind, frozen=True):
         return values, server[0] ^ client[0] ^ (r >> (self.bits - 1))
 
 
-def _wide_hot(place: Tensor, width: int) -> Tensor:
-    """(..., 2^(width - 6)): the words of the one-hot."""
+def wide_hot(place: Tensor, width: int) -> Tensor:
+    """(..., 2^(width - 6)): the words of the one-hot of a place of more than MAX_DIGIT bits."""
     words = torch.arange(1 << width - MAX_DIGIT, device=place.device)
     return (words == (place >> MAX_DIGIT)[..., None]) * (torch.ones_like(place) << (place & 63))[..., None]
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from protocols.ceiling import cost_row_ceiling, row_ceiling
 from protocols.declared import Declared
-from protocols.exponential import BELOW_MAXIMUM, FRAC, OUT_FRAC, Window, cost_exponential, exponential
+from protocols.exponential import BELOW_MAXIMUM, FRAC, OUT_FRAC, TABLE_FRAC, Window, cost_exponential, exponential
 from protocols.maximum import cost_row_maximum, cost_upper_wire, row_maximum, upper_wire
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
@@ -17,7 +20,7 @@ from protocols.product import Cached, cost_multiply, cost_scores, cost_weighted,
 from protocols.reciprocal import LEAST_EXTRA, cost_reciprocal, reciprocal
 from protocols.ring import known
 from protocols.rowrange import RowRange
-from protocols.rows import Rows
+from protocols.rows import Rows, radices
 from protocols.sequences import Stack, scores_of_sequences, weighted_of_sequences
 from protocols.shares import Shares, Wire
 from protocols.truncation import cost_rescale, rescale
@@ -29,6 +32,11 @@ LARGEST = 1.66  # e^0.5 and the roundings: no exponential is larger
 RECIPROCAL_FRAC = 20
 EXP_DROP = OUT_FRAC - WEIGHT_FRAC  # fraction bits of the exponentials that are dropped
 WIDEST = 64 - LEAST_EXTRA  # ring of a reciprocal
+UNIT = FRAC  # a row's bound is found in units of 1
+ABOVE = 1.9  # that is added to it, so that results, scaled by 4, are at most LARGEST
+BELOW_CEILING = Window(1, TABLE_FRAC + 2)
+SPARED = 2  # bits by which the ring is wider: no result wraps where a threshold was missed
+FINER = 2  # fraction bits by which the sums are scaled, so that none is below 0.5, where they are bounded so
 FLOOR = 2  # what a sum without a maximum has besides, in units of 2^-16: 2^-14 of the lowest sum within the range
 
 
@@ -37,14 +45,20 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once:
 
     Steps: the scores are opened masked in 21 bits; the maximum over the wire's upper 10 bits (`row_maximum`); the
     exponential of the difference of the two wires; truncate-reduce to 18 bits, extend to `bits`; or `at_once` the exponential in a
-    ring so wide that no extension is needed.
-    Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6.
-    Rounds: 1 + 3 a level + 1 + 1. Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
+    ring so wide that no extension is needed. A single row of more than one level (`bounded_by_thresholds`) has no maximum but a bound
+    that is 0.9 to 2.9 above (`row_ceiling`), and results that are scaled by 4; where a threshold was missed they are too large by e.
+    Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6, or 0.22.
+    Rounds: 1 + 3 a level + 1 + 1, or 1 + 3 + 1 + 1. Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
     Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])
-    top = yield from row_maximum(party, upper_wire(party, x, DROP), rows)
-    e = yield from exponential(party, x, top, rows, DROP, bits=_exp_ring(BELOW_MAXIMUM, bits, at_once))
+    if bounded_by_thresholds(rows):
+        top = yield from row_ceiling(party, x, rows, UNIT)
+        ring, above = _exp_ring(BELOW_CEILING, bits, at_once, SPARED), torch.tensor([round(ABOVE * (1 << FRAC))])
+        e = yield from exponential(party, x, top, rows, UNIT, window=BELOW_CEILING, offset=above, bits=ring)
+    else:
+        top = yield from row_maximum(party, upper_wire(party, x, DROP), rows)
+        e = yield from exponential(party, x, top, rows, DROP, bits=_exp_ring(BELOW_MAXIMUM, bits, at_once))
     e = yield from rescale(party, e, bits=e.bits - EXP_DROP, frac=WEIGHT_FRAC)
     return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
 
@@ -70,10 +84,15 @@ def bounded_exponentials(
     return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
 
 
-def _exp_ring(window: Window, bits: int, at_once: bool) -> int:
+def bounded_by_thresholds(rows: Rows) -> bool:
+    """Whether rows have a bound and no maximum: where each is alone of its sequence, and a tournament would have several levels."""
+    return rows.alone and len(radices(rows)) > 1
+
+
+def _exp_ring(window: Window, bits: int, at_once: bool, spared: int = 0) -> int:
     """The ring of the exponential: as narrow as it may be, or so wide that what is left after truncation is in Z_2^bits."""
-    wide = bits + EXP_DROP
-    return max(window.bits, wide) if at_once and wide <= 64 else window.bits
+    wide, narrow = bits + EXP_DROP, window.bits + spared
+    return max(narrow, wide) if at_once and wide <= 64 else narrow
 
 
 def _inverse(party: Party, e: Shares, rows: Rows, bits: int, within: RowRange | None = None) -> Protocol_[Wire]:
@@ -81,15 +100,19 @@ def _inverse(party: Party, e: Shares, rows: Rows, bits: int, within: RowRange | 
     sums = e.map(rows.sum)
     if within is not None and party.is_server and known(sums.value):
         sums = sums.with_value(sums.value + FLOOR)
-    bound, exact = _bounds(rows, within)
-    y = yield from reciprocal(party, sums, bound=bound, bits=bits, frac=RECIPROCAL_FRAC, exact=exact)
-    (wire,) = yield from open_masked(party, [y])
+    bound, exact, finer = _bounds(rows, within)
+    sums = Shares(sums.value, sums.bits, sums.frac - finer, sums.early)  # 2^finer of what they are
+    y = yield from reciprocal(party, sums, bound=bound, bits=bits, frac=RECIPROCAL_FRAC + finer, exact=exact)
+    (wire,) = yield from open_masked(party, [Shares(y.value, y.bits, RECIPROCAL_FRAC)])
     return wire
 
 
-def _bounds(rows: Rows, within: RowRange | None) -> tuple[float, float | None]:
-    """The largest sum of a row, and the largest whose reciprocal must be exact."""
-    return (LARGEST * rows.columns, None) if within is None else (within.largest(rows.columns), within.exact)
+def _bounds(rows: Rows, within: RowRange | None) -> tuple[float, float | None, int]:
+    """The largest sum of a row, the largest whose reciprocal must be exact, and the logarithm of what both are scaled by."""
+    if within is not None:
+        return within.largest(rows.columns), within.exact, 0
+    finer = FINER if bounded_by_thresholds(rows) else 0
+    return LARGEST * rows.columns * 2**finer, None, finer
 
 
 def _opened(party: Party, x: Shares, bits: int, frac: int) -> Protocol_[Wire]:
@@ -174,12 +197,15 @@ def attention(
 
 
 def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False) -> Declared:
-    """Opening, maximum, exponential, extension."""
-    count, upper, ring = heads * rows.count, SCORE_BITS - DROP, _exp_ring(BELOW_MAXIMUM, bits, at_once)
+    """Opening, maximum or bound, exponential, extension."""
+    count, upper = heads * rows.count, SCORE_BITS - DROP
+    if bounded_by_thresholds(rows):
+        found, ring = cost_row_ceiling(heads, rows), _exp_ring(BELOW_CEILING, bits, at_once, SPARED)
+    else:
+        found, ring = cost_upper_wire(count, upper) + cost_row_maximum(heads, rows, upper), _exp_ring(BELOW_MAXIMUM, bits, at_once)
     return (
         cost_open_masked((count, SCORE_BITS), early=(early,))
-        + cost_upper_wire(count, upper)
-        + cost_row_maximum(heads, rows, upper)
+        + found
         + cost_exponential(count, ring)
         + cost_rescale(count, ring - EXP_DROP, 0, bits)
     )
@@ -195,8 +221,8 @@ def cost_bounded_exponentials(heads: int, rows: Rows, bits: int, within: RowRang
 
 def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int, within: RowRange | None = None) -> Declared:
     """The reciprocals of the rows' sums, opened."""
-    count, (bound, exact) = heads * rows.number, _bounds(rows, within)
-    return cost_reciprocal(count, from_bits, WEIGHT_FRAC, bound, bits, exact) + cost_open_masked((count, bits))
+    count, (bound, exact, finer) = heads * rows.number, _bounds(rows, within)
+    return cost_reciprocal(count, from_bits, WEIGHT_FRAC - finer, bound, bits, exact) + cost_open_masked((count, bits))
 
 
 def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: int, frac: int, *, early: bool = False) -> Declared:

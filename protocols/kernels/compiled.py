@@ -20,5 +20,6 @@ from protocols.kernels.steps import read as read
 from protocols.kernels.steps import rescaled as rescaled
 from protocols.kernels.steps import selected as selected
 from protocols.kernels.steps import shift_right as shift_right
+from protocols.kernels.steps import thresholds as thresholds
 from protocols.kernels.steps import top_masked as top_masked
 from protocols.kernels.steps import wide_digit as wide_digit

@@ -162,6 +162,22 @@ def selected(pattern, expansion, products, shared, is_shared, x, r, index, serve
             out[h, g] = value
 
 
+@compiled(_VOID(_C8, _M8, _I8, _INT, _M8, _C8))
+def thresholds(words, public, sizes, highest, table, out):
+    """`protocols.ceiling.combined`: words (H, N, n), public (H, N), rows of these sizes, table (columns, thresholds), highest first."""
+    inside = 64 * words.shape[2] - 1
+    for h in range(words.shape[0]):
+        at = 0
+        for row in range(sizes.size):
+            for j in range(sizes[row]):
+                bit = 0
+                for k in range(out.shape[2]):
+                    place = (public[h, at] - highest + k) & inside
+                    bit ^= (words[h, at, place >> 6] >> (place & 63)) & 1
+                    out[h, row, k] ^= -bit & table[j, k]
+                at += 1
+
+
 @compiled(_VOID(_M8, _I8, _M8, _M8))
 def read(words, index, sums, out):
     """`protocols.table.read`: words (count, n), rotated left by their index; the sums (8 n * 256, t) of their octets -> (t, count)."""

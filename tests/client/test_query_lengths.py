@@ -162,7 +162,7 @@ def test_the_price_of_a_token_with_a_cache_is_as_explained(parties: Trio) -> Non
 
 
 def test_the_price_of_a_token_is_linear_in_what_is_cached() -> None:
-    """Attention alone depends on it: for 12 heads of 64 a straight line, within 2 % of its end at 1024 positions."""
+    """Attention alone depends on it: for 12 heads of 64 a straight line above a row's bound, within 2 % of its end at 1024 positions."""
     lowered = t.lowered()
     rest = [[op for op in explain(lowered, 1, cached=cached)["ops"] if op["op"] != "attn.attention"] for cached in (1, 2, 9, 31)]
     assert all(each == rest[0] for each in rest) and len(rest[0]) > 5
@@ -177,7 +177,7 @@ def test_the_price_of_a_token_is_linear_in_what_is_cached() -> None:
 
     lengths = range(32, 1025, 31)
     slope, constant = statistics.linear_regression(lengths, [cost(length) for length in lengths])
-    assert all(abs(slope * length + constant - cost(length)) < 0.02 * cost(1024) for length in lengths) and constant < 0.02 * cost(1024)
+    assert all(abs(slope * length + constant - cost(length)) < 0.02 * cost(1024) for length in lengths) and constant < 0.1 * cost(1024)
 
 
 def test_what_cannot_be_explained() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protocols import kernels
 from protocols.activation import gelu
+from protocols.ceiling import row_ceiling
 from protocols.comparison import CompareMask, compare
 from protocols.exponential import Window, exponential
 from protocols.linear import Weight, linear
@@ -107,7 +108,12 @@ def test_largest_elements(rows: Rows) -> None:
         (wire,) = yield from open_masked(party, [input_of(party, x, 11, 0)])
         return (yield from row_argmax(party, wire, rows, 7))
 
+    def bound(party: Party) -> Protocol_[Tensor]:
+        (wire,) = yield from open_masked(party, [input_of(party, x << 8, 21, 0)])
+        return (yield from row_ceiling(party, wire, rows, 12)).masked
+
     same(largest)
+    same(bound)
     if rows.number == 1:
         same(place)
 

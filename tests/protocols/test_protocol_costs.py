@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import protocols
+from protocols.ceiling import cost_row_ceiling, row_ceiling
 from protocols.comparison import CompareMask, compare, cost_compare
 from protocols.correlations import Role
 from protocols.declared import Declared
@@ -228,6 +229,14 @@ def argmax_case(heads: int, length: int, bits: int, place_bits: int, sequences: 
 
     declared = opening(((heads, sequences * length), bits, 0)) + cost_row_argmax(heads, length, bits, place_bits, sequences)
     return Case(f"argmax {heads} {length} {bits} {place_bits} {sequences}", declared, program)
+
+
+def ceiling_case(heads: int, rows: Rows) -> Case:
+    def program(party: Party) -> Protocol_[Any]:
+        (x,) = yield from opened(party, ((heads, rows.count), 21, 12))
+        yield from row_ceiling(party, x, rows, 12)
+
+    return Case(f"ceiling {heads} {rows.fields()}", opening(((heads, rows.count), 21, 12)) + cost_row_ceiling(heads, rows), program)
 
 
 def exponential_case(heads: int, rows: Rows) -> Case:

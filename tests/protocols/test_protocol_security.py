@@ -16,6 +16,7 @@ from torch import Tensor
 
 from protocols import prg
 from protocols.activation import gelu, relu
+from protocols.ceiling import row_ceiling
 from protocols.comparison import CompareMask, compare
 from protocols.correlations import Role, unpack_parts
 from protocols.exponential import exponential
@@ -138,6 +139,10 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         (w,) = yield from open_masked(party, [plain(party, same(GROUPS, rows.count), 21, 12, owner)])
         yield from row_maximum(party, upper_wire(party, w, 11), rows)
 
+    def bound(party: Party) -> Protocol_[Any]:
+        (w,) = yield from open_masked(party, [plain(party, same(GROUPS // 64, single.count), 21, 12, owner)])
+        yield from row_ceiling(party, w, single, 12)
+
     def argmax(party: Party) -> Protocol_[Any]:
         (w,) = yield from open_masked(party, [plain(party, same(GROUPS, single.count), 21, 12, owner)])
         place = yield from row_argmax(party, w, single, 4)
@@ -176,6 +181,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         "rescale": (rescaling, {}),
         "compare": (comparing, {}),
         "maximum": (maximum, {}),
+        "bound": (bound, {}),
         "argmax": (argmax, {}),
         "exponential": (exp, {}),
         "reciprocal": (inverse, {}),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from protocols.activation import gelu
+from protocols.ceiling import row_ceiling
 from protocols.correlations import Kind, Role
 from protocols.linear import Weight, linear, scale
 from protocols.maximum import row_argmax
@@ -43,6 +44,8 @@ def everything(party: Party, n: int) -> None:
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, w), rows, within)
         a, b = (gather(party, None, wire, [(1, 0, 2), (1, 1, n - 1)], (0, 1)) for wire in (k, v))
         yield from attention(party, q, a, b, Stacked.of([Rows(n, 1, 1), Rows(1, n - 1, 1)]), rings)
+        (z,) = yield from open_masked(party, [shares(1, n, bits=21)])
+        yield from row_ceiling(party, z, Rows(n, 1, 0), 12)
         matmul_wires(party, q, Cached(v.masked.mT, v.mask.mT, (q.name,), 33, 12), 33) if n == 4 else None
         yield from linear(party, shares(3, 2 * n), weights(n)["w"], bits=40)
         yield from linear(party, shares(3, 3 * n), weights(n)["w"], bits=40, transposed=True)

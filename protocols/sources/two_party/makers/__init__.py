@@ -2,6 +2,7 @@
 
 from protocols.sources.two_party.makers import (
     activation,
+    ceiling,
     comparison,
     exponential,
     linear,
@@ -13,4 +14,4 @@ from protocols.sources.two_party.makers import (
     sequences,
 )
 
-__all__ = ["activation", "comparison", "exponential", "linear", "masks", "maximum", "norm", "product", "reciprocal", "sequences"]
+__all__ = ["activation", "ceiling", "comparison", "exponential", "linear", "masks", "maximum", "norm", "product", "reciprocal", "sequences"]

@@ -11,21 +11,28 @@ from protocols.party import Party, Trace
 from protocols.ring import blank
 from protocols.rounds import Item, Protocol_
 from protocols.sources.two_party import schedule
-from protocols.sources.two_party.schedule import Task, run
+from protocols.sources.two_party.schedule import Ahead, Task, run
 
 
 def test_what_one_party_sends_alone_leaves_before_much_of_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty tasks of one message of C's and one with an answer: no message holds more than the bound and one task's; one round more."""
+    """Tasks of one message of C's, one of a message that keeps its order, one with an answer: no message holds much more than the bound.
+
+    It is a round more. What may not leave ahead comes with the answered one.
+    """
     monkeypatch.setattr(schedule, "SENT", 1000)
     ended = list[int]()
 
     def alone() -> Protocol_[None]:
-        yield [Item(blank(300), 8, from_server=False)]
+        yield Ahead([Item(blank(300), 8, from_server=False)])
+
+    def in_order() -> Protocol_[None]:
+        """A transfer's, say."""
+        yield [Item(blank(400), 8, from_server=False)]
 
     def asked() -> Protocol_[None]:
         yield [Item(blank(500), 8)]
 
-    tasks = [Task(k, 0, frozenset(), asked if k == 20 else alone, lambda _, k=k: ended.append(k)) for k in range(40)]  # type: ignore[misc]
+    tasks = [Task(k, 0, frozenset(), {20: asked, 10: in_order}.get(k, alone), lambda _, k=k: ended.append(k)) for k in range(40)]  # type: ignore[misc]
     ends: Any = None
     messages = list[int]()
 
@@ -41,6 +48,7 @@ def test_what_one_party_sends_alone_leaves_before_much_of_it_waits(monkeypatch: 
 
     trace = Trace(Role.CLIENT)
     Party(Role.CLIENT, trace).run(noted())
-    assert sorted(ended) == list(range(40)) and sum(messages) == 39 * 300 + 500
-    assert len(messages) > 5 and max(messages) <= 1300 + 500
+    assert sorted(ended) == list(range(40)) and sum(messages) == 38 * 300 + 400 + 500
+    assert len(messages) > 5 and max(messages) <= 1300 + 400 + 500 and 400 not in messages
     assert trace.cost.rounds == 2
+    assert ended.index(10) > ended.index(30)

@@ -24,7 +24,7 @@ from protocols.sources.two_party.sketch import sketch
 
 MANY = 1 << 13  # factors that fill a ciphertext
 WINDOW = 1 << 26  # elements that correlations under way hold at a time, all in all
-SENT = 1 << 22  # elements that one-way messages, which nobody answers, wait with for the others at most
+SENT = 1 << 22  # elements of messages that may leave at once, and wait for the others' round until they are so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,25 @@ class _Fork(Item):
     """In the place of a round: protocols that go on each by itself, whatever the others wait for."""
 
     protocols: tuple[Protocol_[Any], ...] = field(default=(), repr=False)
+
+
+class Ahead(list[Item]):
+    """A round that C sends alone, that nobody answers and on whose order nothing hangs: it may leave before that of the others.
+
+    A transfer's may not: both parties count what transfers they have in the order in which extensions began.
+    """
+
+
+def _ahead(protocol: Protocol_[Tensor]) -> Protocol_[Tensor]:
+    """A protocol of such rounds."""
+    received: Received | None = None
+    while True:
+        try:
+            items = next(protocol) if received is None else protocol.send(received)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        assert not any(item.from_server for item in items)
+        received, items = (yield Ahead(items)), []
 
 
 def beside(*protocols: Protocol_[Any]) -> Protocol_[list[Any]]:
@@ -109,11 +128,11 @@ class BatchedLattice:
 
     def linear(self, weight: Any, r: Tensor, out: int, bits: int, *, transposed: bool = False) -> Protocol_[Tensor]:
         """See `LatticeEnd`."""
-        return self._lattice.linear(weight, r, out, bits, transposed=transposed)
+        return _ahead(self._lattice.linear(weight, r, out, bits, transposed=transposed))
 
     def lookup(self, table: Any, ids: Tensor, out: int, bits: int, size: int) -> Protocol_[Tensor]:
         """See `LatticeEnd`."""
-        return self._lattice.lookup(table, ids, out, bits, size)
+        return _ahead(self._lattice.lookup(table, ids, out, bits, size))
 
 
 class Ends(NamedTuple):
@@ -208,7 +227,7 @@ class _Run:
         self.held = 0
         self.asked: dict[tuple[Any, ...], list[tuple[Any, _Request]]] = {}
         self.running: list[_Round] = []
-        self.ahead: list[_Round] = []  # that C sends alone
+        self.ahead: list[_Round] = []  # `Ahead`
         self.filled = 0  # elements of these
 
     def admit(self) -> Protocol_[None]:
@@ -228,7 +247,7 @@ class _Run:
                     yield from self.travel(self.left_ahead())
 
     def left_ahead(self) -> list[_Round]:
-        """Takes what C sends alone: nobody waits for an answer to it, so that it may leave before the others' round."""
+        """Takes what may leave before the others' round."""
         found, self.ahead, self.filled = self.ahead, [], 0
         return found
 
@@ -259,11 +278,11 @@ class _Run:
             end(stop.value)
             return
         if not any(isinstance(item, _Request | _Fork) for item in items):
-            if any(item.from_server for item in items):
-                self.running.append(_Round(protocol, items, end))
-            else:
+            if isinstance(items, Ahead):
                 self.ahead.append(_Round(protocol, items, end))
                 self.filled += sum(item.value.numel() for item in items)
+            else:
+                self.running.append(_Round(protocol, items, end))
             return
         answers: list[Any] = [None] * len(items)
         left = len(items)

@@ -11,12 +11,11 @@ of it is fresh in every answer. y is, within eps, y1 + y2 of deviations whose sq
    places zeta of sum_k |e'_k(zeta)|^2 + |s_k(zeta)|^2, and RLWE_DEVIATION is at least sqrt(2) times the smoothing deviation of Z^2N. So c1
    is replaced by a uniform element that knows nothing of x, and the hints by what the holder could draw himself.
 2. *What is left* is v = E x + y1. Completing the square (Peikert, CRYPTO 2010), with S = (COSET t)^2, Y = dev(y1)^2: P(v) is proportional
-to
-   f(v) rho_C(r + t Z^n - x0(v)), C = (1/S + E^T E/Y)^-1, f and x0 without r. That sum over the coset is the same for all r up to
+   to f(v) rho_C(r + t Z^n - x0(v)), C = (1/S + E^T E/Y)^-1, f and x0 without r. That sum over the coset is the same for all r up to
    (1-eps)/(1+eps) where the least eigenvalue of C is at least (t smoothing(n))^2 (Micciancio, Regev: FOCS 2004, lemma 4.4), so where
    1/COSET^2 + t^2 sigma_max(E)^2/Y <= 1/smoothing(n)^2: all outputs of r at once are within 2 eps of a distribution that hangs on m alone
    (circuit privacy: Bourse, Del Pino, Minelli, Wee, CRYPTO 2016). On m it hangs through Q m/t modulo 1 alone, a shift of the grid: y's grid
-   is so fine (2^-64 of its deviation) that no low bit tells.
+   is so fine (2^-64 of its deviation) that the probability of a low bit moves by 2^-65 at most, and all of 2^40 answers by 2^-40.
 3. m itself is split by the public stream that stands for the upper part of c0 (`linear`, `matmul`).
 For polynomials r in Y modulo t (`matmul`) E is block-negacyclic with blocks of `roots`. eps = 2^-SMOOTH, so that 2^40 answers stay within
 2^-39. A row that is taken, not multiplied, has its own error alone, over which y2's place is taken by a plain Gaussian flood: `row`.

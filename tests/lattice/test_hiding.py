@@ -14,7 +14,10 @@ from protocols import security
 from protocols.lattice import gauss, noise
 from protocols.lattice.ciphertext import hide
 from protocols.lattice.hiding import hints, largest, multiples, norm, over, row, smoothing
+from protocols.lattice.linear import _combined
+from protocols.lattice.matmul import _plaintexts
 from protocols.lattice.parameters import Budget, weight_budget
+from protocols.lattice.plan import layout
 from protocols.lattice.rings import Base, reduced, times
 from protocols.lattice.rings import field as field_of
 from protocols.lattice.weights import EncryptedWeight, Form, LatticeKeys, encrypt_weight, polynomials
@@ -147,3 +150,52 @@ def test_real_answers_are_moved_by_the_whole_deviation(bits: int) -> None:
     _, low = hide(second, ring, Base((), bits), noise.fresh())
     inside = math.erf(unit / 2 / math.sqrt(2))
     assert abs(np.count_nonzero(low == 0) / count - inside) < 6 * math.sqrt(inside * (1 - inside) / count) + 0.002
+
+
+def test_what_multiplies_an_encrypted_weight_is_drawn_anew_on_the_scalars_coset() -> None:
+    """Seen with the secret key, and with errors of which the client knows nothing, before anything is added."""
+    bits, inner, outer = 20, 12, 40
+    keys, form = LatticeKeys(), Form("w", inner, outer, bits)
+    held, ring = EncryptedWeight.read(form, encrypt_weight(keys, form, torch.zeros((inner, outer), dtype=torch.int64))), form.budget
+    scalars = np.tile(np.random.default_rng(3).integers(-(1 << bits - 1), 1 << bits - 1, inner), (300, 1))
+
+    def phases(first: list[Any], second: list[Any]) -> Any:
+        base, rows = Base(ring.primes), []
+        for a, b, p in zip(first, second, ring.primes, strict=True):
+            transform = field_of(p, ring.degree)
+            hidden = transform.backward(times(a.astype(np.int64), transform.forward(reduced(keys.secrets(form), p)), p))
+            rows.append(reduced(b + hidden[:, 0, :outer], p))
+        big, digits = base.modulus, base.digits(np.stack(rows))
+        whole = sum(d.astype(object) * w for d, w in zip(digits, base.weights[:-1], strict=True))
+        return np.where(whole > big // 2, whole - big, whole).astype(np.float64)
+
+    every = slice(0, inner)
+    errors = phases(polynomials(held.seed, 0, inner, ring), [held.rows(i, every).astype(np.int64) for i in range(len(ring.primes))])
+    assert np.abs(errors).max() <= 21
+    found = phases(*_combined(held, scalars, noise.fresh(), slice(0, 300)))
+    x, *_ = np.linalg.lstsq(errors.T, found.T)  # (inner, 300)
+    x = np.rint(x).astype(np.int64).T
+    assert np.array_equal(x @ errors.astype(np.int64), found.astype(np.int64))
+    assert not ((x - scalars) % (1 << bits)).any(), "the same modulo t"
+    deviation = (x / (1 << bits)).std()
+    assert abs(deviation - security.COSET) < 6 * security.COSET / math.sqrt(2 * x.size) and len(np.unique(x[:, 0])) > 20
+
+
+def test_what_multiplies_a_products_ciphertexts_is_drawn_anew_on_the_coset_of_each_coefficient() -> None:
+    plan = layout(6, 40, 16, 24, 20, 960)
+    assert plan is not None
+    base, ring = Base(plan.plain), plan.budget
+    left = np.random.default_rng(4).integers(-(1 << 19), 1 << 19, (plan.roots, plan.steps, 40))
+    found = []
+    for p, values in zip(ring.primes, _plaintexts(plan, base, left, noise.fresh()), strict=True):
+        # (roots, n, steps) to (n, steps, roots)
+        found.append(field_of(p, ring.degree).backward(np.ascontiguousarray(values.transpose(1, 2, 0)), 1, plan.roots))
+    whole = Base(ring.primes)
+    digits = whole.digits(np.stack(found))
+    x = sum(d.astype(object) * w for d, w in zip(digits, whole.weights[:-1], strict=True))
+    x = np.where(x > whole.modulus // 2, x - whole.modulus, x)
+    deviation = (x / plan.modulus).astype(np.float64).std()
+    assert abs(deviation - security.COSET) < 6 * security.COSET / math.sqrt(2 * x.size)
+    for p in plan.plain:
+        values = field_of(p, plan.roots).forward((x % p).astype(np.int64))
+        assert np.array_equal(values, (left % p).transpose(2, 1, 0))

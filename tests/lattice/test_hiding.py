@@ -178,7 +178,7 @@ def test_what_multiplies_an_encrypted_weight_is_drawn_anew_on_the_scalars_coset(
     assert np.array_equal(x @ errors.astype(np.int64), found.astype(np.int64))
     assert not ((x - scalars) % (1 << bits)).any(), "the same modulo t"
     deviation = (x / (1 << bits)).std()
-    assert abs(deviation - security.COSET) < 6 * security.COSET / math.sqrt(2 * x.size) and len(np.unique(x[:, 0])) > 20
+    assert abs(deviation - security.COSET) < 6 * security.COSET / math.sqrt(2 * x.size) and len(np.unique(x[:, 0])) > 12
 
 
 def test_what_multiplies_a_products_ciphertexts_is_drawn_anew_on_the_coset_of_each_coefficient() -> None:

@@ -39,6 +39,7 @@ def explain(
     logits: Logits = False,
     trust: Trust = DEALER,
     embedding: Embedding = None,
+    stock: Annotated[int, Setting("Without a dealer: rows come from a stock for N positions (`prepare --stock N`).", "N", least=0)] = 0,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -47,7 +48,8 @@ def explain(
     Nothing is run. The figures equal what `privinf run --max-new-tokens 1`
     counts, per layer and operator, with --chunk N too. With --cached L they are
     those of a query that goes on from L positions: --seq 1 --cached L is the
-    cost of one more token. Below them stands the ring plan: of each
+    cost of one more token. With --stock N the query's rows come from a stock,
+    whose own price stands below. Below them stands the ring plan: of each
     wire the bits that it travels in, how many are fraction, the largest value
     that it is planned for, and what that follows from.
 
@@ -58,7 +60,7 @@ def explain(
 
     lowered = open_model(model, runtime.cache)
     size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached}
-    prediction = predict(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding)
+    prediction = predict(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding, stock=stock)
     if as_json:
         common.write_json(prediction)
     else:
@@ -72,6 +74,8 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     ops = [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]
     names = Column("layer and operator", [f"{op['layer']} {op['op']}".strip() for op in ops], words=True)
     show_table(console, names, [Column(title, [_figure(key, op[key]) for op in ops]) for key, title in titles.items()], bold={len(ops) - 1})
+    if "stock" in prediction:
+        _show_stock(console, prediction["stock"])
     headroom = next((each["from"] for each in prediction["wires"] if each["from"] and " x " in each["from"]), "")
     console.print(f"\nring plan{headroom and f' ({headroom})'}", style="bold")
     named, *plan = (list(cells) for cells in zip(*_grouped(prediction["wires"]), strict=True))
@@ -79,6 +83,12 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(heads, plan, strict=True)]
     show_table(console, Column("operator and wire", named, words=True), columns)
     console.print(f"\ntrust: {TEXTS[prediction['trust']]}")
+
+
+def _show_stock(console: Any, stock: dict[str, int]) -> None:
+    made, part = common.human_bytes(stock["offline_bytes"]), common.human_bytes(stock["used_bytes"])
+    text = f"rows for {stock['rows']} positions of {stock['maps']} maps, {made} to make in {stock['offline_rounds']} rounds"
+    console.print(f"\nstock: {text}; of these this takes {stock['used']}, {part}")
 
 
 def _grouped(wires: list[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`privinf prepare`: queries prepared ahead of time."""
+"""`privinf prepare`: queries prepared ahead of time, and rows for any query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from privinf.setting import Setting
 def prepare(
     *,
     peers: Peers,
-    seq: Annotated[list[int], Setting("The number of prompt tokens; may be given several times.", "T", least=1)],
+    seq: Annotated[list[int] | None, Setting("The number of prompt tokens; may be given several times.", "T", least=1)] = None,
+    stock: Annotated[int, Setting("Without a dealer: rows of the linear maps for N positions of any later query.", "N", least=0)] = 0,
     expect: Expect = None,
     asked: Asked,
     count: Annotated[int, Setting("How many queries for each length.", "K", least=1)] = 1,
@@ -30,6 +31,10 @@ def prepare(
     more than N new ones, and for logits, --chunk, --pad-prompt and --pad-reply
     as here. Each is used once.
 
+    --stock N, without a dealer, makes rows of the model's linear maps for N
+    positions: any later query, of whatever length, takes its rows from there
+    for as long as there are enough. `explain --stock N` says what that saves.
+
     Example: privinf prepare --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --seq 128 --count 4
     """
     options = make_options(runtime, lengths, expect=expect, trust=peers.trust)
@@ -40,10 +45,16 @@ def prepare(
         screen.say(f"connecting to {peers.server}")
         told: dict[str, Any] = {"progress": screen.progress, "waiting": screen.waiting}
         with Client(peers.server, dealer=peers.dealer, keys=str(peers.keys), options=options, **told) as client:
-            found = client.prepare(seq, max_new_tokens=asked.max_new_tokens, logits=asked.logits, count=count)
+            found = client.prepare(seq or [], stock=stock, max_new_tokens=asked.max_new_tokens, logits=asked.logits, count=count)
     if as_json:
         common.write_json(found)
         return
+    if found["stock"] is not None:
+        print(
+            "stock: rows for {rows} positions of {maps} maps, {size}".format(
+                **found["stock"], size=common.human_bytes(found["stock"]["bytes"])
+            )
+        )
     for made in found["prepared"]:
         tokens = f"{made['seq']} prompt tokens, {made['max_new_tokens']} new{', logits' if made['logits'] else ''}"
         print(f"prepared: {tokens}, index {made['index']}, {common.human_bytes(made['bytes'])}")

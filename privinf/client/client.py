@@ -142,24 +142,27 @@ class Client:
         return sane(ProtocolDesync, "the server's public bundle makes no sense", party="client", peer=self.peers.named)
 
     def prepare(
-        self, seq: int | Sequence[int], *, max_new_tokens: int = MAX_NEW_TOKENS, logits: bool = False, count: int = 1
+        self, seq: int | Sequence[int], *, max_new_tokens: int = MAX_NEW_TOKENS, logits: bool = False, count: int = 1, stock: int = 0
     ) -> dict[str, Any]:
         """Prepares `count` queries for each number of prompt tokens in `seq`, so that such a query later pays its online part only.
 
         A query uses one if its prompt has exactly that many tokens, it asks for at most `max_new_tokens`, and for logits or not as
         here, and if this client's options cut and pad it alike; each is used once. They are kept here and at the server. Returns
-        {`prepared`: a list of {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes`}, `seconds`, `traffic`, `model`}.
+        {`prepared`: a list of {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes`}, `stock`: None, or {`rows`, `index`, `maps`,
+        `bytes`}, `seconds`, `traffic`, `model`}. Where the two are alone, `stock` asks for rows of the linear maps for so many positions,
+        made first: any later pass takes its rows from there for as long as there are enough. `seq` may be empty then.
         ConfigError for lengths that do not fit the model; HandshakeError where the server keeps no more.
         """
         wanted = [seq] if isinstance(seq, int) else list(seq)
         check_length(max_new_tokens)
-        if min(count, len(wanted)) < 1:
-            raise ConfigError("nothing to prepare", remedy="give at least one prompt length, and a count of 1")
+        if count < 1 or stock < 0 or not (wanted or stock):
+            raise ConfigError("nothing to prepare", remedy="give at least one prompt length, and a count of 1, or a stock of rows")
         began = time.perf_counter()
         with self._session([]) as session, self._sane():
+            stocked = session.stock(stock) if stock else None
             made = [session.prepare(length, max_new_tokens, logits) for length in wanted for _ in range(count)]
             found = {"traffic": traffic(session), "model": model_of(session.lowered)}
-        return {"prepared": made, "seconds": time.perf_counter() - began, **found}
+        return {"prepared": made, "stock": stocked, "seconds": time.perf_counter() - began, **found}
 
     @overload
     def generate(

@@ -113,6 +113,10 @@ class ClientSession:
             raise ConfigError(f"a prompt has 1 to {n_positions} tokens with this model, not {seq}")
         return self.preprocessing.prepare(self.terms(seq, max_new_tokens, logits), self._walk_offline)
 
+    def stock(self, positions: int) -> dict[str, Any]:
+        """Makes a stock of rows, see `Client.prepare`."""
+        return self.source.stock(positions, partial(self.peers.progress, "stock"))
+
     def spend(self, terms: Terms) -> float:
         """From here on a query that was prepared is used, if one fits, and then the session is over after it; the seconds it took."""
         began = time.perf_counter()

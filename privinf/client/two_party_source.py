@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from privinf.client.sealed import receive_sealed
+from privinf.client.stock import ClientStock
 from privinf.client.supply import Supply
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Joint
@@ -32,7 +33,9 @@ class TwoPartySupply(Supply):
 
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""
-        return TwoPartySource(self.connection, self.lines.masked, self.lines.peers.options.device)
+        peers = self.lines.peers
+        stock = ClientStock(peers.options, self.lowered, peers.credentials.fingerprint, self.connection)
+        return TwoPartySource(self.connection, self.lines.masked, peers.options.device, stock)
 
 
 class TwoPartySource(ClientSource):
@@ -40,11 +43,12 @@ class TwoPartySource(ClientSource):
 
     foresees = True
 
-    def __init__(self, connection: Connection, held: Mapping[str, Any], device: str) -> None:
+    def __init__(self, connection: Connection, held: Mapping[str, Any], device: str, stock: ClientStock) -> None:
         joint = Joint(Role.CLIENT, held, device)
         self.party: PartySource = joint.source
         self.tables = joint.tables
         self._together = Together(Role.CLIENT, connection, connection, joint)
+        self._stock = stock
 
     @contextmanager
     def making(self, party: PartySource, kinds: Callable[[], Sequence[Kind]], progress: Callable[[float], None]) -> Iterator[None]:
@@ -53,6 +57,7 @@ class TwoPartySource(ClientSource):
             self._finish()
         else:
             party.begin_pass(kinds())
+            self._together.supply(party, self._stock.draw)
             progress(0.0)
             self.set_up_s += self._together.make(party)
         progress(1.0)
@@ -66,6 +71,7 @@ class TwoPartySource(ClientSource):
         """See `ClientSource`."""
         self.foreseen, source = request, self._together.joint.source
         source.begin_pass(kinds(source.pass_name))
+        self._together.supply(source, self._stock.draw)
         self._together.foresee(source)
 
     def drop_foreseen(self) -> None:
@@ -82,6 +88,10 @@ class TwoPartySource(ClientSource):
     def computing(self) -> AbstractContextManager[None]:
         """See `ClientSource`."""
         return self._together.computing()
+
+    def stock(self, positions: int, progress: Callable[[float], None]) -> dict[str, Any]:
+        """See `ClientSource`."""
+        return self._stock.make(positions, self._together, progress)
 
     def reseed(self) -> bytes:
         """See `ClientSource`; nothing is expanded from it."""

@@ -26,6 +26,7 @@ def explain(
     trust: str = DEALER,
     embedding: str | None = None,
     batch: int = 1,
+    stock: int = 0,
 ) -> dict[str, Any]:
     """{`total`, `ops`, `plan`, `wires`, `trust`}: bytes are payload.
 
@@ -38,12 +39,18 @@ def explain(
     Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
     client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing. `embedding="encrypted"`:
     with a dealer too, rows of the table are taken from ciphertexts, which set-up brings beside the masked weights.
+
+    `stock`: the passes take their rows from a stock for so many positions, as far as it goes, and making it is not in `total`. What that
+    takes stands under `stock`: {`rows`, `maps`, `offline_bytes`, `offline_rounds`, `used`, `used_bytes`}, the last two the positions that
+    these passes take of it and their part of its bytes.
     """
     info, trace = lowered.info, Trace(Role.CLIENT)
+    if stock and trust != TWO_PARTY:
+        raise ConfigError("a stock of rows is for two parties alone", remedy="give --trust two-party, or leave the stock out")
     if trust == TWO_PARTY and embedding == ONE_HOT:
         raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
-    alone = _Alone(trace) if trust == TWO_PARTY else None
+    alone = _Alone(lowered, trace, stock) if trust == TWO_PARTY else None
     sealed = alone is None and embedding == ENCRYPTED
     runtime.party.tables = alone.tables if alone else _tables() if sealed else None
     if info.is_language_model:
@@ -66,7 +73,7 @@ def explain(
         if alone:
             alone.passed()
     plan = [{"name": node.name, "op": node.op, **node.plan.record()} for node in lowered.graph.nodes]
-    found = costs(trace, _setup(lowered, sealed)) if alone is None else alone.costs(lowered)
+    found = costs(trace, _setup(lowered, sealed)) if alone is None else alone.costs()
     return {**found, "plan": plan, "wires": wires(lowered), "trust": trust}
 
 
@@ -99,31 +106,36 @@ def _setup(lowered: Lowered, sealed: bool) -> dict[Label, int]:
 class _Alone:
     """What is added to a trace, pass by pass, where server and client make the correlations themselves."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, lowered: Lowered, trace: Trace, stock: int) -> None:
         from privinf.lowering.joint import Forecast  # not where nothing of it is asked for: it loads kernels
+        from privinf.lowering.stocking import Supply
 
-        self._trace, self._forecast = trace, Forecast()
+        self._lowered, self._trace, self._forecast = lowered, trace, Forecast()
+        self._stock = Supply(lowered, stock) if stock else None
         self.tables = self._forecast.tables
         self._kinds = self._early = 0  # those of the passes so far
 
     def passed(self) -> None:
         """One more pass is in the trace."""
         trace = self._trace
-        self._forecast.make(trace.kinds[self._kinds :], trace.early[self._early :])
+        kinds = trace.kinds[self._kinds :]
+        self._forecast.make(kinds, trace.early[self._early :], self._stock.take(kinds) if self._stock else ())
         self._kinds, self._early = len(trace.kinds), len(trace.early)
 
     def cached(self) -> None:
         """The pass in the trace has been before, and what it cost does not count."""
+        stock, self._stock = self._stock, None
         self.passed()
+        self._stock = stock
         self._forecast.forget()
 
-    def costs(self, lowered: Lowered) -> dict[str, Any]:
-        """The contract's `total` and `ops`."""
+    def costs(self) -> dict[str, Any]:
+        """The contract's `total` and `ops`, and what a stock takes."""
         from privinf.lowering.encrypted import Sealing
         from privinf.lowering.joint import BEGIN, PREPROCESS
 
         setup: dict[tuple[str, str], int] = {}
-        for part in Sealing.of(lowered).parts.values():
+        for part in Sealing.of(self._lowered).parts.values():
             setup[part.label] = setup.get(part.label, 0) + part.size
         begun, made, early = self._forecast.begun, self._forecast.made, 0
         for cost in self._trace.costs.values():
@@ -131,7 +143,8 @@ class _Alone:
         for label, cost in ((BEGIN, Cost()), (PREPROCESS, Cost(peer_offline_bytes=made.online_bytes - early))):
             self._trace.costs[label] = cost
         setup[BEGIN] = begun.online_bytes
-        return costs(self._trace, setup, {PREPROCESS: made.rounds})
+        found = costs(self._trace, setup, {PREPROCESS: made.rounds})
+        return {**found, "stock": self._stock.record()} if self._stock else found
 
 
 def wires(lowered: Lowered) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ What it moves follows from the kinds that a pass takes, which are public: `Forec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,9 +62,9 @@ class Forecast:
         self.begun = began.cost
         """The session's beginning."""
 
-    def make(self, kinds: Sequence[Kind], early: Sequence[Sequence[Part]] = ()) -> None:
-        """A pass that takes these, and what C sends ahead of it."""
-        self._joint.source.predict(kinds, self._trace)
+    def make(self, kinds: Sequence[Kind], early: Sequence[Sequence[Part]] = (), supplied: Iterable[int] = ()) -> None:
+        """A pass that takes these, and what C sends ahead of it; `supplied`: places of those that are there from a stock."""
+        self._joint.source.predict(kinds, self._trace, supplied)
         for parts in early:
             self._trace.perform([Item(blank(*part.shape), part.bits, from_server=False, modulus=part.modulus) for part in parts])
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, refusals, write_private
-from privinf.session.messages import Pass, Prepare, Run, Spend, Step
+from privinf.session.messages import Pass, Prepare, Run, Spend, Step, Stock
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols.errors import Code, ConfigError, RefusedError
@@ -123,12 +123,14 @@ class Allowance:
         self._service, self._connection, self._budget = service, connection, budget
         self._tokens = self._requests = 0
 
-    def check(self, request: Pass | Step | Run | Prepare | Spend) -> None:
+    def check(self, request: Pass | Step | Run | Prepare | Spend | Stock) -> None:
         """Whether a request is within the limits."""
         self._requests += 1
         if self._requests > MAX_REQUESTS:
             what = f"a session here answers at most {MAX_REQUESTS} requests"
             raise self._refusal(RefusedError(what, party="server", remedy="begin another session", code=Code.REQUESTS))
+        if isinstance(request, Stock):
+            return
         if not isinstance(request, Prepare):  # which reveals nothing
             self._ask(lambda budget: budget.check(self._connection.peer_subject))
         if isinstance(request, Run):

@@ -15,7 +15,7 @@ from privinf.server.models import ServedModel
 from privinf.server.preprocessing import Pieces, Preprocessing
 from privinf.session.access import Tally
 from privinf.session.devices import walking
-from privinf.session.messages import End, Pass, Prepare, Run, Spend, Step, Terms
+from privinf.session.messages import End, Pass, Prepare, Run, Spend, Step, Stock, Terms
 from privinf.session.prepared import Prepared
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -53,17 +53,20 @@ class ServerSession:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.service.resting(self.connection):
-                request = self.connection.receive_control(Pass | Step | Run | Prepare | Spend | End)
+                request = self.connection.receive_control(Pass | Step | Run | Prepare | Spend | Stock | End)
             if isinstance(request, End):
                 return
             self._check(request)
             self._allowance.check(request)
             self.connection.timeout = self.service.options.timeout
+            if isinstance(request, Prepare | Stock) and self._prefetched is not None:
+                raise ProtocolDesync("the client would prepare a query within another one", party="server")
             if isinstance(request, Prepare):
-                if self._prefetched is not None:
-                    raise ProtocolDesync("the client would prepare a query within another one", party="server")
                 self._preprocessing.prepare(request, self._dealt(request.terms))
                 self.tally["prepared queries"] += 1
+            elif isinstance(request, Stock):
+                self.source.stock(request, lambda size: self._allowance.afford([], size))
+                self.tally["rows in stock"] += request.positions
             elif isinstance(request, Spend):
                 self._spend(request)
             else:
@@ -88,8 +91,10 @@ class ServerSession:
             self.tally["prompt tokens"] += request.count
         self.tally["new tokens"] += request.output
 
-    def _check(self, request: Request | Prepare | Spend) -> None:
+    def _check(self, request: Request | Prepare | Spend | Stock) -> None:
         info = self.model.lowered.info
+        if isinstance(request, Stock):
+            return
         if isinstance(request, Run) == info.is_language_model:
             raise ProtocolDesync("the client asks for another kind of pass than the model has", party="server")
         if not isinstance(request, Prepare) and self._preprocessing.prepares:

@@ -6,16 +6,18 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import Forecast, Joint
 from privinf.lowering.lowered import Lowered
 from privinf.server.models import ServedModel
 from privinf.server.sealed import SealedSetUp
+from privinf.server.stock import ServerStock
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
 from privinf.session.joint import Recorder, Together
-from privinf.session.messages import Marked, Pass, Session, Step, Terms
+from privinf.session.messages import Marked, Pass, Session, Step, Stock, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
@@ -24,6 +26,7 @@ from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
 from protocols.errors import ProtocolDesync
 from protocols.prg import new_seed
+from protocols.rounds import Protocol_
 from protocols.sources.base import PartySource
 
 
@@ -66,9 +69,11 @@ class TwoPartySource(ServerSource):
         joint = Joint(Role.SERVER, Sealing.of(model.lowered).opened(model.mask_seed, model.encoded), service.options.device)
         self._together = Together(Role.SERVER, connection, InTurn(connection, service.turns), joint)
         self.party, self.tables = joint.source, joint.tables
+        self._stock = ServerStock(service.options, model, service.credentials.fingerprint, connection)
         self._recorded: deque[bytes] = deque()
         self._recorder: Recorder | None = None  # of the query that is prepared
         self._forecast: Forecast | None = None
+        self._foretold = False  # a pass, whose making has not begun
 
     def cost(self, kinds: Sequence[Kind]) -> int:
         """See `ServerSource`."""
@@ -90,6 +95,7 @@ class TwoPartySource(ServerSource):
             self._make(self.party)
 
     def _make(self, source: PartySource) -> None:
+        self._together.supply(source, self._stock.draw)
         with self._turns.turn(self._client), self._sane():
             self._together.make(source)
 
@@ -99,6 +105,15 @@ class TwoPartySource(ServerSource):
 
     def _sane(self) -> AbstractContextManager[None]:
         return sane(ProtocolDesync, "the client's part of making correlations makes no sense", party="server", peer=self._peer)
+
+    def stock(self, request: Stock, afford: Callable[[int], None]) -> None:
+        """See `ServerSource`."""
+
+        def run(protocol: Protocol_[Any]) -> None:
+            with self._turns.turn(self._client), self._sane():
+                self._together.run(protocol)
+
+        self._stock.make(request, afford, run)
 
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """See `ServerSource`."""
@@ -116,10 +131,14 @@ class TwoPartySource(ServerSource):
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
         self.party.begin_pass(kinds)
-        self._together.foresee(self.party)
+        self._foretold = True
 
     def flush(self) -> None:
-        """See `ServerSource`."""
+        """See `ServerSource`: only then the client says from where the pass that was foretold takes its rows."""
+        if self._foretold:
+            self._foretold = False
+            self._together.supply(self.party, self._stock.draw)
+            self._together.foresee(self.party)
 
     def ask_prefetched(self) -> None:
         """See `ServerSource`."""
@@ -132,7 +151,7 @@ class TwoPartySource(ServerSource):
     @property
     def meanwhile(self) -> Callable[[], None] | None:  # type: ignore[override]
         """See `ServerSource`."""
-        return self._step if self._together.foresees else None
+        return self._step if self._foretold or self._together.foresees else None
 
     def _step(self) -> None:
         step = self._together.meanwhile

@@ -17,7 +17,7 @@ from privinf.lowering.joint import BEGIN, PREPROCESS, Joint
 from privinf.session.devices import walking
 from privinf.session.prepared import packed
 from privinf.transport.connection import Connection
-from protocols.correlations import Correlation, Kind, Role
+from protocols.correlations import Correlation, Kind, Role, Tensors
 from protocols.party import Online, Party
 from protocols.rounds import Channel, Protocol_, Stepwise
 from protocols.sources.base import PartySource
@@ -75,8 +75,17 @@ class Together:
             self._run("setup", BEGIN, self.joint.begin())
             self._begun = True
         middle = perf_counter()
-        self._run("offline", PREPROCESS, source.preprocess())
+        self.run(source.preprocess())
         return middle - began
+
+    def supply(self, source: PartySource, draw: Callable[[list[Kind]], Mapping[int, tuple[Tensors, Tensors]]]) -> None:
+        """Before `make`: what of the pass was made before, `draw` finds, see `TwoPartySource.supply`."""
+        assert isinstance(source, TwoPartySource | Recorder)
+        source.supply(draw(source.asked))
+
+    def run(self, protocol: Protocol_[Any]) -> None:
+        """Something that is made ahead of a query, on what needs no beginning."""
+        self._run("offline", PREPROCESS, protocol)
 
     def _run(self, phase: str, label: tuple[str, str], protocol: Protocol_[Any]) -> None:
         source = self.joint.source
@@ -114,6 +123,15 @@ class Recorder(PartySource):
         """See `PartySource`."""
         self._source.begin_pass(kinds)
         self._kinds = list(kinds)
+
+    @property
+    def asked(self) -> list[Kind]:
+        """See `TwoPartySource`."""
+        return self._source.asked
+
+    def supply(self, made: Mapping[int, tuple[Tensors, Tensors]]) -> None:
+        """See `TwoPartySource`."""
+        self._source.supply(made)
 
     def preprocess(self) -> Protocol_[None]:
         """See `PartySource`."""

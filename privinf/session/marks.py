@@ -27,11 +27,11 @@ from privinf.session.messages import Terms
 from privinf.trust import DEALER, ONE_HOT
 
 GRACE_S = 30 * 86400.0  # that a clock may be wrong by, before what a certificate stood for is forgotten
-LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(\d+)\+(\d+)(?:-by(\d+))?(-logits)?-[0-9a-f]{16}")
+LANE_NAME = re.compile(r"(server|client|dealer)-[0-9a-f]{16}-(?:(\d+)\+(\d+)(?:-by(\d+))?(-logits)?|stock)-[0-9a-f]{16}")
 
 
 class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What prepared queries are interchangeable for; certificates by their fingerprints."""
+    """What prepared queries are interchangeable for, or rows of a stock; certificates by their fingerprints."""
 
     model: str
     client: str
@@ -39,10 +39,13 @@ class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
     terms: Terms
     trust: str = DEALER
     embedding: str = ONE_HOT  # with a dealer, whose own marks are of both
+    stock: bool = False  # of rows for any query, of which each has an index
 
     def name(self, role: str) -> str:
         """Of its files at this party."""
         terms, digest = self.terms, hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        if self.stock:
+            return f"{role}-{self.client[:16]}-stock-{digest[:16]}"
         chunk, logits = f"-by{terms.chunk}" if terms.chunk else "", "-logits" if terms.logits else ""
         return f"{role}-{self.client[:16]}-{terms.seq}+{terms.tokens}{chunk}{logits}-{digest[:16]}"
 
@@ -64,7 +67,8 @@ def lock_of(cache: Path, name: str) -> Path:
 def overview(cache: Path) -> list[dict[str, Any]]:
     """All lanes of all roles in a cache: `name`, `role`, `seq`, `max_new_tokens`, `chunk`, `logits`, `model`, `count`, `spent`, `expired`.
 
-    The last says whether a certificate has expired for so long that the marks can count no more.
+    Of a stock of rows, which is for no lengths, `seq` is 0. The last says whether a certificate has expired for so long that the marks can
+    count no more.
     """
     names = {path.name for path in (cache / "prepared").glob("*") if path.is_dir()}
     names |= {path.stem for path in (cache / "spent").glob("*.json")}
@@ -82,7 +86,7 @@ def overview(cache: Path) -> list[dict[str, Any]]:
                 spent, model, until = marks.spent, marks.lane.model, marks.until
             except (msgspec.MsgspecError, ValueError):
                 spent = None
-        lengths = {"seq": int(match[2]), "max_new_tokens": int(match[3]), "chunk": int(match[4] or 0)}
+        lengths = {"seq": int(match[2] or 0), "max_new_tokens": int(match[3] or 0), "chunk": int(match[4] or 0)}
         entry = {"role": match[1], **lengths, "logits": bool(match[5]), "model": model}
         count = sum(1 for _ in (cache / "prepared" / name).glob("*.bin"))
         found.append({"name": f"prepared/{name}", **entry, "count": count, "spent": spent, "expired": 0 < until < time.time() - GRACE_S})

@@ -8,6 +8,9 @@ Seed, then a Dealt and the payload for each pass. All of it is public or address
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
 Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
+
+Where the two are alone, a Draw comes before each pass is made, and a Drawn where it asks for rows of a stock; another Draw where it was
+refused. To make a stock: Stock, Reserved, what is made, Kept both ways.
 """
 
 from __future__ import annotations
@@ -213,6 +216,30 @@ class Go(msgspec.Struct, frozen=True):
     """S: whether S and D have marked it too."""
 
     ok: bool
+
+
+class Stock(msgspec.Struct, frozen=True, tag=True):
+    """C: asks for a stock of rows for so many positions to be made; its highest spent index of the lane, and of a stock that it holds."""
+
+    positions: Count
+    spent: Index
+    held: Index
+
+
+class Draw(msgspec.Struct, frozen=True):
+    """C: the pass that is made next takes its rows from a stock, from this index on, which C has marked as spent; 0: from none."""
+
+    index: Index = 0
+    count: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    serial: SessionToken = bytes(16)
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """S: whether it has marked them too, the highest index that it has marked, and whether it has that stock at all."""
+
+    ok: bool
+    spent: Index
+    known: bool = True
 
 
 class Mark(msgspec.Struct, frozen=True, tag=True):

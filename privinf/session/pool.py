@@ -40,10 +40,16 @@ class Pool:
         `until`: when its certificates expire, as far as they are known, seconds since the epoch. A session may outlive them; its lanes
         do not, for their marks may be gone then.
         """
+        with self.locked(lane, wait_s, until):
+            yield PoolLane(self, lane, until)
+
+    @contextlib.contextmanager
+    def locked(self, lane: Lane, wait_s: float, until: float) -> Iterator[None]:
+        """The same, for whoever reads its files otherwise."""
         if 0 < until < time.time():
             raise ConfigError("a certificate of these prepared queries has expired", party=self.role, remedy="run `privinf keys renew`")
         with locked(lock_of(self.cache, lane.name(self.role)), wait_s):
-            yield PoolLane(self, lane, until)
+            yield
 
     def holds(self, lane: Lane) -> bool:
         """Whether there may be something of a lane. Where there is nothing, nothing is to be made only because a peer names it."""
@@ -55,7 +61,7 @@ class Pool:
         found, terms = [], wanted.terms
         for path in (self.cache / "prepared").glob(f"{self.role}-{wanted.client[:16]}-{terms.seq}+*"):
             match = LANE_NAME.fullmatch(path.name)
-            if match and int(match[3]) >= terms.tokens:
+            if match and match[3] and int(match[3]) >= terms.tokens:
                 lane = msgspec.structs.replace(wanted, terms=msgspec.structs.replace(terms, tokens=int(match[3])))
                 if lane.name(self.role) == path.name:
                     found.append(lane)
@@ -124,11 +130,11 @@ class PoolLane:
             self._keep(msgspec.structs.replace(marks, spent=max(spent, marks.spent)))
         return max(spent, marks.spent)
 
-    def reserve(self, above: int) -> int:
-        """A new index, above this and all that were ever spent, kept or handed out here."""
+    def reserve(self, above: int, count: int = 1) -> int:
+        """The first of so many new indices, above this and all that were ever spent, kept or handed out here."""
         marks = self._marks()
         index = 1 + max(above, marks.spent, marks.reserved, *self._indices(), 0)
-        self._keep(msgspec.structs.replace(marks, reserved=index))
+        self._keep(msgspec.structs.replace(marks, reserved=index + count - 1))
         return index
 
     def spend(self, index: int) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from privinf.session.messages import Marked, Pass, Step, Terms
+from privinf.session.messages import Marked, Pass, Step, Stock, Terms
 from privinf.session.prepared import Writer
 from privinf.transport.connection import Connection
 from protocols.correlations import Kind
+from protocols.errors import HandshakeError
 from protocols.party import Tables
 from protocols.sources.base import PartySource
 
@@ -76,6 +78,10 @@ class ServerSource(ABC):
     def mark(self, model: str, terms: Terms, spent: int, index: int = 0) -> Marked:
         """Takes note of the highest index that is spent, and spends one more if it is given; what is spent in sum."""
 
+    def stock(self, request: Stock, afford: Callable[[int], None]) -> None:
+        """Makes a stock of rows that passes will take from; `afford` checks the bytes first. HandshakeError for a source that has none."""
+        raise HandshakeError("a dealer's correlations come from no stock of rows", party="server", remedy="prepare queries instead")
+
     @abstractmethod
     def end(self) -> None:
         """No pass follows."""
@@ -115,6 +121,10 @@ class ClientSource(ABC):
     def computing(self) -> AbstractContextManager[None]:
         """Around the pass that is computed."""
         return nullcontext()
+
+    def stock(self, positions: int, progress: Callable[[float], None]) -> dict[str, Any]:
+        """Makes a stock of rows for so many positions that passes will take from. HandshakeError for a source that has none."""
+        raise HandshakeError("this server has a dealer, and makes no stock of rows", party="client", remedy="prepare queries instead")
 
     @abstractmethod
     def reseed(self) -> bytes:

@@ -73,7 +73,7 @@ def _unpacked(data: Any, count: int, ring: Budget, p: int) -> Small:
     return out
 
 
-def _combined(held: EncryptedWeight, all_scalars: Array, stream: Stream, rows: slice) -> tuple[list[Array], list[Array]]:
+def combined(held: EncryptedWeight, all_scalars: Array, stream: Stream, rows: slice) -> tuple[list[Array], list[Array]]:
     """Sums of scalars (n, inner) times the rows: c1 (n, N) as values, c0 (n, outer) as coefficients, for each prime.
 
     Of a scalar another representative is taken, at random, anew each time: only so its product hides it (`hiding`).
@@ -146,8 +146,13 @@ def _decrypt(keys: WeightKeys, form: Form, limbs: list[Array], bits: Array, tops
     return np.asarray(whole + carry + tops.uniform((n, form.outer), form.bits).numpy())
 
 
-def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int, sums: Sums | None) -> Protocol_[Tensor]:
-    """The message and what both make of it; `sums` gives C the sums of some of `count` answers, and is None where they are not known."""
+def exchange(
+    held: EncryptedWeight | WeightKeys | None, form: Form, count: int, sums: Sums | None, sender: Role = Role.CLIENT
+) -> Protocol_[Tensor]:
+    """The message of who holds ciphertexts, C unless `sender` says otherwise, and what both make of it.
+
+    `sums` gives that party the sums of some of `count` answers, and is None where they are not known.
+    """
     ring = form.budget
     shapes = (*((count, ring.degree) for _ in form.limbs), (count, form.outer))
     values: list[Tensor] = [blank(*shape) for shape in shapes]
@@ -162,7 +167,9 @@ def _exchange(held: EncryptedWeight | WeightKeys | None, form: Form, count: int,
                 found.append(_answer(held, [x[part] for x in first], [x[part] for x in second], stream, tops))
         *values, share = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
     widths = (*form.limbs, ring.low_bits)
-    items = [seed_item(Role.CLIENT, seed), *(Item(v, w, from_server=False) for v, w in zip(values, widths, strict=True))]
+    server = sender is Role.SERVER
+    messages = (Item(v, w, from_server=server, from_client=not server) for v, w in zip(values, widths, strict=True))
+    items = [seed_item(sender, seed), *messages]
     received = yield items
     if isinstance(held, WeightKeys):
         *limbs, rest = (value.numpy() for value in received[1:])
@@ -178,8 +185,8 @@ def linear(held: EncryptedWeight | WeightKeys | None, form: Form, r: Tensor) -> 
     """Shares of -(r W) modulo 2^bits, (n, outer): r (n, inner) at C, any representatives; S passes a blank. See the module's text."""
     sums = None
     if isinstance(held, EncryptedWeight) and known(r):
-        sums = partial(_combined, held, signed(reduce(-r, form.bits), form.bits).numpy(), noise.fresh())
-    return (yield from _exchange(held, form, r.shape[0], sums))
+        sums = partial(combined, held, signed(reduce(-r, form.bits), form.bits).numpy(), noise.fresh())
+    return (yield from exchange(held, form, r.shape[0], sums))
 
 
 def lookup(held: EncryptedWeight | WeightKeys | None, form: Form, ids: Tensor) -> Protocol_[Tensor]:
@@ -187,4 +194,4 @@ def lookup(held: EncryptedWeight | WeightKeys | None, form: Form, ids: Tensor) -
     sums = None
     if isinstance(held, EncryptedWeight) and known(ids):
         sums = partial(_taken, held, ids.numpy())
-    return (yield from _exchange(held, form, ids.shape[0], sums))
+    return (yield from exchange(held, form, ids.shape[0], sums))

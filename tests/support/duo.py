@@ -81,8 +81,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*words: object, timeout: float = PATIENCE, plain: bool = True) -> Iterator[Served]:
+def served(*words: object, hook: Hook | None = None, timeout: float = PATIENCE, plain: bool = True) -> Iterator[Served]:
     """A server, which ends with the block."""
     common = ("--trust", TWO_PARTY, "--listen", "127.0.0.1:0", "--keys", t.keys(), "--timeout", timeout, "--cache", t.scratch() / "cache")
-    with Process("serve", t.lowered_directory(), "--log", "warning", *common, *words, hook=PlainEnds() if plain else None) as process:
+    ends = hook or (PlainEnds() if plain else None)
+    with Process("serve", t.lowered_directory(), "--log", "warning", *common, *words, hook=ends) as process:
         yield Served(process, t.address_of(process))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from protocols.correlations import Correlation, Kind, Role
+from protocols.correlations import Correlation, Kind, Role, Tensors
 from protocols.errors import CorrelationError
 from protocols.party import Party, Trace
 from protocols.rounds import Protocol_
@@ -73,6 +73,7 @@ class TwoPartySource(PartySource):
         self._behind, self._window = Ends(transfers, lattice), window
         self.pair = Pair(role, Batched(), BatchedLattice(lattice), weights, traced=traced, device=device)
         self._asked: list[tuple[int, Kind]] = []
+        self._supplied = set[int]()  # names of those that were made before
         self._ends: deque[int] = deque()  # of the passes under way, the name after each
         self._broken = False
         self._replaced: set[int] = set()  # masks that no pass after the last names
@@ -98,11 +99,29 @@ class TwoPartySource(PartySource):
         self._asked = list(enumerate(kinds, first))
         self._ends.append(first + len(kinds))
 
+    @property
+    def asked(self) -> list[Kind]:
+        """What the pass that was begun and is not made yet will take."""
+        return [kind for _, kind in self._asked]
+
+    def supply(self, made: Mapping[int, tuple[Tensors, Tensors]]) -> None:
+        """Some of what the pass will take was made before: by place in `asked` this party's own values and its shares.
+
+        Both parties supply the same places, of kinds that name no masks and leave none. On shapes the places alone count.
+        """
+        for place, (own, shares) in made.items():
+            name, kind = self._asked[place]
+            self._supplied.add(name)
+            if not self.pair.traced:
+                moved = tuple(x.to(self.device) for x in own), tuple(x.to(self.device) for x in shares)
+                self.hold(Correlation(kind, name, self.role, *moved))
+
     def preprocess(self) -> Protocol_[None]:
         """See `PartySource`: every correlation that the pass will take, side by side, in bounded memory."""
         asked, self._broken = self._asked, True  # until it has come to its end
-        yield from run(self._behind, self._tasks(asked), self._window)
+        yield from run(self._behind, self._tasks([(name, kind) for name, kind in asked if name not in self._supplied]), self._window)
         self._asked, self._broken = [], False
+        self._supplied.clear()
 
     def take(self, kind: Kind) -> Correlation:
         """See `PartySource`."""
@@ -199,15 +218,17 @@ class TwoPartySource(PartySource):
         self._replaced.clear()
         self._behind.lattice.forget()
 
-    def predict(self, kinds: Sequence[Kind], trace: Trace | None = None) -> Preprocessing:
+    def predict(self, kinds: Sequence[Kind], trace: Trace | None = None, supplied: Iterable[int] = ()) -> Preprocessing:
         """On shapes alone: exactly what making this pass takes, after those that were predicted before. It counts as taken.
 
-        With a trace of what was before, which goes on, rounds are those that this pass adds to that chain of messages.
+        With a trace of what was before, which goes on, rounds are those that this pass adds to that chain of messages. `supplied`: places
+        of what was made before.
         """
         assert self.pair.traced, "a source of values predicts nothing"
         trace = trace or Trace(self.role)
         before = trace.cost.online_bytes, trace.cost.rounds
         self.begin_pass(kinds)
+        self.supply(dict.fromkeys(supplied, ((), ())))
         Party(self.role, trace).run(self.preprocess())
         self.hand_over()
         return Preprocessing(trace.cost.online_bytes - before[0], trace.cost.rounds - before[1])

@@ -79,7 +79,22 @@ class Conversation:
     @property
     def room(self) -> int:
         """How many positions the model's context has left."""
-        return self.lowered.info.n_positions - self.session.runtime.offset
+        return self.lowered.info.n_positions - self.cached
+
+    @property
+    def cached(self) -> int:
+        """How many positions passes have taken in."""
+        return self.session.runtime.offset
+
+    @property
+    def setup_s(self) -> float:
+        """The seconds that its session took to open."""
+        return self.session.setup_s
+
+    @property
+    def own(self) -> ClientSession | None:
+        """The session, where nobody else uses it."""
+        return self.session
 
     def generate(
         self,
@@ -107,12 +122,11 @@ class Conversation:
         fresh, session = [*last, *ids], self.session
         prompt = Prompt.read(session.lowered, None, fresh)
         if len(fresh) > self.room:
-            what = f"the conversation has {session.runtime.offset + len(fresh)} tokens, and the model's context "
+            what = f"the conversation has {self.cached + len(fresh)} tokens, and the model's context "
             raise ConfigError(f"{what}{session.lowered.info.n_positions}", remedy="begin another one", code=Code.TOO_LONG)
         try:
-            first = prepared and not session.runtime.offset
             reply = self.reply = begun or Reply(len(fresh), prompt.tokenizer, wanted)
-            yield from reply.generate(session, prompt.ids, prepared=first, after=len(last))
+            yield from self._made_of(reply, prompt.ids, prepared=prepared and not self.cached, after=len(last))
             *before, self._last = reply.tokens
             self._cached += [*fresh, *before]
             self.used = time.monotonic()
@@ -122,6 +136,10 @@ class Conversation:
         except BaseException as error:  # also GeneratorExit: the caller has turned away
             self.close(error)
             raise
+
+    def _made_of(self, reply: Reply, ids: Sequence[int], *, prepared: bool, after: int) -> Iterator[Token]:
+        """The tokens of a reply after these ids; see `Reply.generate`."""
+        return reply.generate(self.session, ids, prepared=prepared, after=after)
 
     def end(self) -> None:
         """Tells the peers that no query follows, and closes."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +21,7 @@ from privinf.client.text import Token
 from privinf.gateway.door import METRICS, Door, Place
 from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.limits import Bounds
+from privinf.gateway.merged import Piece, together
 from privinf.gateway.metrics import Requests, families
 from privinf.gateway.page import Watch, add_page
 from privinf.gateway.waits import CallerGone, while_there
@@ -146,8 +147,9 @@ def _add_completions(app: FastAPI, engine: Engine, models: _Models) -> None:
         models.check(body.model)
         body.check()
         with _as_api_errors():
-            query = Query(body.single, body.max_tokens or COMPLETION_TOKENS, body.sampling(), body.ignore_eos)
-        return await _answer(engine, request, body, query, Writer(body.model, chat=False))
+            length, choices = body.max_tokens or COMPLETION_TOKENS, body.choices()
+            queries = [Query(prompt, length, choice, body.ignore_eos) for prompt in body.prompts for choice in choices]
+        return await _answer(engine, request, body, queries, Writer(body.model, chat=False))
 
 
 def _add_chat(app: FastAPI, engine: Engine, models: _Models) -> None:
@@ -157,33 +159,36 @@ def _add_chat(app: FastAPI, engine: Engine, models: _Models) -> None:
         body.check()
         maker = engine.model.chat
         with _as_api_errors():
-            sampling = body.sampling(maker.stop)
+            choices = body.choices(maker.stop)
             prompt = await while_there(request, maker.prompt([message.plain() for message in body.messages]))
         count = body.max_completion_tokens or body.max_tokens or engine.limits.new_tokens
-        query = Query(prompt, count, sampling, body.ignore_eos, special_tokens=maker.plain)
-        return await _answer(engine, request, body, query, Writer(body.model, chat=True), maker.shown)
+        queries = [Query(prompt, count, choice, body.ignore_eos, special_tokens=maker.plain) for choice in choices]
+        return await _answer(engine, request, body, queries, Writer(body.model, chat=True), maker.shown)
 
 
 async def _answer(
     engine: Engine,
     request: Request,
     body: CompletionRequest | ChatRequest,
-    query: Query,
+    queries: Sequence[Query],
     writer: Writer,
     shown: Callable[..., str] = lambda text, first: text,
 ) -> Response:
-    """The reply, whole or as a stream."""
-    reply = Answer()
-    pieces = _pieces(engine.stream(query, reply), shown)
+    """The replies, whole or as a stream; what goes wrong with one of them ends all."""
+    replies = [Answer() for _ in queries]
+    pieces = [_pieces(engine.stream(query, reply), shown) for query, reply in zip(queries, replies, strict=True)]
+    merged = together(pieces)
     with _as_api_errors():
         if not body.stream:
-            text = "".join(await while_there(request, _all(pieces)))
-            return JSONResponse(writer.whole(text, reply))
+            texts = [""] * len(queries)
+            for index, piece in await while_there(request, _all(merged)):
+                texts[index] += piece or ""
+            return JSONResponse(writer.whole(texts, replies))
         # the status is decided by the first token: until it has come, a refusal still is one
-        first = await while_there(request, anext(pieces, None))
+        first = await while_there(request, anext(merged))
     options = body.stream_options
     usage = bool(options and options.include_usage)
-    return EventSourceResponse(_events(first, pieces, reply, writer, usage), ping=PING_S, sep="\n")
+    return EventSourceResponse(_events(first, merged, replies, writer, usage), ping=PING_S, sep="\n")
 
 
 @contextlib.contextmanager
@@ -207,27 +212,32 @@ async def _pieces(tokens: AsyncIterator[Token], shown: Callable[..., str]) -> As
             yield text
 
 
-async def _all(pieces: AsyncIterator[str]) -> list[str]:
+async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
     return [piece async for piece in pieces]
 
 
 async def _events(
-    first: str | None, pieces: AsyncIterator[str], reply: Answer, writer: Writer, usage: bool
+    first: Piece, pieces: AsyncIterator[Piece], replies: Sequence[Answer], writer: Writer, usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     """The events of a stream; an error in the middle is an event too."""
+
+    def event(index: int, text: str | None) -> dict[str, Any] | None:
+        if text is None:
+            return {"data": writer.piece(index=index, finish=replies[index].finish_reason)}
+        return {"data": writer.piece(text, index=index)} if text else None
+
     async with contextlib.aclosing(pieces) as rest:  # type: ignore[type-var]
-        if writer.chat:
-            yield {"data": writer.piece(first=True)}
+        for index in range(len(replies)) if writer.chat else ():
+            yield {"data": writer.piece(index=index, first=True)}
         try:
-            if first:
-                yield {"data": writer.piece(first)}
+            if (said := event(*first)) is not None:
+                yield said
             async for piece in rest:
-                if piece:
-                    yield {"data": writer.piece(piece)}
+                if (said := event(*piece)) is not None:
+                    yield said
         except Exception as error:
             yield {"data": json.dumps(as_api_error(error).body, ensure_ascii=False)}
             return
-        yield {"data": writer.piece(finish=reply.finish_reason)}
         if usage:
-            yield {"data": writer.last(reply)}
+            yield {"data": writer.last(*replies)}
         yield {"data": "[DONE]"}

@@ -6,10 +6,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
+from weakref import WeakSet
 
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
-from privinf.gateway.held import Held
+from privinf.client.session import ClientSession
+from privinf.client.shared import Shared
+from privinf.gateway.held import Held, cells_of, spent_of
 from privinf.gateway.limits import Limits
 from privinf.gateway.waits import Full, Stopping
 from privinf.session.memory import give_back
@@ -27,6 +30,8 @@ class Conversations:
         self._live: set[Held] = set()
         self._totals = {(peer, phase): Cell() for peer in ("server", "dealer") for phase in PHASES}
         self._spent = 0
+        self._counted: WeakSet[ClientSession] = WeakSet()  # of those that were shared, the ones that the totals have
+        self._shared = Shared(client, limits.batch, self._count) if limits.batch > 1 else None
         self.closing = False
         """Whether no further one is opened."""
 
@@ -48,7 +53,7 @@ class Conversations:
         while True:
             if self.closing:
                 raise Stopping
-            begun(held := Held(Conversation(self._client)))
+            begun(held := Held(Conversation(self._client) if self._shared is None else self._shared.seat()))
             try:
                 held.conversation.open(connect_s)
                 break
@@ -106,10 +111,24 @@ class Conversations:
         with self._guard:
             if held in self._live:
                 self._live.discard(held)
-                for place, cell in held.cells().items():
-                    self._totals[place].add(cell)
-                self._spent += held.spent
+                self._add(held.cells(), held.spent)
         give_back()
+
+    def _add(self, cells: Mapping[tuple[str, str], Cell], spent: int) -> None:
+        for place, cell in cells.items():
+            self._totals[place].add(cell)
+        self._spent += spent
+
+    def _count(self, session: ClientSession) -> None:
+        """A session that conversations have shared is over."""
+        with self._guard:
+            self._add(cells_of(session), spent_of(session))
+            self._counted.add(session)
+
+    @property
+    def _sessions(self) -> list[ClientSession]:
+        """Those that are shared, but for what the totals have."""
+        return [] if self._shared is None else [each for each in self._shared.sessions if each not in self._counted]
 
     def expired(self) -> list[Held]:
         """Those that nobody has used for as long as they are kept; they are no longer."""
@@ -130,7 +149,7 @@ class Conversations:
         """What moved so far, by peer and phase."""
         result = {place: Cell() for place in self._totals}
         with self._guard:
-            parts = [self._totals, *(held.cells() for held in self._live)]
+            parts = [self._totals, *(held.cells() for held in self._live), *(cells_of(session) for session in self._sessions)]
         for part in parts:
             for place, cell in part.items():
                 result[place].add(cell)
@@ -139,4 +158,4 @@ class Conversations:
     def spent(self) -> int:
         """Correlations that were used, each once."""
         with self._guard:
-            return self._spent + sum(held.spent for held in self._live)
+            return self._spent + sum(held.spent for held in self._live) + sum(spent_of(session) for session in self._sessions)

@@ -245,5 +245,5 @@ class Engine:
 
     def _open(self, begun: Callable[[Held], None], connect_s: float | None = None) -> Held:
         held = self.conversations.open(begun, connect_s, max(1, round(self.replies.mean_s)))
-        self.replies.opened(held.conversation.session.setup_s)
+        self.replies.opened(held.conversation.setup_s)
         return held

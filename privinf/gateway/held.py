@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from privinf.client.conversation import Conversation
+from privinf.client.session import ClientSession
 from privinf.transport.meter import PHASES, Cell
 
 Encode = Callable[[str], list[int] | None]
@@ -40,11 +41,21 @@ class Held:
         return len(so_far) - 1, rest, not self.ended
 
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """What moved so far, by peer and phase."""
-        dialled = self.conversation.session.lines.dialled
-        return {(end.peer_role, phase): end.meter.total(phase) for end in dialled for phase in PHASES}
+        """What moved so far, by peer and phase, in a session of its own."""
+        return cells_of(self.conversation.own)
 
     @property
     def spent(self) -> int:
         """Correlations that were used."""
-        return self.conversation.session.store.next_name - 1
+        return spent_of(self.conversation.own)
+
+
+def cells_of(session: ClientSession | None) -> dict[tuple[str, str], Cell]:
+    """What moved so far in a session, by peer and phase."""
+    dialled = [] if session is None else session.lines.dialled
+    return {(end.peer_role, phase): end.meter.total(phase) for end in dialled for phase in PHASES}
+
+
+def spent_of(session: ClientSession | None) -> int:
+    """Correlations that were used in a session."""
+    return 0 if session is None else session.store.next_name - 1

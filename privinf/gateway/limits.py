@@ -13,11 +13,13 @@ class Limits:
     """The longest reply, replies at a time, callers that wait for one, conversations that are kept and for how long.
 
     With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept. `retry` times at most
-    a reply whose connection breaks goes on in a fresh session.
+    a reply whose connection breaks goes on in a fresh session. With a `batch` so many conversations are in one session, and replies that
+    are made at a time go through the same passes; no prepared query is used then.
     """
 
     new_tokens: Annotated[int, Setting("The longest reply that callers get.", "N", least=1, name="max_new_tokens")] = 256
     active: Annotated[int, Setting("Replies at a time.", "N", least=1, most=64)] = 4
+    batch: Annotated[int, Setting("Conversations in one session, replies of which share passes; 1: none do.", "N", least=1, most=64)] = 1
     waiting: Annotated[int, Setting("Callers that may wait; the next gets a 429.", "N", least=0)] = 16
     kept: Annotated[int, Setting("Idle conversations kept for a next turn.", "N", least=0, most=64)] = 4
     keep_s: Annotated[float, Setting("How long an idle conversation is kept, seconds.", "S", least=0.0, name="keep")] = 300.0

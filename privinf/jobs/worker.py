@@ -120,7 +120,7 @@ class Worker:
         result = self.client.result
         assert result is not None
         counts = _Counts(result["prompt_tokens"], len(tokens), result["finish_reason"])
-        found = Writer(result["model"]["id"], chat=False).whole(result["text"] or "", counts)
+        found = Writer(result["model"]["id"], chat=False).whole([result["text"] or ""], [counts])
         if result["text"] is None:  # the model has no tokenizer
             found["choices"][0]["token_ids"] = result["tokens"]
         return found

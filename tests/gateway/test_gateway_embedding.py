@@ -173,7 +173,7 @@ def test_no_record_of_any_logger_holds_a_secret(parties: Trio, caplog: pytest.Lo
             assert caller.post("/page/reply", json={"prompt": PROMPT, "max_tokens": 2}).status_code == 200
             for wrong in (
                 {"prompt": PROMPT * 6},
-                {"prompt": PROMPT, "n": 2},
+                {"prompt": PROMPT, "n": 0},
                 {"prompt": [PROMPT, 1]},
                 {"prompt": PROMPT, "stop": PROMPT * 999},
             ):

@@ -1,0 +1,217 @@
+"""Conversations of many callers over one session: whoever asks joins the others' next pass, and leaves between two passes.
+
+The callers are one client to the server: what it sees is that client's session, with as many sequences as there are conversations. A thread
+makes the passes, as long as somebody waits for a reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+from privinf.client.batch import Batch, Member
+from privinf.client.client import Client
+from privinf.client.conversation import Conversation
+from privinf.client.lines import Lines
+from privinf.client.reply import Reply
+from privinf.client.session import ClientSession
+from privinf.client.text import Token
+from privinf.transport.failure import Failure
+from protocols.errors import PrivinfError, TransportError
+
+Told = tuple[Token | None, bool] | BaseException
+"""A token if there is one, and whether the reply has come to its end; or why it has not."""
+WORN = 1 << 15
+"""Passes after which a session takes nobody new: a server bounds the requests of one."""
+
+
+class _Room:
+    """One session, the sequences in it, and the thread that makes their passes until nobody is left."""
+
+    def __init__(self, session: ClientSession, ended: Callable[[_Room, BaseException | None], None]) -> None:
+        self.session, self.batch = session, Batch(session)
+        self._ended = ended
+        self._seats: dict[Member, Seat] = {}
+        self._change = threading.Condition()
+        self._closed = False
+
+    def start(self) -> None:
+        """Once somebody is in it."""
+        threading.Thread(target=self._run, name="privinf-batch", daemon=True).start()
+
+    def takes(self, most: int) -> bool:
+        """Whether one more may come in, where `most` may be here at a time."""
+        with self._change:
+            if self._closed or self.batch.full or len(self._seats) >= most or self.batch.steps >= WORN:
+                return False
+            return self.batch.running or not self.session.connection.lost()
+
+    def enter(self, seat: Seat) -> Member:
+        """A sequence for a conversation; TransportError where the session has ended meanwhile."""
+        with self._change:
+            if self._closed:
+                raise TransportError("the session has ended", party="client")
+            member = self.batch.join()
+            self._seats[member] = seat
+        return member
+
+    def ask(self, member: Member, reply: Reply, ids: Sequence[int], after: int) -> None:
+        """See `Batch.ask`."""
+        self.batch.ask(member, reply, ids, after)
+        with self._change:
+            if self._closed:
+                raise TransportError("the session has ended", party="client")
+            self._change.notify()
+
+    def leave(self, member: Member) -> None:
+        """Its conversation is over; the session with the last."""
+        self.batch.drop(member)
+        with self._change:
+            self._seats.pop(member, None)
+            self._change.notify()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            while self._wait():
+                for member, token, over in self.batch.step():
+                    with self._change:
+                        seat = self._seats.get(member)
+                    if seat is not None:
+                        seat.tell((token, over))
+        except Exception as broken:
+            error = broken
+        with self._change:
+            self._closed = True
+            seats = list(self._seats.values())
+        for seat in seats:
+            seat.tell(_each(error))
+        self._ended(self, error)
+
+    def _wait(self) -> bool:
+        """Until there is something to do; false once nobody is here."""
+        with self._change:
+            self._change.wait_for(lambda: not self._seats or self.batch.running)
+            self._closed = not self._seats
+            return not self._closed
+
+
+def _each(error: BaseException | None) -> BaseException:
+    """An error for one of several callers, who raise it in threads of their own."""
+    if error is None:
+        return TransportError("the session was ended", party="client")
+    return Failure.of(error).error() if isinstance(error, PrivinfError) else RuntimeError(f"a pass failed: {type(error).__name__}")
+
+
+class Shared:
+    """`seat()` for each conversation, used as a `Conversation`; at most `most` in a session. Safe in threads.
+
+    `ended` is told of each session that is over.
+    """
+
+    def __init__(self, client: Client, most: int, ended: Callable[[ClientSession], None] = lambda session: None) -> None:
+        self._client, self._most, self._told = client, most, ended
+        self._guard = threading.Lock()
+        self._rooms: list[_Room] = []
+
+    def seat(self) -> Seat:
+        """A conversation, not open yet."""
+        return Seat(self._client, self)
+
+    @property
+    def sessions(self) -> list[ClientSession]:
+        """Those that are open, or have just ended."""
+        return [room.session for room in list(self._rooms)]
+
+    def find(self, seat: Seat, connect_s: float | None) -> tuple[_Room, Member, bool]:
+        """Room for a conversation, and whether its session is a new one; PrivinfError."""
+        with self._guard:  # whoever comes meanwhile waits, and then finds room in the session that is being made
+            for room in self._rooms:
+                if room.takes(self._most):
+                    with contextlib.suppress(TransportError):
+                        return room, room.enter(seat), False
+            made: list[Lines] = []
+            room = _Room(self._client.open(made, connect_s), self._end)
+            self._rooms.append(room)
+            member = room.enter(seat)
+            room.start()
+            return room, member, True
+
+    def _end(self, room: _Room, error: BaseException | None) -> None:
+        with contextlib.suppress(PrivinfError):
+            if error is None:
+                room.session.end()
+        self._client.drop(room.session.lines, error)
+        self._told(room.session)
+        with self._guard:
+            self._rooms.remove(room)
+
+
+class Seat(Conversation):
+    """A conversation in a session that others use too. It uses no prepared queries."""
+
+    def __init__(self, client: Client, shared: Shared) -> None:
+        super().__init__(client)
+        self._shared = shared
+        self._place: tuple[_Room, Member, bool] | None = None  # the last: whether the session is new
+        self._made_for: queue.SimpleQueue[Told] = queue.SimpleQueue()  # of the reply that is being made
+
+    def open(self, connect_s: float | None = None) -> Self:
+        """See `Conversation`: in a session that is there, if one has room."""
+        self._place = self._shared.find(self, connect_s)
+        self._session = self._place[0].session
+        if self._over:
+            self.close()
+            raise TransportError("this conversation was closed", party="client")
+        return self
+
+    @property
+    def cached(self) -> int:
+        """See `Conversation`."""
+        return 0 if self._place is None else self._place[1].cached
+
+    @property
+    def setup_s(self) -> float:
+        """See `Conversation`: nothing, where the session was there."""
+        return self.session.setup_s if self._place is not None and self._place[2] else 0.0
+
+    @property
+    def own(self) -> ClientSession | None:
+        """See `Conversation`."""
+        return None
+
+    def _made_of(self, reply: Reply, ids: Sequence[int], *, prepared: bool, after: int) -> Iterator[Token]:
+        assert self._place is not None
+        room, member, _ = self._place
+        made = self._made_for = queue.SimpleQueue[Told]()
+        room.ask(member, reply, ids, after)
+        over = False
+        while not over:
+            told = made.get()
+            if isinstance(told, BaseException):
+                raise told
+            token, over = told
+            if token is not None:
+                yield token
+
+    def tell(self, told: Told) -> None:
+        """What a pass has made for its reply, or why none is made; from the session's thread."""
+        if isinstance(told, BaseException):
+            self._over = True
+        self._made_for.put(told)
+
+    def end(self) -> None:
+        """See `Conversation`: the session goes on for the others."""
+        self.close()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """See `Conversation`: leaves between two passes."""
+        with self._guard:
+            self._over = True
+            place = self._place
+        if place is not None:
+            place[0].leave(place[1])
+        self._made_for.put(TransportError("this conversation was closed", party="client"))

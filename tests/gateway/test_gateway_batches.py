@@ -1,0 +1,106 @@
+"""Many callers in the same passes, several replies to one request."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support import trio as t
+from tests.support.duo import duo
+from tests.support.gateway import MORE, Gateway, gateway, greedy_text, ids_of
+from tests.support.trio import Trio, trio, wait_for
+
+PROMPTS = ["def f(", "x", "a longer prompt", "y = 3"]
+
+
+def complete(door: Gateway, prompt: str, count: int = 6) -> str:
+    found: str = (
+        door.openai(max_retries=0).completions.create(model="privinf", prompt=prompt, max_tokens=count, extra_body=MORE).choices[0].text
+    )
+    return found
+
+
+def expected(parties: Trio, count: int = 6) -> list[str]:
+    return [greedy_text(parties, prompt, count) for prompt in PROMPTS]
+
+
+def test_callers_at_once_share_passes() -> None:
+    """Each gets the reply that it gets alone, over fewer passes than all of them have tokens, in one session."""
+    with trio() as parties:
+        want = expected(parties)
+        before = parties.server.counters.counts["passes"]
+        with gateway(parties, batch=4, kept=0) as door, ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda prompt: complete(door, prompt), PROMPTS)) == want
+            passes = parties.server.counters.counts["passes"] - before
+            assert 6 <= passes < 24
+            assert door.engine.replies.counts["replies"] == 4
+
+
+def test_a_conversation_goes_on_in_the_batch() -> None:
+    """A next turn takes in only what is new, beside whoever else is there."""
+    with trio() as parties, gateway(parties, batch=4) as door:
+        first = complete(door, PROMPTS[0], 4)
+        other = door.openai(max_retries=0).completions.create(model="privinf", prompt=PROMPTS[1], max_tokens=3, extra_body=MORE)
+        again = door.openai(max_retries=0).completions.create(
+            model="privinf", prompt=PROMPTS[0] + first + "z", max_tokens=3, extra_body=MORE
+        )
+        assert other.choices[0].text == greedy_text(parties, PROMPTS[1], 3)
+        assert again.usage is not None and again.usage.prompt_tokens_details is not None
+        assert again.usage.prompt_tokens_details.cached_tokens == len(PROMPTS[0]) + 3
+        assert again.choices[0].text == greedy_text(parties, PROMPTS[0] + first + "z", 3)
+        assert len(door.engine.conversations.idle) == 2 and door.engine.client.sessions == 1
+
+
+def test_one_caller_leaves_and_the_others_go_on() -> None:
+    """Its sequence is dropped between two passes."""
+    with trio() as parties, gateway(parties, batch=4, kept=0, active=4) as door, ThreadPoolExecutor(1) as pool:
+        want = greedy_text(parties, PROMPTS[2], 12)
+        stream = door.openai(max_retries=0).completions.create(
+            model="privinf", prompt=PROMPTS[0], max_tokens=25, stream=True, extra_body=MORE
+        )
+        next(stream)
+        staying = pool.submit(complete, door, PROMPTS[2], 12)
+        next(stream)
+        stream.close()
+        assert staying.result() == want
+        wait_for(lambda: door.engine.replies.counts["cancelled"] == 1 and door.engine.client.sessions == 0)
+
+
+def test_a_session_that_breaks_is_made_anew() -> None:
+    """Whoever is in it is told; who comes next has a session again, and the counters keep what moved."""
+    with trio() as parties, gateway(parties, batch=4) as door:
+        complete(door, PROMPTS[0], 2)
+        moved = door.engine.conversations.cells()["server", "online"].payload_sent
+        for session in list(door.engine.conversations._sessions):
+            session.close()
+        assert complete(door, PROMPTS[1], 2) == greedy_text(parties, PROMPTS[1], 2)
+        assert door.engine.conversations.cells()["server", "online"].payload_sent > moved > 0
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_lists_of_prompts_and_n(batch: int) -> None:
+    """Choices in their order, whole and as a stream; each sample from a seed of its own."""
+    with trio() as parties, gateway(parties, batch=batch) as door:
+        client, want = door.openai(max_retries=0), expected(parties, 3)
+        many = client.completions.create(model="privinf", prompt=PROMPTS, max_tokens=3, extra_body=MORE)
+        assert [choice.text for choice in many.choices] == want and [choice.index for choice in many.choices] == [0, 1, 2, 3]
+        assert many.usage is not None and many.usage.completion_tokens == 12
+        texts = [""] * 4
+        for piece in client.completions.create(model="privinf", prompt=PROMPTS, max_tokens=3, stream=True, extra_body=MORE):
+            for choice in piece.choices:
+                texts[choice.index] += choice.text
+        assert texts == want
+        messages = [{"role": "user", "content": "hi"}]
+        common = {"model": "privinf", "messages": messages, "temperature": 1.5, "seed": 3, "max_tokens": 4, "extra_body": MORE}
+        three = client.chat.completions.create(n=3, **common)  # type: ignore[call-overload]
+        alone = client.chat.completions.create(**common)  # type: ignore[call-overload]
+        assert len({choice.message.content for choice in three.choices}) > 1
+        assert three.choices[0].message.content == alone.choices[0].message.content
+
+
+def test_without_a_dealer() -> None:
+    """The same where server and client are alone: each text is float's."""
+    with duo() as parties, gateway(parties, batch=3) as door, ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda prompt: complete(door, prompt, 3), PROMPTS[:3]))
+        assert all(t.is_greedy(ids_of(prompt), ids_of(text)) for prompt, text in zip(PROMPTS, found, strict=False))

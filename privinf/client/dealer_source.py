@@ -34,7 +34,8 @@ class DealerSupply(Supply):
         """See `Supply`."""
         lines, connection, lowered = self.lines, self.connection, self.lowered
         peers, model = lines.peers, lowered.id
-        store, parts = ClientStore(peers.options.cache), parts_of(lowered, peers.named)
+        store, needless = ClientStore(peers.options.cache), Sealing.needless(lowered) if self.embedding == ENCRYPTED else frozenset()
+        parts = {name: part for name, part in parts_of(lowered, peers.named).items() if name not in needless}
 
         def take(name: str, data: bytes | memoryview | None) -> bool:
             """Takes a masked weight that has been checked, if there is one."""

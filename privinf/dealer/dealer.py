@@ -180,7 +180,7 @@ class DealerService(Service):
 
     def _mark(self, server: Connection, client: Connection, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates, both of which are here."""
-        lane = Lane(request.model, client.peer_fingerprint, server.peer_fingerprint, request.terms)
+        lane = Lane(request.model, client.peer_fingerprint, server.peer_fingerprint, request.terms, embedding=request.embedding)
         try:
             with self._pool.open(lane, self.options.timeout, min(server.peer_until, client.peer_until)) as shelf:
                 return _marked(shelf, request)

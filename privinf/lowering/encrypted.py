@@ -75,6 +75,16 @@ class Sealing:
             found = _tables[lowered] = Sealing(lowered, _looked(lowered)[0])
         return found
 
+    @staticmethod
+    def needless(lowered: Lowered) -> frozenset[str]:
+        """Beside an encrypted embedding: tables that nothing is multiplied by, so that nobody needs them masked."""
+        found = _needless.get(lowered)
+        if found is None:
+            tables, kinds = _looked(lowered)
+            found = frozenset(form.name for form in tables) - {getattr(kind, "weight", "") for kind in kinds}
+            _needless[lowered] = found
+        return found
+
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each part."""
@@ -109,6 +119,7 @@ class Sealing:
 
 _known: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
 _tables: WeakKeyDictionary[Lowered, Sealing] = WeakKeyDictionary()
+_needless: WeakKeyDictionary[Lowered, frozenset[str]] = WeakKeyDictionary()
 
 
 def _name(form: Form) -> str:

@@ -94,12 +94,13 @@ def _tables() -> Tables:
 
 def _setup(lowered: Lowered, sealed: bool) -> dict[Label, int]:
     """Bytes of the masked weights, and of the encrypted tables."""
-    found = setup_bytes(lowered.graph)
-    if sealed:
-        from privinf.lowering.encrypted import Sealing
+    if not sealed:
+        return setup_bytes(lowered.graph)
+    from privinf.lowering.encrypted import Sealing
 
-        for part in Sealing.tables(lowered).parts.values():
-            found[part.label] += part.size
+    found = setup_bytes(lowered.graph, Sealing.needless(lowered))
+    for part in Sealing.tables(lowered).parts.values():
+        found[part.label] += part.size
     return found
 
 

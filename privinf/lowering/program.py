@@ -139,11 +139,11 @@ def shape_of(spec: InputSpec) -> Tensor:
     return torch.empty([size or 1 for size in spec.shape], dtype=torch.int64 if spec.kind == "ids" else torch.float32, device="meta")
 
 
-def setup_bytes(graph: Graph) -> dict[Label, int]:
-    """Bytes of the masked weights, each sent once, by the layer and operator that they are of."""
+def setup_bytes(graph: Graph, without: Collection[str] = ()) -> dict[Label, int]:
+    """Bytes of the masked weights, each sent once and some not, by the layer and operator that they are of."""
     found: dict[Label, int] = {}
-    for weight, node, _ in weights_of(graph).values():
-        found[node.label] = found.get(node.label, 0) + packed_bytes(weight)
+    for name, (weight, node, _) in weights_of(graph).items():
+        found[node.label] = found.get(node.label, 0) + (0 if name in without else packed_bytes(weight))
     return found
 
 

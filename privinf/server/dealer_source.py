@@ -41,7 +41,7 @@ from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
 from privinf.transport.listener import dial
-from privinf.trust import DEALER, ENCRYPTED
+from privinf.trust import DEALER, ENCRYPTED, ONE_HOT
 from protocols.correlations import Kind, Role, on_wire
 from protocols.errors import KINDS, Code, PeerUnreachableError, PrivinfError, RefusedError
 from protocols.linear import Weight
@@ -83,12 +83,17 @@ class DealerSupply(Supply):
 
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""
-        return masked_sizes(lowered) | (Sealing.tables(lowered).sizes if self._sealed else {})
+        return self._masked(lowered) | (Sealing.tables(lowered).sizes if self._sealed else {})
+
+    def _masked(self, lowered: Lowered) -> dict[str, int]:
+        """Bytes of each weight that is sent masked."""
+        needless = Sealing.needless(lowered) if self._sealed else frozenset()
+        return {name: size for name, size in masked_sizes(lowered).items() if name not in needless}
 
     def set_up(self, model: ServedModel, connection: Connection) -> None:
         """See `Supply`: the masked weights, one message each, and then what is encrypted."""
         names, turns = connection.receive_control(Needs, MAX_KINDS).names, self.service.turns
-        self.wanted(model, connection, names, masked_sizes(model.lowered))
+        self.wanted(model, connection, names, self._masked(model.lowered))
         with turns.turn(connection.peer_fingerprint):
             for name in names:
                 data = model.masked(name)
@@ -107,8 +112,9 @@ class DealerSupply(Supply):
         assert self.dealer is not None, "a server without a dealer has another supply"
         link = reach_dealer(service, self.dealer)
         try:
-            weights, client = model.weights.values(), connection.peer_fingerprint
-            source = DealerSource(link, token, client, model.mask_seed, weights, service.options.device)
+            masked, client = self._masked(model.lowered), connection.peer_fingerprint
+            weights = [weight for name, weight in model.weights.items() if name in masked]
+            source = DealerSource(link, token, client, model.mask_seed, weights, service.options.device, service.options.embedded)
             if self._sealed is not None:
                 source.tables = tables_alone(Role.SERVER, Sealing.tables(model.lowered).opened(model.mask_seed, model.encoded))
             connection.send_control(Session(token))
@@ -125,8 +131,17 @@ class DealerSupply(Supply):
 class DealerSource(ServerSource):
     """See `ServerSource`; announces a client's session. `mask_seed` is that of the weights' masks, which the dealer expands too."""
 
-    def __init__(self, link: Connection, token: bytes, client: str, mask_seed: bytes, weights: Iterable[Weight], device: str) -> None:
-        self.link = link
+    def __init__(
+        self,
+        link: Connection,
+        token: bytes,
+        client: str,
+        mask_seed: bytes,
+        weights: Iterable[Weight],
+        device: str,
+        embedding: str = ONE_HOT,
+    ) -> None:
+        self.link, self._embedding = link, embedding
         self._waiting: bytes | None = None  # what is foretold, while C and D may wait for each other
         records = tuple(WeightRecord(w.name, w.shape, w.bits, w.frac) for w in weights)
         link.send_control(Register(token, client, mask_seed, records), 4 * 2**20)
@@ -170,7 +185,7 @@ class DealerSource(ServerSource):
 
     def mark(self, model: str, terms: Terms, spent: int, index: int = 0) -> Marked:
         """See `ServerSource`: on the dealer's disk."""
-        self.link.send_control(Mark(model, terms, spent, index))
+        self.link.send_control(Mark(model, terms, spent, index, self._embedding))
         return self.link.receive_control(Marked)
 
     def end(self) -> None:

@@ -38,7 +38,7 @@ class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
     server: str
     terms: Terms
     trust: str = DEALER
-    embedding: str = ONE_HOT  # with a dealer, whose own marks are of both
+    embedding: str = ONE_HOT  # with a dealer
     stock: bool = False  # of rows for any query, of which each has an index
 
     def name(self, role: str) -> str:

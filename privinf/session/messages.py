@@ -249,6 +249,7 @@ class Mark(msgspec.Struct, frozen=True, tag=True):
     terms: Terms
     spent: Index
     index: Index = 0
+    embedding: Annotated[str, msgspec.Meta(max_length=32)] = ONE_HOT  # as S has it: what was prepared for the one is nothing to the other
 
 
 class Marked(msgspec.Struct, frozen=True):

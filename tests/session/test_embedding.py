@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import privinf
 from privinf.cli.gateway import Peers
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.lowering import lower
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.explain import explain
 from privinf.server.dealer_source import DealerSource
@@ -23,6 +25,7 @@ from protocols.correlations import Kind
 from protocols.errors import ConfigError, HandshakeError
 from protocols.linear import LinearMask
 from tests.support import trio as t
+from tests.support.lowering_modules import TiedWords
 from tests.support.peers import dialled
 from tests.support.trio import Trio, trio
 
@@ -78,9 +81,11 @@ def test_processes_find_the_same_tokens_and_move_what_was_predicted(tmp_path: Pa
 
 
 def test_the_table_is_the_difference() -> None:
-    """To the dealer's way: its bytes more at the set-up, fewer from the dealer, as many rounds."""
+    """To the dealer's way: encrypted and not masked at the set-up, fewer bytes from the dealer, as many rounds."""
     one, other = predicted(ONE_HOT), predicted(ENCRYPTED)
-    assert other["setup_bytes"] - one["setup_bytes"] == table_bytes() > 0
+    (part,) = Sealing.tables(t.lowered()).parts.values()
+    masked = t.lowered().setup.items[part.form.name].size
+    assert other["setup_bytes"] - one["setup_bytes"] == table_bytes() - masked > 0
     assert other["dealer_bytes"] < one["dealer_bytes"] and other["rounds"] == one["rounds"]
     assert predicted(ONE_HOT) == {name: explain(t.lowered(), len(PROMPT))["total"][name] for name in one}
 
@@ -127,7 +132,29 @@ def test_what_was_prepared_is_used_with_the_embedding_it_was_prepared_for(tmp_pa
         assert t.is_greedy(PROMPT, ids_of(client, PROMPT, 2)) and client.result is not None and client.result["prepared"]
 
 
+def test_what_is_spent_with_one_embedding_is_not_with_the_other(tmp_path: Path) -> None:
+    for embedding, made, used in ((ENCRYPTED, 1, False), (ONE_HOT, 3, True), (ONE_HOT, 0, True), (ENCRYPTED, 0, True)):
+        with trio(cache=tmp_path, embedding=embedding) as parties:
+            client = parties.client()
+            if made:
+                client.prepare([3] * made, max_new_tokens=1)
+            if used:
+                assert t.is_greedy(PROMPT, ids_of(client, PROMPT, 1)) and client.result is not None and client.result["prepared"]
+
+
 # ---- the kept table
+
+
+def test_a_table_that_nothing_is_multiplied_by_is_not_sent_masked_too(tmp_path: Path) -> None:
+    (part,) = Sealing.tables(t.lowered()).parts.values()
+    item, tied = t.lowered().setup.items[part.form.name], lower(TiedWords(), torch.randint(20, (1, 5)))
+    assert Sealing.needless(t.lowered()) == {part.form.name} and not Sealing.needless(tied)
+    for embedding in (ONE_HOT, ENCRYPTED):
+        with trio(cache=tmp_path / embedding, embedding=embedding) as parties:
+            client = parties.client()
+            assert t.is_greedy(PROMPT, ids_of(client, PROMPT, 2))
+            assert payloads(client.result) == predicted(embedding, new_tokens=2)
+    assert not list((tmp_path / ENCRYPTED).rglob(f"{item.sha256}.bin")) and list((tmp_path / ONE_HOT).rglob(f"{item.sha256}.bin"))
 
 
 def test_a_damaged_table_is_fetched_anew_and_nothing_else(parties: Trio) -> None:

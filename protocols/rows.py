@@ -6,6 +6,7 @@ rows of equal length have step = 0. The elements of a group (a head) lie side by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,7 +22,8 @@ RADIX = 4
 WIDE_RADIX = 8  # where one row is left of at most so many elements
 WIDE_FROM = 4096
 MAX_SINGLE = 16  # bits of a comparison that may take one digit
-SINGLE_BYTES = 1 << 20  # what single digits may cost at a level
+SINGLE_BYTES = 1 << 20  # what single digits may cost at a level, of a row alone
+SINGLE_SHARE = 2.5  # and of many rows, for each of their elements
 MAX_COUNT = 1 << 31  # elements of one group's rows
 INDEX = 6  # places that are made for each element, at most, where a layout is first used
 
@@ -243,7 +245,9 @@ def group_sizes(rows: Rows, level: int) -> tuple[int, list[tuple[int, int]]]:
 def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
     """Whether the comparisons of a level take one digit, a round less for a one-hot of 2^(bits - 1) bits.
 
-    Of a single row alone, or one of each sequence, where few are left: of many rows the one-hots would be too many.
+    Of a single row alone, or one of each sequence, where few are left; of many rows where they are so long that the last level's one-hots
+    are few beside them.
     """
     pairs = sum(groups * size * (size - 1) // 2 for size, groups in group_sizes(rows, level)[1])
-    return rows.alone and bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= SINGLE_BYTES * rows.number
+    most = SINGLE_BYTES * rows.number if rows.alone else math.floor(SINGLE_SHARE * heads * rows.count)
+    return bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= most

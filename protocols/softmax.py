@@ -154,9 +154,12 @@ class AttentionRings:
     within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
 
     def product_ring(self, rows: Rows) -> int:
-        """That of the normalisation: for a single row of each sequence so wide, if it can be, that the result is a truncate-reduction."""
+        """That of the normalisation: so wide, if it can be, that the result is a truncate-reduction, where a round is worth it.
+
+        That is for a single row of each sequence, and for rows whose maximum is taken: they are the ones that take many rounds.
+        """
         wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
-        return max(self.product_bits, wide) if rows.alone and wide <= WIDEST else self.product_bits
+        return max(self.product_bits, wide) if (rows.alone or self.within is None) and wide <= WIDEST else self.product_bits
 
 
 def attention(

@@ -23,7 +23,6 @@ from protocols.ring import blank
 from protocols.rounds import Item
 
 SEED_WORDS = SEED_BYTES // 8
-FINE = gauss.LIMB
 
 
 def seed_item(sender: Role, seed: bytes | None) -> Item:
@@ -131,13 +130,18 @@ NEAR = 2.0**-38
 """How near to a bound, in units of what is kept, a float does not tell on which side of it a coefficient is: its error is below 2^-41."""
 
 
+def fine_bits(deviation: float) -> int:
+    """Bits below 1 of a grid that is at most 2^-64 of this deviation, in whole limbs."""
+    return gauss.LIMB * max(0, math.ceil((64 - math.log2(deviation)) / gauss.LIMB))
+
+
 def hide(second: Sequence[Array], budget: Budget, base: Base, stream: Stream) -> tuple[Array, Array]:
     """Adds what hides (`hiding`) to each coefficient of c0, residues modulo each prime, in place, and rounds.
 
     Of P c0 / Q the integer part, modulo each prime of P, and `low_bits` of the fraction. The grid of what is added is 2^-64 of its
-    deviation or finer, so that below a unit of c0 there may be `FINE` bits of it.
+    deviation or finer, so that below a unit of c0 there may be `fine_bits` of it.
     """
-    fine = FINE if budget.hiding.deviation < 2.0**64 else 0
+    fine = fine_bits(budget.hiding.deviation)
     wide = budget.hiding.deviation * 2.0**fine
     limbs = gauss.wide(stream, second[0].size, wide)
     below, above = limbs[: fine // gauss.LIMB], limbs[fine // gauss.LIMB :]
@@ -148,7 +152,8 @@ def hide(second: Sequence[Array], budget: Budget, base: Base, stream: Stream) ->
     found = np.stack(second)
     whole, part = base.fraction(found, budget.primes)
     if fine:
-        part += (below[0] * (base.modulus / math.prod(budget.primes) * 2.0**-fine)).reshape(part.shape)
+        for k, limb in enumerate(below):
+            part += (limb * (base.modulus / math.prod(budget.primes) * 2.0 ** (gauss.LIMB * k - fine))).reshape(part.shape)
         over = part >= 1
         part -= over
         whole = base.plus(whole, over)
@@ -165,7 +170,7 @@ def _exactly(residues: Array, below: Array, budget: Budget, base: Base, i: int, 
     for row, p in zip(residues, budget.primes, strict=True):
         value += int(row[i]) * (big // p) * pow(big // p, -1, p)
     value, one = value % big, big
-    for limb in below:
+    for limb in below[::-1]:
         value, one = (value << gauss.LIMB) + int(limb[i]), one << gauss.LIMB
     whole, rest = divmod(value * base.modulus, one)
     out[0][:, i] = [whole % p for p in base.primes] or [wrapped(whole)]

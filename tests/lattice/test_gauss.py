@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
@@ -37,6 +38,20 @@ def test_narrow_ones_have_their_probabilities(deviation: float, width: int) -> N
     found = gauss.narrow(noise.fresh(), COUNT, deviation)
     assert distance(found, deviation, width=width) < 0
     assert distance(found, deviation * 1.03, width=width) > 0 and distance(found, deviation, 0.04 * deviation, width) > 0
+
+
+@pytest.mark.parametrize(("deviation", "centre"), [(security.HINT, Fraction(0)), (4.0, Fraction(-15, 32)), (256.0, Fraction(0))])
+def test_tables_are_right_to_their_last_bits(deviation: float, centre: Fraction) -> None:
+    of = gauss.table(deviation, centre)
+    assert deviation * 13.2 < -of.first < deviation * 13.5 + 2 and len(of.exact) == 1 - 2 * of.first
+    with localcontext() as context:
+        context.prec = 70
+        scale, shift = 2 * Decimal(deviation) ** 2, Decimal(centre.numerator) / centre.denominator
+        weights = [(-((k + of.first + shift) ** 2) / scale).exp() for k in range(len(of.exact))]
+        total, running = sum(weights), Decimal(0)
+        for weight, found in zip(weights, of.exact, strict=True):
+            running += weight
+            assert abs(running / total * (1 << 128) - found) < 2
 
 
 def whole(limbs: Any, deviation: float) -> list[int]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from protocols.comparison import BitMask, CompareMask, compare, cost_compare
 from protocols.correlations import Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
+from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
@@ -102,7 +103,7 @@ class Curve:
 FORMS = {"tanh": Curve(_tanh_form, 4, 5), "erf": Curve(_erf_form, 4, 5), "silu": Curve(_silu_form, 8, 4)}
 
 
-@lru_cache
+@constant()
 def pieces(form: str, frac: int) -> Tensor:
     """(2, 2^INDEX_BITS): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^piece.
 
@@ -128,6 +129,7 @@ class PiecesMask(Kind, frozen=True):
     x: Number
     shape: Shape
     shift: Shift
+    refers: ClassVar[tuple[str, ...]] = ("x",)
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part((2, *self.shape), PRODUCT_BITS),)

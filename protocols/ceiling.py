@@ -10,8 +10,8 @@ counted.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from protocols import kernels
 from protocols.comparison import MAX_DIGIT, wide_hot
 from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
-from protocols.memo import Memo
+from protocols.memo import Memo, constant
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import SEED_BYTES, Prg, derive
@@ -43,6 +43,7 @@ class PlaceMask(Kind, frozen=True):
     wire: Number
     shape: Shape
     shift: Shift
+    refers: ClassVar[tuple[str, ...]] = ("wire",)
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part((*self.shape, 1 << WIDTH - MAX_DIGIT), 64, xor=True),)
@@ -111,7 +112,7 @@ def _coefficients(columns: int) -> Tensor:
     return stream.uniform((columns, THRESHOLDS), HASH).clamp_min(1)
 
 
-@lru_cache
+@constant()
 def _turns() -> Tensor:
     """(THRESHOLDS,): the thresholds from the highest down."""
     return torch.arange(-LOWEST, LOWEST - 1, -1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class CompareMask(Kind, frozen=True):
     r_shape: Shape
     bits: Bits
     single: Flag = 0
+    refers: ClassVar[tuple[str, ...]] = ("wire",)
 
     def bounded(self) -> bool:
         """See `Kind`: the work for the products of masks grows fast."""
@@ -162,7 +164,8 @@ def _products(number: int) -> np.ndarray:
 def _compiled(party: Party, c: Tensor, kind: CompareMask, correlation: Correlation) -> Protocol_[Tensor]:
     """The rest of `compare` by compiled loops."""
     number, plain = len(kind.digits), flat(c)
-    less, variables = np.empty(plain.size, np.int64), np.zeros(plain.size, np.int64)
+    borrow, inputs = torch.empty(plain.size, dtype=torch.int64), torch.zeros(plain.size, dtype=torch.int64)
+    less, variables = borrow.numpy(), inputs.numpy()
     for k, (word, (at, width)) in enumerate(zip(correlation.shares, kind.digits, strict=False)):
         if width > MAX_DIGIT:
             words = word.expand(*c.shape, -1).reshape(-1, word.shape[-1]).contiguous().numpy()
@@ -173,13 +176,13 @@ def _compiled(party: Party, c: Tensor, kind: CompareMask, correlation: Correlati
     opened = own = joint = _NOTHING
     if number > 1:
         own = flat(correlation.own[1])
-        mine = torch.from_numpy(variables ^ own).view(c.shape)
+        mine = inputs.view(c.shape) ^ correlation.own[1]
         (theirs,) = yield [Item(mine, 2 * (number - 1))]
         opened = flat(mine ^ theirs)
         joint = flat(correlation.shares[number]) if _joint(number) else _NOTHING
     rho, top = flat(correlation.own[0]), kind.bits - 1
     kernels.fast.masked_bit(opened, own, joint, _products(number), int(party.is_server), less, rho, top, plain)
-    result = torch.from_numpy(less).view(c.shape)
+    result = borrow.view(c.shape)
     (theirs,) = yield [Item(result, 1)]
     return result ^ theirs
 
@@ -248,6 +251,7 @@ class BitMask(Kind, frozen=True):
     shape: Shape
     bits: Bits
     spread: Shape = ()  # r's shape before broadcasting
+    refers: ClassVar[tuple[str, ...]] = ("compare", "wire")
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from protocols import kernels
 from protocols.correlations import Bits, Fit, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
+from protocols.memo import constant
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, flat, known, like, reduce
 from protocols.rows import INDEX, Rows
@@ -106,7 +107,7 @@ def _round(value: int, frac: int) -> int:
     return (value + (1 << (_E_FIXED - frac - 1))) >> (_E_FIXED - frac)
 
 
-@lru_cache
+@constant()
 def multipliers(window: Window) -> Tensor:
     """(len(digits), 2^LOW): e^(4 h - 4 + l / 2^FRAC) * 2^ENTRY_FRAC, the public integer multipliers.
 
@@ -120,7 +121,7 @@ def multipliers(window: Window) -> Tensor:
     return torch.tensor(table, dtype=torch.int64)
 
 
-@lru_cache
+@constant()
 def factors() -> Tensor:
     """(2^LOW,): round(e^(2 - l / 2^FRAC) * 2^FACTOR_FRAC), a party's factor for its low digit."""
     return torch.tensor([_round(value, FACTOR_FRAC) for value in _powers(CENTRE, -1)], dtype=torch.int64)
@@ -145,6 +146,7 @@ class ExpMask(Kind, frozen=True):
     shift: Shift
     rows: Layout
     bits: Bits = OUT_BITS
+    refers: ClassVar[tuple[str, ...]] = ("x", "maximum")
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -222,7 +224,7 @@ def _folded(words: Tensor, d: Tensor, r: Tensor, mask: Tensor, window: Window, d
     return own, mine
 
 
-@lru_cache
+@constant()
 def _side_by_side(window: Window) -> tuple[Any, Any]:
     """The multipliers (2^LOW, digits), and the factors, as arrays."""
     return multipliers(window).T.contiguous().numpy(), factors().numpy()

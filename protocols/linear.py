@@ -64,6 +64,7 @@ class LinearMask(Kind, frozen=True):
     window: Layout = ()  # diagonal: first and last + 1 index of the weight's second axis, once or several times
     drawn_early: ClassVar[bool] = True
     shared_early: ClassVar[bool] = True
+    moves: ClassVar[tuple[str, ...]] = ("window",)
 
     def client_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -149,7 +150,10 @@ def _product(party: Party, parts: Sequence[Shares], weight: Weight, kind: Linear
         shared = correlation.shares[0]
         value = shared
         if known(total):
-            value = kind.times(total, party.weights[weight.name], weight.small) + shared
+            held = party.weights[weight.name]
+            if kind.window and party.recording is not None:
+                held = party.recording.windowed(held, kind.window)
+            value = kind.times(total, held, weight.small) + shared
     else:
         items, ends = [], list(accumulate(part.shape[-1] for part in parts))
         for x, end in zip(parts, ends, strict=True):

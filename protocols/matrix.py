@@ -7,7 +7,6 @@ CrypTen has it for GPUs with three or four unsigned limbs.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from protocols import kernels
+from protocols.memo import constant
 from protocols.ring import blank, known
 
 WIDEST = 22  # bits of a limb: a 64-bit element is three of them
@@ -122,7 +122,7 @@ def _directly(x: Tensor, rows: int) -> bool:
     return x.is_cpu and (rows < FEW or (kernels.fast is not None and _direct_is_faster()))
 
 
-@functools.cache
+@constant()
 def _direct_is_faster() -> bool:
     """Whether the compiled int64 product outruns float64 limbs on this processor: measured once, in a few milliseconds.
 

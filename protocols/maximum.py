@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from protocols import kernels
 from protocols.comparison import CompareMask, compare, cost_compare
 from protocols.correlations import Bits, Fit, Flag, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Shift, Tensors, fits
 from protocols.declared import Declared, dealt
+from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.ring import blank, known, like, reduce
@@ -28,7 +30,7 @@ def _pairs(size: int) -> tuple[tuple[int, int], ...]:
     return tuple(combinations(range(size), 2))
 
 
-@lru_cache
+@constant()
 def _sides(size: int) -> Tensor:
     """(2, pairs): the first and the second of every pair."""
     return torch.from_numpy(np.array(_pairs(size)).T.copy())
@@ -63,7 +65,7 @@ def _patterns(beta: Tensor, size: int) -> Tensor:
     return pattern
 
 
-@lru_cache
+@constant()
 def _opponents(size: int) -> tuple[Tensor, Tensor]:
     """(size - 1, size - 1) each: the pair of every candidate but the last with each opponent, and whether it comes second there."""
     pairs = _pairs(size)
@@ -72,7 +74,7 @@ def _opponents(size: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(places), torch.tensor([[int(j < i) for j in row] for i, row in enumerate(others)])
 
 
-@lru_cache
+@constant()
 def _expansion(number: int) -> Tensor:
     """(2^n, 2^n): the product of n bits alpha_k + (1 - 2 alpha_k) rho_k, multiplied out.
 
@@ -105,6 +107,7 @@ class UpperMask(Kind, frozen=True):
     shift: Shift
     bits: Bits
     deals: Flag = 1
+    refers: ClassVar[tuple[str, ...]] = ("wire",)
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),) if self.deals else ()
@@ -166,6 +169,7 @@ class SelectorMask(Kind, frozen=True):
     rows: Layout
     level: Number
     group: Number
+    refers: ClassVar[tuple[str, ...]] = ("compare", "wire")
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)

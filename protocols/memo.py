@@ -5,11 +5,44 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Aside(threading.local):
+    by: Callable[[], AbstractContextManager[None]] | None = None
+
+
+_aside = _Aside()
+
+
+def set_aside(by: Callable[[], AbstractContextManager[None]] | None) -> None:
+    """What is around everything in this thread that is made to be kept, from now on; None: nothing any more."""
+    _aside.by = by
+
+
+def aside() -> AbstractContextManager[None]:
+    """Around what is made to be kept: a recording of what a walk computes (`protocols.recording`) has no part of it."""
+    return nullcontext() if _aside.by is None else _aside.by()
+
+
+def constant(maxsize: int = 128) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Keeps what a function makes of its arguments, as `lru_cache` does; for tensors, of which no recording must have a part."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @lru_cache(maxsize)
+        @wraps(function)
+        def made(*args: P.args, **kwargs: P.kwargs) -> T:
+            with aside():
+                return function(*args, **kwargs)
+
+        return cast(Callable[P, T], made)
+
+    return decorate
 
 
 class Memo:
@@ -32,7 +65,8 @@ class Memo:
                     if key in self._found:
                         self._found.move_to_end(key)
                         return self._found[key][0]  # type: ignore[no-any-return]
-                result = function(*args, **kwargs)
+                with aside():
+                    result = function(*args, **kwargs)
                 self._keep(key, result, size(result))
                 return result
 

@@ -7,7 +7,7 @@ as in `table`. The affine part belongs to the linear map that follows.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from protocols.comparison import BitMask, CompareMask, compare, cost_compare
 from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.maximum import UpperMask
+from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked, unmasked
 from protocols.party import Item, Party, Protocol_
 from protocols.product import cost_multiply, multiply
@@ -52,7 +53,7 @@ def octaves(size_bits: int) -> int:
     return min(OCTAVES, (2 * centred(size_bits)[1] + size_bits - 3) // 2)
 
 
-@lru_cache
+@constant()
 def _table() -> Tensor:
     """(1, 2^INDEX_BITS): round(2^INDEX_FRAC / sqrt(i / 2^INDEX_FRAC)), by integer square roots."""
     entries = [0] * (1 << INDEX_BITS)
@@ -67,6 +68,7 @@ class SquareMask(Kind, frozen=True):
     wire: Number
     shape: Shape
     bits: Bits
+    refers: ClassVar[tuple[str, ...]] = ("wire",)
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -85,6 +87,7 @@ class InverseRootMask(Kind, frozen=True):
     mantissa: Number
     index: Number
     shape: Shape
+    refers: ClassVar[tuple[str, ...]] = ("mantissa", "index")
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, RING),)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -193,6 +193,19 @@ class Tables(Protocol):
         """Shares of rows (count, out) of a table of `size`, modulo 2^bits: ids (count,) at C, a blank at S and ahead of the query."""
 
 
+class Recording(Protocol):
+    """While a walk is written down (`protocols.sources.tape`): what is another's when it is done again, a position further each time."""
+
+    def varying(self, make: Callable[[int], Tensor]) -> Tensor:
+        """`make(0)`, and then `make(n)`, n positions further."""
+
+    def windowed(self, weight: Tensor, window: tuple[int, ...]) -> Tensor:
+        """A weight of which what lies in a window of its second axis is read, and then what lies n positions further."""
+
+    def extended(self, key: tuple[str, str], before: Any, wire: Any, columns: int) -> Any:
+        """See `protocols.product.Cached.extended`."""
+
+
 class Party(OfRole):
     """One party of one session while it walks a program: its role, its weights (S: encoded, C: masked) and an engine.
 
@@ -204,6 +217,7 @@ class Party(OfRole):
         self.weights: Mapping[str, Tensor] = weights if weights is not None else {}
         self.engine = engine
         self.tables: Tables | None = None
+        self.recording: Recording | None = None
         self.on_label: Callable[[tuple[str, str]], None] | None = None
 
     def __repr__(self) -> str:
@@ -213,6 +227,10 @@ class Party(OfRole):
         """The next correlation, which must be of this kind."""
         assert self.engine is not None
         return self.engine.take(kind)
+
+    def varying(self, make: Callable[[int], Tensor]) -> Tensor:
+        """A public value, or one of this party's own, that hangs on how many positions there are: `make(0)`, see `Recording`."""
+        return make(0) if self.recording is None else self.recording.varying(make)
 
     def run(self, protocol: Protocol_[T]) -> T:
         """Drives a protocol to its end."""

@@ -56,9 +56,11 @@ class Prg:
         """The stream with this name, below 2^64; the caller never asks for one twice for two purposes."""
         return Stream(self._algorithm, self._blocks, counter)
 
-    def starts(self, counters: Sequence[int], blocks: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def starts(
+        self, counters: Sequence[int] | np.ndarray, blocks: Sequence[int] | np.ndarray
+    ) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """The first blocks[p] blocks of each of several streams, side by side; by compiled code alone."""
-        total = sum(blocks)
+        total = int(np.sum(blocks))
         asked, out = np.empty(total * BLOCK, np.uint8), np.empty((total + 1) * BLOCK, np.uint8)
         kernels.fast.counters_many(np.array(counters, np.int64), np.array(blocks, np.int64), asked)
         self._blocks.update_into(asked.data, out.data)

@@ -6,9 +6,9 @@ A wire is opened once; every product that reads it costs the dealer a sharing of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class ProductMask(Kind, frozen=True):
     shape: Shape
     bits: Bits
     rows: Layout = ()
+    refers: ClassVar[tuple[str, ...]] = ("x", "y")
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -50,12 +51,17 @@ class ProductMask(Kind, frozen=True):
 
 
 class MatmulMask(Kind, frozen=True):
-    """Shares of r_x r_y, batched: (..., n, d) x (..., d, m). `y` may name several wires, joined along their rows."""
+    """Shares of r_x r_y, batched: (..., n, d) x (..., d, m). `y` may name several wires, joined along their rows.
+
+    With `reach` the first of these rows is repeated after the last, until there are so many.
+    """
 
     x: Number
     y: Names
     shape: Shape
     bits: Bits
+    reach: Number = 0
+    refers: ClassVar[tuple[str, ...]] = ("x", "y")
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -65,7 +71,13 @@ class MatmulMask(Kind, frozen=True):
         found = [shapes.mask(name) for name in self.y]
         *batch, _, width = found[0]
         fits(*((*each[:-2], each[-1]) == (*batch, width) for each in found))
-        return (*batch, sum(each[-2] for each in found), width)
+        rows = sum(each[-2] for each in found)
+        fits(not self.reach or (found[0][-2] > 0 and rows <= self.reach))
+        return (*batch, self.reach or rows, width)
+
+    def joined(self, masks: Sequence[Tensor]) -> Tensor:
+        """All that `y` names."""
+        return joined_rows(masks, self.reach)
 
     def _product(self, x: tuple[int, ...], y: tuple[int, ...], made: int = 0) -> Fit:
         """Of x (..., n, d) and y (..., d, m), where `made` elements are made besides."""
@@ -78,7 +90,7 @@ class MatmulMask(Kind, frozen=True):
         return self._product(shapes.mask(self.x), self._joined(shapes))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        return (matmul(known.mask(self.x), torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
+        return (matmul(known.mask(self.x), self.joined([known.mask(name) for name in self.y]), self.bits),), None
 
 
 class RowsTimesMatrixMask(MatmulMask, frozen=True):
@@ -94,7 +106,7 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         x = Rows.read(self.rows).unpack(known.mask(self.x))
-        return (grouped(x, torch.cat([known.mask(name) for name in self.y], -2), self.bits),), None
+        return (grouped(x, self.joined([known.mask(name) for name in self.y]), self.bits),), None
 
 
 class MatrixTimesRowsMask(MatmulMask, frozen=True):
@@ -110,7 +122,7 @@ class MatrixTimesRowsMask(MatmulMask, frozen=True):
         return whole._replace(values=((*batch, rows.count),))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        y = torch.cat([known.mask(name) for name in self.y], -2)
+        y = self.joined([known.mask(name) for name in self.y])
         return (Rows.read(self.rows).pack(grouped(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
 
 
@@ -135,6 +147,7 @@ class Cached(Hidden):
     names: tuple[int, ...]
     bits: int
     frac: int
+    reach: int = 0  # rows, where the first is repeated behind the last
 
     def __repr__(self) -> str:
         return f"Cached(shape={tuple(self.masked.shape)}, bits={self.bits}, frac={self.frac}, value hidden)"
@@ -150,9 +163,37 @@ class Cached(Hidden):
         masked, mask = torch.cat([before.masked, wire.masked], -2), torch.cat([before.mask, wire.mask], -2)
         return Cached(masked, mask, (*before.names, wire.name), wire.bits, wire.frac)
 
+    @staticmethod
+    def extended(party: Party, key: tuple[str, str], before: Cached | None, wire: Wire, columns: int) -> tuple[Cached, Cached]:
+        """`join`, to be kept under this key, and to be read, padded to `columns` rows unless 0."""
+        if party.recording is not None and before is not None and known(wire.masked):
+            both: tuple[Cached, Cached] = party.recording.extended(key, before, wire, columns)
+            return both
+        joined = Cached.join(before, wire)
+        return joined, joined.padded(columns) if columns else joined
+
+    def padded(self, reach: int) -> Cached:
+        """With its first row repeated until there are `reach`: both what is masked and its mask, which D repeats too."""
+        assert reach >= self.masked.shape[-2] > 0, "a cache is padded to as many rows as it has, or more"
+        if not known(self.masked):
+            found = (blank(*self.masked.shape[:-2], reach, self.masked.shape[-1]),) * 2
+        else:
+            found = joined_rows([self.masked], reach), joined_rows([self.mask], reach)
+        return Cached(*found, self.names, self.bits, self.frac, reach)
+
     def shape_only(self) -> Cached:
         """For walks that know no values."""
-        return Cached(self.masked.to("meta"), self.mask.to("meta"), self.names, self.bits, self.frac)
+        shape = blank(*self.masked.shape)
+        return Cached(shape, shape, self.names, self.bits, self.frac)
+
+
+def joined_rows(parts: Sequence[Tensor], reach: int) -> Tensor:
+    """Along axis -2, and the first row again until there are `reach`, if that is given."""
+    missing = reach - sum(part.shape[-2] for part in parts)
+    if missing <= 0:
+        return torch.cat(list(parts), -2) if len(parts) > 1 else parts[0]
+    first = parts[0][..., :1, :]
+    return torch.cat([*parts, first.expand(*first.shape[:-2], missing, first.shape[-1])], -2)
 
 
 def beaver(server: bool, x: Operand, y: Operand, shared: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -187,7 +228,7 @@ def grouped(x: Tensor, y: Tensor, bits: int) -> Tensor:
 def matmul_wires(party: Party, x: Wire, y: Cached, bits: int) -> Shares:
     """x y, batched: (..., n, d) x (..., d, m), in Z_2^bits; local; exact."""
     shape = (*x.shape[:-1], y.masked.shape[-1])
-    mask = party.take(MatmulMask(x.name, y.names, shape, bits))
+    mask = party.take(MatmulMask(x.name, y.names, shape, bits, y.reach))
     party.macs(3 * x.masked.numel() * shape[-1])
     return Shares(beaver(party.is_server, x, y, mask.shares[0], lambda a, b: matmul(a, b, bits)), bits, x.frac + y.frac)
 
@@ -198,7 +239,7 @@ def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
     Or q (H, G, n, d), k (H, 1, m, d) -> (H, G, N), where G heads of queries share keys.
     """
     *lead, _, width = q.shape
-    mask = party.take(MatrixTimesRowsMask(q.name, k.names, (*lead, rows.count), bits, rows.fields()))
+    mask = party.take(MatrixTimesRowsMask(q.name, k.names, (*lead, rows.count), bits, k.reach, rows.fields()))
     party.macs(3 * math.prod(lead) * rows.total * width)
     product = beaver(party.is_server, q, k, mask.shares[0], lambda a, b: rows.pack(_transposed(a, b, bits)))
     return Shares(product, bits, q.frac + k.frac)
@@ -207,7 +248,7 @@ def scores(party: Party, q: Wire, k: Cached, rows: Rows, bits: int) -> Shares:
 def weighted(party: Party, p: Wire, v: Cached, rows: Rows, bits: int) -> Shares:
     """p v for packed rows p (H, N) and v (H, m, d) -> (H, n, d), in Z_2^bits; local; exact; with groups as in `scores`."""
     lead, width = p.shape[:-1], v.masked.shape[-1]
-    mask = party.take(RowsTimesMatrixMask(p.name, v.names, (*lead, rows.number, width), bits, rows.fields()))
+    mask = party.take(RowsTimesMatrixMask(p.name, v.names, (*lead, rows.number, width), bits, v.reach, rows.fields()))
     party.macs(3 * math.prod(lead) * rows.total * width)
     product = beaver(party.is_server, p, v, mask.shares[0], lambda a, b: grouped(rows.unpack(a), b, bits))
     return Shares(product, bits, p.frac + v.frac)

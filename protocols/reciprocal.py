@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from protocols import kernels
 from protocols.correlations import Bits, Fit, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
+from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, flat, known, like
@@ -80,7 +82,7 @@ class Tables:
         return self.places(frac, self.number - 1)[0] + INDEX_BITS
 
 
-@lru_cache
+@constant()
 def _lines(frac: int, tables: Tables, table: int, out_frac: int) -> Tensor:
     """(3, 2^INDEX_BITS): value (out_frac fraction bits) and slope of 1 / s at each index, and whether a lower table is used.
 
@@ -116,6 +118,7 @@ class ReciprocalMask(Kind, frozen=True):
     number: Number
     bits: Bits
     last: Number = STEP
+    refers: ClassVar[tuple[str, ...]] = ("sum",)
 
     def bounded(self) -> bool:
         """See `Kind`: the products double with each table."""

@@ -112,16 +112,28 @@ def turned(x: Any, cosine: Tensor, sine: Tensor, join: Callable[..., Any] = torc
     return join([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def rotate(x: Shares, rotation: Rotation, windows: Sequence[tuple[int, int]], scale: float = 1.0) -> Shares:
+def rotate(
+    x: Shares,
+    rotation: Rotation,
+    windows: Sequence[tuple[int, int]],
+    scale: float = 1.0,
+    *,
+    varying: Callable[[Callable[[int], Tensor]], Tensor] | None = None,
+) -> Shares:
     """Shares (..., T, width) at positions (from, to before), turned and scaled; `frac_of(scale)` fraction bits more; local.
 
-    Both parties multiply by the same integers. Domain: a result below the ring's half. Error: 2^-12 of |x| for each of two products.
+    `varying` is the party's (`Party.varying`), of a walk that may be written down. Both parties multiply by the same integers.
+    Domain: a result below the ring's half. Error: 2^-12 of |x| for each of two products.
     """
     frac = x.frac + frac_of(scale)
     if x.value.is_meta:
         return Shares(blank(*x.shape), x.bits, frac, x.early)
-    tables = [like(table(rotation, first, end, scale), x.value) for first, end in windows]
-    cosine, sine = tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+
+    def here(further: int) -> Tensor:
+        tables = [like(table(rotation, first + further, end + further, scale), x.value) for first, end in windows]
+        return tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+
+    cosine, sine = here(0) if varying is None else varying(here)
     return Shares(turned(x.value, cosine, sine), x.bits, frac, x.early)
 
 

@@ -63,6 +63,11 @@ class RowRange:
         fine = self.top <= WIDEST_TOP * HALVES and self.window.frac <= WIDEST_FRAC and self.exact <= MAX_EXACT
         return fine and Tables.of(self.largest(columns), self.exact).number <= MAX_TABLES
 
+    def divided_row(self, length: int) -> tuple[Tensor, Tensor]:
+        """`divided` where it hangs on the length, for one row, (1,), however many elements are held for it."""
+        offset, octave = _divided(self.top, Rows(length, 1, 0))
+        return offset[:1], octave[:1]
+
     def divided(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """What is taken off a score, with its fraction bits, and the octaves by which the exponential is divided: (N,), or (1,) and none.
 

@@ -27,7 +27,16 @@ SINGLE_SHARE = 2.5  # and of many rows, for each of their elements
 MAX_COUNT = 1 << 31  # elements of one group's rows
 INDEX = 6  # places that are made for each element, at most, where a layout is first used
 
+STEP = 8  # rows of one more position are held in multiples of at least so many
+SIXTEENTH = 16
+
 _layouts = Memo(256 * 2**20)
+
+
+def reach(length: int) -> int:
+    """To how many elements a single row of this length is filled up, so that shapes repeat: less than an eighth more above 64."""
+    step = max(STEP, (1 << (length - 1).bit_length()) // SIXTEENTH)
+    return -(-length // step) * step
 
 
 @dataclass(frozen=True)
@@ -89,12 +98,16 @@ class Rows:
         """(..., number, columns) -> (..., N)."""
         if x.is_meta:
             return blank(*x.shape[:-2], self.count)
+        if self.number == 1:
+            return x.flatten(-2)
         return x.flatten(-2)[..., like(_flat(self), x)]
 
     def unpack(self, x: Tensor) -> Tensor:
         """(..., N) -> (..., number, columns), zeros elsewhere."""
         if x.is_meta:
             return blank(*x.shape[:-1], self.number, self.columns)
+        if self.number == 1:
+            return x.unsqueeze(-2)
         out = x.new_zeros((*x.shape[:-1], self.total))
         out[..., like(_flat(self), x)] = x
         return out.reshape(*x.shape[:-1], self.number, self.columns)
@@ -103,10 +116,14 @@ class Rows:
         """(H, N) -> (H, number): the rows' sums."""
         if x.is_meta:
             return blank(x.shape[0], self.number)
+        if self.number == 1:
+            return x.sum(-1, keepdim=True)
         return x.new_zeros((x.shape[0], self.number)).index_add_(1, like(_row_of(self), x), x)
 
     def spread(self, x: Tensor) -> Tensor:
         """(H, number) -> (H, N): each row's value at each of its elements."""
+        if self.number == 1:
+            return x.expand(-1, self.count)
         return x[:, like(_row_of(self), x)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from protocols.ceiling import cost_row_ceiling, row_ceiling
 from protocols.declared import Declared
@@ -64,7 +65,7 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once:
 
 
 def bounded_exponentials(
-    party: Party, score: Shares, rows: Rows, bits: int, within: RowRange, *, at_once: bool = False
+    party: Party, score: Shares, rows: Rows, bits: int, within: RowRange, *, at_once: bool = False, live: Live | None = None
 ) -> Protocol_[Shares]:
     """e^(x - top) for packed rows of scores (H, N) that stay `within` a public range, without a maximum; in Z_2^bits.
 
@@ -78,7 +79,7 @@ def bounded_exponentials(
     """
     (x,) = yield from open_masked(party, [score])
     ring = _exp_ring(within.window, bits, at_once)
-    offset, octave = within.divided(rows)
+    offset, octave = within.divided(rows) if live is None or live.offset is None else (live.offset, live.octave)
     e = yield from exponential(party, x, None, rows, 0, window=within.window, offset=offset, octave=octave, bits=ring)
     e = yield from rescale(party, e, bits=ring - EXP_DROP, frac=WEIGHT_FRAC)
     return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
@@ -162,14 +163,33 @@ class AttentionRings:
         return max(self.product_bits, wide) if (rows.alone or self.within is None) and wide <= WIDEST else self.product_bits
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Live:
+    """Of a single row that is filled up to `rows.reach`: what of it counts, (N,) of 0 and 1, and `RowRange.divided_row` of its length."""
+
+    mask: Tensor
+    offset: Tensor | None = None
+    octave: Tensor | None = None
+
+
 def attention(
-    party: Party, q: Wire, keys: Cached | Stack, values: Cached | Stack, rows: Rows, rings: AttentionRings, *, at_once: bool = False
+    party: Party,
+    q: Wire,
+    keys: Cached | Stack,
+    values: Cached | Stack,
+    rows: Rows,
+    rings: AttentionRings,
+    *,
+    at_once: bool = False,
+    live: Live | None = None,
 ) -> Protocol_[Shares]:
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
     Or q (H, G, n, d), keys and values (H, 1, m, d) -> (H G, n, d), where G heads of queries share keys and values (arXiv 2305.13245).
     Or keys and values of several sequences, (H, S, d), for the rows of each.
-    `rows` says which elements of (n, m) exist. The sums are normalised after the product with v.
+    `rows` says which elements of (n, m) exist. Of a row that is filled up (`Cached.padded`) those that are not `live` are scores of
+    the first key again, which change no maximum; their exponentials are multiplied by a public 0. The sums are normalised after the
+    product with v.
     Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
     Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
@@ -182,7 +202,9 @@ def attention(
     if rings.within is None:
         e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
     else:
-        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once)
+        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once, live=live)
+    if live is not None:
+        e = e.times(live.mask)
     product_bits = rings.product_ring(rows)
 
     heads, number, width = score.shape[0], rows.number, values.masked.shape[-1]

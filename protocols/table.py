@@ -7,13 +7,12 @@ the sign of (S's bit - C's bit) at the hot place, which the dealer knows.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols import kernels
+from protocols.memo import constant
 from protocols.ring import flat, like
 
 WORD = 64
@@ -63,14 +62,14 @@ def rotated(words: Tensor, places: Tensor) -> Tensor:
     return (words.gather(-1, which) << low) | carried
 
 
-@lru_cache
+@constant()
 def _octet_bits() -> Tensor:
     """(256, 8): the bits of every octet, lowest first."""
     octets = np.arange(256, dtype=np.uint8)[:, None]
     return torch.from_numpy(np.unpackbits(octets, axis=1, bitorder="little").astype(np.int64))
 
 
-@lru_cache(maxsize=64)
+@constant(64)
 def _octet_sums(tables: Tensor) -> Tensor:
     """(8 n, 256, t): the sums of the entries at the bits of every octet. Kept by the identity of a public constant."""
     count = len(tables)

@@ -129,6 +129,8 @@ class Client:
         except BaseException as error:
             self.drop(session.lines, error)
             raise
+        finally:
+            session.replays.end()
         self.drop(session.lines)
 
     def _keep(self, reply: Reply) -> None:

@@ -55,6 +55,7 @@ class DealerSupply(Supply):
             take(name, data)
             peers.progress("set-up", (done + 1) / len(missing))
         connection.meter.label = ("", "")
+        lines.share(model)
         if self.embedding == ENCRYPTED:
             lines.tables |= receive_sealed(lines, connection, lowered, Sealing.tables(lowered))
 
@@ -70,6 +71,8 @@ class DealerSupply(Supply):
 
 class DealerSource(ClientSource):
     """See `ClientSource`; joins the session that the server has announced under this token. `peer`: what the server is called in errors."""
+
+    fills = True
 
     def __init__(self, link: Connection, token: bytes, device: str, peer: str) -> None:
         self.link: Connection = link
@@ -88,6 +91,7 @@ class DealerSource(ClientSource):
         feed = Payload(self.link, dealt.size, progress)
         party.begin_pass(fetch=feed.take)
         yield
+
         if party.asked.digest() != dealt.digest or feed.left:
             remedy = "install the same release on all machines"
             raise ProtocolDesync("client and server ask for different correlations", party="client", peer=self._peer, remedy=remedy)

@@ -56,10 +56,10 @@ def join(lines: Lines, connect_s: float | None = None) -> Joined:
         supply.set_up()
         party = Party(Role.CLIENT, None, lines.masked)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
-        runtime = Runtime.of(lowered.graph, party, options.device)
         token = connection.receive_control(Session).token
     connection.establish()
     source = supply.source(token)
+    runtime = Runtime.of(lowered.graph, party, options.device, fills=lowered.info.n_positions if source.fills else 0)
     party.tables = source.tables
     took = time.perf_counter() - began
     return Joined(connection, source, lowered, welcome.trust, welcome.embedding, welcome.logits, runtime, took, welcome.batch)

@@ -46,7 +46,7 @@ from protocols.party import Party
 from protocols.sources.base import PartySource
 
 log = logging.getLogger("privinf")
-Walk = Callable[[Pass | Run, Runtime, PartySource, list[Tensor], Callable[[float], None]], None]
+Walk = Callable[[Pass | Run, Runtime, PartySource, list[Tensor], Callable[[float], None]], object]
 """What a session does offline for a pass: the request, its runtime, where correlations go, inputs on shapes, who is told the share done."""
 
 
@@ -103,7 +103,7 @@ class Preprocessing:
         weights, passes = self._found.runtime.party.weights, terms.passes
         party = Party(Role.CLIENT)
         party.tables = self._found.source.tables
-        sketch = Runtime.of(self._found.lowered.graph, party, self._peers.options.device)
+        sketch = Runtime.of(self._found.lowered.graph, party, self._peers.options.device, fills=self._found.runtime.fills)
         for done, request in enumerate(passes):
 
             def told(share: float, done: int = done) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Run, Step, Terms
 from privinf.session.options import Options
 from privinf.session.prepared import Prepared
+from privinf.session.replays import Replays
 from protocols.correlations import Kind, Role
 from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync, TransportError
 from protocols.party import Offline, Online, Party, Trace
@@ -55,6 +57,7 @@ class ClientSession:
         """Sequences that the server takes at a time."""
         self.runtime, self.store = found.runtime, found.source.party
         self.preprocessing = Preprocessing(lines.peers, found)
+        self.replays = Replays(lines.tapes, self.runtime)
         self.prepared: Prepared | None = None
         """The prepared query that this session uses."""
 
@@ -196,15 +199,21 @@ class ClientSession:
         meter.phase, meter.label = "online", ("", "")
         with self._unless_closed(), sane(ProtocolDesync, "the server's model cannot be walked", party="client", peer=self.peers.named):
             self.connection.send_control(request)
+            taped = False
             if self.prepared is not None:
                 self.prepared.next_pass(self.store)
             else:
-                self._make(request, [x.to("meta") for x in inputs])
+                taped = self._make(request, [x.to("meta") for x in inputs])
             middle = time.perf_counter()
             meter.phase = "online"
             party.engine = Online(Role.CLIENT, self.connection, self.store, meanwhile=self.source.meanwhile)
+            observe = probe(party) if probe else None
             with self.source.computing():
-                result = self._walk(self.runtime, request, inputs, probe(party) if probe else None)
+                if taped:
+                    run = partial(self._walk, self.runtime, request, observe=observe)
+                    result = self.replays.online(party.engine.channel, deque(), inputs[0], lambda ids: run(inputs=[ids]))
+                else:
+                    result = self._walk(self.runtime, request, inputs, observe)
             self.store.end_pass()
             with party.label("", ""):  # what follows belongs to no operator
                 pass
@@ -218,17 +227,18 @@ class ClientSession:
             timing.unshown_s = 0.0
         return result
 
-    def _make(self, request: Pass | Step | Run, inputs: list[Tensor]) -> None:
-        """What does not depend on the query; and from here on the next pass is made too, if one may follow."""
+    def _make(self, request: Pass | Step | Run, inputs: list[Tensor]) -> bool:
+        """What does not depend on the query; and from here on the next pass is made too, if one may follow. Whether by a tape."""
         foreseen = self.source.foreseen
         if foreseen is not None and not (isinstance(request, Pass) and foreseen.same(request)):
             self.source.drop_foreseen()
         sketch = self.runtime.sketch(Party(Role.CLIENT, None, self.runtime.party.weights))
-        self._walk_offline(request, sketch, self.store, inputs, partial(self.peers.progress, "offline"))
+        taped = self._walk_offline(request, sketch, self.store, inputs, partial(self.peers.progress, "offline"), self.replays)
         if isinstance(request, Pass) and request.more:
             following = request.following
             ids = [torch.empty((1, 1), dtype=torch.int64, device="meta")]
             self.source.foresee(following, lambda first: self._kinds(first, sketch, following, ids))
+        return taped
 
     def _kinds(self, first: int, sketch: Runtime, request: Pass | Step | Run, inputs: list[Tensor]) -> list[Kind]:
         """What a pass from this state takes, from that name on."""
@@ -237,16 +247,32 @@ class ClientSession:
         return trace.kinds
 
     def _walk_offline(
-        self, request: Pass | Step | Run, sketch: Runtime, store: PartySource, inputs: list[Tensor], progress: Callable[[float], None]
-    ) -> None:
-        """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead."""
-        with self.source.making(store, lambda: self._kinds(store.next_name, sketch, request, inputs), progress):
+        self,
+        request: Pass | Step | Run,
+        sketch: Runtime,
+        store: PartySource,
+        inputs: list[Tensor],
+        progress: Callable[[float], None],
+        replays: Replays | None = None,
+    ) -> bool:
+        """What does not depend on the query: takes what is made for a pass, and sends what can be sent ahead. Whether by a tape."""
+        taped, shape = False, replays.of(store, request, self.peers.probe) if replays is not None else None
+
+        def kinds() -> list[Kind]:
+            return self._kinds(store.next_name, sketch, request, inputs)
+
+        with self.source.making(store, kinds, progress):
             self.connection.meter.phase = "offline"
-            sketch.party.engine = Offline(sketch.party.weights, OneWay(self.connection), store)
-            sketch.party.on_label = lambda label: setattr(self.connection.meter, "label", label)
-            self._walk(sketch, request, inputs)
+            channel, party = OneWay(self.connection), sketch.party
+            party.engine = Offline(party.weights, channel, store)
+            party.on_label = lambda label: setattr(self.connection.meter, "label", label)
+            if replays is not None and shape is not None:
+                taped = replays.ahead(shape, store, kinds, (party, channel, lambda: self._walk(sketch, request, inputs)))
+            if not taped:
+                self._walk(sketch, request, inputs)
             self.connection.meter.label = ("", "")
             self.connection.flush()
+        return taped
 
     @contextlib.contextmanager
     def _unless_closed(self) -> Iterator[None]:

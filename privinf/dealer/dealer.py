@@ -190,7 +190,7 @@ class DealerService(Service):
 
     def _read(self, dealer: Dealer, request: Deal | Prefetch) -> tuple[Dealt, Iterator[bytes]]:
         """What its client is told of a pass, and its payloads, of which nothing is made yet: all of it is checked and bounded first."""
-        kinds, digest = [from_wire(data) for data in request.kinds], KindHash()
+        kinds, digest = [from_wire(data) for data in request.kinds], KindHash(dealer.next_name)
         for kind in kinds:
             digest.update(kind)
         dealt = dealer.deal_pass(kinds)

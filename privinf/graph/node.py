@@ -21,6 +21,7 @@ from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import Kept, PrivinfTensor, Runtime
 from protocols.errors import ConfigError, RangeError
 from protocols.linear import Weight
+from protocols.memo import aside
 from protocols.party import Party, Protocol_
 from protocols.ring import encode
 from protocols.shares import Shares
@@ -209,7 +210,8 @@ class Node(Module):
             return None
         found = runtime.constants.get((self.name, key, frac))
         if found is None:
-            found = runtime.constants[self.name, key, frac] = encode(self.value(key).to(runtime.device), frac)
+            with aside():
+                found = runtime.constants[self.name, key, frac] = encode(self.value(key).to(runtime.device), frac)
         return found
 
     def keep(self, runtime: Runtime, **parts: Kept) -> None:

@@ -48,13 +48,14 @@ class Runtime:
     offset: int = 0  # positions that have gone through
     constants: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # S's encoded biases and positions
     device: torch.device | str = "cpu"  # where this party computes
+    fills: int = 0  # up to this length the row of a further token is filled up, so that shapes repeat: where a dealer deals
     unread: frozenset[str] = frozenset()  # nodes with state whose result nothing reads in this pass: they only take in
     batch: Batch | None = None  # the pass under way, or the last one, where it is over several sequences; `offset` is then none's
 
     @staticmethod
-    def of(graph: Graph, party: Party, device: torch.device | str = "cpu") -> Runtime:
+    def of(graph: Graph, party: Party, device: torch.device | str = "cpu", *, fills: int = 0) -> Runtime:
         """A walk that has kept nothing yet."""
-        return Runtime(party, {name: weight for name, (weight, _, _) in weights_of(graph).items()}, device=device)
+        return Runtime(party, {name: weight for name, (weight, _, _) in weights_of(graph).items()}, device=device, fills=fills)
 
     def sketch(self, party: Party) -> Runtime:
         """A walk on shapes from the same state; what it does to the state is forgotten."""
@@ -63,7 +64,7 @@ class Runtime:
         }
         if party.tables is None:
             party.tables = self.party.tables
-        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device, batch=self.batch)
+        return Runtime(party, self.weights, shapes, self.offset, self.constants, self.device, self.fills, batch=self.batch)
 
     def windows(self, count: int, last: bool = False) -> list[tuple[int, int]]:
         """The positions of a pass's `count` rows, from and to before: once, or for each sequence of a batch; or of its last row alone."""

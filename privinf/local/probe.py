@@ -31,6 +31,7 @@ def dumping(directory: Path, role: str) -> Callable[[Party], Any]:
 
         return observe
 
+    setattr(begin, "observes", True)  # noqa: B010  (its passes are walked, not replayed)
     return begin
 
 

@@ -49,7 +49,7 @@ def explain(
         raise ConfigError("a stock of rows is for two parties alone", remedy="give --trust two-party, or leave the stock out")
     if trust == TWO_PARTY and embedding == ONE_HOT:
         raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
-    runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace))
+    runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace), fills=0 if trust == TWO_PARTY else info.n_positions)
     alone = _Alone(lowered, trace, stock) if trust == TWO_PARTY else None
     sealed = alone is None and embedding == ENCRYPTED
     runtime.party.tables = alone.tables if alone else _tables() if sealed else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from privinf.graph.builder import recogniser
 from privinf.graph.draft import Draft
@@ -39,9 +40,13 @@ class PositionBias(Table):
         return x.add(self.value("weight")[self.offset : self.offset + x.size(1)])
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
-        table = self.constant_of(x.runtime, "weight", x.shares.frac)
-        rows = None if table is None else torch.cat([table[first:end] for first, end in x.runtime.windows(x.shares.shape[1])])
-        return x.with_shares(add_server_constant(x.party, x.shares, rows))
+        table, windows = self.constant_of(x.runtime, "weight", x.shares.frac), x.runtime.windows(x.shares.shape[1])
+
+        def rows(further: int) -> Tensor:
+            assert table is not None
+            return torch.cat([table[first + further : end + further] for first, end in windows])
+
+        return x.with_shares(add_server_constant(x.party, x.shares, None if table is None else x.party.varying(rows)))
 
 
 @recogniser(folded=False)

@@ -48,7 +48,7 @@ class Rotary(Product):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         shape, width = x.shares.shape, self.rotation.width
         apart = x.shares.narrow(self.plan.ring).map(lambda v: v.reshape(*shape[:2], -1, width).transpose(1, 2))
-        y = rotate(apart, self.rotation, x.runtime.windows(apart.shape[-2]))
+        y = rotate(apart, self.rotation, x.runtime.windows(apart.shape[-2]), varying=x.party.varying)
         return (yield from self.canonical(x.party, y.map(lambda v: v.transpose(1, 2).reshape(shape))))
 
     def make_plan(self, planning: Planning) -> ProductPlan:

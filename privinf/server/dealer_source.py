@@ -131,6 +131,8 @@ class DealerSupply(Supply):
 class DealerSource(ServerSource):
     """See `ServerSource`; announces a client's session. `mask_seed` is that of the weights' masks, which the dealer expands too."""
 
+    fills = True
+
     def __init__(
         self,
         link: Connection,

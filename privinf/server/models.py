@@ -22,6 +22,7 @@ from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
 from privinf.server.budget import Budget, SetUps
 from privinf.session.options import Options
+from privinf.session.replays import Tapes
 from protocols.errors import ConfigError, HandshakeError
 from protocols.party import Party
 
@@ -112,6 +113,7 @@ class ServedModel:
         whole = len(self.bundle) + sum(sizes(lowered).values())
         self.set_ups = SetUps(options.setups * whole, f"{options.setups} set-ups of this model", options.setup_hours)
         self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
+        self.tapes = Tapes()
         self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
 
     def masked(self, name: str) -> memoryview:

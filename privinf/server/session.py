@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from privinf.session.access import Tally
 from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Prepare, Run, Spend, Step, Stock, Terms
 from privinf.session.prepared import Prepared
+from privinf.session.replays import Replays
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
 from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
-from protocols.correlations import Role, size_of
+from protocols.correlations import Kind, Role, size_of
 from protocols.errors import Code, HandshakeError, ProtocolDesync
 from protocols.party import Online, Party, Trace
 
@@ -34,7 +35,10 @@ def _same(made: Request, asked: Request) -> bool:
 
 
 class ServerSession:
-    """One client's passes: the cache of keys and values, and the correlations."""
+    """One client's passes: the cache of keys and values, and the correlations.
+
+    Its attributes are whose session it is, and what of one pass the next one goes on from.
+    """
 
     def __init__(self, service: Service, model: ServedModel, connection: Connection, source: ServerSource, tally: Tally) -> None:
         self.service, self.model, self.connection, self.source, self.tally = service, model, connection, source, tally
@@ -46,10 +50,18 @@ class ServerSession:
         party = Party(Role.SERVER, None, model.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
         party.tables = source.tables
-        self.runtime = Runtime.of(model.lowered.graph, party, self.store.device)
+        self._fills = model.lowered.info.n_positions if source.fills else 0
+        self.runtime = Runtime.of(model.lowered.graph, party, self.store.device, fills=self._fills)
+        self._replays = Replays(model.tapes, self.runtime)
 
     def serve(self) -> None:
         """Answers the client's requests until it ends the session; raises what breaks it."""
+        try:
+            self._serve()
+        finally:
+            self._replays.end()
+
+    def _serve(self) -> None:
         while True:
             self.connection.meter.phase, self.connection.meter.label = "online", ("", "")
             with self.service.resting(self.connection):
@@ -156,7 +168,7 @@ class ServerSession:
         """The passes of a query that is prepared, from an empty context on: what each needs, what of it is kept, what the client sends."""
         party, first = Party(Role.SERVER), 1
         party.tables = self.source.tables
-        sketch = Runtime.of(self.model.lowered.graph, party, self.store.device)
+        sketch = Runtime.of(self.model.lowered.graph, party, self.store.device, fills=self._fills)
         for request in terms.passes:
             sketch, trace = self.ask(request, sketch, first)
             first += len(trace.kinds)
@@ -182,8 +194,8 @@ class ServerSession:
             self._walk(sketch, request)
         return sketch, trace
 
-    def _preprocess(self, request: Request) -> deque[memoryview]:
-        """Has this pass made, and after a token the next one while this one is computed. What C sends ahead."""
+    def _preprocess(self, request: Request) -> tuple[deque[memoryview], Sequence[Kind]]:
+        """Has this pass made, and after a token the next one while this one is computed. What C sends ahead, and what the pass takes."""
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None and _same(prefetched[0], request):
             sketch, trace = prefetched[1:]
@@ -202,7 +214,7 @@ class ServerSession:
                 self._afford(self._prefetched[2], trace)
         early = deque(self._receive_early(trace))
         self.source.flush()
-        return early
+        return early, trace.kinds
 
     def _likely(self, request: Request, after: Runtime) -> Pass | Step | None:
         """What comes after a pass where its source makes that meanwhile, if the context has room for it."""
@@ -230,19 +242,26 @@ class ServerSession:
 
     def _pass(self, request: Request) -> None:
         self._allowance.spend(1 if isinstance(request, Run) else request.outputs)
+        kinds: Sequence[Kind] = ()
         if self._prepared is not None:
             prepared, due = self._prepared
             if not due or request != due.popleft():
                 raise ProtocolDesync("the client asks for a pass that was not prepared", party="server")
             early = prepared.next_pass(self.store)
         else:
-            early = self._preprocess(request)
+            early, kinds = self._preprocess(request)
         self.connection.meter.phase = "online"
         party = self.runtime.party
         meanwhile = self.source.meanwhile if self._prepared is None else None
         party.engine = Online(Role.SERVER, InTurn(self.connection, self.service.turns), self.store, early, meanwhile)
+        observe = self.model.probe(party) if self.model.probe else None
+        shape = self._replays.of(self.store, request, self.model.probe) if self._prepared is None else None
         with self.service.turns.turn(self.connection.peer_fingerprint), self.source.computing():
-            self._walk(self.runtime, request, self.model.probe(party) if self.model.probe else None)
+            if shape is not None and self._replays.ahead(shape, self.store, lambda: kinds):
+                channel, ids = party.engine.channel, torch.empty((1, 1), dtype=torch.int64, device="meta")
+                self._replays.online(channel, early, ids, lambda _: self._walk(self.runtime, request, observe))
+            else:
+                self._walk(self.runtime, request, observe)
         self.store.end_pass()
         with party.label("", ""):  # what follows belongs to no operator
             pass

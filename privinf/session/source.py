@@ -27,6 +27,7 @@ class ServerSource(ABC):
 
     party: PartySource
     tables: Tables | None = None  # see `Party`
+    fills = False  # whether a further token's rows are filled up, so that its pass repeats: see `Runtime`
 
     @abstractmethod
     def ask(self, kinds: Sequence[Kind]) -> None:
@@ -93,6 +94,7 @@ class ClientSource(ABC):
     party: PartySource
     link: Connection  # to a third party, of a source that has one
     tables: Tables | None = None  # see `Party`
+    fills = False  # as at the server
     set_up_s = 0.0  # seconds of set-up that came with a pass, until somebody takes them
     foresees = False
     """Whether the next pass can be made while one is computed, by `foresee`."""

@@ -12,15 +12,17 @@ What is kept is machine code: a directory to which others than this user and the
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 OFF = "PRIVINF_KERNELS"
 """An environment variable: with 0 the plain twins are used."""
@@ -59,6 +61,35 @@ def load(directory: Path | None) -> None:
     start(directory).join()
 
 
+class Watcher(Protocol):
+    """Is told of every compiled loop that its thread calls, after the call."""
+
+    def kernel(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Which, and on what."""
+
+
+class _Watching(threading.local):
+    by: Watcher | None = None
+
+
+_watching = _Watching()
+
+
+def watch(watcher: Watcher | None) -> None:
+    """This thread's watcher from now on; None: no longer."""
+    _watching.by = watcher
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any) -> None:
+        function(*args)
+        if _watching.by is not None:
+            _watching.by.kernel(function, args)
+
+    return call
+
+
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
     """The twins alone within, for tests and measurements."""
@@ -89,7 +120,8 @@ def _prepare(directory: Path | None) -> None:
                         where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="privinf-kernels-")))
                 if where is not None:
                     _compile(where)
-            fast = build.read(where)
+            found = vars(build.read(where))
+            fast = SimpleNamespace(**{name: _watched(each) for name, each in found.items() if hasattr(each, "py_func")})
     except Exception as error:  # a platform without LLVM, or a fault in it, must not take a party down
         _State.why = f"Numba does not load: {type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
 

@@ -19,19 +19,17 @@ from protocols.correlations import (
     Correlation,
     Fit,
     Kind,
-    Part,
     Role,
     blanks,
     pack_rests,
     parts_of,
     size_of,
-    unpack_parts,
 )
 from protocols.errors import CorrelationError
-from protocols.kind_hash import KindHash
-from protocols.prg import Prg, Stream
+from protocols.kind_hash import KindHash, KnownHash
+from protocols.prg import Prg
 from protocols.sources.base import PartySource
-from protocols.sources.expansion import MOST, Drawn, Together, counts_of, draw_both, together
+from protocols.sources.expansion import MOST, Drawn, Streamed, Together, Whole, counts_of, draw_both, together
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
@@ -113,37 +111,6 @@ class _Sketch:
         return fit
 
 
-class Streamed(Correlation):
-    """One that is expanded when it is first read. The client's shares are a payload, the server's come from its stream."""
-
-    __slots__ = ("_device", "_payload", "_stream")
-
-    def __init__(
-        self,
-        kind: Kind,
-        name: int,
-        role: Role,
-        stream: Stream,
-        device: torch.device | str,
-        payload: memoryview | None = None,
-        shares: tuple[Tensor, ...] | None = None,
-    ) -> None:
-        super().__init__(kind, name, role, shares=shares)
-        self._stream, self._device, self._payload = stream, device, payload
-
-    def _expand(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-        return tuple([part.draw(self._stream, self._device) for part in parts])
-
-    def _make_own(self) -> tuple[Tensor, ...]:
-        return self._expand(self.kind.own_parts(self.role))
-
-    def _make_shares(self) -> tuple[Tensor, ...]:
-        if self._payload is not None:
-            return unpack_parts(self._payload, self.kind.shared_parts(), self._device)
-        _ = self.own  # the stream is read in order
-        return self._expand(self.kind.shared_parts())
-
-
 class Store(PartySource):
     """One party's end of a dealer: what it draws itself, and the server's shares, come from a seed that the dealer knows.
 
@@ -153,7 +120,7 @@ class Store(PartySource):
 
     def __init__(self, role: Role, seed: bytes, device: torch.device | str = "cpu") -> None:
         super().__init__(role, device)
-        self.asked = KindHash()  # of the kinds of the walk before the query
+        self.asked: KindHash | KnownHash = KindHash()  # of the kinds of the walk before the query
         self._prg = Prg(seed)
         self._payloads: dict[int, memoryview] = {}
         self._ready: dict[int, Correlation] = {}  # expanded together with one that was taken
@@ -162,7 +129,26 @@ class Store(PartySource):
     def begin_pass(self, kinds: Sequence[Kind] = (), fetch: Callable[[int], memoryview] | None = None) -> None:
         """See `PartySource`; `fetch(size)` gives the client the dealer's next bytes, in the order of the kinds."""
         super().begin_pass(kinds)
-        self.asked, self._fetch = KindHash(), fetch
+        self.asked, self._fetch = KindHash(self.next_name), fetch
+
+    def spend(self, drawn: Whole, dealt: int, digest: bytes) -> memoryview | None:
+        """Draws this party's part of a whole pass into this memory, and spends all of its correlations at once.
+
+        The client's dealt bytes of them, if there are any, which it has to read; `digest` is of the kinds that it asks for.
+        """
+        first = self.next_name
+        self.next_name += len(drawn.values)
+        self._next_ahead = self.next_name
+        for name in range(first, self.next_name):
+            if name in self._held or name in self._payloads:
+                raise CorrelationError(f"correlation {name} was seen before its pass was spent whole", party=self.role.value)
+            self._expected.pop(name, None)
+        drawn.draw(self._prg, first)
+        self.asked = KnownHash(digest)
+        if not dealt:
+            return None
+        assert self._fetch is not None, "a pass has not begun"
+        return self._fetch(dealt)
 
     def put(self, name: int, payload: memoryview) -> None:
         """Keeps what the dealer sent for a correlation that is still to be taken."""
@@ -186,6 +172,7 @@ class Store(PartySource):
         if self.role is Role.SERVER:
             return super().ahead(kind, weights)
         name = self.next_ahead()
+        assert isinstance(self.asked, KindHash)
         self.asked.update(kind)
         self.expect(name, kind)
         if parts := parts_of(kind).shared:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from protocols import kernels
-from protocols.correlations import Kind, Part, parts_of
-from protocols.prg import BLOCK, Prg, word_size
+from protocols.correlations import Correlation, Kind, Part, Role, parts_of, unpack_parts
+from protocols.prg import BLOCK, Prg, Stream, word_size
 from protocols.ring import packed_size
 
 Parts = Sequence[Part]
@@ -56,6 +56,58 @@ def draw_both(server: Prg, client: Prg, first: int, kinds: Sequence[Kind], devic
     names = range(first, first + len(lengths))
     both = zip(at_server.draw(server, names), at_client.draw(client, names), lengths, strict=True)
     return [(ours[:length], theirs, ours[length:]) for ours, theirs, length in both]
+
+
+class Whole:
+    """Tensors of all correlations of a pass, side by side in memory that each pass fills anew; by compiled code alone.
+
+    `parts` are those of each correlation, in order; ValueError where they are not in a ring of bits.
+    """
+
+    def __init__(self, parts: Sequence[Parts]) -> None:
+        flat = [part for each in parts for part in each]
+        if any(part.modulus for part in flat):
+            raise ValueError("elements modulo a prime are drawn one after the other")
+        counts, bits = [part.count for part in flat], [part.bits for part in flat]
+        starts, packed, blocks, at, first = [], [], [], 0, 0
+        for each in parts:
+            here = at
+            for count, width in zip(counts[first : first + len(each)], bits[first : first + len(each)], strict=True):
+                starts.append(here)
+                here += count * _SIZES[width]
+            first += len(each)
+            blocks.append(-(-(here - at) // BLOCK))
+            at += BLOCK * blocks[-1]
+        at = 0
+        for part in flat:
+            packed.append(at)
+            at += part.size
+        self.out = torch.zeros(sum(counts), dtype=torch.int64)
+        self.size = at
+        """Bytes of all of them, packed."""
+        self._blocks = np.array(blocks, np.int64)
+        self._lists = [np.array(each, np.int64) for each in (starts, counts, [_SIZES[width] for width in bits], bits)]
+        self._packed = np.array(packed, np.int64)
+        tensors = [piece.view(part.shape) for piece, part in zip(torch.split(self.out, counts), flat, strict=True)] if flat else []
+        self.values: list[tuple[Tensor, ...]] = []
+        """Of each correlation."""
+        for each in parts:
+            self.values.append(tuple(tensors[: len(each)]))
+            del tensors[: len(each)]
+
+    def draw(self, prg: Prg, first: int) -> None:
+        """What `Part.draw` makes of the start of each correlation's stream; the streams by name, from the first on."""
+        names = np.arange(first, first + len(self._blocks))
+        if self.out.numel():
+            kernels.fast.uniform_many(prg.starts(names, self._blocks), *self._lists, self.out.numpy())
+
+    def unpack(self, data: memoryview) -> None:
+        """What `unpack_parts` makes of what was packed side by side, of just so many bytes."""
+        raw = np.frombuffer(data, np.uint8)
+        assert raw.size == self.size, "packed parts of other sizes"
+        _, counts, _, bits = self._lists
+        if raw.size:
+            kernels.fast.unpack_many(raw, self._packed, counts, bits, self.out.numpy())
 
 
 class Together:
@@ -112,3 +164,34 @@ class Together:
             found.append(tuple(tensors[first : first + length]))
             first += length
         return found
+
+
+class Streamed(Correlation):
+    """One that is expanded when it is first read. The client's shares are a payload, the server's come from its stream."""
+
+    __slots__ = ("_device", "_payload", "_stream")
+
+    def __init__(
+        self,
+        kind: Kind,
+        name: int,
+        role: Role,
+        stream: Stream,
+        device: torch.device | str,
+        payload: memoryview | None = None,
+        shares: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        super().__init__(kind, name, role, shares=shares)
+        self._stream, self._device, self._payload = stream, device, payload
+
+    def _expand(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+        return tuple([part.draw(self._stream, self._device) for part in parts])
+
+    def _make_own(self) -> tuple[Tensor, ...]:
+        return self._expand(self.kind.own_parts(self.role))
+
+    def _make_shares(self) -> tuple[Tensor, ...]:
+        if self._payload is not None:
+            return unpack_parts(self._payload, self.kind.shared_parts(), self._device)
+        _ = self.own  # the stream is read in order
+        return self._expand(self.kind.shared_parts())

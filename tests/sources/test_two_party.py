@@ -69,9 +69,9 @@ def test_masks_of_cached_wires_outlive_their_pass_and_the_next_pass_is_made_whil
         rows = (total - new + 1, new, 1)
         count = Rows(*rows).count
         query, key = Mask((heads, new, width), 33), Mask((heads, new, width), 33, 1)
-        alone.begin_pass([query, key, MatrixTimesRowsMask(first, tuple(keys), (heads, count), 33, rows)])
+        alone.begin_pass([query, key, MatrixTimesRowsMask(first, tuple(keys), (heads, count), 33, rows=rows)])
         alone.preprocess()
-        taken.append([query, key, MatrixTimesRowsMask(first, tuple(keys), (heads, count), 33, rows)])
+        taken.append([query, key, MatrixTimesRowsMask(first, tuple(keys), (heads, count), 33, rows=rows)])
         if len(taken) > 1:
             take()
     take()

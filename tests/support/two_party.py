@@ -159,7 +159,7 @@ class Dealt:
 
     def end_pass(self, kinds: list[Kind]) -> None:
         """See `Source`: C has asked for the same, and all of it was used."""
-        digest = KindHash()
+        digest = KindHash(self.stores[Role.CLIENT].next_name)
         for kind in kinds:
             digest.update(kind)
         assert self.stores[Role.CLIENT].asked.digest() == digest.digest() and self._left == 0

@@ -22,14 +22,14 @@ from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.exponential import OUT_FRAC
 from protocols.linear import scale
 from protocols.opening import open_masked
-from protocols.party import Protocol_, parallel
+from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
 from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import HALVES, TOPMOST, RowRange
-from protocols.rows import Rows
+from protocols.rows import Rows, reach
 from protocols.sequences import Stack, gather
 from protocols.shares import Shares, Wire
-from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings
+from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings, Live
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
@@ -208,27 +208,39 @@ class CausalAttention(Node):
         if several is not None:
             asked = len(several.new) if self.last_query else count
         queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
-        k = self._turned(self._part(x, 1), runtime.windows(count))
+        k = self._turned(party, self._part(x, 1), runtime.windows(count))
         k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
         v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
         opened, new = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=several is None))
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
+        columns = min(reach(end), runtime.fills) if runtime.fills and several is None and count == 1 < end else 0
 
-        def joined(part: str, wire: Wire) -> Cached | Stack:
+        def joined(part: str, wire: Wire) -> tuple[Cached | Stack, Cached | Stack]:
             if several is None:
-                return Cached.join(before.get(part), wire)
-            return gather(party, before.get(part), wire, several.segments, several.starts)
+                return Cached.extended(party, (self.name, part), before.get(part), wire, columns)
+            return (found := gather(party, before.get(part), wire, several.segments, several.starts)), found
 
-        keys, values = joined("keys", new[0]), joined("values", new[1])
+        (keys, keys_read), (values, values_read) = joined("keys", new[0]), joined("values", new[1])
         self.keep(runtime, keys=keys, values=values)
         if not opened:
             return x.shares
         # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
         at_once = self.last_query and asked < count
-        rows = Rows(end - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
-        out = yield from of_wires(party, opened[0], keys, values, rows, rings, at_once=at_once)
+        rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
+        live = self._live(x, columns) if columns else None
+        out = yield from of_wires(party, opened[0], keys_read, values_read, rows, rings, at_once=at_once, live=live)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
+
+    def _live(self, x: PrivinfTensor, columns: int) -> Live:
+        """Of the row of a further token, filled up to `columns`."""
+        party, end, within = x.party, x.runtime.offset + 1, self.plan.within
+        step = torch.cat([torch.ones(columns, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)]).to(x.runtime.device)
+        mask = party.varying(lambda further: step[columns - end - further : 2 * columns - end - further])
+        if within is None or not within.by_length:
+            return Live(mask)
+        offset = party.varying(lambda further: within.divided_row(end + further)[0])
+        return Live(mask, offset, party.varying(lambda further: within.divided_row(end + further)[1]))
 
     def _part(self, x: PrivinfTensor, index: int) -> Shares:
         """q, k or v: (B, T, ...) -> (B H, T, d_k); where heads share, q (B kept, shared, T, d_k), k and v (B kept, 1, T, d_k)."""
@@ -236,9 +248,9 @@ class CausalAttention(Node):
         apart = () if shared == 1 else (1 if index else shared,)
         return x.shares.map(lambda v: self._columns(v, index).reshape(-1, *apart, count, self.head_dim))
 
-    def _turned(self, x: Shares, windows: Sequence[tuple[int, int]], factor: float = 1.0) -> Shares:
+    def _turned(self, party: Party, x: Shares, windows: Sequence[tuple[int, int]], factor: float = 1.0) -> Shares:
         """Rows (..., T, d_k) at these positions, turned if there is a rotation, and then times a factor."""
-        return x if self.rotation is None else rotate(x, self.rotation, windows, factor)
+        return x if self.rotation is None else rotate(x, self.rotation, windows, factor, varying=party.varying)
 
     def _query(self, x: PrivinfTensor, asked: int) -> Protocol_[Shares]:
         """The queries that are asked, the last or all of them, turned and scaled, (B H, asked, d_k) or (B kept, shared, asked, d_k)."""
@@ -248,7 +260,7 @@ class CausalAttention(Node):
             q = q.map(lambda v: v[..., count - asked :, :])
         elif asked < count:
             q = q.map(lambda v: v[..., several.lasts, :])
-        q = self._turned(q, windows, self.scale)
+        q = self._turned(x.party, q, windows, self.scale)
         if "inverse_temperature" in self.parameter_shapes:
             weight, places = x.runtime.weights[f"{self.name}.inverse_temperature"], [end for window in windows for end in window]
             apart, shape = q.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim)), q.shape

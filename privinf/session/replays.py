@@ -1,0 +1,214 @@
+"""Further tokens of a session from tapes: the pass of one shape is written down once, and then done again for each token of that shape.
+
+What a tape needs is said in `protocols.sources.tape`. Passes over one position with output, after some, of parties on the CPU with compiled
+loops and a dealer, have tapes: a shape is then the length to which the row is filled up (`protocols.rows.reach`), and whether logits are
+wanted. Whoever is first writes two tapes of a program, at two positions, and none of that program is used if they differ.
+
+A tape belongs to the weights that it was written with. Those that no session has wait for the next one, without values, within a bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from privinf.graph.private import Runtime
+from privinf.session.devices import walking
+from privinf.session.messages import Pass, Run, Step
+from protocols import kernels
+from protocols.correlations import Kind, parts_of
+from protocols.party import Party
+from protocols.rounds import Channel
+from protocols.rows import reach
+from protocols.sources.base import PartySource
+from protocols.sources.dealer import Store
+from protocols.sources.tape import Tape, Writer
+
+log = logging.getLogger("privinf")
+LARGEST = 48 * 2**20  # bytes of a tape: beyond, arithmetic takes the time
+WAITING = 192 * 2**20  # bytes of all tapes that wait
+
+ELEMENTS = 16  # bytes of a tape that an element of a correlation stands for, at least
+
+Shape = tuple[int, bool]
+Walk = tuple[Party, Channel, Callable[[], Tensor | None]]
+"""Of the client before the query: who walks, where what is sent ahead goes, and the walk."""
+
+
+class Tapes:
+    """The tapes of one party for one model, and which programs may have any."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._free: OrderedDict[int, tuple[Shape, Tape]] = OrderedDict()
+        self._first: dict[bool, tuple[Shape, object]] = {}  # of each program, what the first of its tapes told
+        self._agreed: dict[bool, bool] = {}
+
+    def __repr__(self) -> str:
+        return f"Tapes({len(self._free)} free)"
+
+    def allowed(self, logits: bool) -> bool:
+        """Whether passes of this program may be written."""
+        return self._agreed.get(logits, True)
+
+    def agreed(self, shape: Shape) -> bool:
+        """Whether two tapes of this program were the same."""
+        return self._agreed.get(shape[1], False)
+
+    def forbid(self, logits: bool) -> None:
+        """They are not to be written."""
+        self._agreed[logits] = False
+
+    def take(self, shape: Shape) -> Tape | None:
+        """A tape of this shape that nobody has."""
+        with self._guard:
+            found = next((key for key, (one, _) in self._free.items() if one == shape), None)
+            return None if found is None else self._free.pop(found)[1]
+
+    def give(self, shape: Shape, tape: Tape) -> None:
+        """Back, without values."""
+        with walking("cpu"):
+            tape.wipe()
+        with self._guard:
+            self._free[id(tape)] = shape, tape
+            while sum(tape.bytes for _, tape in self._free.values()) > WAITING:
+                self._free.popitem(last=False)
+
+    def takes(self, shape: Shape, kinds: Sequence[Kind]) -> bool:
+        """Whether a pass that needs these is small enough for a tape."""
+        elements = 0
+        for parts in (part for kind in kinds for part in parts_of(kind)):
+            elements += sum(part.count for part in parts)
+            if any(part.modulus for part in parts) or elements > LARGEST // ELEMENTS:
+                self.forbid(shape[1])
+                return False
+        return True
+
+    def written(self, shape: Shape, tape: Tape, writer: Writer) -> bool:
+        """Whether a tape that was just written may be used."""
+        logits = shape[1]
+        if writer.why or tape.bytes > LARGEST:
+            log.debug("passes of this model are not replayed: %s", writer.why or f"{tape.bytes} bytes")
+            self.forbid(logits)
+            return False
+        with self._guard:
+            if logits in self._agreed:
+                return self._agreed[logits]
+            told = writer.told
+            first = self._first.setdefault(logits, (shape, told))
+            if first[1] is told or first[0] != shape:
+                self._first[logits] = shape, told
+                return False
+            self._agreed[logits] = first[1] == told
+            return self._agreed[logits]
+
+
+@dataclass
+class _Held:
+    """The tape that a session has, and the positions that it holds the state of."""
+
+    shape: Shape
+    tape: Tape
+    offset: int = -1
+
+
+class Replays:
+    """Of one session at one party: which tape a pass has, and whether it is written or read."""
+
+    def __init__(self, tapes: Tapes, runtime: Runtime) -> None:
+        self._tapes, self._runtime = tapes, runtime
+        self._held: _Held | None = None
+        self._writing: tuple[Shape, Tape, Writer] | None = None
+        self._first = 0  # the name of the first correlation of the pass
+
+    def of(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
+        """The shape of the pass that is next, if it may have a tape."""
+        runtime = self._runtime
+        if not isinstance(request, Pass) or not (request.count == 1 <= runtime.offset and request.output and runtime.fills):
+            return None
+        fits = kernels.fast is not None and str(runtime.device) == "cpu" and isinstance(store, Store) and runtime.party.tables is None
+        if not fits or getattr(probe, "observes", False) or not self._tapes.allowed(request.logits):
+            return None
+        return min(reach(runtime.offset + 1), runtime.fills), request.logits
+
+    def end(self) -> None:
+        """The session is over: what the tape holds of its state is nobody's."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._tapes.give(held.shape, held.tape)
+
+    # ---- before the query
+
+    def ahead(self, shape: Shape, store: PartySource, kinds: Callable[[], Sequence[Kind]], walk: Walk | None = None) -> bool:
+        """Spends the correlations of the pass, and at the client does what comes before the query; False if there shall be no tape."""
+        assert isinstance(store, Store), "see `of`"
+        self._first, self._writing = store.next_name, None
+        tape = self._ready(shape)
+        if tape is not None:
+            tape.take(store)
+            if walk is not None:
+                with walking("cpu"):
+                    tape.before(walk[1], self._runtime.offset)
+            return True
+        wanted = kinds()
+        if not self._tapes.takes(shape, wanted):
+            return False
+        tape = Tape(self._runtime.party.role, wanted, self._first, self._runtime.offset)
+        tape.take(store)
+        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(shape))
+        self._writing = shape, tape, writer
+        if walk is not None:
+            writer.walk(*walk[:2], None, walk[2])
+        return True
+
+    def _ready(self, shape: Shape) -> Tape | None:
+        """The tape to read, with this session's state; None where one is to be written."""
+        held, offset = self._held, self._runtime.offset
+        if held is None or held.shape != shape:
+            tape = self._tapes.take(shape)
+            if tape is None:
+                return None
+            held = _Held(shape, tape)
+        if held.offset != offset:
+            with walking("cpu"):
+                held.tape.load(self._runtime.state)
+            self._runtime.state.update(held.tape.state())
+            held.offset = offset
+        if held is not self._held:
+            self.end()
+            self._held = held
+        return held.tape
+
+    # ---- the pass
+
+    def online(self, channel: Channel, early: deque[memoryview], ids: Tensor, run: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+        """The pass; `run` walks it where it is written."""
+        if self._writing is not None:
+            return self._write(channel, early, ids, run)
+        held, runtime = self._held, self._runtime
+        assert held is not None and held.offset == runtime.offset
+        held.offset = -1  # until it is through
+        held.tape.now.on_label = runtime.party.on_label
+        with walking("cpu"):
+            found = held.tape.walk(channel, early, runtime.offset, ids, self._first)
+        runtime.state.update(held.tape.state())
+        runtime.offset += 1
+        held.offset = runtime.offset
+        return found
+
+    def _write(self, channel: Channel, early: deque[memoryview], ids: Tensor, run: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+        assert self._writing is not None
+        (shape, tape, writer), self._writing = self._writing, None
+        if not ids.is_meta:
+            with walking("cpu"):
+                ids = tape.input = writer.recorder.given(ids.clone())
+        found = writer.walk(self._runtime.party, channel, early, lambda: run(ids))
+        if self._tapes.written(shape, tape, writer):
+            self.end()
+            self._held = _Held(shape, tape, self._runtime.offset)
+        return found

@@ -1,0 +1,219 @@
+"""Further tokens by tapes: the very bits that a walk makes, with correlations of their own, and none where a walk cannot be replayed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import privinf.dealer.dealer
+from privinf.local.session import LocalSession
+from privinf.lowering.explain import explain
+from privinf.session.options import Options
+from privinf.session.replays import Tapes
+from protocols import kernels
+from protocols.correlations import Role
+from protocols.recording import Recorder, replay
+from protocols.sources.dealer import Store
+from protocols.sources.tape import Tape
+from tests.support import trio as t
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    kernels.load(None)
+    if kernels.fast is None:
+        pytest.skip(kernels.status())
+
+
+class Watched:
+    """What tapes have drawn, pass by pass, and under which names."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.drawn: dict[Role, list[Tensor]] = {role: [] for role in Role}
+        self.names: dict[Role, list[range]] = {role: [] for role in Role}
+        self.replayed = dict.fromkeys(Role, 0)
+        take, walk = Tape.take, Tape.walk
+
+        def watched(tape: Tape, store: Store) -> None:
+            first = store.next_name
+            take(tape, store)
+            self.drawn[tape.role].append(tape.drawn.out.clone())
+            self.names[tape.role].append(range(first, store.next_name))
+
+        def walked(tape: Tape, *args: object) -> Tensor | None:
+            self.replayed[tape.role] += 1
+            return walk(tape, *args)  # type: ignore[arg-type]
+
+        patch.setattr(Tape, "take", watched)
+        patch.setattr(Tape, "walk", walked)
+
+
+def seeded(patch: pytest.MonkeyPatch) -> None:
+    """The dealer's seeds are the same in every test that asks for it."""
+    count = itertools.count(1)
+    patch.setattr(privinf.dealer.dealer, "new_seed", lambda: next(count).to_bytes(16, "big"))
+
+
+def logits_of(cache: Path, tokens: int) -> tuple[list[Tensor], list[Tensor], dict[str, int]]:
+    """The logits of two queries of one client, one after the other, and the payload and rounds of the second."""
+    with t.trio(cache=cache) as parties:
+        client, found = parties.client(), []
+        for _ in range(2):
+            list(client.generate(ids=PROMPT, max_new_tokens=tokens, ignore_eos=True, logits=True))
+            found.append(client.logits)
+        assert client.result is not None
+        return found[0], found[1], client.result["traffic"]["online"]
+
+
+def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same seeds: over two fillings of a row, in one session and in the next, which takes the tapes of the first."""
+    with monkeypatch.context() as patch:
+        seeded(patch)
+        watched = Watched(patch)
+        replayed = logits_of(tmp_path, 16)
+    with monkeypatch.context() as patch:
+        seeded(patch)
+        patch.setattr(Tapes, "allowed", lambda tapes, logits: False)
+        walked = logits_of(tmp_path, 16)
+    for one, other in zip(replayed[:2], walked[:2], strict=True):
+        assert len(one) == len(other) == 16 and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    cost = explain(t.lowered(), len(PROMPT), new_tokens=16, logits=True)["total"]
+    for counted in (replayed[2], walked[2]):
+        assert (counted["payload"], counted["rounds"]) == (cost["online_bytes"], cost["rounds"])
+    for role in Role:
+        # of 15 further tokens 7 fill a row to 16 and 8 one to 24: the first two of the first session are written, and its ninth
+        assert watched.replayed[role] >= 2 * 15 - 4, "so few were replayed that this says little"
+
+
+def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    with t.trio(cache=tmp_path) as parties:
+        client = parties.client()
+        list(client.generate(ids=PROMPT, max_new_tokens=12, ignore_eos=True))
+    for role in Role:
+        drawn, names = watched.drawn[role], watched.names[role]
+        assert len(drawn) >= 10 and watched.replayed[role] >= 8
+        for first, second in itertools.combinations(drawn, 2):
+            same = (first == second).double().mean() if first.shape == second.shape else 0
+            assert same < 0.75  # elements of a bit are the same half of the time
+            assert not torch.equal(first[:64], second[:64])
+        assert all(first.stop <= second.start for first, second in itertools.pairwise(names)), "a correlation's name came twice"
+
+
+def test_a_store_spends_a_pass_once(tmp_path: Path) -> None:
+    """What was spent whole is gone from the store, and what was peeked at cannot be spent whole."""
+    from protocols.correlations import Mask
+    from protocols.errors import CorrelationError
+    from protocols.sources.expansion import Whole
+
+    kinds = [Mask((3,), 20), Mask((5,), 1)]
+    store, drawn = Store(Role.SERVER, bytes(16)), Whole([kind.server_parts() for kind in kinds])
+    store.spend(drawn, 0, b"")
+    again = Store(Role.SERVER, bytes(16))
+    assert all(torch.equal(whole[0], again.take(kind).own[0]) for whole, kind in zip(drawn.values, kinds, strict=True))
+    assert store.next_name == again.next_name == 3
+    before = drawn.out.clone()
+    store.spend(drawn, 0, b"")
+    assert not torch.equal(before, drawn.out)
+    store.put(store.next_name, memoryview(b""))
+    with pytest.raises(CorrelationError, match="spent whole"):
+        store.spend(drawn, 0, b"")
+
+
+# ---- what is written down
+
+
+def program(x: Tensor, y: Tensor, further: int = 0) -> Tensor:
+    """Operators that protocols use."""
+    z = (x + y) * 3 - (x << 2) + (-(y >> 1)) ^ (x & 255) | (1 - x)
+    held = torch.zeros(3, 4, dtype=torch.int64)
+    held[:, 1:] = z[:, :3]
+    picked = z[:, torch.tensor([2, 0, 1])].sum(-1, keepdim=True) + torch.cat([z, held], -1)[:, 5:6]
+    return torch.stack([picked, (z < y).long()[:, :1]]).permute(1, 0, 2).reshape(-1) + torch.full((6,), 7)
+
+
+def written(x: Tensor, y: Tensor, make: object = program, **more: int) -> tuple[Recorder, Tensor]:
+    recorder = Recorder()
+    for given in (x, y):
+        recorder.given(given)
+    with torch.inference_mode(), recorder:
+        out = make(x, y, **more)  # type: ignore[operator]
+    return recorder, out
+
+
+def inputs() -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    while True:
+        yield tuple(torch.randint(-(1 << 62), 1 << 62, (3, 4), generator=generator) for _ in range(2))  # type: ignore[misc]
+
+
+def test_a_recording_computes_on_other_values() -> None:
+    pairs = inputs()
+    x, y = next(pairs)
+    recorder, out = written(x, y)
+    assert not recorder.why and torch.equal(out, program(x, y))
+    for _ in range(3):
+        one, other = next(pairs)
+        x.copy_(one)
+        y.copy_(other)
+        with torch.inference_mode():
+            replay(recorder.steps)
+        assert torch.equal(out, program(one, other))
+
+
+def test_two_recordings_tell_of_what_escapes_them() -> None:
+    """The same program tells the same of other values; one that computes beside torch, or reads a public number that changes, does not."""
+    pairs = inputs()
+    assert written(*next(pairs))[0].told == written(*next(pairs))[0].told
+
+    def beside(x: Tensor, y: Tensor) -> Tensor:
+        return y + torch.from_numpy(x.numpy() ^ 5)
+
+    assert written(*next(pairs), beside)[0].told != written(*next(pairs), beside)[0].told
+
+    def public(x: Tensor, y: Tensor, further: int = 0) -> Tensor:
+        return x + further
+
+    assert written(*next(pairs), public)[0].told != written(*next(pairs), public, further=1)[0].told
+    table = torch.arange(100)
+
+    def moved(x: Tensor, y: Tensor, further: int = 0) -> Tensor:
+        return x + table[further : further + 4]
+
+    assert written(*next(pairs), moved)[0].told != written(*next(pairs), moved, further=1)[0].told
+    assert written(*next(pairs), lambda x, y: x + int(y[0, 0]))[0].why and written(*next(pairs), lambda x, y: x[y > 0])[0].why
+
+
+def test_a_program_that_two_recordings_tell_differently_has_no_tapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk whose position escapes is walked for every token, and its reply is right."""
+    from privinf.ops.position_bias import PositionBias
+    from protocols.opening import add_server_constant
+
+    def run(node: PositionBias, x: object, *others: object) -> object:
+        first, count = x.runtime.offset, x.shares.shape[1]  # type: ignore[attr-defined]
+        rows = node.constant_of(x.runtime, "weight", x.shares.frac)  # type: ignore[attr-defined]
+        return x.with_shares(add_server_constant(x.party, x.shares, None if rows is None else rows[first : first + count]))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(PositionBias, "run", run)
+    watched = Watched(monkeypatch)
+    with t.trio(cache=tmp_path) as parties:
+        tokens = [token.id for token in parties.client().generate(ids=PROMPT, max_new_tokens=9, ignore_eos=True)]
+    assert watched.replayed[Role.SERVER] == 0 and t.is_greedy(PROMPT, tokens)
+
+
+def test_dumped_passes_are_walked(tmp_path: Path) -> None:
+    """Of a local session whose shares are dumped, no pass is replayed: every node of every pass has its file."""
+    directory = tmp_path / "dump"
+    directory.mkdir()
+    with LocalSession(t.lowered_directory(), Options(cache=tmp_path), dump=directory) as session:
+        assert len(list(session.generate(ids=PROMPT, max_new_tokens=5, ignore_eos=True))) == 5
+    for role in ("server", "client"):
+        passes = [{path.name.split(".", 2)[2] for path in directory.glob(f"{number}.{role}.*")} for number in range(5)]
+        assert passes[0] and len({frozenset(names) for names in passes}) == 1

@@ -25,6 +25,7 @@ from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import cost_rescale, rescale
 
+WHOLE_FRAC = 15  # fraction bits of what RMSNorm opens: of activations, so that those of small ones are not rounded
 OCTAVES = 19  # powers of four below the largest sum of squares that are told apart
 COMPARE_BITS = 43
 MANTISSA_FRAC = 16
@@ -35,22 +36,22 @@ INVERSE_FRAC = 20
 _WORDS = (1 << INDEX_BITS) // WORD
 
 
-def centred(size_bits: int) -> tuple[int, int]:
-    """Ring and fraction bits of x - mean: they hold the sum of squares, and the product with the inverse."""
-    frac = min(14, (60 - size_bits) // 2)
+def centred(size_bits: int, most: int = 14) -> tuple[int, int]:
+    """Ring and fraction bits, `most` or fewer, of x - mean: they hold the sum of squares, and the product with the inverse."""
+    frac = min(most, (60 - size_bits) // 2)
     return max(2 * frac + size_bits + 2, frac + INVERSE_FRAC + size_bits // 2 + 8), frac
 
 
-def compared(size_bits: int) -> tuple[int, int]:
+def compared(size_bits: int, most: int = 14) -> tuple[int, int]:
     """(shift, bits) of the part of a sum of squares that is compared: its ring's upper bits, no more, since a sum may wrap there."""
-    bits, frac = centred(size_bits)
+    bits, frac = centred(size_bits, most)
     shift = max(0, 2 * frac + size_bits - (COMPARE_BITS - 2))
     return shift, min(COMPARE_BITS, bits - shift)
 
 
-def octaves(size_bits: int) -> int:
+def octaves(size_bits: int, most: int = 14) -> int:
     """Powers of four that are told apart: fewer where the smallest would be below the sum's resolution."""
-    return min(OCTAVES, (2 * centred(size_bits)[1] + size_bits - 3) // 2)
+    return min(OCTAVES, (2 * centred(size_bits, most)[1] + size_bits - 3) // 2)
 
 
 @constant()
@@ -164,22 +165,22 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
 def rms_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits: int) -> Protocol_[Shares]:
     """x / sqrt(mean of squares + epsilon) over the last axis of x (rows, d), in Z_2^bits, the same fraction bits (arXiv 1910.07467).
 
-    Steps: those of `layer_norm`, but x itself is opened. Domain, error, rounds and what each learns: those of `layer_norm`.
+    Steps: those of `layer_norm`, but x itself is opened, with all its fraction bits where the ring has room. Domain, error, rounds and what each learns: those of `layer_norm`.
     """
-    c_bits, c_frac = centred(size_bits)
+    c_bits, c_frac = centred(size_bits, WHOLE_FRAC)
     narrow = yield from rescale(party, x, bits=c_bits, frac=c_frac)
-    y = yield from _over_root(party, narrow, epsilon, size_bits)
+    y = yield from _over_root(party, narrow, epsilon, size_bits, WHOLE_FRAC)
     return (yield from rescale(party, y, bits=bits, frac=x.frac))
 
 
-def _over_root(party: Party, x: Shares, epsilon: float, size_bits: int) -> Protocol_[Shares]:
+def _over_root(party: Party, x: Shares, epsilon: float, size_bits: int, most: int = 14) -> Protocol_[Shares]:
     """x over the root of its mean square: a product that is still to be rescaled. See `layer_norm`."""
-    width, (c_bits, _) = x.shape[-1], centred(size_bits)
+    width, (c_bits, _) = x.shape[-1], centred(size_bits, most)
     (c,) = yield from open_masked(party, [x])
     (s,) = yield from open_masked(party, [_squares(party, c, epsilon)])
-    shift, compare_bits = compared(size_bits)
+    shift, compare_bits = compared(size_bits, most)
     upper = party.take(UpperMask(s.name, s.shape, shift, compare_bits, 0))
-    top, number = s.frac + size_bits - shift, octaves(size_bits)
+    top, number = s.frac + size_bits - shift, octaves(size_bits, most)
     thresholds = like(torch.tensor([1 << (top - 2 * j) for j in range(1, number + 1)]), s.masked)
     shape = (*s.shape, number)
     difference = reduce((s.masked >> shift)[..., None] - thresholds, compare_bits) if known(s.masked) else blank(*shape)
@@ -221,22 +222,22 @@ def cost_layer_norm(rows: int, width: int, from_bits: int, frac: int, size_bits:
 
 def cost_rms_norm(rows: int, width: int, from_bits: int, frac: int, size_bits: int, bits: int) -> Declared:
     """The same of x itself, which may be there as it is to be opened."""
-    ring, c_frac = centred(size_bits)
+    ring, c_frac = centred(size_bits, WHOLE_FRAC)
     first = cost_rescale(rows * width, from_bits + max(0, c_frac - frac), max(0, frac - c_frac), ring)
-    return first + _cost_over_root(rows, width, size_bits) + _cost_last(rows, width, frac, size_bits, bits)
+    return first + _cost_over_root(rows, width, size_bits, WHOLE_FRAC) + _cost_last(rows, width, frac, size_bits, bits, WHOLE_FRAC)
 
 
-def _cost_last(rows: int, width: int, frac: int, size_bits: int, bits: int) -> Declared:
-    ring, c_frac = centred(size_bits)
+def _cost_last(rows: int, width: int, frac: int, size_bits: int, bits: int, most: int = 14) -> Declared:
+    ring, c_frac = centred(size_bits, most)
     return cost_rescale(rows * width, ring, c_frac + INVERSE_FRAC + size_bits // 2 - frac, bits)
 
 
-def _cost_over_root(rows: int, width: int, size_bits: int) -> Declared:
+def _cost_over_root(rows: int, width: int, size_bits: int, most: int = 14) -> Declared:
     """An opening of all, and a few elements a row."""
-    count, (ring, c_frac), wide = rows * width, centred(size_bits), octaves(size_bits)
+    count, (ring, c_frac), wide = rows * width, centred(size_bits, most), octaves(size_bits, most)
     root_bits = INVERSE_FRAC + wide + 18
     sums = dealt((rows, ring)) + cost_open_masked((rows, ring))
-    octave = cost_compare(rows * wide, compared(size_bits)[1], masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
+    octave = cost_compare(rows * wide, compared(size_bits, most)[1], masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
     mantissa = cost_rescale(rows, ring, 2 * c_frac + size_bits - MANTISSA_FRAC, RING)
     mantissa += cost_open_masked((rows, RING), (rows, INDEX_BITS))
     newton = dealt((rows * 2**INDEX_BITS // WORD, 64), (8 * rows, RING)) + exchanged((rows, RING))

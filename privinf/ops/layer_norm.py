@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
@@ -30,6 +30,7 @@ class LayerNorm(Node):
     op = "layer_norm"
     server_only = ("epsilon",)  # a folded checkpoint's is divided by the square of its betas, which are weights
     rowwise = True
+    opened_frac: ClassVar[int] = 14  # at most
     epsilon: float
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -81,7 +82,7 @@ class LayerNorm(Node):
         return self.Plan(size_bits=size, input_bits=input_bits, bits=planning.bits, frac=planning.frac)
 
     def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
-        bits, frac = centred(self.plan.size_bits)
+        bits, frac = centred(self.plan.size_bits, self.opened_frac)
         yield Shown("squares", bits, 2 * frac, own.get("squares"))
 
 

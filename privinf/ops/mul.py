@@ -7,11 +7,13 @@ from typing import Any
 from privinf.crypten_adapter import stock
 from privinf.graph.builder import Builder, Value, as_value, aten, rule
 from privinf.graph.kinds import OfTwo, Product
+from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, bits_for
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.scale import scale
 from protocols.party import Protocol_
 from protocols.product import multiply
 from protocols.shares import Shares
+from protocols.truncation import rescale
 
 
 class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
@@ -20,9 +22,34 @@ class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
     op = "mul"
     floats = stock.Mul
 
+    class Plan(ProductPlan, frozen=True, kw_only=True):
+        """`out_bits`, `out_frac`: of the result, where linear maps alone read it and want less than the graph's ring."""
+
+        ring: Bits
+        bits: Bits
+        frac: Bits
+        out_frac: Bits | None = None
+        out_bits: Bits | None = None
+
+        def input_ring(self, frac: int) -> int:
+            return self.ring
+
+        @property
+        def output(self) -> tuple[int, int]:
+            return (self.bits, self.frac) if self.out_bits is None or self.out_frac is None else (self.out_bits, self.out_frac)
+
+    plan: Plan
+
+    def make_plan(self, planning: Planning) -> Plan:
+        ring = bits_for(self.name, 2 * FRAC, planning.out(self.name))
+        bits, frac = planning.output_for_readers(self.name)
+        own = {} if (bits, frac) == (planning.bits, planning.frac) else {"out_bits": bits, "out_frac": frac}
+        return self.Plan(ring=ring, bits=planning.bits, frac=planning.frac, **own)
+
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         one, other = yield from self.opened(x, others[0])
-        return (yield from self.canonical(x.party, multiply(x.party, one, other, self.plan.ring)))
+        bits, frac = self.plan.output
+        return (yield from rescale(x.party, multiply(x.party, one, other, self.plan.ring), bits=bits, frac=frac))
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)

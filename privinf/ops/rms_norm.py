@@ -15,7 +15,7 @@ from privinf.graph.private import PrivinfTensor
 from privinf.ops.layer_norm import LayerNorm
 from privinf.ops.scale import scale
 from protocols.errors import RangeError
-from protocols.norm import centred
+from protocols.norm import WHOLE_FRAC, centred
 from protocols.norm import rms_norm as normalised
 from protocols.party import Protocol_
 from protocols.shares import Shares
@@ -25,6 +25,7 @@ class RmsNorm(LayerNorm):
     """x / sqrt(mean of squares + epsilon) over the last axis of (..., d); the scale is a node of its own, or folded."""
 
     op = "rms_norm"
+    opened_frac = WHOLE_FRAC
 
     def generic(self, x: Any, *others: Any) -> Any:
         mean = x.square().mean(-1, keepdim=True).add(self.epsilon)
@@ -42,7 +43,7 @@ class RmsNorm(LayerNorm):
 
     def make_plan(self, planning: Planning) -> LayerNorm.Plan:
         size = up(math.log2(float(planning.ranges[self.name]["squares"])))
-        bits, frac = centred(size)
+        bits, frac = centred(size, WHOLE_FRAC)
         if bits > 62:
             raise RangeError(f"an RMSNorm's sum of squares may reach 2^{size}, which no ring of 64 bits holds", layer=self.name)
         input_bits = min(64, bits + FRAC - frac)  # what is opened is a reduction of the input

@@ -131,7 +131,7 @@ def test_rms_norm_is_within_its_bound(width: int, frac: int) -> None:
         outcome = run(program)
         want = F.rms_norm(x, (width,), eps=1e-5)
         scale = 1 / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-13 * scale + 2.0**-12
+        bound = 2e-4 * want.abs() + 2.0**-11 * scale.clamp(max=1) + 2.0**-12  # small rows lose nothing where they are opened
         assert ((outcome.value() - want).abs() <= bound).all(), name
         check_cost(outcome, cost_rms_norm(5, width, 62, frac, size_bits, 40))
 

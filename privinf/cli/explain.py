@@ -26,6 +26,7 @@ _ALONE = {
     "macs": "mult-\nadds",
 }
 """Where there is no dealer."""
+_KINDS = {"count": "corre-\nlations", "offline_bytes": "offline", "transfers": "trans-\nfers"}
 
 
 @expand(without=("pad_prompt", "pad_reply", *NO_PEER))
@@ -74,6 +75,8 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     ops = [*prediction["ops"], {"layer": "total", "op": "", **prediction["total"]}]
     names = Column("layer and operator", [f"{op['layer']} {op['op']}".strip() for op in ops], words=True)
     show_table(console, names, [Column(title, [_figure(key, op[key]) for op in ops]) for key, title in titles.items()], bold={len(ops) - 1})
+    if "kinds" in prediction:
+        _show_kinds(console, prediction["kinds"])
     if "stock" in prediction:
         _show_stock(console, prediction["stock"])
     headroom = next((each["from"] for each in prediction["wires"] if each["from"] and " x " in each["from"]), "")
@@ -83,6 +86,16 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(heads, plan, strict=True)]
     show_table(console, Column("operator and wire", named, words=True), columns)
     console.print(f"\ntrust: {TEXTS[prediction['trust']]}")
+
+
+def _show_kinds(console: Any, kinds: list[dict[str, Any]]) -> None:
+    from privinf.cli.table import Column, show_table
+
+    console.print("\nwhat server and client make before the query (preprocess), by kind", style="bold")
+    total = {"kind": "total", **{key: sum(each[key] for each in kinds) for key in _KINDS}}
+    names = Column("kind", [each["kind"] for each in (*kinds, total)], words=True)
+    columns = [Column(title, [_figure(key, each[key]) for each in (*kinds, total)]) for key, title in _KINDS.items()]
+    show_table(console, names, columns, bold={len(kinds)})
 
 
 def _show_stock(console: Any, stock: dict[str, int]) -> None:

@@ -30,15 +30,15 @@ def explain(
 ) -> dict[str, Any]:
     """{`total`, `ops`, `plan`, `wires`, `trust`}: bytes are payload.
 
-    `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends.
-    `seq` is the number of prompt tokens (a lowered module has the one shape that it was lowered for), and `new_tokens` how many
-    follow, each but the last one a pass of its own. The prompt goes through passes of at most `chunk` positions (0: one), after
-    `cached` positions that both parties hold already. With a `batch` all of it is of so many sequences, which go through each pass
-    together. ConfigError if all that does not fit the context.
+    `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends. `seq` is the number of prompt tokens (a
+    lowered module has the one shape that it was lowered for), and `new_tokens` how many follow, each but the last a pass of its own. The
+    prompt goes through passes of at most `chunk` positions (0: one), after `cached` positions that both parties hold already. With a
+    `batch` all of it is of so many sequences, which go through each pass together. ConfigError if all that does not fit the context.
 
     Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
-    client counts them; most of it is of no operator. `setup_bytes` are those of a client that has kept nothing. `embedding="encrypted"`:
-    with a dealer too, rows of the table are taken from ciphertexts, which set-up brings beside the masked weights.
+    client counts them; most of it is of no operator, and `kinds` says what of: {`kind`, `count`, `offline_bytes`, `transfers`} each, and of
+    what makes transfers. `setup_bytes` are those of a client that has kept nothing. `embedding="encrypted"`: with a dealer too, rows of
+    the table are taken from ciphertexts, which set-up brings beside the masked weights.
 
     `stock`: the passes take their rows from a stock for so many positions, as far as it goes, and making it is not in `total`. What that
     takes stands under `stock`: {`rows`, `maps`, `offline_bytes`, `offline_rounds`, `used`, `used_bytes`}, the last two the positions that
@@ -111,7 +111,7 @@ class _Alone:
         from privinf.lowering.joint import Forecast  # not where nothing of it is asked for: it loads kernels
         from privinf.lowering.stocking import Supply
 
-        self._lowered, self._trace, self._forecast = lowered, trace, Forecast()
+        self._lowered, self._trace, self._forecast = lowered, trace, Forecast(by_kind=True)
         self._stock = Supply(lowered, stock) if stock else None
         self.tables = self._forecast.tables
         self._kinds = self._early = 0  # those of the passes so far
@@ -144,7 +144,7 @@ class _Alone:
         for label, cost in ((BEGIN, Cost()), (PREPROCESS, Cost(peer_offline_bytes=made.online_bytes - early))):
             self._trace.costs[label] = cost
         setup[BEGIN] = begun.online_bytes
-        found = costs(self._trace, setup, {PREPROCESS: made.rounds})
+        found = {**costs(self._trace, setup, {PREPROCESS: made.rounds}), "kinds": self._forecast.kinds}
         return {**found, "stock": self._stock.record()} if self._stock else found
 
 

@@ -16,6 +16,7 @@ from protocols.ot.transfers import Transfers
 from protocols.party import Cost, Party, Protocol_, Trace
 from protocols.ring import blank
 from protocols.rounds import Item
+from protocols.sources.two_party.ledger import Ledger
 from protocols.sources.two_party.source import TwoPartySource
 from protocols.sources.two_party.tables import SealedTables
 
@@ -40,6 +41,10 @@ class Joint:
         """
         return TwoPartySource(self._role, self._transfers, self._lattice.apart(), self._weights, device=self._device)
 
+    def spent(self) -> int:
+        """Transfers that were used so far."""
+        return getattr(self._transfers, "spent", 0)
+
     def begin(self) -> Protocol_[None]:
         """Once a session, before anything else: what transfers and encryption stand on."""
         yield from self._transfers.start()
@@ -54,13 +59,25 @@ def tables_alone(role: Role, held: Mapping[str, Any], *, traced: bool = False) -
 class Forecast:
     """What moves between the two before the passes of one session, in payload and in rounds as the client counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_kind: bool = False) -> None:
         self._joint, self._trace = Joint(Role.CLIENT, {}, traced=True), Trace(Role.CLIENT)
+        self._by_kind = by_kind
         self.tables = self._joint.tables
         began = Trace(Role.CLIENT)
         Party(Role.CLIENT, began).run(self._joint.begin())
         self.begun = began.cost
         """The session's beginning."""
+        self._begin_ledger()
+
+    def _begin_ledger(self) -> None:
+        if self._by_kind:
+            self._joint.source.ledger = Ledger(self._joint.spent)
+
+    @property
+    def kinds(self) -> list[dict[str, Any]]:
+        """Of what the passes take, by kind: {`kind`, `count`, `offline_bytes`, `transfers`}; the bytes are all but what C sends ahead."""
+        ledger = self._joint.source.ledger
+        return ledger.record() if ledger is not None else []
 
     def make(self, kinds: Sequence[Kind], early: Sequence[Sequence[Part]] = (), supplied: Iterable[int] = ()) -> None:
         """A pass that takes these, and what C sends ahead of it; `supplied`: places of those that are there from a stock."""
@@ -71,6 +88,7 @@ class Forecast:
     def forget(self) -> None:
         """The passes so far are there already, and only those to come count."""
         self._trace = Trace(Role.CLIENT)
+        self._begin_ledger()
 
     @property
     def made(self) -> Cost:

@@ -48,6 +48,11 @@ class Message(NamedTuple):
     words: Words
 
 
+@dataclass(frozen=True, eq=False)
+class Extending(Item):
+    """A message that makes transfers, for whoever uses them."""
+
+
 @dataclass
 class _Counts:
     """What both ends and a trace count.
@@ -89,16 +94,21 @@ class Pool:
     def __repr__(self) -> str:
         return f"Pool(sender={self.sender.value}, stock={self._counts.stock}, values hidden)"
 
+    @property
+    def spent(self) -> int:
+        """Transfers that were used."""
+        return self._counts.spent
+
     def trace(self) -> Pool:
         """The same counts, without values."""
         pool = Pool(self._role, self.sender, True)
         pool._counts = replace(self._counts)
         return pool
 
-    def item(self, by: Role, words: Words | None, *shape: int) -> Item:
+    def item(self, by: Role, words: Words | None, *shape: int, sort: type[Item] = Item) -> Item:
         """Words that one party sends."""
         value = blank(*shape) if words is None else tensor_of(words)
-        return Item(value, 64, from_server=by is Role.SERVER, from_client=by is Role.CLIENT)
+        return sort(value, 64, from_server=by is Role.SERVER, from_client=by is Role.CLIENT)
 
     def start(self) -> Protocol_[None]:
         """Base transfers, two messages; and what seeds the silent extension, one."""
@@ -170,7 +180,7 @@ class Pool:
         message, blocks = None, _EMPTY
         if isinstance(self._iknp, IknpReceiver):
             message, blocks = self._iknp.extend(words)
-        (u,) = yield [self.item(self.receiver, message, IKNP_ROWS, words)]
+        (u,) = yield [self.item(self.receiver, message, IKNP_ROWS, words, sort=Extending)]
         if isinstance(self._iknp, IknpSender):
             blocks = self._iknp.extend(words_of(u))
         return blocks
@@ -183,7 +193,7 @@ class Pool:
             for at in range(times):
                 message[at], blocks = self._extender.send()
                 made.append(blocks)
-        (arrived,) = yield [self.item(self.sender, message, times, LPN.trees, LPN.height, 2)]
+        (arrived,) = yield [self.item(self.sender, message, times, LPN.trees, LPN.height, 2, sort=Extending)]
         # both ends note them now: of several under way, those begun first come first
         if self.sends:
             self._chunks.extend(made)

@@ -31,6 +31,11 @@ class Transfers:
     def __repr__(self) -> str:
         return f"Transfers(role={self.role.value}, traced={self.traced}, values hidden)"
 
+    @property
+    def spent(self) -> int:
+        """Transfers that were used, of both directions."""
+        return sum(pool.spent for pool in self._pools.values())
+
     def trace(self) -> Transfers:
         """An end that is traced and holds as many transfers: what the next calls of this one cost."""
         found = Transfers(self.role, True)

@@ -36,6 +36,7 @@ class _Request(Item):
     result: tuple[int, ...] = ()  # the answer's shape
     need: Tensor | None = None
     names: tuple[int, ...] = ()  # of what the right operand of a product of matrices is joined from
+    owner: str = ""  # whose it is, where a ledger is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +209,10 @@ class Task:
     finish: Callable[[Any], None]
 
 
+Watch = Callable[[Protocol_[Any], Sequence[tuple[str, int]]], Protocol_[Any]]
+"""What a ledger does with a batch: by those who asked for it, and the elements that each wants."""
+
+
 class _Round(NamedTuple):
     """One that a protocol is to be resumed from, and who takes the protocol's result."""
 
@@ -219,8 +224,8 @@ class _Round(NamedTuple):
 class _Run:
     """See `run`. Every step goes over tasks and protocols in an order that both parties share."""
 
-    def __init__(self, ends: Ends, tasks: Sequence[Task], window: int) -> None:
-        self.ends, self.window = ends, window
+    def __init__(self, ends: Ends, tasks: Sequence[Task], window: int, watch: Watch | None) -> None:
+        self.ends, self.window, self.watch = ends, window, watch
         self.waiting = list(reversed(tasks))  # the next comes last
         self.undone = {task.name for task in tasks}
         self.admitted: list[Task] = []
@@ -334,16 +339,19 @@ class _Run:
                 for taker, answer in zip(takers, answers, strict=True):
                     taker([answer])
 
-            self.advance(_batch(self.ends, [request for _, request in requests]), None, deal)
+            batch = _batch(self.ends, [request for _, request in requests])
+            if self.watch is not None:
+                batch = self.watch(batch, [(request.owner, math.prod(request.result)) for _, request in requests])
+            self.advance(batch, None, deal)
 
 
 def _sent(items: list[Item]) -> Protocol_[Received]:
     return (yield items)
 
 
-def run(ends: Ends, tasks: Sequence[Task], window: int = WINDOW) -> Protocol_[None]:
+def run(ends: Ends, tasks: Sequence[Task], window: int = WINDOW, watch: Watch | None = None) -> Protocol_[None]:
     """Runs all tasks, which stand in the order of use; each round is that of everything under way."""
-    state = _Run(ends, tasks, window)
+    state = _Run(ends, tasks, window, watch)
     while True:
         yield from state.admit()
         while state.asked:

@@ -15,6 +15,7 @@ from protocols.party import Party, Trace
 from protocols.rounds import Protocol_
 from protocols.sources.base import PartySource
 from protocols.sources.two_party import makers as makers  # registers them
+from protocols.sources.two_party.ledger import Ledger
 from protocols.sources.two_party.making import Made, make, maker_of
 from protocols.sources.two_party.pair import LatticeEnd, Pair, TransfersEnd
 from protocols.sources.two_party.schedule import WINDOW, Batched, BatchedLattice, Ends, Task, run
@@ -77,6 +78,8 @@ class TwoPartySource(PartySource):
         self._ends: deque[int] = deque()  # of the passes under way, the name after each
         self._broken = False
         self._replaced: set[int] = set()  # masks that no pass after the last names
+        self.ledger: Ledger | None = None
+        """On shapes, whose is what of the passes that are predicted, if somebody wants to know."""
 
     @property
     def pass_name(self) -> int:
@@ -119,7 +122,8 @@ class TwoPartySource(PartySource):
     def preprocess(self) -> Protocol_[None]:
         """See `PartySource`: every correlation that the pass will take, side by side, in bounded memory."""
         asked, self._broken = self._asked, True  # until it has come to its end
-        yield from run(self._behind, self._tasks([(name, kind) for name, kind in asked if name not in self._supplied]), self._window)
+        tasks = self._tasks([(name, kind) for name, kind in asked if name not in self._supplied])
+        yield from run(self._behind, tasks, self._window, None if self.ledger is None else self.ledger.batch)
         self._asked, self._broken = [], False
         self._supplied.clear()
 
@@ -193,7 +197,11 @@ class TwoPartySource(PartySource):
             if not self.pair.traced:
                 self.hold(Correlation(kind, name, self.role, made.own, made.shares))
 
-        return Task(name, weight, needs, lambda: make(self.pair, kind), finish)
+        def start() -> Protocol_[Made]:
+            made = make(self.pair, kind)
+            return made if self.ledger is None else self.ledger.task(type(kind).__name__, made)
+
+        return Task(name, weight, needs, start, finish)
 
     def end_pass(self) -> None:
         """See `PartySource`: CorrelationError unless all of it was taken."""

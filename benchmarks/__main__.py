@@ -143,7 +143,7 @@ def generate(
     *,
     model: Model = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few tokens, clients and sessions, a faster link.")] = False,
-    parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, clients, memory, wan; default: all.")] = "",
+    parts: Annotated[str, typer.Option("--parts", metavar="A,B", help="Among cached, batch, clients, memory, wan; default: all.")] = "",
     lengths: Annotated[str, typer.Option("--lengths", metavar="N,N", help="Tokens of the prompts.")] = "1,32,64,128,192,254",
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="New tokens of the long session.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of everything that is timed.")] = None,

@@ -181,7 +181,8 @@ def _generate(results: Sequence[Result]) -> Entry:
     for m in choose.measures(runs, name="one more token, bytes", of="privinf"):
         same = [choose.measures(runs, name=name, of="privinf", seq=m.seq)[-1] for name in (*MORE, *WHOLE, "first token, seconds")]
         lines.append([m.seq, size(m.value), *(number(f.value, f.unit) for f in same)])
-    rates = [[m.name, number(m.value, m.unit)] for m in choose.measures(runs) if m.name.startswith("tokens per second")]
+    told = ("tokens per second", "one reply, tokens", "a batch of")
+    rates = [[m.name, number(m.value, m.unit)] for m in choose.measures(runs) if m.name.startswith(told)]
     head = ("cached", "bytes a token", "rounds", "seconds", "without a cache, bytes", "rounds", "seconds", "first token")
     text = (
         "A token over so many cached positions, beside the same token by a whole pass without a cache, and beside the first token, a pass "

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from benchmarks.measure import Run, interleave
 from benchmarks.networks import made
-from benchmarks.schema import Absent
 
 VARIANT = "SM+ScFuFFN"
 BASE = {"n_layer": 4, "n_head": 8, "n_embd": 256, "vocab_size": 3072, "n_positions": 512}
@@ -27,4 +26,3 @@ def scale(run: Run, work: Path, *, quick: bool, samples: int, backends: Sequence
         for seq in lengths:
             interleave(run, network, seq, backends, samples=samples, errors=1, device=device)
         shutil.rmtree(network.directory)
-    run.absent.append(Absent("several sequences in one pass", "a session holds one sequence"))

@@ -21,6 +21,7 @@ from protocols.ring import blank, like, nbytes
 RADIX = 4
 WIDE_RADIX = 8  # where one row is left of at most so many elements
 WIDE_FROM = 4096
+WIDE_FROM_OF_MANY = 512  # where each sequence of a batch has one: a level is shared by all, and what it saves is not
 MAX_SINGLE = 16  # bits of a comparison that may take one digit
 SINGLE_BYTES = 1 << 20  # what single digits may cost at a level, of a row alone
 SINGLE_SHARE = 2.5  # and of many rows, for each of their elements
@@ -201,7 +202,7 @@ def radices(rows: Rows) -> tuple[int, ...]:
     """
     left, found = rows.columns, []
     while left > 1:
-        wide = rows.alone and left <= WIDE_FROM
+        wide = rows.alone and left <= (WIDE_FROM if rows.number == 1 else WIDE_FROM_OF_MANY)
         if rows.alone and not wide:
             found.append(RADIX)
         else:
@@ -266,5 +267,6 @@ def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
     are few beside them.
     """
     pairs = sum(groups * size * (size - 1) // 2 for size, groups in group_sizes(rows, level)[1])
-    most = SINGLE_BYTES * rows.number if rows.alone else math.floor(SINGLE_SHARE * heads * rows.count)
+    each = rows.number if rows.columns <= WIDE_FROM_OF_MANY else 1
+    most = SINGLE_BYTES * each if rows.alone else math.floor(SINGLE_SHARE * heads * rows.count)
     return bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= most

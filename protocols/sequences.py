@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.correlations import Bits, Fit, Kind, Known, Layout, Names, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared
 from protocols.matrix import product_held
@@ -118,6 +120,10 @@ class SequencesWeightedMask(SequencesScoresMask, frozen=True):
 
 def scored(q: Tensor, k: Tensor, starts: Sequence[int], parts: Sequence[Rows], bits: int) -> Tensor:
     """q k^T for each sequence, packed: q (H, R, d), k (H, S, d) -> (H, N)."""
+    if _rows_alone(q, k, parts):
+        out = torch.empty((len(q), sum(part.first for part in parts)), dtype=torch.int64)
+        kernels.fast.scored(q.contiguous().numpy(), k.contiguous().numpy(), *_places(starts, parts), out.numpy())
+        return out
     found, at = [], 0
     for start, part in zip(starts, parts, strict=True):
         own = k[..., start : start + part.columns, :].transpose(-1, -2)
@@ -129,6 +135,10 @@ def scored(q: Tensor, k: Tensor, starts: Sequence[int], parts: Sequence[Rows], b
 
 def mixed(p: Tensor, v: Tensor, starts: Sequence[int], parts: Sequence[Rows], bits: int) -> Tensor:
     """p v for each sequence, p packed: p (H, N), v (H, S, d) -> (H, R, d)."""
+    if _rows_alone(p, v, parts):
+        out = torch.empty((len(p), len(parts), v.shape[-1]), dtype=torch.int64)
+        kernels.fast.mixed(p.contiguous().numpy(), v.contiguous().numpy(), *_places(starts, parts), out.numpy())
+        return out
     found, at = [], 0
     for start, part in zip(starts, parts, strict=True):
         weights = p[..., at : at + part.count]
@@ -136,6 +146,16 @@ def mixed(p: Tensor, v: Tensor, starts: Sequence[int], parts: Sequence[Rows], bi
         found.append(grouped(weights, v[..., start : start + part.columns, :], bits))
         at += part.count
     return torch.cat(found, -2)
+
+
+def _rows_alone(x: Tensor, y: Tensor, parts: Sequence[Rows]) -> bool:
+    """Whether a compiled loop takes them all: one row of each sequence, and no heads that share."""
+    return kernels.fast is not None and x.is_cpu and y.dim() == 3 and all(part.number == 1 for part in parts)
+
+
+def _places(starts: Sequence[int], parts: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each sequence's rows begin, and how many there are, as compiled loops read them."""
+    return np.array(starts, np.int64), np.array([part.first for part in parts], np.int64)
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)

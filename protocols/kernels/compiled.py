@@ -14,10 +14,12 @@ from protocols.kernels.steps import chosen_line as chosen_line
 from protocols.kernels.steps import differences as differences
 from protocols.kernels.steps import exponential as exponential
 from protocols.kernels.steps import masked_bit as masked_bit
+from protocols.kernels.steps import mixed as mixed
 from protocols.kernels.steps import narrow_digit as narrow_digit
 from protocols.kernels.steps import patterns as patterns
 from protocols.kernels.steps import read as read
 from protocols.kernels.steps import rescaled as rescaled
+from protocols.kernels.steps import scored as scored
 from protocols.kernels.steps import selected as selected
 from protocols.kernels.steps import shift_right as shift_right
 from protocols.kernels.steps import thresholds as thresholds

@@ -260,3 +260,36 @@ def chosen_line(s, lines, beta, products, places, out):
                     coefficients[k] *= bit
                 many *= 2
         out[i] = total
+
+
+@compiled(_VOID(_C8, _C8, _I8, _I8, _M8))
+def scored(q, k, starts, lengths, out):
+    """`protocols.sequences.scored` of one row each: q (H, B, d), k (H, S, d), the first row of each and how many -> out (H, N)."""
+    heads, rows, width = q.shape
+    for h in range(heads):
+        at = 0
+        for b in range(rows):
+            own = q[h, b]
+            for j in range(lengths[b]):
+                row, total = k[h, starts[b] + j], np.int64(0)
+                for i in range(width):
+                    total += own[i] * row[i]
+                out[h, at + j] = total
+            at += lengths[b]
+
+
+@compiled(_VOID(_M8, _C8, _I8, _I8, _C8))
+def mixed(p, v, starts, lengths, out):
+    """`protocols.sequences.mixed` of one row each: p (H, N), v (H, S, d) -> out (H, B, d)."""
+    heads, rows, width = out.shape
+    for h in range(heads):
+        at = 0
+        for b in range(rows):
+            total = out[h, b]
+            for i in range(width):
+                total[i] = 0
+            for j in range(lengths[b]):
+                weight, row = p[h, at + j], v[h, starts[b] + j]
+                for i in range(width):
+                    total[i] += weight * row[i]
+            at += lengths[b]

@@ -14,6 +14,8 @@ from protocols.kernels import build
 from protocols.matrix import matmul, matmul_transposed
 from protocols.prg import Prg
 from protocols.ring import pack, packed_size, unpack
+from protocols.rows import Rows
+from protocols.sequences import mixed, scored
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
 from protocols.truncation import OrMask
@@ -154,6 +156,16 @@ def test_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
             assert torch.equal(matmul(x, each), want)
         if y.dim() == 2 and len(y):
             assert torch.equal(matmul_transposed(x, y.T.contiguous()), want)
+
+
+def test_products_of_sequences() -> None:
+    """A row of each sequence with its own rows of what is cached, wherever they lie."""
+    parts, starts = [Rows(5, 1, 1), Rows(1, 1, 1), Rows(9, 1, 1)], (9, 14, 0)
+    q, k, p = elements(2, 3, 4), elements(2, 15, 4), elements(2, 15)
+    found, twin = both(lambda: scored(q, k, starts, parts, 64))
+    assert torch.equal(found, twin) and torch.equal(found[:, 5], (q[:, 1] * k[:, 14]).sum(-1))
+    found, twin = both(lambda: mixed(p, k, starts, parts, 64))
+    assert torch.equal(found, twin) and torch.equal(found[:, 1], p[:, 5:6] * k[:, 14])
 
 
 def test_where_nothing_can_be_compiled_the_twins_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ class Llama(Family):
 
     model_type = "llama"
     state = ("keys", "values")
-    fixed = MappingProxyType({"quantization_config": None, "attn_temperature_tuning": False})
+    fixed = MappingProxyType({"quantization_config": None, "rope_interleaved": False})
 
     def configure(self, fields: Mapping[str, Any], source: str) -> LlamaConfig:
         self.check(fields, source)

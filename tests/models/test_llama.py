@@ -179,6 +179,7 @@ def test_its_tokenizer_comes_along(tmp_path: Path) -> None:
         ({"sliding_window": 16}, "attention over a window is not supported"),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16}, "attention over a window is not supported"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "attention over a window is not supported"),
+        ({"rope_interleaved": True}, "rope_interleaved: true changes the function and is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: .* changes the function and is not supported"),
         ({"num_hidden_layers": None}, "num_hidden_layers: missing"),
         ({"hidden_size": 10**9}, "hidden_size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,16 @@ def check_private(path: Path, otherwise: str = "") -> None:
     if path.stat().st_mode & 0o077:
         remedy = f"run `chmod 600 {path}`" + (f" if nobody has read it; otherwise {otherwise}" if otherwise else "")
         raise ConfigError(f"{path} can be read or written by other users of this machine", remedy=remedy)
+
+
+def check_room(directory: Path, size: int) -> None:
+    """ConfigError unless the disk of a directory, which may still be made, has room for so many bytes more."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise ConfigError(
+            f"{size} bytes are to be kept in {directory}, and its disk has {free} left", remedy="make room, or choose another --cache"
+        )
 
 
 def sync(path: Path) -> None:

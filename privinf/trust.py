@@ -5,8 +5,8 @@ from __future__ import annotations
 DEALER, TWO_PARTY = "dealer", "two-party"
 TRUSTS = (DEALER, TWO_PARTY)
 TEXTS = {
-    DEALER: "semi-honest server and client; the dealer is a third party trusted only not to collude",
-    TWO_PARTY: "two parties alone, semi-honest",
+    DEALER: "semi-honest server, client and dealer; the dealer is a third party trusted not to collude with either",
+    TWO_PARTY: "semi-honest server and client, and no third party",
 }
 """Each in the words of reports."""
 

@@ -9,6 +9,7 @@ from privinf.client.payload import Payload
 from privinf.client.sealed import receive_sealed
 from privinf.client.setup import ClientStore, parts_of, receive_part
 from privinf.client.supply import Supply
+from privinf.files import check_room
 from privinf.graph.private import weights_of
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.joint import tables_alone
@@ -46,6 +47,7 @@ class DealerSupply(Supply):
 
         missing = [name for name, (_, item) in parts.items() if not take(name, store.load(model, name, item))]
         store.sweep(model)
+        check_room(peers.options.cache, sum(parts[name][1].size for name in missing))
         connection.send_control(Needs(tuple(missing)), MAX_KINDS)
         nodes = {name: node for name, (_, node, _) in weights_of(lowered.graph).items()}
         for done, name in enumerate(missing):

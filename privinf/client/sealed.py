@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.client.lines import Lines
+from privinf.files import check_room
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.lowered import Lowered
+from privinf.lowering.setup import MAX_SETUP
 from privinf.session.joint import PATIENCE
 from privinf.session.messages import MAX_KINDS, Key, Needs
 from privinf.session.sealed import SealedStore
 from privinf.transport.connection import Connection
 from protocols.errors import ConfigError, HandshakeError
 
-MAX_SETUP = 1 << 36  # bytes; a model that asks for more is not believed
-
 
 def receive_sealed(lines: Lines, connection: Connection, lowered: Lowered, sealing: Sealing) -> dict[str, Any]:
     """What C has of these encrypted weights, by name and then by form: what is kept, and from the server what is not."""
     peers, found = lines.peers, dict[str, Any]()
-    if sum(sealing.sizes.values()) > MAX_SETUP:
+    if sealing.size > MAX_SETUP:
         what = f"the server's model asks for a set-up of more than {MAX_SETUP} bytes"
         raise HandshakeError(what, party="client", peer=peers.named)
     with connection.at_work(PATIENCE):  # to the first of its clients the server makes them now
@@ -43,8 +43,9 @@ def receive_sealed(lines: Lines, connection: Connection, lowered: Lowered, seali
         return True
 
     missing = [name for name in digests if not take(name)]
-    connection.send_control(Needs(tuple(missing)), MAX_KINDS)
     size, done = sum(sealing.parts[name].size for name in missing), 0
+    check_room(peers.options.cache, size)
+    connection.send_control(Needs(tuple(missing)), MAX_KINDS)
     for name in missing:
         part = sealing.parts[name]
         connection.meter.label = part.label

@@ -15,7 +15,7 @@ from pathlib import Path
 from privinf.files import refusals, sweep, write_private
 from privinf.graph.private import weights_of
 from privinf.lowering.lowered import Lowered
-from privinf.lowering.setup import SetupItem, packed_bytes
+from privinf.lowering.setup import MAX_SETUP, SetupItem, packed_bytes
 from privinf.session.messages import Needs, Welcome
 from privinf.transport.connection import Connection
 from privinf.transport.frames import FrameKind
@@ -23,7 +23,6 @@ from protocols.errors import ConfigError, HandshakeError
 from protocols.linear import Weight
 
 log = logging.getLogger("privinf")
-MAX_SETUP = 1 << 36  # bytes; a server that asks for more is not believed
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:

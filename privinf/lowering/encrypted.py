@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,8 +57,18 @@ class Sealing:
 
     def __init__(self, lowered: Lowered, forms: Iterable[Form]) -> None:
         self._id, self._weights = lowered.id, lowered.sealed  # at C, which derives nothing, the second says nothing
-        labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
-        self.parts = {_name(form): SealedPart(form, tuple(form.part_sizes()), labels[form.name]) for form in forms}
+        self._labels = {name: node.label for name, (_, node, _) in weights_of(lowered.graph).items()}
+        self._forms = list(forms)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all; known before anything is as large as a graph may say that a weight is."""
+        return sum(form.size for form in self._forms)
+
+    @cached_property
+    def parts(self) -> dict[str, SealedPart]:
+        """By name, in their order."""
+        return {_name(form): SealedPart(form, tuple(form.part_sizes()), self._labels[form.name]) for form in self._forms}
 
     @staticmethod
     def of(lowered: Lowered) -> Sealing:

@@ -12,6 +12,8 @@ from protocols.linear import Weight, mask_weight
 from protocols.ring import pack, packed_size
 
 SALT_BYTES = 32
+MAX_SETUP = 1 << 36
+"""Bytes; a model that asks for more is not believed."""
 
 
 class SetupItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

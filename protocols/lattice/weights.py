@@ -102,6 +102,12 @@ class Form:
         """Of the first part: the seed and the public keys."""
         return SEED_BYTES + sum(packed_size(self.blocks * self.budget.degree, p.bit_length()) for p in self.budget.primes)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all parts, however many they are."""
+        whole, rest = divmod(self.inner, self.rows_of_part)
+        return self.key_bytes + whole * self.row_bytes(self.rows_of_part) + (self.row_bytes(rest) if rest else 0)
+
     def part_sizes(self) -> Iterator[int]:
         """Bytes of every part, in order."""
         yield self.key_bytes
@@ -121,7 +127,7 @@ def forms(kinds: Iterable[Kind]) -> list[Form]:
 
 def encrypted_size(form: Form) -> int:
     """Bytes of all parts."""
-    return sum(form.part_sizes())
+    return form.size
 
 
 def polynomials(seed: bytes, first: int, count: int, ring: Budget) -> list[Array]:

@@ -257,7 +257,7 @@ def test_the_page_of_two_parties_alone(tmp_path: Path) -> None:
     with duo(cache=tmp_path) as pair, gateway(pair) as door:
         with door.http() as caller:
             about = caller.get("/page/about").json()
-            assert about["trust"] == {"name": "two-party", "text": "two parties alone, semi-honest"}
+            assert about["trust"] == {"name": "two-party", "text": "semi-honest server and client, and no third party"}
             assert about["parties"] == {"server": pair.server.address}
             answer = caller.post("/page/reply", json={"prompt": "abc", "max_tokens": 2})
             datas = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]

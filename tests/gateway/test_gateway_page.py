@@ -204,7 +204,7 @@ def test_the_page_of_two_parties_has_two_boxes(alone: Gateway, browser: Any) -> 
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"{alone.url}/#key={KEY}")
-        page.get_by_text("two parties alone, semi-honest").wait_for()
+        page.get_by_text("semi-honest server and client, and no third party").wait_for()
         page.locator("#prompt").fill(PROMPT)
         page.locator("#count").fill("2")
         page.locator("#send").click()

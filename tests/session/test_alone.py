@@ -72,7 +72,7 @@ def test_tokens_are_the_float_models_and_what_moves_is_what_was_predicted(pair: 
         assert payloads(client) == (*expected, total["offline_rounds"], total["rounds"])
         assert total["dealer_bytes"] == 0 and total["offline_bytes"] == total["peer_offline_bytes"] > 0
     assert client.result is not None and client.result["trust"] == "two-party"
-    assert client.result["trust_model"] == "two parties alone, semi-honest"
+    assert client.result["trust_model"] == "semi-honest server and client, and no third party"
 
 
 def test_a_further_turn_goes_on_from_what_is_cached(pair: Duo) -> None:
@@ -279,7 +279,7 @@ def test_doctor_opens_a_session_without_a_dealer(pair: Duo, tmp_path: Path) -> N
     found = {check.name: check for check in Deployment(t.keys(), 20.0, 5.0, None, tmp_path).checks(pair.server.address, None, None, None)}
     assert all(check.ok for check in found.values()), found
     assert found["session"].detail == "the server opened one for us, without a dealer"
-    assert "two parties alone, semi-honest" in found[f"server at {pair.server.address}"].detail
+    assert "semi-honest server and client, and no third party" in found[f"server at {pair.server.address}"].detail
 
 
 # ---- a peer that does not keep to the order

@@ -75,9 +75,11 @@ class MatmulMask(Kind, frozen=True):
         fits(not self.reach or (found[0][-2] > 0 and rows <= self.reach))
         return (*batch, self.reach or rows, width)
 
-    def joined(self, masks: Sequence[Tensor]) -> Tensor:
-        """All that `y` names."""
-        return joined_rows(masks, self.reach)
+    def joined(self, known: Known) -> Tensor:
+        """All that `y` names; a source may keep them side by side."""
+        rows = getattr(known, "rows", None)
+        found: Tensor = joined_rows([known.mask(name) for name in self.y], self.reach) if rows is None else rows(self.y, self.reach)
+        return found
 
     def _product(self, x: tuple[int, ...], y: tuple[int, ...], made: int = 0) -> Fit:
         """Of x (..., n, d) and y (..., d, m), where `made` elements are made besides."""
@@ -90,7 +92,7 @@ class MatmulMask(Kind, frozen=True):
         return self._product(shapes.mask(self.x), self._joined(shapes))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        return (matmul(known.mask(self.x), self.joined([known.mask(name) for name in self.y]), self.bits),), None
+        return (matmul(known.mask(self.x), self.joined(known), self.bits),), None
 
 
 class RowsTimesMatrixMask(MatmulMask, frozen=True):
@@ -106,7 +108,7 @@ class RowsTimesMatrixMask(MatmulMask, frozen=True):
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         x = Rows.read(self.rows).unpack(known.mask(self.x))
-        return (grouped(x, self.joined([known.mask(name) for name in self.y]), self.bits),), None
+        return (grouped(x, self.joined(known), self.bits),), None
 
 
 class MatrixTimesRowsMask(MatmulMask, frozen=True):
@@ -122,7 +124,7 @@ class MatrixTimesRowsMask(MatmulMask, frozen=True):
         return whole._replace(values=((*batch, rows.count),))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        y = self.joined([known.mask(name) for name in self.y])
+        y = self.joined(known)
         return (Rows.read(self.rows).pack(grouped(known.mask(self.x), y.transpose(-1, -2), self.bits)),), None
 
 

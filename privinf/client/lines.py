@@ -18,6 +18,9 @@ from privinf.transport.listener import Waiting, dial
 from protocols.party import Party
 
 SMALL = 64 * 2**20  # bytes of a model's masked weights that a client holds between sessions
+_taped: dict[str, tuple[Tapes, dict[str, Any]]] = {}
+"""By model, of the last that this process used: tapes, and the masked weights that they were written with, if these are small."""
+_guard = threading.Lock()
 Progress = Callable[[str, float], None]  # (phase, share done)
 
 
@@ -35,9 +38,6 @@ class Peers:
     probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone
     encrypted: WeakValueDictionary[str, Any] = field(default_factory=WeakValueDictionary)
     """Encrypted weights that some session holds, for others of the same server's key: they are most of a session's memory."""
-    taped: dict[str, tuple[Tapes, dict[str, Any]]] = field(default_factory=dict)
-    """By model, of the last that was used: tapes, and the masked weights that they were written with, if these are small."""
-    guard: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def named(self) -> str:
@@ -60,17 +60,17 @@ class Lines:
         self._closed = threading.Event()
 
     def share(self, model: str) -> None:
-        """Masked weights that are small, and tapes with them, are those of all sessions of this model; the model's id stands for them."""
-        if sum(x.nbytes for x in self.masked.values()) > SMALL:
+        """Masked weights that are small, and tapes with them, serve all sessions of a model in this process; its id stands for them."""
+        if str(self.peers.options.device) != "cpu" or sum(x.nbytes for x in self.masked.values()) > SMALL:
             return
-        with self.peers.guard:
-            found = self.peers.taped.get(model)
+        with _guard:
+            found = _taped.get(model)
             if found is not None and found[1].keys() == self.masked.keys():
                 self.tapes = found[0]
                 self.masked.update(found[1])
             else:
-                self.peers.taped.clear()
-                self.peers.taped[model] = self.tapes, dict(self.masked)
+                _taped.clear()
+                _taped[model] = self.tapes, dict(self.masked)
 
     @property
     def closed(self) -> bool:

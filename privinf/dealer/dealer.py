@@ -45,6 +45,7 @@ from protocols.kind_hash import KindHash
 from protocols.linear import Weight, weight_mask
 from protocols.prg import new_seed
 from protocols.sources.dealer import ELEMENT, Dealer
+from protocols.sources.dealing import DealtTapes
 
 log = logging.getLogger("privinf.dealer")
 MAX_CONTROL = 4 * 2**20
@@ -80,6 +81,7 @@ class DealerService(Service):
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
+        self._tapes: tuple[dict[str, Tensor], DealtTapes] | None = None  # with the masks that they were written with
         self._pool = Pool(self.options.cache, self.role)
         self._lock = threading.Lock()
         self._expanding = threading.Lock()
@@ -143,6 +145,8 @@ class DealerService(Service):
         while True:
             request = connection.receive_control(Deal | Prefetch | Prefetched | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
+                if dealer is not None:
+                    dealer.end()
                 self.leave(connection)
                 return
             if not session.joined.wait(self.options.timeout):
@@ -166,7 +170,7 @@ class DealerService(Service):
                 connection.send_control(SessionSeed(server_seed))
                 client.send_control(SessionSeed(session.seed))
                 continue
-            dealer = dealer or Dealer(server_seed, session.seed, masks(), self.options.device, self.options.memory)
+            dealer = dealer or self._dealer(server_seed, session.seed, masks())
             first = dealer.next_name
             head, dealt = self._read(dealer, request)
             payload: Iterable[bytearray] = self._messages(dealt)
@@ -177,6 +181,13 @@ class DealerService(Service):
                 prefetched = _Prefetch(first, len(request.kinds), head, payload)
             else:
                 self._send(session, client, head, payload, len(request.kinds))
+
+    def _dealer(self, server: bytes, client: bytes, masks: dict[str, Tensor]) -> Dealer:
+        """One for these seeds, with the tapes of the weights' masks that were asked for last."""
+        with self._expanding:
+            if self._tapes is None or self._tapes[0] is not masks:
+                self._tapes = masks, DealtTapes()
+            return Dealer(server, client, masks, self.options.device, self.options.memory, self._tapes[1])
 
     def _mark(self, server: Connection, client: Connection, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates, both of which are here."""
@@ -193,7 +204,7 @@ class DealerService(Service):
         kinds, digest = [from_wire(data) for data in request.kinds], KindHash(dealer.next_name)
         for kind in kinds:
             digest.update(kind)
-        dealt = dealer.deal_pass(kinds)
+        dealt = dealer.deal_pass(kinds, digest.digest())
         return Dealt(digest.digest(), sum(kind.shared_bytes for kind in kinds)), dealt
 
     def _messages(self, dealt: Iterator[bytes]) -> Iterator[bytearray]:

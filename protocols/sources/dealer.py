@@ -29,6 +29,7 @@ from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash, KnownHash
 from protocols.prg import Prg
 from protocols.sources.base import PartySource
+from protocols.sources.dealing import DealtTapes, Taping
 from protocols.sources.expansion import MOST, Drawn, Streamed, Together, Whole, counts_of, draw_both, together
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
@@ -252,6 +253,7 @@ class Dealer:
         weight_masks: Mapping[str, Tensor],
         device: torch.device | str = "cpu",
         memory: int = MEMORY,
+        tapes: DealtTapes | None = None,
     ) -> None:
         self._server, self._client = Prg(server_seed), Prg(client_seed)
         self._weight_masks = weight_masks
@@ -263,6 +265,7 @@ class Dealer:
         self._leave: dict[int, Kind] = {}  # by whom each was left
         self._replaced: dict[int, int] = {}  # kept masks that no pass after this kind's names
         self.next_name = 1
+        self._taping = Taping(tapes) if tapes is not None and str(device) == "cpu" else None
 
     def __repr__(self) -> str:
         return f"Dealer(next_name={self.next_name}, seeds hidden)"
@@ -307,13 +310,28 @@ class Dealer:
         if elements > MAX_ELEMENTS or macs > MAX_MACS:
             raise CorrelationError("one pass asks for more correlations than a dealer makes", party="dealer", remedy=remedy)
 
-    def deal_pass(self, kinds: Sequence[Kind]) -> Iterator[bytes]:
-        """The client's payloads of a pass, dealt as they are read; checked now. The pass ends with the last."""
+    def deal_pass(self, kinds: Sequence[Kind], digest: bytes = b"") -> Iterator[bytes]:
+        """The client's payloads of a pass, dealt as they are read; checked now. The pass ends with the last. `digest`: see `KindHash`."""
         if len(kinds) > MAX_KINDS:
             raise CorrelationError(f"one pass asks for more than {MAX_KINDS} correlations", party="dealer")
         self._drop_replaced()
         gone = _Sketch(self).of(kinds, self.next_name)
+        if digest and self._taping is not None and self._taping.fits(kinds):
+            return self._taped(self._taping, kinds, digest)
         return self._dealt(kinds, gone)
+
+    def _taped(self, taping: Taping, kinds: Sequence[Kind], digest: bytes) -> Iterator[bytes]:
+        """The same by a tape, see `protocols.sources.dealing`."""
+        first, self.next_name = self.next_name, self.next_name + len(kinds)
+        left, pieces = taping.deal(self, (self._server, self._client), kinds, digest, first)
+        self._kept |= left
+        self._leave |= {name: kinds[name - first] for name in left}
+        yield from pieces
+
+    def end(self) -> None:
+        """The session is over."""
+        if self._taping is not None:
+            self._taping.end()
 
     def _drop_replaced(self) -> None:
         """Another pass begins, so that those before it stand: what they have replaced will not be asked for."""

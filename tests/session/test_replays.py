@@ -19,6 +19,7 @@ from protocols import kernels
 from protocols.correlations import Role
 from protocols.recording import Recorder, replay
 from protocols.sources.dealer import Store
+from protocols.sources.dealing import DealtTape, DealtTapes
 from protocols.sources.tape import Tape
 from tests.support import trio as t
 
@@ -39,7 +40,8 @@ class Watched:
         self.drawn: dict[Role, list[Tensor]] = {role: [] for role in Role}
         self.names: dict[Role, list[range]] = {role: [] for role in Role}
         self.replayed = dict.fromkeys(Role, 0)
-        take, walk = Tape.take, Tape.walk
+        self.dealt: list[tuple[Tensor, bytes]] = []
+        take, walk, deal = Tape.take, Tape.walk, DealtTape.deal
 
         def watched(tape: Tape, store: Store) -> None:
             first = store.next_name
@@ -51,6 +53,12 @@ class Watched:
             self.replayed[tape.role] += 1
             return walk(tape, *args)  # type: ignore[arg-type]
 
+        def dealt(tape: DealtTape, *args: object) -> dict[int, Tensor]:
+            found = deal(tape, *args)  # type: ignore[arg-type]
+            self.dealt.append((torch.cat([tape.server.out, tape.client.out]), tape.payload.tobytes()))
+            return found
+
+        patch.setattr(DealtTape, "deal", dealt)
         patch.setattr(Tape, "take", watched)
         patch.setattr(Tape, "walk", walked)
 
@@ -81,6 +89,7 @@ def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         seeded(patch)
         patch.setattr(Tapes, "allowed", lambda tapes, logits: False)
+        patch.setattr(DealtTapes, "fits", lambda tapes, kinds: False)
         walked = logits_of(tmp_path, 16)
     for one, other in zip(replayed[:2], walked[:2], strict=True):
         assert len(one) == len(other) == 16 and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -90,6 +99,7 @@ def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.Mon
     for role in Role:
         # of 15 further tokens 7 fill a row to 16 and 8 one to 24: the first two of the first session are written, and its ninth
         assert watched.replayed[role] >= 2 * 15 - 4, "so few were replayed that this says little"
+    assert len(watched.dealt) >= 2 * 15 - 4
 
 
 def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +115,10 @@ def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch:
             assert same < 0.75  # elements of a bit are the same half of the time
             assert not torch.equal(first[:64], second[:64])
         assert all(first.stop <= second.start for first, second in itertools.pairwise(names)), "a correlation's name came twice"
+    assert len(watched.dealt) >= 8
+    for (drawn_once, payload), (drawn_again, other) in itertools.combinations(watched.dealt, 2):
+        assert not torch.equal(drawn_once[:64], drawn_again[:64])
+        assert sum(a == b for a, b in zip(payload, other, strict=False)) < len(payload) / 32  # by chance one octet in 256 is the same
 
 
 def test_a_store_spends_a_pass_once(tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""A dealer's part of a further token's pass, written down once and done again: `protocols.sources.tape` of the third party.
+
+A tape holds memory for what both parties draw, the calls that make of it what the client is sent, and the joined masks of cached wires,
+of which each pass adds a row. To do it again is to draw both parties' streams of the pass's own names into that memory, and to make the
+calls. What is asked for is checked and bounded before, as ever; passes with one digest of kinds (`protocols.kind_hash`) have one tape.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols import kernels
+from protocols.correlations import Kind, parts_of
+from protocols.prg import Prg
+from protocols.product import MatmulMask, joined_rows
+from protocols.recording import Recorder, Step, replay
+from protocols.ring import flat
+from protocols.sources.expansion import Whole
+
+LARGEST = 48 * 2**20  # bytes of a tape
+WAITING = 192 * 2**20  # bytes of those that no session has
+LEAST = 16  # bytes of a tape for each element of a correlation
+PIECE = 1 << 18  # bytes of the payload at a time
+
+
+class Masks(Protocol):
+    """What a dealer holds of earlier passes, and of the weights."""
+
+    def mask(self, name: int) -> Tensor:
+        """See `protocols.correlations.Known`."""
+
+    def server_mask(self, name: int) -> Tensor:
+        """See `protocols.correlations.Known`."""
+
+    def weight_mask(self, name: str) -> Tensor:
+        """See `protocols.correlations.Known`."""
+
+
+class _Rows:
+    """The masks of a cache's rows, filled up by its first."""
+
+    def __init__(self, place: int, names: tuple[int, ...], masks: Sequence[Tensor], columns: int) -> None:
+        self.place, self.names = place, names
+        self.out, self.count = joined_rows(masks, columns), sum(mask.shape[-2] for mask in masks)
+
+    def load(self, names: tuple[int, ...], masks: Sequence[Tensor]) -> None:
+        """Those of another state."""
+        self.out.copy_(joined_rows(masks, self.out.shape[-2]))
+        self.names, self.count = names, sum(mask.shape[-2] for mask in masks)
+
+    def put(self, row: Tensor) -> None:
+        """A further one."""
+        self.out[..., self.count : self.count + 1, :] = row
+
+
+class DealtTape:
+    """See the module's text."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        parts = [parts_of(kind) for kind in kinds]
+        self.kinds = tuple(kinds)
+        self.server, self.client = Whole([each.server + each.shared for each in parts]), Whole([each.client for each in parts])
+        self.payload = np.zeros(sum(part.size for each in parts for part in each.shared), np.uint8)
+        self.steps: list[Step] = []
+        self.rows: list[_Rows] = []
+        self.left: dict[int, Tensor] = {}  # by place, of what outlives the pass
+        self.made: list[Tensor] = []
+        self.bytes = 0
+        self.further = _Further()
+
+    def deal(self, masks: Masks, prgs: tuple[Prg, Prg], kinds: Sequence[Kind], first: int) -> dict[int, Tensor]:
+        """The pass of these kinds, whose digest is that of the tape's; what outlives it, by name. The payload is then there."""
+        self._draw(prgs, first)
+        windows = [(new.window, old.window) for new, old in zip(kinds, self.kinds, strict=True) if getattr(new, "window", ())]  # type: ignore[attr-defined]
+        self.further.positions = windows[0][0][0] - windows[0][1][0] if windows else 0
+        names = [_names(kinds[rows.place]) for rows in self.rows]
+        for rows, (before, _) in zip(self.rows, names, strict=True):
+            if rows.names != before:
+                rows.load(before, [masks.mask(name) for name in before])
+        replay(self.steps)
+        return self._end(names, first)
+
+    def _draw(self, prgs: tuple[Prg, Prg], first: int) -> None:
+        self.server.draw(prgs[0], first)
+        self.client.draw(prgs[1], first)
+
+    def _end(self, names: Sequence[tuple[tuple[int, ...], int]], first: int) -> dict[int, Tensor]:
+        for rows, (before, last) in zip(self.rows, names, strict=True):
+            rows.names, rows.count = (*before, last), rows.count + 1
+        return {first + place: left.clone() for place, left in self.left.items()}
+
+    def write(self, masks: Masks, prgs: tuple[Prg, Prg], first: int, *, tells: bool) -> tuple[dict[int, Tensor], Recorder]:
+        """The same, of the tape's own kinds, written down."""
+        self._draw(prgs, first)
+        recorder = Recorder([masks.weight_mask(name) for name in {getattr(kind, "weight", "") for kind in self.kinds} if name], tells=tells)
+        for whole in (self.server, self.client):
+            recorder.given(whole.out)
+        recorder.given(torch.from_numpy(self.payload))
+        known, at = _Writing(self, masks, recorder, first), 0
+        with recorder:
+            for place, (kind, own, theirs) in enumerate(zip(self.kinds, self.server.values, self.client.values, strict=True)):
+                parts = parts_of(kind)
+                ours, shares = own[: len(parts.server)], own[len(parts.server) :]
+                known.place = place
+                values, left = kind.relation(known, ours, theirs, shares)
+                for value, share, part in zip(values, shares, parts.shared, strict=True):
+                    end = at + part.size
+                    kernels.fast.pack_rest(flat(value), flat(share), int(part.xor), part.bits, self.payload[at:end])
+                    at = end
+                if left is not None:
+                    known.left[first + place] = left
+                    if kind.outlives:
+                        self.left[place] = left
+        self.steps, self.made = recorder.steps, recorder.made
+        self.bytes = recorder.bytes
+        return self._end([_names(self.kinds[rows.place]) for rows in self.rows], first), recorder
+
+    def pieces(self) -> list[bytes]:
+        """What the client is sent."""
+        whole = self.payload.tobytes()
+        return [whole[at : at + PIECE] for at in range(0, len(whole), PIECE)]
+
+    def wipe(self) -> None:
+        """Forgets all values."""
+        for x in (self.server.out, self.client.out, *self.made):
+            x.zero_()
+        for rows in self.rows:
+            rows.names = ()
+
+
+class _Further:
+    """Positions since the tape was written."""
+
+    positions = 0
+
+    def shift(self, out: Tensor, weight: Tensor, first: int, end: int) -> None:
+        """What lies so much further in a window of a weight's mask."""
+        out.copy_(weight[:, first + self.positions : end + self.positions])
+
+
+def _names(kind: Any) -> tuple[tuple[int, ...], int]:
+    return kind.y[:-1], kind.y[-1]
+
+
+class _Writing:
+    """`Known` of a pass that is written down."""
+
+    def __init__(self, tape: DealtTape, masks: Masks, recorder: Recorder, first: int) -> None:
+        self._tape, self._masks, self._recorder, self._first = tape, masks, recorder, first
+        self.left: dict[int, Tensor] = {}
+        self.place = 0
+
+    def mask(self, name: int) -> Tensor:
+        """See `Known`."""
+        found = self.left.get(name)
+        return self._masks.mask(name) if found is None else found
+
+    def server_mask(self, name: int) -> Tensor:
+        """See `Known`: what was drawn."""
+        if name < self._first:
+            return self._masks.server_mask(name)
+        kind, own = self._tape.kinds[name - self._first], self._tape.server.values[name - self._first]
+        count = len(parts_of(kind).server)
+        return kind.share_left(own[:count], own[count:])
+
+    def weight_mask(self, name: str) -> Tensor:
+        """See `Known`; what a window reads of it moves on."""
+        weight, window = self._masks.weight_mask(name), getattr(self._tape.kinds[self.place], "window", ())
+        if not window:
+            return weight
+        first, end = window
+        with self._recorder.outside():
+            out = weight.clone()
+        self._recorder.given(out)
+        self._recorder.note(self._tape.further.shift, out[:, first:end], weight, first, end)
+        return out
+
+    def rows(self, names: tuple[int, ...], reach: int) -> Tensor:
+        """See `protocols.product.MatmulMask`."""
+        *before, last = names
+        if not reach or last < self._first or any(name >= self._first for name in before):
+            return joined_rows([self.mask(name) for name in names], reach)
+        with self._recorder.outside():
+            rows = _Rows(self.place, tuple(before), [self._masks.mask(name) for name in before], reach)
+            rows.put(self.left[last])
+        self._recorder.given(rows.out)
+        self._recorder.note(rows.put, self.left[last])
+        self._tape.rows.append(rows)
+        return rows.out
+
+
+class DealtTapes:
+    """Tapes for one set of weights' masks; any may be used once two recordings of one digest, at two positions, have told the same."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._free: OrderedDict[int, tuple[bytes, DealtTape]] = OrderedDict()
+        self._first: tuple[bytes, object] | None = None
+        self.agreed: bool | None = None
+
+    def fits(self, kinds: Sequence[Kind]) -> bool:
+        """Whether a pass of these may have a tape: a further token's, and small."""
+        if kernels.fast is None or self.agreed is False or not any(isinstance(kind, MatmulMask) and kind.reach for kind in kinds):
+            return False
+        elements = 0
+        for part in (part for kind in kinds for each in parts_of(kind) for part in each):
+            elements += part.count
+            if part.modulus or elements > LARGEST // LEAST:
+                return False
+        return all(len(getattr(kind, "window", ())) in (0, 2) and not kind.replaces() for kind in kinds)
+
+    def take(self, digest: bytes) -> DealtTape | None:
+        """One that nobody has."""
+        with self._guard:
+            found = next((key for key, (one, _) in self._free.items() if one == digest), None)
+            return None if found is None else self._free.pop(found)[1]
+
+    def give(self, digest: bytes, tape: DealtTape) -> None:
+        """Back, without values."""
+        with torch.inference_mode():
+            tape.wipe()
+        with self._guard:
+            self._free[id(tape)] = digest, tape
+            while sum(each.bytes for _, each in self._free.values()) > WAITING:
+                self._free.popitem(last=False)
+
+    def written(self, digest: bytes, tape: DealtTape, recorder: Recorder) -> bool:
+        """Whether a tape that was just written may be used."""
+        with self._guard:
+            if recorder.why or tape.bytes > LARGEST:
+                self.agreed = False
+            elif self.agreed is None:
+                if self._first is None or self._first[0] != digest:
+                    self._first = digest, recorder.told
+                    return False
+                self.agreed = self._first[1] == recorder.told
+            return bool(self.agreed)
+
+
+class Taping:
+    """A session's way to tapes: it has one at a time."""
+
+    def __init__(self, tapes: DealtTapes) -> None:
+        self._tapes = tapes
+        self._held: tuple[bytes, DealtTape] | None = None
+
+    def fits(self, kinds: Sequence[Kind]) -> bool:
+        """See `DealtTapes`."""
+        return self._tapes.fits(kinds)
+
+    def deal(
+        self, masks: Masks, prgs: tuple[Prg, Prg], kinds: Sequence[Kind], digest: bytes, first: int
+    ) -> tuple[dict[int, Tensor], list[bytes]]:
+        """What outlives the pass, by name, and the client's payload."""
+        held = self._held
+        tape = held[1] if held is not None and held[0] == digest else self._tapes.take(digest)
+        if tape is not None:
+            left = tape.deal(masks, prgs, kinds, first)
+        else:
+            tape = DealtTape(kinds)
+            left, recorder = tape.write(masks, prgs, first, tells=self._tapes.agreed is None)
+            if not self._tapes.written(digest, tape, recorder):
+                return left, tape.pieces()
+        if held is None or held[1] is not tape:
+            self.end()
+            self._held = digest, tape
+        return left, tape.pieces()
+
+    def end(self) -> None:
+        """The session has no tape any more."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._tapes.give(*held)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privinf.client.client import Client
 from privinf.lowering.encrypted import Sealing
+from privinf.session.options import Options
 from tests.support import trio as t
 from tests.support.duo import Served, served
 from tests.support.failures import failed, new_lines
 from tests.support.faults import Fault, SmallFiles
 from tests.support.plain_ends import PlainEnds
 from tests.support.trio import Hook, Process
+from tests.support.waiting import PATIENCE
 
 PROMPT = [1, 2, 3]
 slow = pytest.mark.slow
@@ -183,3 +189,24 @@ def test_a_client_that_makes_nonsense_gets_nonsense_or_one_line_and_the_next_one
         failed(process, (3, 4))
     ours(pair, cache)
     assert len(pair.server.lines) - said <= 1 and "internal" not in pair.server.err and "Traceback" not in pair.server.err
+
+
+# ---- many at once
+
+
+@slow
+def test_the_memory_of_a_server_with_eight_clients_at_once_is_as_it_is_told(real: tuple[Served, Path]) -> None:
+    """`docs/deployment.md`: half a gigabyte for itself and 80 MB a session, with a larger model than this one."""
+    pair, cache = real
+    together = threading.Barrier(8)
+
+    def query(number: int) -> list[int]:
+        client = Client(pair.address, keys=str(t.keys()), options=Options(cache=cache, timeout=PATIENCE))
+        client.connect()
+        together.wait(PATIENCE)
+        return [token.id for token in client.generate(ids=PROMPT, max_new_tokens=3, ignore_eos=True)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(t.is_greedy(PROMPT, tokens) for tokens in pool.map(query, range(8)))
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pair.server.pid}/status").read_text())
+    assert int(peak) * 1024 < 0.5e9 + 8 * 80e6

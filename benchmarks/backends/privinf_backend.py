@@ -194,6 +194,6 @@ class TwoPartyBackend(PrivinfBackend):
     def needs(parameters: int, seq: int, vocab: int) -> int:
         """Two interpreters with torch and the kernels, the weights, encoded at S and encrypted at C, and what both make of a pass.
 
-        By what was measured: 1.6 GB in all at a tenth of a million parameters and 32 tokens, 12.4 GB at 71 million and 128.
+        By what was measured: 1.6 GB in all at a tenth of a million parameters and 32 tokens, 5.2 GB at 71 million and 128.
         """
-        return 12 * 10**8 + (70 + 7 * seq // 10) * parameters
+        return 15 * 10**8 + (20 + seq // 3) * parameters

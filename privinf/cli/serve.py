@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from privinf.cli import common
 from privinf.cli.expand import expand
 from privinf.cli.options import SERVICE, Embedding, Keys, Listen, Log, MaybeDealer, Metrics, Model, Trust, make_options
-from privinf.session.options import Admission, Ending, PoolLimits, Quotas, Runtime
+from privinf.session.options import Admission, Ending, Holding, PoolLimits, Quotas, Runtime
 from privinf.setting import Setting
 from privinf.trust import DEALER
 
@@ -28,6 +28,7 @@ def serve(
     pool: PoolLimits,
     admission: Admission,
     quotas: Quotas,
+    holding: Holding,
     ending: Ending = SERVICE,
     runtime: Runtime,
     log: Log = "info",
@@ -42,7 +43,7 @@ def serve(
 
     Example: privinf serve models/pylib --listen 0.0.0.0:7000 --dealer d.example.org:7001 --keys keys/server
     """
-    options = make_options(runtime, pool, admission, quotas, ending, trust=trust, embedding=embedding)
+    options = make_options(runtime, pool, admission, quotas, holding, ending, trust=trust, embedding=embedding)
     from privinf.cli.services import serve_until_stopped, serving
     from privinf.server.models import open_model
     from privinf.server.server import Server

@@ -45,6 +45,11 @@ class Joint:
         """Transfers that were used so far."""
         return getattr(self._transfers, "spent", 0)
 
+    @property
+    def resting(self) -> int:
+        """Bytes that stay between passes, for tokens to come."""
+        return self.source.resting + self._lattice.resting
+
     def begin(self) -> Protocol_[None]:
         """Once a session, before anything else: what transfers and encryption stand on."""
         yield from self._transfers.start()

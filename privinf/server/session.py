@@ -263,5 +263,6 @@ class ServerSession:
             else:
                 self._walk(self.runtime, request, observe)
         self.store.end_pass()
+        self.source.taken()
         with party.label("", ""):  # what follows belongs to no operator
             pass

@@ -119,6 +119,10 @@ class Recorder(PartySource):
         """See `PartySource`."""
         return self._source.make(kind, name)
 
+    def room(self, kinds: Sequence[Kind]) -> int:
+        """See `TwoPartySource`."""
+        return self._source.room(kinds)
+
     def begin_pass(self, kinds: Sequence[Kind] = ()) -> None:
         """See `PartySource`."""
         self._source.begin_pass(kinds)

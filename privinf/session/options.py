@@ -108,6 +108,13 @@ class DealerLimits:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What the sessions of a server without a dealer hold at a time, all of them together; see `privinf.server.room`."""
+
+    hold: Annotated[int, Setting("Bytes that sessions without a dealer hold at a time, all in all; 0: no limit.", "B", least=0)] = 8 * 2**30
+
+
+@dataclass(frozen=True)
 class Quotas:
     """What a client gets of a server: in one session (set-up's bytes aside), and in each window of hours. 0: no bound."""
 
@@ -129,7 +136,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Options(Ending, Quotas, DealerLimits, Admission, PoolLimits, Lengths, Pins, Trust, Runtime):
+class Options(Ending, Quotas, Holding, DealerLimits, Admission, PoolLimits, Lengths, Pins, Trust, Runtime):
     """All that a session, a server or a dealer takes, in one object, for who writes Python.
 
     It has the parts' fields, and they are more than a dozen for that reason alone. ConfigError where `device` (`cpu` or `cuda`) is not

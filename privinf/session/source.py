@@ -41,6 +41,9 @@ class ServerSource(ABC):
     def make(self, kinds: Sequence[Kind]) -> None:
         """`party` begins the pass that was asked for, and S does its own part of making it."""
 
+    def taken(self) -> None:  # noqa: B027  (a source may have nothing to do)
+        """A pass was taken to its end."""
+
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """The same for a pass of a prepared query; what S keeps of it, beside the seed and what C sends ahead."""
         return ()

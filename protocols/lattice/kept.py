@@ -109,6 +109,11 @@ class Kept:
         for within, name in enumerate(entry.names[0]):
             self._at[holder, axis, bits, name] = entry, within
 
+    @property
+    def nbytes(self) -> int:
+        """Of their ciphertexts, at the party that answers them."""
+        return sum(x.nbytes for entry in {id(entry): entry for entry, _ in self._at.values()}.values() for x in entry.chunk.sealed)
+
     def clear(self) -> None:
         """Forgets all."""
         self._at.clear()

@@ -54,6 +54,11 @@ class Lattice:
         found._keys = self._keys
         return found
 
+    @property
+    def resting(self) -> int:
+        """Bytes of ciphertexts that stay for later products."""
+        return self._kept.nbytes
+
     def forget(self) -> None:
         """The cached operands of products are gone: what is kept of them goes too."""
         self._kept.clear()

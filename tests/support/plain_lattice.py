@@ -31,6 +31,11 @@ class PlainLattice:
         share = self._own.stream(self._count).uniform(tuple(value.shape), bits)
         return share, reduce(value - share, bits)
 
+    @property
+    def resting(self) -> int:
+        """Nothing stays."""
+        return 0
+
     def start(self) -> Protocol_[None]:
         """Nothing is needed."""
         return

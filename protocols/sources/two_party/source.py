@@ -24,6 +24,10 @@ AT_ONCE = 1 << 27
 """Elements of the correlations that are made at once, operands and results; 144 heads over 128 tokens take four fifths."""
 
 
+ELEMENT = 12
+"""Bytes of an element, and what computing with it takes, about."""
+
+
 class Preprocessing(NamedTuple):
     """What it takes to make the correlations of a pass: payload bytes in both directions, and rounds as the client sees them."""
 
@@ -141,6 +145,24 @@ class TwoPartySource(PartySource):
         self.next_name = self._next_ahead = self.pass_name
         self._ends.clear()
         return found
+
+    def room(self, kinds: Sequence[Kind]) -> int:
+        """Bytes, about, that a party holds while it makes the next pass, of these kinds, and until that is taken."""
+        shapes = _Shapes({name: secret.shape for name, secret in self.pair.masks.items()}, None)
+        at_once = beside = largest = made = 0
+        for name, kind in enumerate(kinds, self.pass_name):
+            weight, held = self._weigh(kind, name, shapes)
+            made += weight // 2
+            if maker_of(kind)[1]:
+                at_once += weight + held
+            else:
+                beside, largest = beside + weight, max(largest, weight)
+        return ELEMENT * (min(at_once, AT_ONCE) + min(beside, self._window + largest) + made)
+
+    @property
+    def resting(self) -> int:
+        """Bytes that stay between passes: masks of cached wires."""
+        return sum(secret.value.nbytes for secret in self.pair.masks.values())
 
     def _tasks(self, asked: Sequence[tuple[int, Kind]]) -> list[Task]:
         """A task for each correlation; a mask is forgotten with the last that names it, unless it is kept.

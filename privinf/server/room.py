@@ -1,0 +1,78 @@
+"""Memory of a server without a dealer: its sessions hold so many bytes at a time, all of them together, and wait for room.
+
+What a session holds is computed from public shapes: what a session needs at all, what stays for tokens to come, and what a pass takes
+while it is made and taken. Who waits gets room in the order of asking; who waits too long is told to come again later.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from privinf.session.memory import give_back
+from protocols.errors import Code, RefusedError
+
+SESSION = 128 * 2**20
+"""Bytes of a session that does nothing: what transfers are expanded in, both directions, its thread, its frames."""
+
+MUCH = 64 * 2**20
+
+
+class Room:
+    """`most` bytes; 0: no bound."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+
+    def take(self, size: int, what: str, wait_s: float, own: int = 0) -> None:
+        """Waits for so many bytes more, beside one's own; RefusedError where there is never room for them, or none came in that time."""
+        if 0 < self.most < own + size:
+            text = f"{what} takes about {size} bytes, and all sessions of this server hold at most {self.most}"
+            raise RefusedError(text, party="server", remedy="take in the prompt in pieces (--chunk)", code=Code.BYTES)
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                if not self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size), wait_s):
+                    text = f"the sessions of this server hold {self.held} of {self.most} bytes, and {what} takes about {size}"
+                    raise RefusedError.for_now(text, Code.FULL, party="server")
+                self.held += size
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return not self.most or self.held + size <= self.most
+
+    def give(self, size: int) -> None:
+        """Gives so many bytes back; takes them, without waiting, where they are fewer than none."""
+        with self._changed:
+            self.held -= size
+            self._changed.notify_all()
+
+
+class Place:
+    """What one session holds of it."""
+
+    def __init__(self, room: Room, wait_s: float) -> None:
+        room.take(SESSION, "a session", wait_s)
+        self._room, self.size = room, SESSION
+
+    def grow(self, size: int, what: str, wait_s: float) -> None:
+        """Waits for so many bytes more."""
+        self._room.take(size, what, wait_s, self.size)
+        self.size += size
+
+    def settle(self, size: int) -> None:
+        """From now on it is so much beside what every session is, whatever it was; if that is much less, the system has it back."""
+        freed, self.size = self.size - SESSION - size, SESSION + size
+        if freed > MUCH:
+            give_back()
+        self._room.give(freed)
+
+    def leave(self) -> None:
+        """The session has ended."""
+        self._room.give(self.size)
+        self.size = 0

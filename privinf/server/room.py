@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from privinf.session.joint import PATIENCE
 from privinf.session.memory import give_back
+from privinf.session.service import Service
 from protocols.errors import Code, RefusedError
 
 SESSION = 128 * 2**20
@@ -54,20 +56,27 @@ class Room:
 
 
 class Place:
-    """What one session holds of it."""
+    """What one session of a service holds of it. `ahead`: of that, a pass that is foretold."""
 
-    def __init__(self, room: Room, wait_s: float) -> None:
-        room.take(SESSION, "a session", wait_s)
-        self._room, self.size = room, SESSION
+    def __init__(self, room: Room, service: Service) -> None:
+        self._room, self._service = room, service
+        self.size = self.ahead = 0
+        self._take(SESSION, "a session", service.options.timeout / 2)
 
-    def grow(self, size: int, what: str, wait_s: float) -> None:
-        """Waits for so many bytes more."""
-        self._room.take(size, what, wait_s, self.size)
+    def _take(self, size: int, what: str, wait_s: float) -> None:
+        try:
+            self._room.take(size, what, wait_s, self.size)
+        except RefusedError as error:
+            raise self._service.refusal(error) from None
         self.size += size
+
+    def grow(self, size: int) -> None:
+        """Waits for so many bytes more, for a pass; RefusedError as of `Room.take`."""
+        self._take(size, "this pass", PATIENCE / 2 * self._service.options.timeout)
 
     def settle(self, size: int) -> None:
         """From now on it is so much beside what every session is, whatever it was; if that is much less, the system has it back."""
-        freed, self.size = self.size - SESSION - size, SESSION + size
+        freed, self.size = self.size - SESSION - size - self.ahead, SESSION + size + self.ahead
         if freed > MUCH:
             give_back()
         self._room.give(freed)

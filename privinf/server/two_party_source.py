@@ -17,7 +17,7 @@ from privinf.server.sealed import SealedSetUp
 from privinf.server.stock import ServerStock
 from privinf.server.supply import Supply
 from privinf.session.blame import as_told, sane
-from privinf.session.joint import PATIENCE, Recorder, Together
+from privinf.session.joint import Recorder, Together
 from privinf.session.messages import Marked, Pass, Session, Step, Stock, Terms
 from privinf.session.service import Service
 from privinf.session.source import ServerSource
@@ -25,7 +25,7 @@ from privinf.session.turns import InTurn
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role
-from protocols.errors import ProtocolDesync, RefusedError
+from protocols.errors import ProtocolDesync
 from protocols.prg import new_seed
 from protocols.rounds import Protocol_
 from protocols.sources.base import PartySource
@@ -52,10 +52,7 @@ class TwoPartySupply(Supply):
     @contextmanager
     def session(self, model: ServedModel, connection: Connection) -> Iterator[ServerSource]:
         """See `Supply`."""
-        try:
-            place = Place(self._room, self.service.options.timeout / 2)
-        except RefusedError as error:
-            raise self.service.refusal(error) from None
+        place = Place(self._room, self.service)
         try:
             connection.send_control(Session(secrets.token_bytes(16)))
             connection.establish()
@@ -71,7 +68,7 @@ class TwoPartySource(ServerSource):
     """See `ServerSource`; nobody else is asked. What is spent, the two parties' own marks say."""
 
     def __init__(self, service: Service, model: ServedModel, connection: Connection, place: Place) -> None:
-        self._service, self._place, self._ahead = service, place, 0  # the last: of a pass that is foretold
+        self._place = place
         self._turns, self._client = service.turns, connection.peer_fingerprint
         self._peer = f"client {connection.peer_name}"
         joint = Joint(Role.SERVER, Sealing.of(model.lowered).opened(model.mask_seed, model.encoded), service.options.device)
@@ -99,19 +96,13 @@ class TwoPartySource(ServerSource):
         if self._together.foresees:
             self._finish()
         else:
-            self._grow(self._together.joint.source.room(kinds))
+            self._place.grow(self._together.joint.source.room(kinds))
             self.party.begin_pass(kinds)
             self._make(self.party)
 
     def taken(self) -> None:
         """See `ServerSource`."""
-        self._place.settle(self._together.joint.resting + self._ahead)
-
-    def _grow(self, size: int) -> None:
-        try:
-            self._place.grow(size, "this pass", PATIENCE / 2 * self._service.options.timeout)
-        except RefusedError as error:
-            raise self._service.refusal(error) from None
+        self._place.settle(self._together.joint.resting)
 
     def _make(self, source: PartySource) -> None:
         self._together.supply(source, self._stock.draw)
@@ -121,7 +112,7 @@ class TwoPartySource(ServerSource):
     def _finish(self) -> None:
         with self._turns.turn(self._client), self._sane():
             self._together.finish()
-        self._ahead = 0
+        self._place.ahead = 0
 
     def _sane(self) -> AbstractContextManager[None]:
         return sane(ProtocolDesync, "the client's part of making correlations makes no sense", party="server", peer=self._peer)
@@ -138,7 +129,7 @@ class TwoPartySource(ServerSource):
     def record(self, kinds: Sequence[Kind]) -> Iterable[bytes]:
         """See `ServerSource`."""
         assert self._recorder is not None, "a prepared query begins with a seed"
-        self._grow(self._recorder.room(kinds))
+        self._place.grow(self._recorder.room(kinds))
         self._recorder.begin_pass(kinds)
         self._make(self._recorder)
         self._recorder.end_pass()
@@ -152,7 +143,7 @@ class TwoPartySource(ServerSource):
 
     def prefetch(self, kinds: Sequence[Kind]) -> None:
         """See `ServerSource`."""
-        self._ahead = self._together.joint.source.room(kinds)  # one position's: too little to wait for
+        self._place.ahead = self._together.joint.source.room(kinds)  # one position's: too little to wait for
         self.party.begin_pass(kinds)
         self._foretold = True
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.server.room import SESSION, Place, Room
 from privinf.session.options import Options
+from privinf.session.service import Service
 from protocols.errors import Code, RefusedError
 from tests.support import trio as t
 from tests.support.duo import duo
@@ -48,14 +51,16 @@ def test_who_waits_gets_room_in_the_order_of_asking_or_is_told_to_come_again() -
 
 
 def test_what_a_session_holds_is_given_back_whatever_becomes_of_it() -> None:
-    room = Room(SESSION + 1000)
-    place = Place(room, 0.0)
-    place.grow(1000, "a pass", 0.0)
+    room, service = Room(SESSION + 1000), cast(Service, Mock(options=Options(timeout=0.01), refusal=lambda error: error))
+    place = Place(room, service)
+    place.grow(1000)
     place.settle(300)
     assert room.held == place.size == SESSION + 300
     with pytest.raises(RefusedError):
-        Place(room, 0.0)
-    place.settle(2000)  # what is foretold waits for nothing
+        Place(room, service)
+    place.ahead = 2000  # it waits for nothing
+    place.settle(300)
+    assert room.held == place.size == SESSION + 2300
     place.leave()
     assert room.held == 0
     unbounded = Room(0)

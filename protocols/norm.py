@@ -165,7 +165,8 @@ def layer_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits:
 def rms_norm(party: Party, x: Shares, *, epsilon: float, size_bits: int, bits: int) -> Protocol_[Shares]:
     """x / sqrt(mean of squares + epsilon) over the last axis of x (rows, d), in Z_2^bits, the same fraction bits (arXiv 1910.07467).
 
-    Steps: those of `layer_norm`, but x itself is opened, with all its fraction bits where the ring has room. Domain, error, rounds and what each learns: those of `layer_norm`.
+    Steps: those of `layer_norm`, but x itself is opened, with all its fraction bits where the ring has room. Domain, error, rounds and what
+    each learns: those of `layer_norm`.
     """
     c_bits, c_frac = centred(size_bits, WHOLE_FRAC)
     narrow = yield from rescale(party, x, bits=c_bits, frac=c_frac)

@@ -15,7 +15,8 @@ of it is fresh in every answer. y is, within eps, y1 + y2 of deviations whose sq
    (1-eps)/(1+eps) where the least eigenvalue of C is at least (t smoothing(n))^2 (Micciancio, Regev: FOCS 2004, lemma 4.4), so where
    1/COSET^2 + t^2 sigma_max(E)^2/Y <= 1/smoothing(n)^2: all outputs of r at once are within 2 eps of a distribution that hangs on m alone
    (circuit privacy: Bourse, Del Pino, Minelli, Wee, CRYPTO 2016). On m it hangs through Q m/t modulo 1 alone, a shift of the grid: y's grid
-   is so fine (2^-64 of its deviation) that the probability of a low bit moves by 2^-65 at most, and all of 2^40 answers by 2^-40.
+   is so fine (2^-64 of its deviation, mostly 2^-80) that the probability of what is left of a coefficient moves by 2^-65 at most, and 2^49
+   coefficients together by 2^-40 (Pinsker's inequality, since the distances' squares add up).
 3. m itself is split by the public stream that stands for the upper part of c0 (`linear`, `matmul`).
 For polynomials r in Y modulo t (`matmul`) E is block-negacyclic with blocks of `roots`. eps = 2^-SMOOTH, so that 2^40 answers stay within
 2^-39. A row that is taken, not multiplied, has its own error alone, over which y2's place is taken by a plain Gaussian flood: `row`.

@@ -9,10 +9,11 @@ Source: the second road of this project's design, `linear` with the roles change
    for all secrets, and a few bits of each row's c0.
 
 So a row costs C log Q - bits an input, and S `low_bits` an output, and a c1 an output for as many rows as there are. Learns: S ciphertexts
-(RLWE) and nothing else: given a, T and what is below, w is as good as uniform, and so is R. C answers that are hidden as those of
-`linear` (`hiding`), a column of W in the place of C's r: S takes each W_ij on its coset, anew for every stock, and E are C's errors, each a
-binomial and a centred rounding coin, whatever w and T are. Either's share of a corrupted party is fixed by its own view, which the ideal
-functionality lets it choose.
+(RLWE) and nothing else: given a, T and what is below, w is as good as uniform, and so is R. Only where what is below lies within three of
+Q's units, or 2^-50 of a message's, of either end, one element of R in 2^48 or so at 40 bits, does it tell about one bit of w. C answers
+that are hidden as those of `linear` (`hiding`), a column of W in the place of C's r: S takes each W_ij on its coset, anew for every stock,
+and E are C's errors, each a binomial and a centred rounding coin, whatever w and T are. Either's share of a corrupted party is fixed by its
+own view, which the ideal functionality lets it choose.
 """
 
 from __future__ import annotations

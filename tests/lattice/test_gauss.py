@@ -129,6 +129,16 @@ def test_a_word_that_does_not_tell_is_decided_by_another(monkeypatch: pytest.Mon
     low = of.exact[bound] & ((1 << 64) - 1)
     for rest, value in ((low - 1, bound), (low, bound + 1)):
         assert gauss._decided(of, int(word[0]), Halves(rest)) == of.first + value  # type: ignore[arg-type]
+    # nor a coin whose 64 bits are those of the probability
+    centres, at = gauss._centred(), Fraction(6, gauss.CENTRES)
+    value = gauss._decided(centres.tables[6 + gauss.CENTRES // 2], 1 << 63, Halves(0))  # type: ignore[arg-type]
+    with localcontext() as context:
+        context.prec = 60
+        exponent = (value + at) * (Fraction(1, 5) - at) / security.COSET**2 + Fraction(centres.bound)
+        chance = int((-Decimal(exponent.numerator) / Decimal(exponent.denominator)).exp() * (1 << 128))
+    coin, low = divmod(chance, 1 << 64)
+    for rest, told in ((low - 1, value), (low + 1, None)):
+        assert gauss.attempt(Halves(rest), 1 << 63, coin, Fraction(1, 5), 0.2) == told  # type: ignore[arg-type]
     # a float that is never sure: all of it by integers, with the same probabilities
     monkeypatch.setattr(gauss, "NEAR", 2.0)
     ratio = Fraction(1, 5)

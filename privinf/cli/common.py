@@ -42,14 +42,28 @@ class PromptOption:
         return "Prompt(hidden)"
 
 
+@dataclass(frozen=True)
+class PromptOptions:
+    """Several prompts, in one of the two ways; not shown."""
+
+    texts: list[str] | None
+    ids: list[list[int]] | None
+
+    def __len__(self) -> int:
+        return len(self.texts or self.ids or ())
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """As arguments of `generate`."""
+        return {"prompt": self.texts, "ids": self.ids}
+
+    def __repr__(self) -> str:
+        return "Prompts(hidden)"
+
+
 def read_prompt(text: str | None, file: Path | None, ids: str | None) -> PromptOption:
     """The prompt from whichever option was given; ConfigError unless it is exactly one, and not empty."""
-    given = [name for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-ids", ids)) if value is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            "no prompt was given" if not given else f"{' and '.join(given)} were given",
-            remedy="give one of --prompt, --prompt-file, --prompt-ids",
-        )
+    only_one(text, file, ids)
     if ids is not None:
         return PromptOption(None, read_ids(ids, "--prompt-ids"))
     if file is not None:
@@ -57,6 +71,16 @@ def read_prompt(text: str | None, file: Path | None, ids: str | None) -> PromptO
     if not text:
         raise ConfigError("the prompt is empty", remedy="give at least one token")
     return PromptOption(text, None)
+
+
+def only_one(text: object, file: object, ids: object) -> None:
+    """ConfigError unless exactly one of the options was given."""
+    given = [name for name, value in (("--prompt", text), ("--prompt-file", file), ("--prompt-ids", ids)) if value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "no prompt was given" if not given else f"{' and '.join(given)} were given",
+            remedy="give one of --prompt, --prompt-file, --prompt-ids",
+        )
 
 
 def read_ids(text: str, option: str) -> list[int]:

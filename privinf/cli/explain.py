@@ -40,6 +40,7 @@ def explain(
     logits: Logits = False,
     trust: Trust = DEALER,
     embedding: Embedding = None,
+    batch: Annotated[int, Setting("Such prompts that go through the same passes.", "B", least=1, most=1024)] = 1,
     stock: Annotated[int, Setting("Without a dealer: rows come from a stock for N positions (`prepare --stock N`).", "N", least=0)] = 0,
     runtime: Runtime,
     as_json: common.Json = False,
@@ -49,7 +50,8 @@ def explain(
     Nothing is run. The figures equal what `privinf run --max-new-tokens 1`
     counts, per layer and operator, with --chunk N too. With --cached L they are
     those of a query that goes on from L positions: --seq 1 --cached L is the
-    cost of one more token. With --stock N the query's rows come from a stock,
+    cost of one more token. With --batch B all of it is of B prompts that are
+    answered together. With --stock N the query's rows come from a stock,
     whose own price stands below. Below them stands the ring plan: of each
     wire the bits that it travels in, how many are fraction, the largest value
     that it is planned for, and what that follows from.
@@ -60,7 +62,7 @@ def explain(
     from privinf.server.models import open_model
 
     lowered = open_model(model, runtime.cache)
-    size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached}
+    size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached, "batch": batch}
     prediction = predict(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding, stock=stock)
     if as_json:
         common.write_json(prediction)

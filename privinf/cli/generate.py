@@ -6,7 +6,7 @@ from typing import Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Choice, Peers, PromptText, Retry, make_options
+from privinf.cli.options import Asked, Choice, Peers, PromptTexts, Retry, make_options
 from privinf.session.options import Lengths, Pins, Runtime
 
 
@@ -14,7 +14,7 @@ from privinf.session.options import Lengths, Pins, Runtime
 def generate(
     *,
     peers: Peers,
-    prompt: PromptText,
+    prompt: PromptTexts,
     pins: Pins,
     asked: Asked,
     choice: Choice,
@@ -27,7 +27,8 @@ def generate(
 
     The client has no model: the server sends what is public of it, and says
     whether the two need a dealer. The new text goes to standard output as it
-    arrives.
+    arrives. Several prompts are answered together; then each new text
+    stands on lines of its own, in the order of the prompts.
 
     Example: privinf generate --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --prompt "def main("
     """
@@ -40,8 +41,12 @@ def generate(
         screen.say(f"connecting to {peers.server}")
         told: dict[str, Any] = {"progress": screen.progress, "waiting": screen.waiting}
         with Client(peers.server, dealer=peers.dealer, keys=str(peers.keys), options=options, **told) as client:
-            tokens = client.generate(given.text, ids=given.ids, sampling=sampling, retry=retry, **vars(asked))
-            screen.write_tokens(tokens, given)
+            if isinstance(given, common.PromptOptions):
+                replies: Any = client.generate(**given.given, sampling=sampling, retry=retry, **vars(asked))
+                screen.write_replies(replies, given)
+            else:
+                tokens = client.generate(given.text, ids=given.ids, sampling=sampling, retry=retry, **vars(asked))
+                screen.write_tokens(tokens, given)
             result = client.result
         screen.summary(result)
     if as_json:

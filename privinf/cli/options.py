@@ -75,6 +75,28 @@ class PromptText:
 
 
 @dataclass(frozen=True)
+class PromptTexts:
+    """One of the three, of which the first and the last may be given several times; not shown, for prompts are secrets."""
+
+    prompt: Annotated[list[str] | None, Setting("The prompt; several are answered together.", "TEXT")] = None
+    prompt_file: Annotated[Path | None, Setting("The prompt, from a file; - for standard input.", "F")] = None
+    prompt_ids: Annotated[
+        list[str] | None, Setting("The prompt as token ids; no tokenizer is needed; several are answered together.", "1,2,3")
+    ] = None
+
+    def __repr__(self) -> str:
+        return "PromptTexts(hidden)"
+
+    def read(self) -> common.PromptOption | common.PromptOptions:
+        """ConfigError unless it is of one of them, and where it is a single prompt, not empty."""
+        texts, ids = self.prompt or [], self.prompt_ids or []
+        if max(len(texts), len(ids)) <= 1:
+            return common.read_prompt(texts[0] if texts else None, self.prompt_file, ids[0] if ids else None)
+        common.only_one(texts or None, self.prompt_file, ids or None)
+        return common.PromptOptions(texts or None, [common.read_ids(each, "--prompt-ids") for each in ids] or None)
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a reply is to be."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Choice, Embedding, Model, PromptText, Trust, make_options
+from privinf.cli.options import Asked, Choice, Embedding, Model, PromptTexts, Trust, make_options
 from privinf.session.options import Lengths, Runtime
 from privinf.trust import DEALER
 
@@ -13,7 +15,7 @@ from privinf.trust import DEALER
 def run(
     *,
     model: Model,
-    prompt: PromptText,
+    prompt: PromptTexts,
     asked: Asked,
     choice: Choice,
     lengths: Lengths,
@@ -26,7 +28,8 @@ def run(
 
     They are three processes that talk over TLS on loopback, with keys made
     for this run; with --trust two-party there is no dealer. The new text
-    goes to standard output as it arrives.
+    goes to standard output as it arrives. Several prompts are answered
+    together; then each new text stands on lines of its own.
 
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
@@ -38,8 +41,11 @@ def run(
     with Screen(quiet=as_json) as screen:
         screen.say(f"starting {'dealer, ' if trust == DEALER else ''}server and client")
         with LocalSession(model, options, progress=screen.progress) as session:
-            tokens = session.generate(given.text, ids=given.ids, sampling=sampling, **vars(asked))
-            screen.write_tokens(tokens, given)
+            if isinstance(given, common.PromptOptions):
+                replies: Any = session.generate(**given.given, sampling=sampling, **vars(asked))
+                screen.write_replies(replies, given)
+            else:
+                screen.write_tokens(session.generate(given.text, ids=given.ids, sampling=sampling, **vars(asked)), given)
         screen.summary(session.result)
     if as_json:
         common.write_json({**(session.result or {}), "parties": session.parties})

@@ -86,6 +86,17 @@ class Screen:
         """The new text; on a terminal it follows the prompt."""
         common.write_tokens(self._after_prompt(tokens, prompt), quiet=self.quiet)
 
+    def write_replies(self, placed: Iterable[tuple[int, common.TokenLike]], prompts: common.PromptOptions) -> None:
+        """The new texts of several prompts, once all are there, in the order of the prompts; what came before an error, too."""
+        texts: list[list[common.TokenLike]] = [[] for _ in range(len(prompts))]
+        try:
+            for which, token in placed:
+                texts[which].append(token)
+        finally:
+            self.stop()
+            for text in texts:
+                common.write_tokens(text, quiet=self.quiet)
+
     def _after_prompt(self, tokens: Iterable[common.TokenLike], prompt: common.PromptOption) -> Iterable[common.TokenLike]:
         first = True
         for token in tokens:
@@ -101,6 +112,10 @@ class Screen:
     def summary(self, result: dict[str, Any] | None) -> None:
         """Time and traffic by phase, for a person."""
         if not self._shows or result is None:
+            return
+        if "replies" in result:
+            tokens = sum(len(reply.get("tokens", ())) for reply in result["replies"])
+            self._console.print(f"{len(result['replies'])} prompts, {tokens} new tokens", style="dim", markup=False)
             return
         timing, traffic, model = result["timing"], result["traffic"], result["model"]
         later = timing["per_token_s"][1:]

@@ -64,6 +64,8 @@ def test_version(call: Call) -> None:
         (["run", "m"], "no prompt was given"),
         (["run", "m", "--prompt", "x", "--prompt-ids", "1"], "--prompt and --prompt-ids were given"),
         (["run", "m", "--prompt", ""], "the prompt is empty"),
+        (["run", "m", "--prompt", "x", "--prompt", "y", "--prompt-ids", "1"], "--prompt and --prompt-ids were given"),
+        (["run", "m", "--prompt-ids", "1", "--prompt-ids", "x"], "separated by commas"),
         (["run", "m", "--prompt-ids", "1,,2"], "separated by commas"),
         (["run", "m", "--prompt-ids", "-1"], "--prompt-ids"),
         (["run", "m", "--prompt-file", "nowhere.txt"], "nowhere.txt"),

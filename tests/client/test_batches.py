@@ -83,3 +83,15 @@ def test_padded_lengths() -> None:
         assert [len(each) for each in found] == [3] * 4
         assert [result["padded"]["prompt_tokens"] for result in replies.results] == [8, 16, 8, 8]
         assert [result["padded"]["tokens"] for result in replies.results] == [4] * 4
+
+
+def test_several_prompts_on_the_command_line() -> None:
+    """Each reply on lines of its own, in the order of the prompts; with --json as `replies`."""
+    words = ("--prompt-ids", "1,2,3", "--prompt-ids", "4", "--max-new-tokens", "3", "--ignore-eos")
+    with t.services() as served:
+        with served.generate(*words, "--json") as process:
+            assert process.wait() == 0
+            replies = process.document()["replies"]
+        assert t.is_greedy([1, 2, 3], replies[0]["tokens"]) and t.is_greedy([4], replies[1]["tokens"])
+        with served.generate(*words) as process:
+            assert process.wait() == 0 and process.out == "".join(f"{reply['text']}\n" for reply in replies)

@@ -13,6 +13,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -46,6 +47,8 @@ from tests.support.waiting import PATIENCE
 from tests.support.waiting import wait_for as wait_for
 
 VOCAB, POSITIONS, END = 97, 32, 95
+WAITS = re.compile(r"(?!privinf: ).*, \d+ s")
+"""A line that tells how long something takes, which comes on a slow machine."""
 CLEAR = 2 * LOGIT_ERROR
 """The margin between the two best logits above which the private token must be float's."""
 
@@ -275,7 +278,7 @@ class Process:
     @property
     def said(self) -> list[str]:
         """Of them those of a failure: not those that tell how far it is, or what it waits for, which come with time."""
-        return [line for line in self.lines if " %, " not in line and "trying again" not in line]
+        return [line for line in self.lines if " %, " not in line and "trying again" not in line and not WAITS.fullmatch(line)]
 
     def document(self) -> Any:
         """What it has written with --json, once all of it is there, though it goes on."""

@@ -10,6 +10,7 @@ counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 from typing import ClassVar
 
@@ -82,7 +83,7 @@ class ReachedMask(Kind, frozen=True):
         r, rho = server[0] ^ client[0], server[1] ^ client[1]
         one = torch.ones_like(r)
         hot = torch.stack([one << ((r >> MAX_DIGIT * k) & ((1 << MAX_DIGIT) - 1)) for k in range(DIGITS)])
-        return (hot, torch.stack([products(rho, subset) for subset in SUBSETS])), None
+        return (hot, torch.stack(products(rho))), None
 
 
 def digit(x: Tensor, shift: int) -> Tensor:
@@ -90,12 +91,13 @@ def digit(x: Tensor, shift: int) -> Tensor:
     return (x >> shift) & ((1 << WIDTH) - 1)
 
 
-def products(rho: Tensor, subset: tuple[int, ...]) -> Tensor:
-    """The AND of some of every word's bits."""
-    found = torch.ones_like(rho)
-    for k in subset:
-        found = found & (rho >> k)
-    return found
+def products(rho: Tensor) -> list[Tensor]:
+    """The ANDs of every word's bits, for each of the `SUBSETS`: each but the single bits from one before."""
+    bits = [(rho >> k) & 1 for k in range(DIGITS)]
+    found: dict[tuple[int, ...], Tensor] = {}
+    for *others, last in SUBSETS:
+        found[(*others, last)] = found[tuple(others)] & bits[last] if others else bits[last]
+    return [found[subset] for subset in SUBSETS]
 
 
 def _size(table: Tensor) -> int:
@@ -180,12 +182,18 @@ def _all(opened: Tensor, masked: Tensor, *, server: bool) -> Tensor:
         value = bits[0]
         for bit in bits[1:]:
             value = value & bit
+    signs = [1 - 2 * bit for bit in bits]
+    halves = [_coefficients_of(bits[at : at + 2], signs[at : at + 2]) for at in (0, 2)]
     for products_of, subset in zip(masked, SUBSETS, strict=True):
-        coefficient = torch.ones_like(opened)
-        for k, bit in enumerate(bits):
-            coefficient = coefficient * (1 - 2 * bit if k in subset else bit)
-        value = value + coefficient * products_of
+        low, high = (half[int(at in subset) + 2 * int(at + 1 in subset)] for half, at in zip(halves, (0, 2), strict=True))
+        value = value + low * high * products_of
     return value
+
+
+def _coefficients_of(bits: Sequence[Tensor], signs: Sequence[Tensor]) -> list[Tensor]:
+    """Of two digits: the product of what each has, its bit or, where the number has it, its sign."""
+    (bit, other), (sign, other_sign) = bits, signs
+    return [bit * other, sign * other, bit * other_sign, sign * other_sign]
 
 
 def cost_row_ceiling(heads: int, rows: Rows) -> Declared:

@@ -29,7 +29,8 @@ from protocols.prg import derive, new_seed
 from protocols.product import Cached
 from protocols.reciprocal import reciprocal
 from protocols.ring import encode, reduce, signed
-from protocols.rows import Rows
+from protocols.rows import Rows, Stacked
+from protocols.sequences import gather
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention, softmax
 from protocols.truncation import rescale
@@ -164,6 +165,12 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, AttentionRings())
 
+    def attend_in_batches(party: Party) -> Protocol_[Any]:
+        shapes = ((GROUPS, 3, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44)
+        q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
+        keys, values = (gather(party, None, wire, [(1, 3, 3), (1, 0, 3)], (3, 0)) for wire in (k, v))
+        yield from attention(party, q, keys, values, Stacked.of([Rows(2, 2, 1), Rows(3, 1, 1)]), AttentionRings())
+
     def normalised(party: Party) -> Protocol_[Any]:
         x = plain(party, same(GROUPS, 8) * torch.arange(1, 9), 56, 12, owner)
         yield from layer_norm(party, x, epsilon=1e-5, size_bits=14, bits=40)
@@ -187,6 +194,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         "reciprocal": (inverse, {}),
         "softmax": (soft, {}),
         "attention": (attend, {}),
+        "attention of several sequences": (attend_in_batches, {}),
         "activations": (activations, {}),
         "normalised": (normalised, {}),
     }

@@ -33,6 +33,7 @@ RING = 44  # of the mantissa and the Newton step
 INDEX_FRAC = 8
 INDEX_BITS = 9
 INVERSE_FRAC = 20
+ROOT_FRAC = 12  # of the root of the width
 _WORDS = (1 << INDEX_BITS) // WORD
 
 
@@ -193,10 +194,11 @@ def _over_root(party: Party, x: Shares, epsilon: float, size_bits: int, most: in
     index = yield from rescale(party, m, bits=INDEX_BITS, frac=INDEX_FRAC)
     m_wire, index_wire = yield from open_masked(party, [m, index])
     y = yield from _newton(party, m_wire, index_wire)
-    y = yield from rescale(party, y, bits=INVERSE_FRAC + number + 18, frac=INVERSE_FRAC, nonnegative=True)
+    y = yield from rescale(party, y, bits=INVERSE_FRAC + number + ROOT_FRAC + 10, frac=INVERSE_FRAC, nonnegative=True)
     (y_wire,) = yield from open_masked(party, [y])
-    # times the root of the width, eight fraction bits, and 2^(-size / 2)
-    y = _grow(party, name, beta, rho, y_wire, 2).times(math.isqrt(width << 16), 8)
+    # times the root of the width, and 2^(-size / 2)
+    root = (math.isqrt(width << 2 * ROOT_FRAC + 2) + 1) // 2
+    y = _grow(party, name, beta, rho, y_wire, 2).times(root, ROOT_FRAC)
     y = yield from rescale(party, y, bits=c_bits, frac=INVERSE_FRAC, nonnegative=True)
     (y_wire,) = yield from open_masked(party, [y.map(lambda v: v[..., None])])
     out = multiply(party, c, y_wire, c_bits)
@@ -236,13 +238,13 @@ def _cost_last(rows: int, width: int, frac: int, size_bits: int, bits: int, most
 def _cost_over_root(rows: int, width: int, size_bits: int, most: int = 14) -> Declared:
     """An opening of all, and a few elements a row."""
     count, (ring, c_frac), wide = rows * width, centred(size_bits, most), octaves(size_bits, most)
-    root_bits = INVERSE_FRAC + wide + 18
+    root_bits = INVERSE_FRAC + wide + ROOT_FRAC + 10
     sums = dealt((rows, ring)) + cost_open_masked((rows, ring))
     octave = cost_compare(rows * wide, compared(size_bits, most)[1], masks=rows) + dealt((rows * wide, 64), (rows * wide, ring))
     mantissa = cost_rescale(rows, ring, 2 * c_frac + size_bits - MANTISSA_FRAC, RING)
     mantissa += cost_open_masked((rows, RING), (rows, INDEX_BITS))
     newton = dealt((rows * 2**INDEX_BITS // WORD, 64), (8 * rows, RING)) + exchanged((rows, RING))
     newton += cost_rescale(rows, RING, MANTISSA_FRAC + 3 * INDEX_FRAC + 1 - INVERSE_FRAC, root_bits)
-    inverse = cost_open_masked((rows, root_bits)) + dealt((rows * wide, root_bits)) + cost_rescale(rows, root_bits, 8, ring)
+    inverse = cost_open_masked((rows, root_bits)) + dealt((rows * wide, root_bits)) + cost_rescale(rows, root_bits, ROOT_FRAC, ring)
     last = cost_open_masked((rows, ring)) + cost_multiply(count, ring)
     return cost_open_masked((count, ring)) + sums + octave + mantissa + newton + inverse + last

@@ -6,6 +6,7 @@ exponential read that one wire. Softmax is invariant under shifts, so that the m
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -172,11 +173,14 @@ class Live:
     octave: Tensor | None = None
 
 
+Values = Cached | Stack
+
+
 def attention(
     party: Party,
     q: Wire,
-    keys: Cached | Stack,
-    values: Cached | Stack,
+    keys: Values,
+    values: Values | Protocol_[Values],
     rows: Rows,
     rings: AttentionRings,
     *,
@@ -189,29 +193,22 @@ def attention(
     Or keys and values of several sequences, (H, S, d), for the rows of each.
     `rows` says which elements of (n, m) exist. Of a row that is filled up (`Cached.padded`) those that are not `live` are scores of
     the first key again, which change no maximum; their exponentials are multiplied by a public 0. The sums are normalised after the
-    product with v.
+    product with v, so that the values may be a protocol that is still to make them, beside the scores and the exponentials.
     Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
     Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
     Learns: uniform values, both.
     """
     lead = q.shape[:-2]
-    score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
-    score = score.map(lambda x: x.flatten(0, -2))  # one head after the other
-    score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
-    if rings.within is None:
-        e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
-    else:
-        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once, live=live)
-    if live is not None:
-        e = e.times(live.mask)
+    weights = _weights(party, q, keys, rows, rings, at_once, live)
+    e, v = (yield from parallel(weights, values)) if isinstance(values, Generator) else ((yield from weights), values)
     product_bits = rings.product_ring(rows)
 
-    heads, number, width = score.shape[0], rows.number, values.masked.shape[-1]
+    heads, number, width = e.shape[0], rows.number, v.masked.shape[-1]
 
     def sums() -> Protocol_[Wire]:
         (p,) = yield from open_masked(party, [e.map(lambda x: x.reshape(*lead, -1))])
-        z = (weighted_of_sequences if isinstance(values, Stack) else weighted)(party, p, values, rows, rings.v_bits)  # type: ignore[arg-type]
+        z = (weighted_of_sequences if isinstance(v, Stack) else weighted)(party, p, v, rows, rings.v_bits)  # type: ignore[arg-type]
         z = z.map(lambda x: x.reshape(heads, number * width))
         return (yield from _opened(party, z, product_bits, rings.sum_frac))
 
@@ -219,6 +216,18 @@ def attention(
     out = multiply(party, z, y, product_bits, Rows(width, number, 0))
     out = yield from rescale(party, out, bits=rings.out_bits, frac=rings.out_frac)
     return out.map(lambda x: x.reshape(heads, number, width))
+
+
+def _weights(party: Party, q: Wire, keys: Values, rows: Rows, rings: AttentionRings, at_once: bool, live: Live | None) -> Protocol_[Shares]:
+    """The exponentials of the scores, one head after the other."""
+    score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
+    score = score.map(lambda x: x.flatten(0, -2))
+    score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
+    if rings.within is None:
+        e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
+    else:
+        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once, live=live)
+    return e if live is None else e.times(live.mask)
 
 
 def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False) -> Declared:

@@ -31,12 +31,15 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions
 
 
 def scaled(directory: Path, variant: str, parameter: str, factor: float) -> AeroModel:
-    """A checkpoint with one parameter multiplied."""
+    """A checkpoint with one parameter multiplied, or of a map to q, k and v that which makes v (`:v`)."""
     config = ladder_config(variant, **SIZES)
     model = AeroModel(config).eval()
     initialise(model, 0)
     with torch.no_grad():
-        model.get_parameter(parameter).mul_(factor)
+        weight = model.get_parameter(parameter.removesuffix(":v"))
+        if parameter.endswith(":v"):
+            weight = weight.narrow(weight.shape.index(3 * config.n_embd), 2 * config.n_embd, config.n_embd)
+        weight.mul_(factor)
     save_checkpoint(model, config, directory, torch.float32)
     return model
 
@@ -46,7 +49,7 @@ def scaled(directory: Path, variant: str, parameter: str, factor: float) -> Aero
 
 REFUSED = [
     ("SM+LN+G", "h.1.attn.c_attn.weight", 1e2, "attention scores reach", "h.1.attn.attention"),
-    ("SM+LN+G", "h.1.attn.c_attn.weight", 1e7, "values of v", "h.1.attn.attention"),
+    ("SM+LN+G", "h.1.attn.c_attn.weight:v", 1e7, "values of v", "h.1.attn.attention"),
     ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e5, "too large to be compared", "h.1.mlp.gelu"),
     ("SM+LN+G", "h.1.mlp.c_fc.weight", 1e12, "do not fit a ring of 64 bits", "h.1.mlp.c_fc.linear"),
     ("SM+LN+G", "h.0.mlp.c_proj.weight", 1e12, "do not fit a ring of 64 bits", "h.0.mlp.c_proj.linear"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from privinf.graph.node import Node, Shape
-from privinf.graph.planning import DIAGONAL_FRAC, FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
+from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.rows import ROW_PARTS, bound_of_rows, measured_rows, row_ranges
@@ -29,15 +29,16 @@ from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows, reach
 from protocols.sequences import Stack, gather
 from protocols.shares import Shares, Wire
-from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, AttentionRings, Live
+from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings, Live
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
 QK_FRAC = 26  # of q and k together
 V_FRAC = 13
 SUM_FRAC = 13
-QKV_FRACS = (13, 15)  # input and weight of the map to q, k, v
-TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full anyway
+QKV_FRACS = (INPUT_FRAC, MATRIX_FRAC)  # input and weight of the map to q, k, v
+TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
+WIDEST_SUMS = 49  # of the sums of v where no maximum is taken: wider ones are more bytes than the maximum is worth
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
 
@@ -210,8 +211,6 @@ class CausalAttention(Node):
         queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
         k = self._turned(party, self._part(x, 1), runtime.windows(count))
         k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
-        v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
-        opened, new = yield from parallel(open_masked(party, queries), open_masked(party, [k, v], keep=several is None))
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
         columns = min(reach(end), runtime.fills) if runtime.fills and several is None and count == 1 < end else 0
 
@@ -220,15 +219,24 @@ class CausalAttention(Node):
                 return Cached.extended(party, (self.name, part), before.get(part), wire, columns)
             return (found := gather(party, before.get(part), wire, several.segments, several.starts)), found
 
-        (keys, keys_read), (values, values_read) = joined("keys", new[0]), joined("values", new[1])
-        self.keep(runtime, keys=keys, values=values)
+        def opened_values() -> Protocol_[Cached | Stack]:
+            v = yield from rescale(party, self._part(x, 2), bits=rings.v_bits, frac=rings.v_frac)
+            (wire,) = yield from open_masked(party, [v], keep=several is None)
+            kept, read = joined("values", wire)
+            self.keep(runtime, keys=keys, values=kept)
+            return read
+
+        opened, (k_wire,) = yield from parallel(open_masked(party, queries), open_masked(party, [k], keep=several is None))
+        keys, keys_read = joined("keys", k_wire)
         if not opened:
+            yield from opened_values()
             return x.shares
         # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
         at_once = self.last_query and asked < count
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
         live = self._live(x, columns) if columns else None
-        out = yield from of_wires(party, opened[0], keys_read, values_read, rows, rings, at_once=at_once, live=live)
+        # values are needed late: what it takes to have them in a wider ring goes beside the scores
+        out = yield from of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 
@@ -296,7 +304,8 @@ class CausalAttention(Node):
             )
         within, (q_frac, k_frac, qk_bits) = self._within(planning), self._scores()
         v_bits = self._sum_bits(planning, within)
-        if v_bits > 64:
+        product_bits = SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2
+        if v_bits > 64 or product_bits > WIDEST:
             raise self.unfit(planning)
         out_bits, out_frac = planning.output_for_readers(self.name)
         rows = {} if within is None else {f"row_{name}": int(getattr(within, name)) for name in RowRange.__dataclass_fields__}
@@ -307,7 +316,7 @@ class CausalAttention(Node):
             v_bits=v_bits,
             v_frac=V_FRAC,
             sum_frac=SUM_FRAC,
-            product_bits=SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2,
+            product_bits=product_bits,
             weight_frac=DIAGONAL_FRAC,
             bits=planning.bits,
             frac=planning.frac,
@@ -331,12 +340,11 @@ class CausalAttention(Node):
 
     def _within(self, planning: Planning) -> RowRange | None:
         """The range of the rows at calibration, if rings and tables hold it, else none: a maximum. Of two, that with the narrower ring."""
-        fracs = sum(TEMPERED_FRACS if "inverse_temperature" in self.parameter_shapes else QKV_FRACS)
+        positions = max(planning.info.n_positions, 1)
 
         def fits(within: RowRange) -> bool:
-            v_bits = self._sum_bits(planning, within)
-            bits = max(v_bits - V_FRAC + fracs, v_bits, within.window.bits)
-            return bits <= 64 and within.has_tables(max(planning.info.n_positions, 1))
+            widest = max(self._sum_bits(planning, within), within.window.bits)
+            return widest <= WIDEST_SUMS and within.has_tables(positions)
 
         found = [within for within in row_ranges(planning.ranges[self.name]) if fits(within)]
         return min(found, key=lambda within: self._sum_bits(planning, within), default=None)
@@ -352,10 +360,12 @@ class CausalAttention(Node):
     def wants(self, planning: Planning, maker: str) -> Wanted:
         tempered = "inverse_temperature" in self.parameter_shapes
         q_frac, k_frac, bits = self._scores()
-        v_bits = self._sum_bits(planning, self._within(planning))
         more_q, more_k = (DIAGONAL_FRAC, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
-        headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, v_bits - V_FRAC)
-        return Wanted(headroom, *(TEMPERED_FRACS if tempered else QKV_FRACS))
+        in_frac, weight_frac = TEMPERED_FRACS if tempered else QKV_FRACS
+        headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
+        sums = max(headroom, self._sum_bits(planning, self._within(planning)) - V_FRAC)
+        # where v cannot have its ring without fraction bits of the weight, it is widened on its own, beside the scores
+        return Wanted(sums if sums + weight_frac + FRAC <= 64 else headroom, in_frac, weight_frac)
 
     def unfit(self, planning: Planning) -> RangeError:
         return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)

@@ -84,13 +84,15 @@ def test_eight_clients_at_once_stay_within_what_the_documents_say(tmp_path: Path
     with Process("serve", t.lowered_directory(), "--log", "warning", "--client-sessions", "0", *words) as process:
         client = Client(t.address_of(process), keys=str(t.keys()), options=Options(cache=tmp_path / "client", timeout=PATIENCE))
 
-        def ask(k: int) -> bool:
+        prompts = [[k + 1, *range(1, 24)] for k in range(8)]
+
+        def ask(prompt: list[int]) -> list[int]:
             with Conversation(client) as talk:
-                prompt = [k + 1, *range(1, 24)]
-                return t.is_greedy(prompt, [token.id for token in talk.generate(prompt, max_new_tokens=2, ignore_eos=True)])
+                return [token.id for token in talk.generate(prompt, max_new_tokens=2, ignore_eos=True)]
 
         with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(ask, range(8)))
+            replies = list(pool.map(ask, prompts))
         peak = next(1024 * int(line.split()[1]) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+    assert all(t.is_greedy(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True))
     parameters = sum(int(x.numel()) for x in t.lowered().graph.parameters())
     assert peak < 0.6e9 + 14 * parameters + hold

@@ -196,7 +196,7 @@ def test_a_client_that_makes_nonsense_gets_nonsense_or_one_line_and_the_next_one
 
 @slow
 def test_the_memory_of_a_server_with_eight_clients_at_once_is_as_it_is_told(real: tuple[Served, Path]) -> None:
-    """`docs/deployment.md`: half a gigabyte for itself and 80 MB a session, with a larger model than this one."""
+    """Half a gigabyte for itself and 80 MB a session that does little: less than `docs/deployment.md` allows each."""
     pair, cache = real
     together = threading.Barrier(8)
 

@@ -21,7 +21,8 @@ from tests.support import trio as t
 from tests.support.duo import Duo, duo
 
 PROMPT = [1, 2, 3]
-ROWS = 70  # of which the first maps of the tests' model get cheaper
+ROWS = 70  # of which the first map of the tests' model gets cheaper
+MORE = 130  # of which others do too
 
 
 def ids_of(client: Client, prompt: list[int], count: int) -> list[int]:
@@ -84,13 +85,14 @@ def test_queries_are_served_from_a_stock_and_what_moves_is_what_was_predicted(tm
 def test_prepared_queries_take_their_rows_from_a_stock_too(tmp_path: Path) -> None:
     with duo(cache=tmp_path / "server") as pair:
         client = client_of(pair, tmp_path)
-        made = client.prepare(3, max_new_tokens=2, stock=ROWS)
-        stock = cost(maps(t.lowered(), ROWS), ROWS)
-        assert made["traffic"]["offline"]["payload"] == stock.bytes + predicted(3, 2, ROWS)[0]
+        made = client.prepare(3, max_new_tokens=2, stock=MORE)
+        assert made["stock"]["maps"] > 1
+        stock = cost(maps(t.lowered(), MORE), MORE)
+        assert made["traffic"]["offline"]["payload"] == stock.bytes + predicted(3, 2, MORE)[0]
         ids_of(client, PROMPT, 2)
         assert offline(client) == (0, 0)
         ids_of(client, PROMPT, 1)
-        assert offline(client) == predicted(3, 1, ROWS)
+        assert offline(client) == predicted(3, 1, MORE)
 
 
 # ---- no row twice

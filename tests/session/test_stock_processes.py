@@ -133,7 +133,7 @@ def test_a_link_that_breaks_while_a_pass_is_made(bench: Bench, number: int) -> N
 @slow
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_making_one_that_is_cut_leaves_nothing(bench: Bench, role: str) -> None:
-    with bench.serve() as server, server.faulty(Fault(role, f"{'server' if role == 'client' else 'client'}:offline", 6)) as faulty:
+    with bench.serve() as server, server.faulty(Fault(role, f"{'server' if role == 'client' else 'client'}:offline", 4)) as faulty:
         words = ("--stock", ROWS, "--cache", bench.root / "client")
         process = faulty.generate(*words, verb="prepare")
         if role == "client":

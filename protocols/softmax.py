@@ -38,7 +38,8 @@ UNIT = FRAC  # a row's bound is found in units of 1
 ABOVE = 1.9  # that is added to it, so that results, scaled by 4, are at most LARGEST
 BELOW_CEILING = Window(1, TABLE_FRAC + 2)
 SPARED = 2  # bits by which the ring is wider: no result wraps where a threshold was missed
-FINER = 2  # fraction bits by which the sums are scaled, so that none is below 0.5, where they are bounded so
+FINER = 1  # fraction bits by which their sums are scaled, so that none is far below 0.5
+MISSED = 2.72  # times LARGEST: what a result is at most where a threshold was missed
 FLOOR = 2  # what a sum without a maximum has besides, in units of 2^-16: 2^-14 of the lowest sum within the range
 
 
@@ -114,7 +115,7 @@ def _bounds(rows: Rows, within: RowRange | None) -> tuple[float, float | None, i
     if within is not None:
         return within.largest(rows.columns), within.exact, 0
     finer = FINER if bounded_by_thresholds(rows) else 0
-    return LARGEST * rows.columns * 2**finer, None, finer
+    return LARGEST * (MISSED if finer else 1) * rows.columns * 2**finer, None, finer
 
 
 def _opened(party: Party, x: Shares, bits: int, frac: int) -> Protocol_[Wire]:

@@ -103,3 +103,20 @@ def test_a_threshold_that_is_missed_makes_a_rows_weights_larger_and_no_other(mon
 
     error = run(program).value() - reference.softmax(x.double(), rows)
     assert error.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("length", [13, 38, 129])
+def test_a_flat_row_is_right_where_its_threshold_is_missed(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest sum that there is: every score is the largest, and e times too large."""
+    rows, x = Rows(length, 1, 0), torch.full((16, length), 5.0) + torch.rand(16, 1)
+    table = torch.randint(1, 1 << 24, (length, THRESHOLDS))
+    table[0, 5 - LOWEST] = 0
+    for j in range(1, length):
+        table[0, 5 - LOWEST] ^= table[j, 5 - LOWEST]
+    monkeypatch.setattr(ceiling, "_coefficients", lambda columns: table[:columns])
+
+    def program(party: Party) -> Protocol_[Shares]:
+        return (yield from softmax(party, input_of(party, encode(x, 12), 21, 12), rows, bits=30, frac=24))
+
+    error = run(program).value() - reference.softmax(x.double(), rows)
+    assert error.abs().max() < 2e-3

@@ -107,7 +107,7 @@ def test_a_threshold_that_is_missed_makes_a_rows_weights_larger_and_no_other(mon
 
 @pytest.mark.parametrize("length", [13, 38, 129])
 def test_a_flat_row_is_right_where_its_threshold_is_missed(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest sum that there is: every score is the largest, and e times too large."""
+    """All scores reach the threshold that is missed: every weight, and the sum, is e times too large."""
     rows, x = Rows(length, 1, 0), torch.full((16, length), 5.0) + torch.rand(16, 1)
     table = torch.randint(1, 1 << 24, (length, THRESHOLDS))
     table[0, 5 - LOWEST] = 0

@@ -84,16 +84,8 @@ class Rows:
     @staticmethod
     def read(fields: Sequence[int]) -> Rows:
         """Of integers that come from a peer; ValueError unless every row has an element, and all of them are not too many."""
-        if not fields or len(fields) % 3:
-            raise ValueError("a layout of rows is three integers, or three for each sequence")
-        parts = tuple([Rows(*fields[at : at + 3]) for at in range(0, len(fields), 3)])
-        for part in parts:
-            if min(part.first, part.number) < 1 or part.step < 0 or part.count > MAX_COUNT:
-                raise ValueError("rows without elements, or too many of them")
-        rows = parts[0] if len(parts) == 1 else Stacked.of(parts)
-        if rows.count > MAX_COUNT or rows.total > MAX_COUNT:
-            raise ValueError("too many elements in rows")
-        return rows
+        # a row of each sequence is asked for again and again, and small
+        return (_kept if len(fields) > 3 and set(fields[1::3]) == {1} else _read)(tuple(fields))
 
     def pack(self, x: Tensor) -> Tensor:
         """(..., number, columns) -> (..., N)."""
@@ -128,6 +120,22 @@ class Rows:
         return x[:, like(_row_of(self), x)]
 
 
+def _read(fields: tuple[int, ...]) -> Rows:
+    if not fields or len(fields) % 3:
+        raise ValueError("a layout of rows is three integers, or three for each sequence")
+    parts = tuple([Rows(*fields[at : at + 3]) for at in range(0, len(fields), 3)])
+    for part in parts:
+        if min(part.first, part.number) < 1 or part.step < 0 or part.count > MAX_COUNT:
+            raise ValueError("rows without elements, or too many of them")
+    rows = parts[0] if len(parts) == 1 else Stacked.of(parts)
+    if rows.count > MAX_COUNT or rows.total > MAX_COUNT:
+        raise ValueError("too many elements in rows")
+    return rows
+
+
+_kept = lru_cache(maxsize=256)(_read)
+
+
 @dataclass(frozen=True)
 class Stacked(Rows):
     """The rows of several sequences, one sequence below the other: lengths go on by 1 within each. Made by `of`."""
@@ -140,9 +148,20 @@ class Stacked(Rows):
         return Stacked(min(part.first for part in parts), sum(part.number for part in parts), 1, tuple(parts))
 
     def fields(self) -> tuple[int, ...]:
+        return self._fields
+
+    @cached_property
+    def _fields(self) -> tuple[int, ...]:
         return tuple([field for part in self.parts for field in (part.first, part.number, part.step)])
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._fields)
+
+    @cached_property
     def columns(self) -> int:
         return max([part.columns for part in self.parts])
 
@@ -150,11 +169,11 @@ class Stacked(Rows):
     def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.concatenate([part.lengths for part in self.parts])
 
-    @property
+    @cached_property
     def count(self) -> int:
         return sum([part.count for part in self.parts])
 
-    @property
+    @cached_property
     def alone(self) -> bool:
         return all(part.number == 1 for part in self.parts)
 

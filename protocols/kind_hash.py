@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from protocols.correlations import Kind
+from protocols.correlations import Kind, parts_of
 
 
 def relative(kind: Kind, first: int) -> Kind:
@@ -28,6 +29,12 @@ def relative(kind: Kind, first: int) -> Kind:
         if len(places := getattr(kind, field)) == 2:
             fields[field] = 0, places[1] - places[0]
     return msgspec.structs.replace(kind, **fields) if fields else kind
+
+
+def way(kinds: Sequence[Kind]) -> tuple[tuple[type[Kind], int, int, int], ...]:
+    """Which way a walk goes that asks for these: which kinds, of how many parts each, whatever their sizes."""
+    each = [(type(kind), parts_of(kind)) for kind in kinds]
+    return tuple([(kind, len(parts.server), len(parts.client), len(parts.shared)) for kind, parts in each])
 
 
 class KindHash:

@@ -2,7 +2,8 @@
 
 What a tape needs is said in `protocols.sources.tape`. Passes over one position with output, after some, of parties on the CPU with compiled
 loops and a dealer, have tapes: a shape is then the length to which the row is filled up (`protocols.rows.reach`), and whether logits are
-wanted. Whoever is first writes two tapes of a program, at two positions, and none of that program is used if they differ.
+wanted. Of each way that passes go (`protocols.kind_hash.way`: a longer row has a bound where a short one has a maximum) whoever is first
+writes two tapes, at two positions, and none of that program is used from then on if they differ.
 
 A tape belongs to the weights that it was written with. Those that no session has wait for the next one, without values, within a bound.
 """
@@ -22,6 +23,7 @@ from privinf.session.devices import walking
 from privinf.session.messages import Pass, Run, Step
 from protocols import kernels
 from protocols.correlations import Kind, parts_of
+from protocols.kind_hash import way
 from protocols.party import Party
 from protocols.rounds import Channel
 from protocols.rows import reach
@@ -46,23 +48,24 @@ class Tapes:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._free: OrderedDict[int, tuple[Shape, Tape]] = OrderedDict()
-        self._first: dict[bool, tuple[Shape, object]] = {}  # of each program, what the first of its tapes told
-        self._agreed: dict[bool, bool] = {}
+        self._first: dict[object, tuple[Shape, object]] = {}  # of each way through a program, what the first of its tapes told
+        self._agreed = set[object]()  # ways
+        self._forbidden = set[bool]()  # programs
 
     def __repr__(self) -> str:
         return f"Tapes({len(self._free)} free)"
 
     def allowed(self, logits: bool) -> bool:
         """Whether passes of this program may be written."""
-        return self._agreed.get(logits, True)
+        return logits not in self._forbidden
 
-    def agreed(self, shape: Shape) -> bool:
-        """Whether two tapes of this program were the same."""
-        return self._agreed.get(shape[1], False)
+    def agreed(self, kinds: Sequence[Kind]) -> bool:
+        """Whether two tapes of passes that go the same way were the same."""
+        return way(kinds) in self._agreed
 
     def forbid(self, logits: bool) -> None:
         """They are not to be written."""
-        self._agreed[logits] = False
+        self._forbidden.add(logits)
 
     def take(self, shape: Shape) -> Tape | None:
         """A tape of this shape that nobody has."""
@@ -97,15 +100,17 @@ class Tapes:
             self.forbid(logits)
             return False
         with self._guard:
-            if logits in self._agreed:
-                return self._agreed[logits]
-            told = writer.told
-            first = self._first.setdefault(logits, (shape, told))
-            if first[1] is told or first[0] != shape:
-                self._first[logits] = shape, told
-                return False
-            self._agreed[logits] = first[1] == told
-            return self._agreed[logits]
+            goes = way(tape.kinds)
+            if goes not in self._agreed:
+                told, first = writer.told, self._first.pop(goes, None)
+                if first is None or first[0] != shape:
+                    self._first[goes] = shape, told
+                    return False
+                if first[1] == told:
+                    self._agreed.add(goes)
+                else:
+                    self._forbidden.add(logits)
+            return logits not in self._forbidden
 
 
 @dataclass
@@ -160,7 +165,7 @@ class Replays:
             return False
         tape = Tape(self._runtime.party.role, wanted, self._first, self._runtime.offset)
         tape.take(store)
-        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(shape))
+        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted))
         self._writing = shape, tape, writer
         if walk is not None:
             writer.walk(*walk[:2], None, walk[2])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from protocols import kernels
 from protocols.correlations import Kind, parts_of
+from protocols.kind_hash import way
 from protocols.prg import Prg
 from protocols.product import MatmulMask, joined_rows
 from protocols.recording import Recorder, Step, replay
@@ -197,17 +198,25 @@ class _Writing:
 
 
 class DealtTapes:
-    """Tapes for one set of weights' masks; any may be used once two recordings of one digest, at two positions, have told the same."""
+    """Tapes for one set of weights' masks; any may be used once two recordings of one digest, at two positions, have told the same.
+
+    That is asked of each way that passes go (`protocols.kind_hash.way`); where two differ, none is used from then on.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._free: OrderedDict[int, tuple[bytes, DealtTape]] = OrderedDict()
-        self._first: tuple[bytes, object] | None = None
-        self.agreed: bool | None = None
+        self._first: dict[object, tuple[bytes, object]] = {}  # by way
+        self._agreed = set[object]()
+        self._refused = False
+
+    def agreed(self, kinds: Sequence[Kind]) -> bool:
+        """Whether two recordings of passes that go this way were the same."""
+        return way(kinds) in self._agreed
 
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """Whether a pass of these may have a tape: a further token's, and small."""
-        if kernels.fast is None or self.agreed is False or not any(isinstance(kind, MatmulMask) and kind.reach for kind in kinds):
+        if kernels.fast is None or self._refused or not any(isinstance(kind, MatmulMask) and kind.reach for kind in kinds):
             return False
         elements = 0
         for part in (part for kind in kinds for each in parts_of(kind) for part in each):
@@ -234,14 +243,19 @@ class DealtTapes:
     def written(self, digest: bytes, tape: DealtTape, recorder: Recorder) -> bool:
         """Whether a tape that was just written may be used."""
         with self._guard:
+            goes = way(tape.kinds)
             if recorder.why or tape.bytes > LARGEST:
-                self.agreed = False
-            elif self.agreed is None:
-                if self._first is None or self._first[0] != digest:
-                    self._first = digest, recorder.told
+                self._refused = True
+            elif goes not in self._agreed:
+                first = self._first.pop(goes, None)
+                if first is None or first[0] != digest:
+                    self._first[goes] = digest, recorder.told
                     return False
-                self.agreed = self._first[1] == recorder.told
-            return bool(self.agreed)
+                if first[1] == recorder.told:
+                    self._agreed.add(goes)
+                else:
+                    self._refused = True
+            return not self._refused
 
 
 class Taping:
@@ -265,7 +279,7 @@ class Taping:
             left = tape.deal(masks, prgs, kinds, first)
         else:
             tape = DealtTape(kinds)
-            left, recorder = tape.write(masks, prgs, first, tells=self._tapes.agreed is None)
+            left, recorder = tape.write(masks, prgs, first, tells=not self._tapes.agreed(kinds))
             if not self._tapes.written(digest, tape, recorder):
                 return left, tape.pieces()
         if held is None or held[1] is not tape:

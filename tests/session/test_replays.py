@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from privinf.lowering.explain import explain
 from privinf.session.options import Options
 from privinf.session.replays import Tapes
 from protocols import kernels
-from protocols.correlations import Role
+from protocols.comparison import CompareMask
+from protocols.correlations import Mask, Role
 from protocols.recording import Recorder, replay
 from protocols.sources.dealer import Store
 from protocols.sources.dealing import DealtTape, DealtTapes
@@ -121,9 +124,30 @@ def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch:
         assert sum(a == b for a, b in zip(payload, other, strict=False)) < len(payload) / 32  # by chance one octet in 256 is the same
 
 
+def test_each_way_that_passes_go_is_compared_by_itself() -> None:
+    """Sizes make no other way; another kind, or one of other parts, does. Where two tapes of a way differ, none is used."""
+    kinds = {"short": [Mask((3,), 20)], "long": [Mask((5,), 20)], "other": [Mask((3,), 20), CompareMask(1, (3,), (3,), 20)]}
+
+    def told(value: int, why: str = "") -> Any:
+        return SimpleNamespace(told=(value,), why=why)
+
+    tapes, parties = DealtTapes(), Tapes()
+
+    def written(of: str, value: int) -> bool:
+        tape: Any = SimpleNamespace(kinds=kinds[of], bytes=1)
+        found = parties.written((len(of), False), tape, told(value))
+        assert found == tapes.written(of.encode(), tape, told(value))
+        return found
+
+    assert [written("short", 1), written("short", 1), written("long", 2)] == [False, True, True]
+    for agreed in (tapes.agreed, parties.agreed):
+        assert agreed(kinds["short"]) and agreed(kinds["long"]) and not agreed(kinds["other"])
+    assert [written("other", 3), written("other", 4), written("short", 1)] == [False, False, False]
+    assert not parties.allowed(False) and parties.allowed(True)
+
+
 def test_a_store_spends_a_pass_once(tmp_path: Path) -> None:
     """What was spent whole is gone from the store, and what was peeked at cannot be spent whole."""
-    from protocols.correlations import Mask
     from protocols.errors import CorrelationError
     from protocols.sources.expansion import Whole
 

@@ -5,9 +5,12 @@ A kernel has a plain twin in the tests, which gives the same bits. Numba itself 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+KEEPING = threading.Lock()
+"""Held while Numba is told where to keep kernels: it reads a setting of the whole process, twice."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -32,7 +35,8 @@ class _Later:
             import numba
 
             try:
-                self._made = numba.njit(cache=True, nogil=True, boundscheck=False)(self._function)
+                with KEEPING:
+                    self._made = numba.njit(cache=True, nogil=True, boundscheck=False)(self._function)
             except RuntimeError:  # nowhere to keep it
                 self._made = numba.njit(nogil=True, boundscheck=False)(self._function)
         return self._made

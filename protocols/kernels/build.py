@@ -19,6 +19,8 @@ from typing import Any
 import numba
 from numba.core.registry import cpu_target
 
+from protocols.compiled import KEEPING
+
 BESIDE = Path(__file__).parent / "__pycache__" / "kernels"
 """Where they are kept if this user can write there, or if they were compiled there ahead."""
 COMPLETE = "complete"
@@ -60,15 +62,17 @@ def complete(directory: Path) -> bool:
 def read(directory: Path | None) -> Any:
     """All of them, in one module; compiles those that are not kept there. For other arrays than their signatures' they raise TypeError."""
     found = importlib.import_module("protocols.kernels.compiled")
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_place(directory)) if directory else ""
-    try:
-        for made, signature in _entries:
-            if directory is not None:
-                made.enable_caching()
-            made.compile(signature)
-            made.disable_compile()
-    finally:
-        numba.config.CACHE_DIR = before
+    if directory is not None:
+        with KEEPING:
+            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_place(directory))
+            try:
+                for made, _ in _entries:
+                    made.enable_caching()
+            finally:
+                numba.config.CACHE_DIR = before
+    for made, signature in _entries:
+        made.compile(signature)
+        made.disable_compile()
     return found
 
 

@@ -58,6 +58,6 @@ def test_a_cluster_that_is_not_there_is_one_line(parties: Trio, tmp_path: Path) 
     source.write_text("ab\n")
     where: dict[str, Any] = {"server": parties.server.address, "dealer": parties.dealer.address, "keys": str(keys())}
     options = privinf.Options(cache=parties.cache)
-    with pytest.raises(privinf.ConfigError, match="Ray is not installed|no Ray cluster answers") as caught:
+    with pytest.raises(privinf.ConfigError, match=r"Ray is not installed|no Ray cluster answers") as caught:
         privinf.batch(source, tmp_path / "out.jsonl", **where, engine="ray", ray_address="127.0.0.1:1", options=options)
     assert "\n" not in str(caught.value)

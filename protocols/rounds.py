@@ -81,6 +81,7 @@ class Stepwise:
     def __init__(self, protocol: Protocol_[Any], role: Role, channel: Channel, device: Any) -> None:
         self._protocol, self._role, self._channel, self._device = protocol, role, channel, device
         self._due: list[tuple[Part, bool]] | None = None  # of the round under way, and what of it the peer sends
+        self._held: Received | None = None  # of that round, once it has been taken in
         self.done = False
 
     def __repr__(self) -> str:
@@ -91,22 +92,30 @@ class Stepwise:
         if self.done:
             return
         try:
-            items = next(self._protocol) if self._due is None else self._protocol.send(self._receive(self._due))
+            items = next(self._protocol) if self._due is None else self._protocol.send(self._received(self._due))
         except StopIteration:
             self.done = True
             return
+        self._held = None
         peer = Role.CLIENT if self._role is Role.SERVER else Role.SERVER
         self._due = [(item.part, item.sent_by(peer)) for item in items]
         sent = [item for item in items if item.sent_by(self._role)]
         if sent:
             self._channel.exchange(pack_parts([item.value for item in sent], [item.part for item in sent]), None)
 
+    def settle(self) -> None:
+        """Takes in what the peer has sent of the round under way, so that something else may be sent and received next."""
+        if not self.done and self._due is not None:
+            self._held = self._received(self._due)
+
     def finish(self) -> None:
         """All that is left of it."""
         while not self.done:
             self.step()
 
-    def _receive(self, due: Sequence[tuple[Part, bool]]) -> Received:
+    def _received(self, due: Sequence[tuple[Part, bool]]) -> Received:
+        if self._held is not None:
+            return self._held
         parts = [part for part, comes in due if comes]
         data = self._channel.exchange(None, size_of(parts)) if parts else None
         tensors = iter(() if data is None else unpack_parts(data, parts, self._device))

@@ -214,6 +214,7 @@ class ClientSession:
                     result = self.replays.online(party.engine.channel, deque(), inputs[0], lambda ids: run(inputs=[ids]))
                 else:
                     result = self._walk(self.runtime, request, inputs, observe)
+                self.source.settle()
             self.store.end_pass()
             with party.label("", ""):  # what follows belongs to no operator
                 pass

@@ -85,6 +85,10 @@ class TwoPartySource(ClientSource):
         """See `ClientSource`."""
         return self._together.meanwhile
 
+    def settle(self) -> None:
+        """See `ClientSource`."""
+        self._together.settle()
+
     def computing(self) -> AbstractContextManager[None]:
         """See `ClientSource`."""
         return self._together.computing()

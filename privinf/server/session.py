@@ -262,6 +262,7 @@ class ServerSession:
                 self._replays.online(channel, early, ids, lambda _: self._walk(self.runtime, request, observe))
             else:
                 self._walk(self.runtime, request, observe)
+            self.source.settle()
         self.store.end_pass()
         self.source.taken()
         with party.label("", ""):  # what follows belongs to no operator

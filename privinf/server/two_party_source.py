@@ -173,6 +173,11 @@ class TwoPartySource(ServerSource):
         with self._sane():
             step()
 
+    def settle(self) -> None:
+        """See `ServerSource`."""
+        with self._sane():
+            self._together.settle()
+
     def computing(self) -> AbstractContextManager[None]:
         """See `ServerSource`."""
         return self._together.computing()

@@ -58,6 +58,12 @@ class Together:
             with self._as("offline", PREPROCESS):
                 self._ahead.step()
 
+    def settle(self) -> None:
+        """The pass is computed: what is on its way of the next one's making is taken in, so that the next message is a request."""
+        if self._ahead is not None:
+            with self._as("offline", PREPROCESS):
+                self._ahead.settle()
+
     def finish(self) -> None:
         """What is left of the pass that was foreseen."""
         ahead, self._ahead = self._ahead, None

@@ -74,6 +74,9 @@ class ServerSource(ABC):
         """Around the pass that is computed."""
         return nullcontext()
 
+    def settle(self) -> None:  # noqa: B027  (a source may make nothing meanwhile)
+        """The pass is computed; what of the next one's making is on its way arrives now."""
+
     @abstractmethod
     def reseed(self) -> bytes:
         """What follows is a prepared query's: S's seed of it."""
@@ -115,6 +118,9 @@ class ClientSource(ABC):
         `kinds` walks the pass on shapes, for a source that wants to know what it will take. `progress` is told the share done.
         ProtocolDesync if the two parties asked for different correlations.
         """
+
+    def settle(self) -> None:  # noqa: B027  (as at the server)
+        """The pass is computed; what of the next one's making is on its way arrives now."""
 
     def foresee(self, request: Pass, kinds: Callable[[int], Sequence[Kind]]) -> None:
         """This most likely follows, and is made while the present pass is computed; `kinds` walks it on shapes, from that name on."""

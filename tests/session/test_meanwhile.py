@@ -66,8 +66,8 @@ def totals(client: Client) -> tuple[int, ...]:
     return offline["payload"], online["payload"], offline["rounds"], online["rounds"]
 
 
-def predicted(tokens: int) -> tuple[int, ...]:
-    total = explain(t.lowered(), len(PROMPT), new_tokens=tokens, trust="two-party")["total"]
+def predicted(tokens: int, seq: int = len(PROMPT)) -> tuple[int, ...]:
+    total = explain(t.lowered(), seq, new_tokens=tokens, trust="two-party")["total"]
     return total["offline_bytes"], total["online_bytes"], total["offline_rounds"], total["rounds"]
 
 
@@ -86,6 +86,13 @@ def test_the_next_token_is_made_in_the_rounds_of_this_one_and_nothing_after_the_
         for number, (start, end) in enumerate(zip(passes, [*passes[1:], len(frames)], strict=True)):
             own = stretches(frames[start:end])
             assert len(own) > 6 if number < tokens - 1 else own[-2:] in (["offline", "online"], ["online"]) and len(own) <= 2, own
+
+
+@pytest.mark.parametrize("seq", [4, 5, 6, 9])
+def test_what_takes_more_rounds_to_make_than_the_token_before_has(pair: Duo, seq: int) -> None:
+    client, prompt = pair.client(), [5] * seq
+    found = [token.id for token in client.generate(ids=prompt, max_new_tokens=7, ignore_eos=True)]
+    assert t.is_greedy(prompt, found) and totals(client) == predicted(7, seq)
 
 
 def test_a_reply_that_stops_leaves_one_pass_unused_and_the_next_turn_goes_on(pair: Duo, dropped: list[int]) -> None:

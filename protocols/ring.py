@@ -113,7 +113,13 @@ def _moved(constant: Tensor, device: torch.device) -> Tensor:
 
 def like(constant: Tensor, x: Tensor) -> Tensor:
     """A public constant, which nobody changes, on x's device, so that both can meet in one operator; it is moved there once."""
-    return constant if constant.device == x.device else _moved(constant, x.device)
+    return placed(constant, x.device)
+
+
+def placed(constant: Tensor, device: torch.device | str) -> Tensor:
+    """The same, on this device."""
+    device = torch.device(device)
+    return constant if constant.device == device else _moved(constant, device)
 
 
 BLOCK = 1 << 18  # elements, a multiple of 8

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +22,11 @@ from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.exponential import OUT_FRAC
 from protocols.linear import scale
+from protocols.memo import constant
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
+from protocols.ring import placed
 from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows, reach
@@ -41,6 +44,12 @@ TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
 WIDEST_SUMS = 49  # of the sums of v where no maximum is taken: wider ones are more bytes than the maximum is worth
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
+
+
+@constant()
+def _step(columns: int) -> Tensor:
+    """So many ones, and as many zeros."""
+    return torch.from_numpy(np.repeat(np.array([1, 0], np.int64), columns))
 
 
 class CausalAttention(Node):
@@ -243,7 +252,7 @@ class CausalAttention(Node):
     def _live(self, x: PrivinfTensor, columns: int) -> Live:
         """Of the row of a further token, filled up to `columns`."""
         party, end, within = x.party, x.runtime.offset + 1, self.plan.within
-        step = torch.cat([torch.ones(columns, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)]).to(x.runtime.device)
+        step = placed(_step(columns), x.runtime.device)
         mask = party.varying(lambda further: step[columns - end - further : 2 * columns - end - further])
         if within is None or not within.by_length:
             return Live(mask)

@@ -132,7 +132,13 @@ class Replays:
         self._first = 0  # the name of the first correlation of the pass
 
     def of(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
-        """The shape of the pass that is next, if it may have a tape."""
+        """The shape of the pass that is next, if it may have a tape; of any other the tape that is held knows nothing."""
+        shape = self._shape(store, request, probe)
+        if shape is None and self._held is not None:
+            self._held.offset = -1
+        return shape
+
+    def _shape(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
         runtime = self._runtime
         if not isinstance(request, Pass) or not (request.count == 1 <= runtime.offset and request.output and runtime.fills):
             return None

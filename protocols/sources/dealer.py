@@ -318,6 +318,8 @@ class Dealer:
         gone = _Sketch(self).of(kinds, self.next_name)
         if digest and self._taping is not None and self._taping.fits(kinds):
             return self._taped(self._taping, kinds, digest)
+        if self._taping is not None:
+            self._taping.interrupted()
         return self._dealt(kinds, gone)
 
     def _taped(self, taping: Taping, kinds: Sequence[Kind], digest: bytes) -> Iterator[bytes]:

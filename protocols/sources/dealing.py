@@ -132,6 +132,10 @@ class DealtTape:
         """Forgets all values."""
         for x in (self.server.out, self.client.out, *self.made):
             x.zero_()
+        self.forget()
+
+    def forget(self) -> None:
+        """What it holds of earlier passes' masks is not to be used: names alone do not tell whose they are."""
         for rows in self.rows:
             rows.names = ()
 
@@ -264,6 +268,7 @@ class Taping:
     def __init__(self, tapes: DealtTapes) -> None:
         self._tapes = tapes
         self._held: tuple[bytes, DealtTape] | None = None
+        self._next = 0  # the name after the last pass that had the tape; what it holds of the caches is of that one
 
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """See `DealtTapes`."""
@@ -274,6 +279,9 @@ class Taping:
     ) -> tuple[dict[int, Tensor], list[bytes]]:
         """What outlives the pass, by name, and the client's payload."""
         held = self._held
+        if held is not None and first != self._next:  # another pass came between, or the last one was dropped and its names are used anew
+            held[1].forget()
+        self._next = first + len(kinds)
         tape = held[1] if held is not None and held[0] == digest else self._tapes.take(digest)
         if tape is not None:
             left = tape.deal(masks, prgs, kinds, first)
@@ -286,6 +294,10 @@ class Taping:
             self.end()
             self._held = digest, tape
         return left, tape.pieces()
+
+    def interrupted(self) -> None:
+        """A pass is dealt without a tape."""
+        self._next = 0
 
     def end(self) -> None:
         """The session has no tape any more."""

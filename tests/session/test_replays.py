@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import privinf.dealer.dealer
+from privinf.client.conversation import Conversation
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
 from privinf.session.options import Options
@@ -122,6 +123,15 @@ def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch:
     for (drawn_once, payload), (drawn_again, other) in itertools.combinations(watched.dealt, 2):
         assert not torch.equal(drawn_once[:64], drawn_again[:64])
         assert sum(a == b for a, b in zip(payload, other, strict=False)) < len(payload) / 32  # by chance one octet in 256 is the same
+
+
+def test_a_pass_that_was_dealt_ahead_and_dropped_leaves_nothing_in_a_tape(tmp_path: Path) -> None:
+    sequence: list[int] = []
+    with t.trio(cache=tmp_path) as parties, Conversation(parties.client()) as conversation:
+        for turn in ([1, 2, 3, 4, 5], [6, 7], [8], [9, 10]):  # what is dealt ahead of a turn is of one row, and its names are used anew
+            tokens = [token.id for token in conversation.generate(turn, max_new_tokens=3, ignore_eos=True)]
+            assert t.is_greedy([*sequence, *turn], tokens)
+            sequence += [*turn, *tokens]
 
 
 def test_each_way_that_passes_go_is_compared_by_itself() -> None:

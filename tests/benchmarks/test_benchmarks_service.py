@@ -202,6 +202,7 @@ def test_clear_prompts(network: Any) -> None:
         clear_prompts(network, 400, 4, 60)
 
 
+@pytest.mark.slow
 def test_clients_at_once_are_measured(network: Any, tmp_path: Path) -> None:
     run = Run("generate")
     clients(run, network, tmp_path, counts=(2,), tokens=3, samples=1)
@@ -214,6 +215,7 @@ def test_clients_at_once_are_measured(network: Any, tmp_path: Path) -> None:
     assert "Generation as a service" in as_markdown(sections([run.result(True)]))
 
 
+@pytest.mark.slow
 def test_a_token_over_a_link_and_apart(network: Any) -> None:
     """The model is of the online phase alone, so that no time can be below it; bytes and rounds are those of one token."""
     run = Run("generate")

@@ -134,6 +134,7 @@ def test_a_certificate_of_another_ca_and_none(doctor: Doctor) -> None:
     assert code == 2 and "for the role server, not client" in lines[0] and lines[1].endswith("answers as dealer to our server")
 
 
+@pytest.mark.slow
 def test_parties_that_were_taken_for_each_other_and_a_dealer_that_died(doctor: Doctor) -> None:
     with t.services() as mine:
         code, lines = doctor(server=mine.dealer_address, dealer=mine.server_address)

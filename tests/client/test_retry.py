@@ -89,7 +89,7 @@ def test_a_stop_text_across_the_break(parties: Trio) -> None:
 # ---- over processes, with parties that are killed and come back
 
 
-@pytest.mark.parametrize("role", ["server", "dealer"])
+@pytest.mark.parametrize("role", ["server", pytest.param("dealer", marks=pytest.mark.slow)])
 def test_a_party_is_killed_in_the_middle_of_a_reply_and_comes_back(tmp_path: Path, role: str) -> None:
     fault = Fault(role, *(("client:online", 150) if role == "server" else ("client:offline", 12)))
     asked = ("--max-new-tokens", COUNT, "--ignore-eos", "--json", "--cache", tmp_path)

@@ -254,7 +254,10 @@ LOOK = """() => {
 """What is wider than the window, or cut in it, and what is too pale; and how many texts were looked at."""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [pytest.param(360, "light", marks=pytest.mark.slow), (390, "dark"), pytest.param(1280, "light", marks=pytest.mark.slow)],
+)
 def test_the_page_fits_in_every_state(demo: Gateway, browser: Any, monkeypatch: pytest.MonkeyPatch, width: int, scheme: str) -> None:
     """No sideways scrolling, nothing cut, every text dark enough; and while a reply runs its numbers and Stop are in sight."""
     go = threading.Event()

@@ -190,7 +190,7 @@ def test_wrong_prompts(made: Services, words: tuple[str, ...], message: str) -> 
 # ---- stopped
 
 
-@pytest.mark.parametrize("role", ["client", "server", "dealer"])
+@pytest.mark.parametrize("role", [pytest.param("client", marks=pytest.mark.slow), "server", pytest.param("dealer", marks=pytest.mark.slow)])
 def test_a_party_is_stopped(tmp_path: Path, role: str) -> None:
     """It shows no sign of life, and its connections stay open: the others notice within the deadline, here 8 s."""
     where, number = {"client": ("server:online", 20), "server": ("client:online", 20), "dealer": ("client:offline", 5)}[role]

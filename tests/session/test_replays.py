@@ -256,6 +256,7 @@ def test_a_program_that_two_recordings_tell_differently_has_no_tapes(tmp_path: P
     assert watched.replayed[Role.SERVER] == 0 and t.is_greedy(PROMPT, tokens)
 
 
+@pytest.mark.slow
 def test_dumped_passes_are_walked(tmp_path: Path) -> None:
     """Of a local session whose shares are dumped, no pass is replayed: every node of every pass has its file."""
     directory = tmp_path / "dump"

@@ -106,6 +106,7 @@ def test_a_slow_peer_is_waited_for(keys_dir: Path) -> None:
         assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_heartbeats_come_while_a_large_message_waits_to_be_read(keys_dir: Path) -> None:
     """The peer computes while we are blocked in a send: its heartbeats keep us patient, and the message arrives whole."""
     script = """

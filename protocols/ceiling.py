@@ -3,8 +3,8 @@
 A softmax needs no maximum, only a number near it. A score's upper digit is known to both parties as XOR shares of a one-hot, by look-up
 of its public masked digit in D's one-hot of the mask's (Pika, ePrint 2022/826), and so is whether the score reaches a threshold. For each
 threshold the row's OR is wanted: a random linear combination over GF(2) of the row's bits, local, is 0 if no score reaches the threshold,
-and otherwise with probability 2^-HASH, also where one score is there several times, as the first key's in a row that is filled up. That it is not 0 is found by one-hots of its digits, and the thresholds that are reached are
-counted.
+and otherwise with probability 2^-HASH, also where one score is there several times, as the first key's in a row that is filled up. That it
+is not 0 is found by one-hots of its digits, and the thresholds that are reached are counted.
 """
 
 from __future__ import annotations

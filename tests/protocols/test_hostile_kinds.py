@@ -18,6 +18,7 @@ import pytest
 from protocols import correlations as c
 from protocols.correlations import FIELDS, Kind, from_wire
 from protocols.errors import CorrelationError
+from protocols.matrix import _direct_is_faster
 from protocols.prg import Prg
 from protocols.rows import _layouts
 from protocols.sources.dealer import ELEMENT, Dealer, _parts_held, _Sketch
@@ -131,6 +132,7 @@ def test_hostile_fields(name: str, number: int) -> None:
 
 def test_what_a_kind_says_of_its_memory_holds() -> None:
     """Each is dealt within what it declared, so that the bound is of what is there."""
+    _direct_is_faster()  # which is measured once, with memory of its own, where there are compiled loops
     n, small = 48, 2**14
     dealer = dealer_of(n, 2**33)
     for kind in asked(n):

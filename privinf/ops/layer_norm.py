@@ -19,7 +19,7 @@ from privinf.ops.bias import shift
 from privinf.ops.scale import scale
 from protocols.errors import RangeError
 from protocols.norm import centred
-from protocols.norm import layer_norm as normalised
+from protocols.norm import layer_norm as by_variance
 from protocols.party import Protocol_
 from protocols.shares import Shares
 
@@ -31,6 +31,7 @@ class LayerNorm(Node):
     server_only = ("epsilon",)  # a folded checkpoint's is divided by the square of its betas, which are weights
     rowwise = True
     opened_frac: ClassVar[int] = 14  # at most
+    normalised = staticmethod(by_variance)
     epsilon: float
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -64,7 +65,7 @@ class LayerNorm(Node):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         shape, plan = x.shares.shape, self.plan
         rows = x.shares.map(lambda v: v.reshape(-1, v.shape[-1]))
-        y = yield from normalised(x.party, rows, epsilon=self.epsilon, size_bits=plan.size_bits, bits=plan.bits)
+        y = yield from self.normalised(x.party, rows, epsilon=self.epsilon, size_bits=plan.size_bits, bits=plan.bits)
         return y.map(lambda v: v.reshape(shape))
 
     def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:

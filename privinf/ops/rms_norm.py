@@ -11,14 +11,11 @@ from torch import Tensor
 
 from privinf.graph.builder import Builder, Constant, Unsupported, Value, aten, rule
 from privinf.graph.planning import FRAC, Planning, up
-from privinf.graph.private import PrivinfTensor
 from privinf.ops.layer_norm import LayerNorm
 from privinf.ops.scale import scale
 from protocols.errors import RangeError
 from protocols.norm import WHOLE_FRAC, centred
-from protocols.norm import rms_norm as normalised
-from protocols.party import Protocol_
-from protocols.shares import Shares
+from protocols.norm import rms_norm as by_squares
 
 
 class RmsNorm(LayerNorm):
@@ -26,16 +23,11 @@ class RmsNorm(LayerNorm):
 
     op = "rms_norm"
     opened_frac = WHOLE_FRAC
+    normalised = staticmethod(by_squares)
 
     def generic(self, x: Any, *others: Any) -> Any:
         mean = x.square().mean(-1, keepdim=True).add(self.epsilon)
         return x.mul(mean.rsqrt() if isinstance(x, torch.Tensor) else mean.inv_sqrt())
-
-    def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
-        shape, plan = x.shares.shape, self.plan
-        rows = x.shares.map(lambda v: v.reshape(-1, v.shape[-1]))
-        y = yield from normalised(x.party, rows, epsilon=self.epsilon, size_bits=plan.size_bits, bits=plan.bits)
-        return y.map(lambda v: v.reshape(shape))
 
     def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:
         x = inputs[0].double()

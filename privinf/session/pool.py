@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, move_into_place, part_file, refusals, sweep, write_private
+from privinf.session.headed import Damaged
 from privinf.session.marks import LANE_NAME, Lane, Marks, lock_of
 from privinf.session.messages import MAX_HELD
-from privinf.session.prepared import Damaged, Header, Prepared, Writer, read_header
+from privinf.session.prepared import Header, Prepared, Writer, read_header
 from protocols.errors import ConfigError
 
 log = logging.getLogger("privinf")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from privinf.files import finish, refusals
+from privinf.session.headed import Damaged, headed, read_headed
 from privinf.session.messages import Index, SessionToken
 from privinf.trust import DEALER
 from privinf.version import VERSION
@@ -34,10 +35,6 @@ from protocols.sources.dealer import Store
 MAGIC = b"privinf prepared query 1\n"
 MAX_HEADER = 1 << 16
 _TAIL = 8 + 32
-
-
-class Damaged(Exception):
-    """A file that is not a whole prepared query of this release; the text says why."""
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -71,8 +68,7 @@ class Writer:
         self._file, self._hash = file, hashlib.sha256()
         self._passes: list[_PassRecord] = []
         self._begun = 0
-        encoded = msgspec.msgpack.encode(header)
-        self.write(MAGIC + len(encoded).to_bytes(4, "big") + encoded)
+        self.write(headed(MAGIC, header))
         self._begun = self.size
 
     def write(self, data: bytes | memoryview) -> None:
@@ -222,18 +218,7 @@ class Recorder(Store):
 
 def _read_header(file: BinaryIO) -> tuple[Header, int]:
     """The header, and where the data begin."""
-    fixed = len(MAGIC) + 4
-    start = file.read(fixed)
-    length = int.from_bytes(start[len(MAGIC) :], "big")
-    if len(start) < fixed or not start.startswith(MAGIC) or length > MAX_HEADER:
-        raise Damaged("it is no prepared query")
-    try:
-        header = msgspec.msgpack.decode(file.read(length), type=Header)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Damaged("it is damaged") from None
-    if header.version != VERSION:
-        raise Damaged(f"it is of release {header.version[:64]!r}, not {VERSION}")
-    return header, fixed + length
+    return read_headed(file, MAGIC, Header, MAX_HEADER, "prepared query")
 
 
 def read_header(path: Path) -> Header:
@@ -242,4 +227,4 @@ def read_header(path: Path) -> Header:
         return _read_header(file)[0]
 
 
-__all__ = ["Damaged", "Header", "Held", "Prepared", "Recorder", "Writer", "packed", "read_header"]
+__all__ = ["Header", "Held", "Prepared", "Recorder", "Writer", "packed", "read_header"]

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from privinf.files import finish, move_into_place, part_file, refusals, sweep
 from privinf.lowering.stocking import MOST
+from privinf.session.headed import Damaged, headed, read_headed
 from privinf.session.marks import Lane
 from privinf.session.messages import Index, SessionToken
 from privinf.session.pool import Pool, PoolLane
-from privinf.session.prepared import Damaged
 from privinf.version import VERSION
 from protocols.correlations import Part, Role, pack_parts, size_of, unpack_parts
 from protocols.lattice.rows import TOGETHER, Map
@@ -92,12 +92,12 @@ class Writer:
 
     def __init__(self, file: BinaryIO, part: Path, header: Header) -> None:
         self.part, self.header, self._file = part, header, file
-        encoded = msgspec.msgpack.encode(header)
-        self._begun = len(MAGIC) + 4 + len(encoded)
+        beginning = headed(MAGIC, header)
+        self._begun = len(beginning)
         self._digests: dict[int, hashlib._Hash] = {}  # of pages that are not whole yet
         self._places: dict[int, int] = {}  # and where in them the next map begins
         with refusals(part.parent):
-            file.write(MAGIC + len(encoded).to_bytes(4, "big") + encoded)
+            file.write(beginning)
 
     @property
     def size(self) -> int:
@@ -130,20 +130,10 @@ class Writer:
 
 def _read_header(file: BinaryIO) -> tuple[Header, int]:
     """The header, and where the pages begin; Damaged."""
-    fixed = len(MAGIC) + 4
-    start = file.read(fixed)
-    length = int.from_bytes(start[len(MAGIC) :], "big")
-    if len(start) < fixed or not start.startswith(MAGIC) or length > MAX_HEADER:
-        raise Damaged("it is no stock of rows")
-    try:
-        header = msgspec.msgpack.decode(file.read(length), type=Header)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Damaged("it is damaged") from None
-    if header.version != VERSION:
-        raise Damaged(f"it is of release {header.version[:64]!r}, not {VERSION}")
-    if os.fstat(file.fileno()).st_size != fixed + length + header.size:
+    header, begun = read_headed(file, MAGIC, Header, MAX_HEADER, "stock of rows")
+    if os.fstat(file.fileno()).st_size != begun + header.size:
         raise Damaged("it is cut short, or damaged")
-    return header, fixed + length
+    return header, begun
 
 
 Read = list[tuple[Tensor | None, Tensor]]

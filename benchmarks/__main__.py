@@ -299,6 +299,31 @@ def errors(
     )
 
 
+@app.command()
+@expand()
+def precision(
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="With a tokenizer.")] = SHIPPED,
+    quick: Annotated[bool, typer.Option("--quick", help="20 prompts and 10 networks.")] = False,
+    prompts: Annotated[int | None, typer.Option("--prompts", min=0, help="Of the model; default: 1000.")] = None,
+    networks: Annotated[int | None, typer.Option("--networks", min=0, help="Random ones, the ladder's in turn; default: 2000.")] = None,
+    each: Annotated[int, typer.Option("--each", min=1, help="Passes of each random network.")] = 5,
+    first: Annotated[int, typer.Option("--first", min=0, help="The first random network's seed.")] = 0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="Stop then, and report what is done; 0: never.")] = 0.0,
+    keep: Annotated[Path | None, typer.Option("--keep", metavar="FILE", help="A file of what is done, from which a run goes on.")] = None,
+    files: Files,
+) -> None:
+    """Logits and tokens of a trained model and of random networks, against float. `python -m benchmarks precision --keep FILE.jsonl`"""
+    from benchmarks.scenarios.precision import Extent
+    from benchmarks.scenarios.precision import precision as scenario
+
+    counts = ((20 if quick else 1000) if prompts is None else prompts, (10 if quick else 2000) if networks is None else networks)
+    if keep is not None and not keep.parent.is_dir():
+        raise ConfigError(f"there is no directory {keep.parent}")
+    extent = Extent(*counts, each, first, minutes, keep)
+    _perform("precision", files, lambda run, work: scenario(run, work, model=model, extent=extent))
+
+
 for made in (report, compare, everything, schema):
     app.command(name="all" if made is everything else made.__name__)(made)
 

@@ -291,5 +291,6 @@ def tables(results: Sequence[Result]) -> list[Entry]:
         _soak(results),
         _pareto(results),
         _plain(results, "passes", "Many passes against float"),
+        _plain(results, "precision", "Precision"),
         _plain(results, "micro", "Single protocols"),
     ]

@@ -29,7 +29,7 @@ def passes(run: Run, work: Path, *, model: Path, count: int) -> None:
     logits; the report draws the histogram. A pass beyond BOUND stands in `absent` with its length and place.
     """
     network = run.network(model, work)
-    exact = _float_model(model, network)
+    exact = float_model(model, network)
     worst: list[float] = []
     single: list[Tensor] = []
     agree = 0
@@ -48,7 +48,7 @@ def passes(run: Run, work: Path, *, model: Path, count: int) -> None:
             _add(run, network, worst, torch.cat(single), agree)
 
 
-def _float_model(model: Path, network: Network) -> torch.nn.Module:
+def float_model(model: Path, network: Network) -> torch.nn.Module:
     """Ids (1, T) to the last position's logits (V,), in float64, from the checkpoint itself where there is one."""
     if (model / "model.safetensors").is_file() and (model / "config.json").is_file():
         return _Last(load_checkpoint(model)[0].double())
@@ -66,8 +66,8 @@ class _Last(torch.nn.Module):
         return out.double()[..., -1, :].reshape(-1) if out.dim() == 3 else out.double().reshape(-1)
 
 
-def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
-    """Ids (1, T) of `count` places, evenly spread over the modules of the standard library that no training sees."""
+def held_out(network: Network, model: Path) -> list[int]:
+    """Ids of the modules of the standard library that no training sees, one after the other."""
     from tokenizers import Tokenizer
 
     info = network.lowered.info
@@ -75,7 +75,12 @@ def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
         raise ConfigError(f"{model}: has no tokenizer, and the prompts are text")
     texts = [document.text for document in read_corpus() if document.held_out]
     end = list(info.eos[:1])
-    stream = end + [id_ for found in Tokenizer.from_buffer(network.lowered.tokenizer).encode_batch(texts) for id_ in found.ids + end]
+    return end + [id_ for found in Tokenizer.from_buffer(network.lowered.tokenizer).encode_batch(texts) for id_ in found.ids + end]
+
+
+def _prompts(network: Network, model: Path, count: int) -> Iterator[Tensor]:
+    """Ids (1, T) of `count` places, evenly spread over that text."""
+    info, stream = network.lowered.info, held_out(network, model)
     room = len(stream) - info.n_positions
     if room < count:
         raise ConfigError(f"{count} prompts are more than the held-out text has places")

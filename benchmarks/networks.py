@@ -42,7 +42,7 @@ class Network:
     def parameters(self) -> int:
         """Elements of all parameters, a tied one once."""
         nodes = self.lowered.graph.nodes
-        shapes = [s for n in nodes if not n.tied_to for s in n.parameter_shapes.values()]
+        shapes = [node.parameter_shapes[key] for node in nodes for key in node.own_parameters]
         return sum(int(torch.Size(shape).numel()) for shape in shapes)
 
     @property

@@ -36,16 +36,24 @@ LARGEST_VOCAB = 65536
 class Architecture:
     """Of a model that begins anew."""
 
-    family: Annotated[Literal["aero", "llama"], Setting("The ladder's networks, or Llama's kind.")] = "aero"
+    family: Annotated[
+        Literal["aero", "llama", "recursive"], Setting("The ladder's networks, Llama's kind, or blocks of the ladder that run in loops.")
+    ] = "aero"
     variant: Annotated[
         str | None,
         Setting(
             "Its name: on the ladder such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2 (default: SM(t)+ScFuFFN); of llama such as "
-            "SM+RN+SwiGLU (the default), SM+RN+GLU or SM+ScFuFFN.",
+            "SM+RN+SwiGLU (the default), SM+RN+GLU or SM+ScFuFFN; of recursive SM+FuFFN (the default), SM(t)+FuFFN, SM+LN+G and the like.",
             "NAME",
         ),
     ] = None
-    layers: Annotated[int, Setting("Blocks.", "N", least=1)] = 6
+    layers: Annotated[int, Setting("Blocks that a token goes through.", "N", least=1)] = 6
+    loops: Annotated[
+        int | None, Setting("Of recursive: how often each block runs, so that there are layers / loops of them; default: 3.", "N", least=1)
+    ] = None
+    rank: Annotated[
+        int | None, Setting("Of recursive: rank of what each loop adds to a block's matrices; default: 0, nothing.", "N", least=0)
+    ] = None
     heads: Annotated[int, Setting("Attention heads of a block.", "N", least=1)] = 8
     kv_heads: Annotated[
         int | None, Setting("Of a llama: heads of keys and values, which the others share; default: all.", "N", least=1)
@@ -63,6 +71,8 @@ class Architecture:
             self.family,
             self.variant or USUAL[self.family],
             kv_heads=self.kv_heads,
+            loops=self.loops,
+            rank=self.rank,
             vocab_size=vocab_size,
             n_positions=self.positions,
             n_embd=self.width,

@@ -55,6 +55,7 @@ class Node(Module):
     batches: ClassVar[bool] = False  # whether it takes the rows of several sequences as such, `Runtime.batch`; what is rowwise does anyhow
     takes_last_position: ClassVar[bool] = False  # and nothing else: its readers read what it reads
     tied_to: str | None = None  # a table whose transpose its weight is: one weight, encoded and masked once
+    shared_with: str | None = None  # an earlier node whose weight is this one's too, not transposed: again encoded and masked once
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """What the graph file holds of this node besides name, layer, inputs and parameter shapes."""
@@ -144,6 +145,11 @@ class Node(Module):
     def maybe(self, key: str) -> Any:
         """An optional parameter, or None if this node has none."""
         return self.value(key) if key in self.parameter_shapes else None
+
+    @property
+    def own_parameters(self) -> list[str]:
+        """All but a weight that is another node's."""
+        return [key for key in self.parameter_shapes if lender(key, self.tied_to, self.shared_with) is None]
 
     # ---- shapes, and what may be done with the node in a graph
 
@@ -250,8 +256,9 @@ class Node(Module):
         raise NotImplementedError(f"{self.op} does not say how {key} is encoded")
 
     def weights(self) -> dict[str, Weight]:
-        """The public records of the encoded parameters; a tied one is its table's."""
-        keys = [key for key in self.encoded if key in self.parameter_shapes and not self.tied_to]
+        """The public records of the encoded parameters; one that is another node's is its."""
+        own = self.own_parameters
+        keys = [key for key in self.encoded if key in own]
         return {key: Weight(f"{self.name}.{key}", self.parameter_shapes[key], *self.encoding(key)) for key in keys}
 
     # ---- what `explain` shows
@@ -275,6 +282,11 @@ class Node(Module):
     def largest(self, key: str) -> float | None:
         """The largest size of a parameter's entries, as a power of two; None where the weights are not."""
         return power_of_two(float(self.value(key).abs().max())) if self.has_values else None
+
+
+def lender(key: str, tied_to: str | None, shared_with: str | None) -> str | None:
+    """The node whose parameter `key` is, if it is another's than the one that has these attributes."""
+    return (tied_to or shared_with) if key == "weight" else None
 
 
 def broadcast(node: Node, *shapes: Shape) -> Shape:

@@ -90,12 +90,14 @@ class Wanted(NamedTuple):
     """What a node that opens what it reads wants of the linear map that makes it.
 
     `headroom`: the bits above the fraction that the map's ring must have, so that every truncation up to the opening is a reduction,
-    which costs no message; `in_frac` and at most `weight_frac`: the fraction bits of what the map multiplies.
+    which costs no message; `in_frac` and at most `weight_frac`: the fraction bits of what the map multiplies. `least`: the bits that do
+    where more are dear to the map, for messages in the node.
     """
 
     headroom: int
     in_frac: int = INPUT_FRAC
     weight_frac: int = MATRIX_FRAC
+    least: int = 0
 
 
 class Shown(NamedTuple):

@@ -16,6 +16,7 @@ from privinf.lowering.calibrate import calibration_ids
 from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
 from privinf.lowering.lowered import Lowered, finish_lowering
 from privinf.lowering.schema import MAX_TEMPLATE
+from privinf.lowering.sharing import share
 from privinf.models.base import families
 from privinf.models.checkpoint import load_checkpoint
 from protocols.errors import ConfigError
@@ -55,7 +56,10 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     model, config, tokenizer = load_checkpoint(Path(checkpoint))
     model = model.folded()
     with evaluation_mode(model), torch.no_grad():
-        graph = lower_graph(model, [torch.zeros(1, config.n_positions, dtype=torch.long)], last_position=True)
+        whole = [torch.zeros(1, config.n_positions, dtype=torch.long)]
+        graph = lower_graph(model, whole, last_position=True)
+        if model.sharing is not None:
+            graph = share(graph, lower_graph(model.sharing.plain, whole, last_position=True), model.sharing)
         _check_state(graph, families()[config.model_type].state)
         generator = torch.Generator().manual_seed(7)
         for length in sorted({1, min(2, config.n_positions), min(9, config.n_positions)}):

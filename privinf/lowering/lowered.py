@@ -83,7 +83,7 @@ class Lowered:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for node in self.graph.nodes:
-            for key in node.parameter_shapes if node.has_values and not node.tied_to else ():
+            for key in node.own_parameters if node.has_values else ():
                 value = node.value(key).detach().cpu().contiguous()
                 digest.update(str(value.dtype).encode())
                 digest.update(value.numpy())

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from privinf.crypten_adapter import Graph
 from privinf.graph.info import Info
@@ -188,6 +189,19 @@ def tied_weights(graph: Graph, info: Info) -> Iterator[str]:
             table = graph._modules.get(node.tied_to)
             if table is None or not table.reads_ids or table.parameter_shapes["weight"][::-1] != node.parameter_shapes["weight"]:
                 yield f"{node.name} is tied to {node.tied_to}, which is no table of its size"
+
+
+@rule
+def shared_weights(graph: Graph, info: Info) -> Iterator[str]:
+    """A weight that is an earlier node's is that of one that has it to itself, in the same shape."""
+    before: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.shared_with is not None:
+            owner = before.get(node.shared_with)
+            own = owner is not None and type(owner) is type(node) and owner.shared_with is None
+            if owner is None or not own or owner.parameter_shapes["weight"] != node.parameter_shapes["weight"]:
+                yield f"{node.name} shares the weight of {node.shared_with}, which has none of its size before it"
+        before[node.name] = node
 
 
 @rule

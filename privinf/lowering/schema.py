@@ -14,7 +14,7 @@ from torch import Tensor
 import privinf.ops  # noqa: F401  makes the operators known
 from privinf.crypten_adapter import Graph
 from privinf.graph.info import Info
-from privinf.graph.node import NODE_KINDS
+from privinf.graph.node import NODE_KINDS, lender
 from privinf.graph.planning import Plan
 from privinf.lowering.rules import MAX_NODES, MAX_RANK
 from privinf.lowering.setup import SALT_BYTES, SetUp
@@ -159,6 +159,12 @@ def parameter_key(node: str, parameter: str) -> str:
     return f"{node}.{parameter}"
 
 
+def lender_of(record: NodeRecord, parameter: str) -> str | None:
+    """See `privinf.graph.node.lender`."""
+    tied, shared = (record.attributes.get(name) for name in ("tied_to", "shared_with"))
+    return lender(parameter, tied, shared)
+
+
 def build_graph(manifest: Manifest, weights: Mapping[str, Tensor]) -> Graph:
     """The graph that a manifest describes, with the parameters that are given and the shapes of the others."""
     graph = Graph(manifest.inputs, manifest.outputs)
@@ -172,10 +178,9 @@ def build_graph(manifest: Manifest, weights: Mapping[str, Tensor]) -> Graph:
         taken.add(record.name)
         parameters: dict[str, Any] = {}
         for key, shape in record.parameters.items():
-            tensor = weights.get(parameter_key(record.name, key))
-            table = weights.get(parameter_key(record.attributes.get("tied_to") or "", "weight"))
-            if key == "weight" and table is not None and table.dim() == 2:
-                tensor = table.t()
+            tensor = weights.get(parameter_key(lender_of(record, key) or record.name, key))
+            if tensor is not None and record.attributes.get("tied_to") and tensor.dim() == 2:
+                tensor = tensor.t()
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ConfigError(f"{key} has shape {list(tensor.shape)}, expected {list(shape)}", layer=record.name)
             parameters[key] = shape if tensor is None else tensor

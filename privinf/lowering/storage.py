@@ -22,7 +22,7 @@ from torch import Tensor
 from privinf.crypten_adapter import Graph
 from privinf.files import check_private, sync
 from privinf.lowering.rules import check_graph
-from privinf.lowering.schema import Saved, build_graph, decode, parameter_key
+from privinf.lowering.schema import Saved, build_graph, decode, lender_of, parameter_key
 from protocols.errors import ConfigError
 
 MASK_SEED_BYTES = 32
@@ -85,10 +85,7 @@ def save_model(model: Stored, directory: str | os.PathLike[str]) -> None:
 def write_files(model: Stored, directory: Path) -> None:
     """Each of the files, on the disk."""
     weights: dict[str, Tensor] = {
-        parameter_key(node.name, key): node.value(key).contiguous()
-        for node in model.graph.nodes
-        for key in node.parameter_shapes
-        if not node.tied_to
+        parameter_key(node.name, key): node.value(key).contiguous() for node in model.graph.nodes for key in node.own_parameters
     }
     save_file(weights, directory / WEIGHTS)
     (directory / STRUCTURE).write_bytes(msgspec.json.format(msgspec.json.encode(model.saved), indent=1))
@@ -146,9 +143,7 @@ def read_weights(path: Path, saved: Saved) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{path}: truncated, or not a safetensors file: {error}", remedy=REMEDY) from None
-    expected = {
-        parameter_key(node.name, key) for node in saved.graph.nodes if not node.attributes.get("tied_to") for key in node.parameters
-    }
+    expected = {parameter_key(node.name, key) for node in saved.graph.nodes for key in node.parameters if lender_of(node, key) is None}
     missing, surplus = expected - set(weights), set(weights) - expected
     if missing or surplus:
         faults = [f"{name}: missing" for name in sorted(missing)[:5]] + [f"{name}: surplus" for name in sorted(surplus)[:5]]

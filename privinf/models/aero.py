@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -61,7 +61,7 @@ class AeroConfig(Config):
         outside = [layer for layer in self.ffn_removed if not 0 <= layer < self.n_layer]
         if outside:
             raise ValueError(f"ffn_removed: layer {outside[0]} is not one of the layers 0 to {self.n_layer - 1}")
-        if self.model_type == "aero":  # GPT-2 directories often name an end token beyond a reduced vocabulary: it never comes
+        if self.model_type != "gpt2":  # GPT-2 directories often name an end token beyond a reduced vocabulary: it never comes
             for name in ("bos_token_id", "eos_token_id"):
                 value = getattr(self, name)
                 for token in value if isinstance(value, list) else [value]:
@@ -359,12 +359,13 @@ class Aero(Family):
     """Our own checkpoints. A field that looks like one of ours misspelt is refused: ignoring it would build another network."""
 
     model_type = "aero"
+    config: ClassVar[type[AeroConfig]] = AeroConfig
     state = ("keys", "values")
     prefix = "transformer."
     fixed = MappingProxyType({"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False})
 
     def configure(self, fields: Mapping[str, Any], source: str) -> AeroConfig:
-        ours = set(AeroConfig.model_fields) - {"activation_function"}
+        ours = set(self.config.model_fields) - {"activation_function"}
         for name in fields:
             close = difflib.get_close_matches(name, ours, n=1, cutoff=0.85) if name not in ours else []
             if close:
@@ -372,9 +373,9 @@ class Aero(Family):
         absent = [name for name in ("norm", "ffn") if name not in fields]
         if absent:
             raise ConfigError(f"{source}: " + "; ".join(f"{name}: missing" for name in absent))
-        return AeroConfig.checked({name: value for name, value in fields.items() if name in ours}, source)
+        return self.config.checked({name: value for name, value in fields.items() if name in ours}, source)
 
-    def build(self, config: AeroConfig) -> AeroModel:
+    def build(self, config: AeroConfig) -> Decoder:
         return AeroModel(config)
 
     def zero_if_absent(self, name: str) -> bool:

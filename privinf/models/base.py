@@ -12,6 +12,7 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -67,10 +68,24 @@ class Config(BaseModel):
             raise ConfigError(f"{source}: " + "; ".join(faults.values())) from None
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Of a module in the form that a private pass runs: which of its layers have their weights in common.
+
+    `runs`: the layers' paths, those of one run together; `rank`: of what each linear map of a layer may have besides the common one, at
+    most; `plain`: the module as it would be without that.
+    """
+
+    runs: tuple[tuple[str, ...], ...]
+    rank: int
+    plain: Decoder
+
+
 class Decoder(nn.Module):
     """Base of the families' float modules: ids (B, T), 1 <= T <= n_positions, to logits (B, T, V)."""
 
     config: Config
+    sharing: Sharing | None = None
     is_folded: bool = False  # whether it is in the form that `folded` gives
 
     def folded(self) -> Decoder:

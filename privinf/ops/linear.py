@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import torch
@@ -23,11 +23,13 @@ from privinf.graph.planning import (
     Planning,
     ProductPlan,
     Shown,
+    Wanted,
     bits_for,
     is_small,
     up,
 )
-from privinf.graph.private import PrivinfTensor
+from privinf.graph.private import PrivinfTensor, Runtime
+from protocols.linear import Weight
 from protocols.linear import linear as times_matrix
 from protocols.opening import add_server_constant
 from protocols.party import Protocol_, parallel
@@ -46,8 +48,8 @@ class Linear(Node):
 
     op = "linear"
     required = ("weight",)
-    optional = ("bias",)
-    encoded = ("weight",)
+    optional: ClassVar[tuple[str, ...]] = ("bias",)
+    encoded: ClassVar[tuple[str, ...]] = ("weight",)
     rowwise = True
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -109,19 +111,30 @@ class Linear(Node):
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, party = self.plan, x.party
-        weight = x.runtime.weights[f"{self.tied_to or self.name}.weight"]
-        reduced = yield from parallel(*(rescale(party, value.shares, bits=plan.ring, frac=plan.in_frac) for value in (x, *others)))
-        y = yield from times_matrix(party, reduced, weight, bits=plan.ring, transposed=bool(self.tied_to))
+        weight = x.runtime.weights[f"{self.tied_to or self.shared_with or self.name}.weight"]
+        ring = plan.input_ring(plan.in_frac)
+        reduced = yield from parallel(*(rescale(party, value.shares, bits=ring, frac=plan.in_frac) for value in (x, *others)))
+        y = yield from self.times(x.runtime, reduced, weight)
         y = add_server_constant(party, y, self.constant_of(x.runtime, "bias", plan.in_frac + weight.frac))
         if plan.output is None or plan.output == (y.bits, y.frac):
             return y
         bits, frac = plan.output
         return (yield from rescale(party, y, bits=bits, frac=frac))
 
+    def times(self, runtime: Runtime, x: list[Shares], weight: Weight) -> Protocol_[Shares]:
+        """The product with the matrix, of values side by side."""
+        return times_matrix(runtime.party, x, weight, bits=self.plan.ring, transposed=bool(self.tied_to))
+
+    def users(self, planning: Planning) -> list[Linear]:
+        """The nodes whose plan is to be one with this node's, itself among them: those that have its weight in common."""
+        return [self]
+
     def make_plan(self, planning: Planning) -> Plan:
-        bound, readers, maker = planning.out(self.name), planning.readers(self.name), planning.maker(self.name)
-        opens = {reader.opens for reader in readers}
-        in_frac, weight_frac = INPUT_FRAC if maker is None else maker.precision, MATRIX_FRAC
+        users = self.users(planning)
+        bound, readers = max(planning.out(node.name) for node in users), {node.name: planning.readers(node.name) for node in users}
+        makers = [planning.maker(node.name) for node in users]
+        opens = {reader.opens for name in readers for reader in readers[name]}
+        in_frac, weight_frac = max(INPUT_FRAC if maker is None else maker.precision for maker in makers), MATRIX_FRAC
         ring, raw, out_frac, out_bits = bits_for(self.name, in_frac + weight_frac, bound), 0, None, None
         if planning.reads_ids() and planning.is_output(self.name):
             # the head: what is compared is a reduction of the product
@@ -132,7 +145,7 @@ class Linear(Node):
             (ring, in_frac, weight_frac), raw = self._opened(planning, readers), 1
         elif opens == {"value"}:
             # straight into the ring that is opened, by a reduction
-            headroom = max(reader.wants(planning, self.name).headroom for reader in readers)
+            headroom = max(reader.wants(planning, name).headroom for name in readers for reader in readers[name])
             ring, out_frac, out_bits = max(ring, up(headroom + INPUT_FRAC + MATRIX_FRAC)), COMPARED_FRAC, headroom + COMPARED_FRAC
         return self.Plan(
             ring=ring,
@@ -146,18 +159,22 @@ class Linear(Node):
             frac=planning.frac,
         )
 
-    def _opened(self, planning: Planning, readers: list[Node]) -> tuple[int, int, int]:
+    def _opened(self, planning: Planning, readers: Mapping[str, list[Node]]) -> tuple[int, int, int]:
         """(ring, fraction bits of input and weight) where the product itself is opened.
 
         The ring is wide enough for every later truncation to reduce.
         """
-        wanted = [reader.wants(planning, self.name) for reader in readers]
-        headroom, in_frac = max(each.headroom for each in wanted), wanted[0].in_frac
+        wanted = [reader.wants(planning, name) for name in readers for reader in readers[name]]
+        headroom, in_frac = max(self.headroom(planning, each) for each in wanted), wanted[0].in_frac
         for weight_frac in range(wanted[0].weight_frac, LEAST_OPENED_FRAC - 1, -1):
             ring = in_frac + weight_frac + headroom
             if ring + FRAC - in_frac <= 64:
                 return ring, in_frac, weight_frac
-        raise readers[0].unfit(planning)
+        raise next(iter(readers.values()))[0].unfit(planning)
+
+    def headroom(self, planning: Planning, wanted: Wanted) -> int:
+        """The bits above the fraction that a reader is given."""
+        return wanted.headroom
 
     def encoding(self, key: str) -> tuple[int, int, bool]:
         return self.plan.ring, self.plan.weight_frac, bool(self.plan.small)

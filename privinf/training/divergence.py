@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from privinf.models.aero import Activations, AeroModel
+from privinf.models.llama import LlamaModel
 from privinf.training.families import Trained
 from protocols.errors import PrivinfError
 
@@ -54,5 +55,5 @@ class LossWatch:
         grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"
         if first is not None:
             return f"the residual stream is no longer finite after {places[first]}"
-        norm = "LayerNorm" if isinstance(self._model, AeroModel) else "RMSNorm"
+        norm = "RMSNorm" if isinstance(self._model, LlamaModel) else "LayerNorm"
         return grows + (f", and no {norm} holds it" if self._model.config.norm == "none" else "")

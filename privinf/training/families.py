@@ -1,4 +1,4 @@
-"""What may be trained: networks of the ladder, and of Llama's kind, by the names of their variants."""
+"""What may be trained: networks of the ladder, whose blocks may run several times, and of Llama's kind, by the names of their variants."""
 
 from __future__ import annotations
 
@@ -12,25 +12,35 @@ import torch
 from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
+from privinf.models.recursive import RecursiveConfig, RecursiveModel
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation
 
-Trained = AeroModel | LlamaModel
+Trained = AeroModel | LlamaModel | RecursiveModel
 TrainedConfig = AeroConfig | LlamaConfig
-FamilyName = Literal["aero", "llama"]
-USUAL: dict[FamilyName, str] = {"aero": "SM(t)+ScFuFFN", "llama": "SM+RN+SwiGLU"}
+FamilyName = Literal["aero", "llama", "recursive"]
+USUAL: dict[FamilyName, str] = {"aero": "SM(t)+ScFuFFN", "llama": "SM+RN+SwiGLU", "recursive": "SM+FuFFN"}
 """The variant of each that is trained where none is named."""
+TAKEN = "'gpt2', 'aero', 'recursive', 'llama' and 'qwen2'"
 OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
 
 
-def variant_config(family: FamilyName, variant: str, *, kv_heads: int | None = None, **sizes: Any) -> TrainedConfig:
+def variant_config(
+    family: FamilyName, variant: str, *, kv_heads: int | None = None, loops: int | None = None, rank: int | None = None, **sizes: Any
+) -> TrainedConfig:
     """The configuration that a variant's name stands for in its family; ConfigError for no such name, or sizes that do not fit."""
-    if family == "aero":
+    if family != "recursive" and (loops, rank) != (None, None):
+        raise ConfigError("--loops and --rank: blocks of this family run once", remedy="give them with --family recursive")
+    if family != "llama":
         if kv_heads is not None:
             raise ConfigError("--kv-heads: heads of the ladder have keys and values of their own", remedy="give it with --family llama")
-        return ladder_config(variant, **sizes)
+        config = ladder_config(variant, **sizes)
+        if family == "aero":
+            return config
+        fields = config.model_dump() | {"model_type": "recursive", "loops": 3 if loops is None else loops, "rank": rank or 0}
+        return RecursiveConfig.checked(fields, "variant " + variant)
     match = OF_LLAMA.fullmatch(variant)
     if match is None:
         raise ConfigError(
@@ -59,21 +69,26 @@ def load_trained(directory: str | Path) -> tuple[Trained, TrainedConfig, bytes |
     """`load_checkpoint` of what may be trained further."""
     model, config, tokenizer = load_checkpoint(directory)
     if not isinstance(model, Trained) or not isinstance(config, TrainedConfig):
-        raise ConfigError(f"{directory}: {config.model_type!r} cannot be trained", remedy="this takes 'gpt2', 'aero', 'llama' and 'qwen2'")
+        raise ConfigError(f"{directory}: {config.model_type!r} cannot be trained", remedy=f"this takes {TAKEN}")
     return model, config, tokenizer
 
 
 def built(config: TrainedConfig) -> Trained:
     """The float module, its weights not yet drawn."""
+    if isinstance(config, RecursiveConfig):
+        return RecursiveModel(config)
     return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
 
 
 def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
     """Draws the weights of a model that is to be trained: of Llama's kind as `initialise` does it for the ladder."""
-    if isinstance(model, AeroModel):
-        initialise(model, seed, recipe)
-    else:
+    if isinstance(model, LlamaModel):
         _first_of_llama(model, seed, recipe)
+        return
+    initialise(model, seed, recipe)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.zeros_(parameter)  # at first all loops are the same
 
 
 @torch.no_grad()

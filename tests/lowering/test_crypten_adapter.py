@@ -99,6 +99,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "position_bias": {"weight": (5, 2)},
     "linear": {"weight": (2, 3)},
     "joint_linear": {"weight": (4, 3)},
+    "shared_linear": {"weight": (4, 3)},
     "scale": {"weight": (2,)},
     "bias": {"weight": (2,)},
     "mul_constant": {"constant": 2.0},

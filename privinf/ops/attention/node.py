@@ -374,7 +374,7 @@ class CausalAttention(Node):
         headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
         sums = max(headroom, self._sum_bits(planning, self._within(planning)) - V_FRAC)
         # where v cannot have its ring without fraction bits of the weight, it is widened on its own, beside the scores
-        return Wanted(sums if sums + weight_frac + FRAC <= 64 else headroom, in_frac, weight_frac)
+        return Wanted(sums if sums + weight_frac + FRAC <= 64 else headroom, in_frac, weight_frac, headroom)
 
     def unfit(self, planning: Planning) -> RangeError:
         return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)

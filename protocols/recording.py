@@ -100,6 +100,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants = {x.untyped_storage().data_ptr() for x in constants}
         self._paused = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here. torch would else wrap the method below, import its compiler for that, and take longer in each call."""
+        return False
+
     def __enter__(self) -> Recorder:
         kernels.watch(self)
         set_aside(self.outside)

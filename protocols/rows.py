@@ -28,7 +28,7 @@ SINGLE_SHARE = 2.5  # and of many rows, for each of their elements
 MAX_COUNT = 1 << 31  # elements of one group's rows
 INDEX = 6  # places that are made for each element, at most, where a layout is first used
 
-STEP = 8  # rows of one more position are held in multiples of at least so many
+STEP = 16  # rows of one more position are held in multiples of at least so many
 SIXTEENTH = 16
 
 _layouts = Memo(256 * 2**20)

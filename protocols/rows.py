@@ -35,7 +35,7 @@ _layouts = Memo(256 * 2**20)
 
 
 def reach(length: int) -> int:
-    """To how many elements a single row of this length is filled up, so that shapes repeat: less than an eighth more above 64."""
+    """To how many elements a single row of this length is filled up, so that shapes repeat: at most 15 more up to 256, an eighth beyond."""
     step = max(STEP, (1 << (length - 1).bit_length()) // SIXTEENTH)
     return -(-length // step) * step
 

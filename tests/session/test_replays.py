@@ -101,7 +101,7 @@ def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.Mon
     for counted in (replayed[2], walked[2]):
         assert (counted["payload"], counted["rounds"]) == (cost["online_bytes"], cost["rounds"])
     for role in Role:
-        # of 15 further tokens 7 fill a row to 16 and 8 one to 24: the first two of the first session are written, and its ninth
+        # of 15 further tokens 7 fill a row to 16 and 8 one to 32: the first two of the first session are written, and its ninth
         assert watched.replayed[role] >= 2 * 15 - 4, "so few were replayed that this says little"
     assert len(watched.dealt) >= 2 * 15 - 4
 

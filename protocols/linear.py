@@ -19,10 +19,10 @@ from torch import Tensor
 
 from protocols.correlations import Bits, Fit, Flag, Kind, Known, Layout, Number, Part, Related, Shape, Shapes, Tensors, Text, fits
 from protocols.declared import NONE, UP, Declared
-from protocols.matrix import matmul, matmul_transposed, product_held
+from protocols.matrix import NARROW, matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
-from protocols.ring import add, blank, known, packed_size, reduce
+from protocols.ring import BLOCK, Packing, add, blank, known, packed_size, reduce
 from protocols.shares import Shares
 
 
@@ -39,17 +39,44 @@ class Weight:
     frac: int
     small: bool = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what the parties hold it, its mask, or it masked: upper bits are arbitrary, and half the memory is half the time of a row."""
+        return torch.int32 if self.bits <= NARROW else torch.int64
+
+
+def _mask_blocks(seed: bytes, weight: Weight, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
+    """B, flat, in the order of its one keystream: a large one is never whole in int64."""
+    key = derive(seed, f"weight mask {weight.name} {weight.shape} {weight.bits} {weight.frac}")
+    stream, count = Prg(key).stream(0), math.prod(weight.shape)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        yield slice(start, stop), stream.uniform((stop - start,), weight.bits, device)
+
 
 def weight_mask(seed: bytes, weight: Weight, device: torch.device | str = "cpu") -> Tensor:
-    """B: uniform in the weight's ring, fresh per (seed, tensor, encoding); a seed belongs to one lowering."""
-    key = derive(seed, f"weight mask {weight.name} {weight.shape} {weight.bits} {weight.frac}")
-    return Prg(key).stream(0).uniform(weight.shape, weight.bits, device)
+    """B: uniform in the weight's ring, fresh per (seed, tensor, encoding); a seed belongs to one lowering. In the weight's `dtype`."""
+    out = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+    flat = out.view(-1)
+    for where, block in _mask_blocks(seed, weight, device):
+        flat[where] = block
+    return out
 
 
 def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
     """W~ = W + B, what S sends to C once."""
     assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
-    return reduce(encoded + weight_mask(seed, weight, encoded.device), weight.bits)
+    return reduce(encoded.to(torch.int64) + weight_mask(seed, weight, encoded.device), weight.bits)
+
+
+def masked_weight(encoded: Tensor, seed: bytes, weight: Weight) -> memoryview:
+    """The same, packed as it travels."""
+    assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
+    flat = encoded.reshape(-1)
+    packing = Packing(flat.numel(), weight.bits)
+    for where, block in _mask_blocks(seed, weight, encoded.device):
+        packing.add(block.add_(flat[where]))
+    return packing.out.data
 
 
 class LinearMask(Kind, frozen=True):

@@ -24,6 +24,7 @@ BLOCK = 1 << 18  # elements that are cut at a time: what the CPU's cache holds, 
 DEVICE_BLOCK = 1 << 26
 NARROWEST = 128  # columns of a block
 MEASURED = 128  # rows and columns of the product that tells which way is faster here
+NARROW = 32  # bits up to which a right operand may be held in int32
 FEW = 6  # rows below which an int64 product on the CPU is faster than cutting the right operand
 
 
@@ -45,7 +46,7 @@ def _cut(x: Tensor, bits: int, limb: int, out: Tensor) -> Tensor:
     """Writes one limb of every element of x to `out`, float64: x = sum_i limb_i 2^(b i) modulo 2^bits, |limb_i| <= 2^(b-1)."""
     number, width, _ = limbs_of(bits)
     own = bits - width * limb if limb == number - 1 else width
-    digit = (x + _offset(bits)).bitwise_right_shift_(width * limb).bitwise_and_((1 << own) - 1)
+    digit = (x.to(torch.int64) + _offset(bits)).bitwise_right_shift_(width * limb).bitwise_and_((1 << own) - 1)
     return out.copy_(digit).sub_(float(1 << (own - 1)))
 
 
@@ -105,30 +106,39 @@ def product_held(batch: int, rows: int, inner: int, columns: int) -> int:
 
 
 def _compiled(x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
-    """x @ y modulo 2^64 by a compiled loop, x (..., n, d) and y (..., d, m), or (..., m, d) if it is to be transposed."""
+    """x @ y by a compiled loop, x (..., n, d) and y (..., d, m), or (..., m, d) if it is to be transposed.
+
+    Modulo 2^64; modulo 2^32 where y is int32, as which x is then taken too.
+    """
     if not y.is_contiguous() and y.transpose(-1, -2).is_contiguous():
         y, transposed = y.transpose(-1, -2), not transposed
     rows, columns = x.shape[-2], y.shape[-2 if transposed else -1]
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    narrow, x = y.dtype is torch.int32, x.to(y.dtype)
     out = x.new_empty((*batch, rows, columns))
     left, right = (z.expand(*batch, *z.shape[-2:]).reshape(math.prod(batch), *z.shape[-2:]).contiguous() for z in (x, y))
-    product = kernels.fast.product_transposed if transposed else kernels.fast.product
+    fast = kernels.fast
+    if narrow:
+        product = fast.product_narrow_transposed if transposed else fast.product_narrow
+    else:
+        product = fast.product_transposed if transposed else fast.product
     product(left.numpy(), right.numpy(), out.view(math.prod(batch), rows, columns).numpy())
-    return out
+    return out.to(torch.int64)
 
 
-def _directly(x: Tensor, rows: int) -> bool:
-    """Whether an int64 product is to be used, torch's or a compiled one: of few rows, or of all where that is faster here."""
-    return x.is_cpu and (rows < FEW or (kernels.fast is not None and _direct_is_faster()))
+def _directly(x: Tensor, rows: int, dtype: torch.dtype) -> bool:
+    """Whether an integer product is to be used, torch's or a compiled one: of few rows, or of all where that is faster here."""
+    return x.is_cpu and (rows < FEW or (kernels.fast is not None and _direct_is_faster(dtype)))
 
 
 @constant()
-def _direct_is_faster() -> bool:
-    """Whether the compiled int64 product outruns float64 limbs on this processor: measured once, in a few milliseconds.
+def _direct_is_faster(dtype: torch.dtype) -> bool:
+    """Whether the compiled product of such a right operand outruns float64 limbs on this processor: measured once, in a few milliseconds.
 
     It does where there are vectors of 64-bit products (AVX-512's), on one core against one; where torch has many threads, limbs may win.
     """
     x, y = (torch.arange(MEASURED**2).reshape(MEASURED, MEASURED) * factor for factor in (0x9E3779B97F4A7C15 - (1 << 64), 3))
+    bits, y = 44 if dtype is torch.int64 else 32, y.to(dtype)
 
     def seconds(product: Callable[[], Tensor]) -> float:
         found = []
@@ -138,17 +148,21 @@ def _direct_is_faster() -> bool:
             found.append(time.perf_counter() - began)
         return min(found)
 
-    return seconds(lambda: _compiled(x, y)) < seconds(lambda: limb_product(x, y, 44, small=True))
+    return seconds(lambda: _compiled(x, y)) < seconds(lambda: limb_product(x, y, bits, small=True))
 
 
 def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
-    """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known. `small`: see `limb_product`."""
+    """x @ y modulo 2^bits; x (..., n, d) or (d,), y (..., d, m); a blank where one is not known.
+
+    `small`: see `limb_product`. y may be int32, if bits are at most 32.
+    """
     if not known(x, y):
         return blank(*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], y.shape[-1])
     flat = y.dim() == 2 and x.dim() != 2  # one product of all rows
     left = x.reshape(-1, x.shape[-1]) if flat else x
-    if _directly(x, left.shape[-2]):
-        product = _compiled(left, y) if kernels.fast is not None else left @ y
+    assert y.dtype is torch.int64 or bits <= NARROW, f"{bits} bits of a right operand of {NARROW}"
+    if _directly(x, left.shape[-2], y.dtype):
+        product = _compiled(left, y) if kernels.fast is not None else (left.to(y.dtype) @ y).to(torch.int64)
     else:
         product = limb_product(left, y, bits, small)
     return product.reshape(*x.shape[:-1], y.shape[-1]) if flat else product
@@ -157,10 +171,12 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
 def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64, small: bool = False) -> Tensor:
     """x @ w.T modulo 2^bits; x (..., n), w (m, n). A large table is never copied into the other order."""
     flat = x.reshape(-1, x.shape[-1]) if known(x) else x
-    if not known(x, w) or not _directly(x, len(flat)):
+    if not known(x, w) or not _directly(x, len(flat), w.dtype):
         return matmul(x, w.T, bits, small)
+    assert w.dtype is torch.int64 or bits <= NARROW, f"{bits} bits of a right operand of {NARROW}"
     if kernels.fast is not None:
         product = _compiled(flat, w, transposed=True)
     else:
-        product = torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T
+        flat = flat.to(w.dtype)
+        product = (torch.mv(w, flat[0])[None] if len(flat) == 1 else (w @ flat.T).T).to(torch.int64)
     return product.reshape(*x.shape[:-1], w.shape[0])

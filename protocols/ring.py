@@ -177,6 +177,27 @@ def _pack_plain(flat: np.ndarray, bits: int, out: np.ndarray) -> None:
                     plane[:] = np.packbits(rest & (1 << bit), bitorder="little")  # any value but 0 is a 1
 
 
+class Packing:
+    """What `pack` makes of `count` elements, given piece by piece: of a large value only what travels is ever whole."""
+
+    def __init__(self, count: int, bits: int) -> None:
+        self.out = np.empty(packed_size(count, bits), np.uint8)
+        self._count, self._bits, self._at = count, bits, 0
+
+    def add(self, x: Tensor) -> None:
+        """The next elements; of all pieces but the last a multiple of 8."""
+        part, start, count = pack(x, self._bits), self._at, self._count
+        to, read = 0, 0
+        for _, size, _ in _words(self._bits):
+            own = x.numel() * size
+            self.out[to + start * size :][:own] = part[read : read + own]
+            to, read = to + count * size, read + own
+        if planes := self._bits % 8:
+            width = -(-x.numel() // 8)
+            self.out[to:].reshape(planes, -1)[:, start // 8 :][:, :width] = part[read:].reshape(planes, width)
+        self._at += x.numel()
+
+
 def unpack(data: memoryview | np.ndarray, shape: tuple[int, ...], bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The inverse of `pack`; representatives in [0, 2^bits)."""
     raw, count = np.frombuffer(data, np.uint8), math.prod(shape)

@@ -42,7 +42,7 @@ class DealerSupply(Supply):
             """Takes a masked weight that has been checked, if there is one."""
             if data is not None:
                 weight: Weight = parts[name][0]
-                lines.masked[name] = unpack(memoryview(data), weight.shape, weight.bits).to(peers.options.device)
+                lines.masked[name] = unpack(memoryview(data), weight.shape, weight.bits).to(peers.options.device, weight.dtype)
             return data is not None
 
         missing = [name for name, (_, item) in parts.items() if not take(name, store.load(model, name, item))]

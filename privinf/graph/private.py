@@ -17,7 +17,7 @@ from privinf.crypten_adapter import CrypTensor, Graph, PrivateValue
 from privinf.graph.batch import Batch
 from protocols.linear import Weight
 from protocols.party import Party, Protocol_
-from protocols.ring import encode
+from protocols.ring import BLOCK, encode
 from protocols.shares import Shares
 
 
@@ -27,8 +27,17 @@ def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
 
 
 def encode_weights(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """S's encoded weights by name, int64, on a device."""
-    return {name: encode(node.value(key).to(device), weight.frac) for name, (weight, node, key) in weights_of(graph).items()}
+    """S's encoded weights by name, each in its `dtype`, on a device."""
+    return {name: _encoded(node.value(key), weight, device) for name, (weight, node, key) in weights_of(graph).items()}
+
+
+def _encoded(value: Tensor, weight: Weight, device: torch.device | str) -> Tensor:
+    """Some rows at a time, so that no float64 of a large one is whole."""
+    out = torch.empty(value.shape, dtype=weight.dtype, device=device)
+    rows = max(1, BLOCK * len(value) // max(1, value.numel()))
+    for at in range(0, len(value), rows):
+        out[at : at + rows] = encode(value[at : at + rows].to(device), weight.frac)
+    return out
 
 
 class Kept(Protocol):

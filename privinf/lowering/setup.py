@@ -8,8 +8,8 @@ import math
 import msgspec
 from torch import Tensor
 
-from protocols.linear import Weight, mask_weight
-from protocols.ring import pack, packed_size
+from protocols.linear import Weight, masked_weight
+from protocols.ring import packed_size
 
 SALT_BYTES = 32
 MAX_SETUP = 1 << 36
@@ -37,7 +37,7 @@ class SetUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def masked(encoded: Tensor, seed: bytes, weight: Weight) -> memoryview:
     """A weight as set-up sends it: W + B, packed."""
-    return pack(mask_weight(encoded, seed, weight), weight.bits).data
+    return masked_weight(encoded, seed, weight)
 
 
 def packed_bytes(weight: Weight) -> int:

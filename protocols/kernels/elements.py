@@ -19,7 +19,7 @@ _OCTETS = 512
 _READ: Any = types.Array(types.uint8, 1, "C", readonly=True)
 _VOID, _INT = types.void, types.int64
 _I8, _U1 = types.int64[::1], types.uint8[::1]
-_C8 = types.int64[:, :, ::1]
+_C8, _C4 = types.int64[:, :, ::1], types.int32[:, :, ::1]
 _COLUMNS = 512
 
 
@@ -238,9 +238,9 @@ def uniform_many(raw, starts, counts, sizes, bits, out):
         at = stop
 
 
-@compiled(_VOID(_C8, _C8, _C8))
-def product(x, y, out):
-    """x @ y modulo 2^64: (b, n, d), (b, d, m) -> (b, n, m). Columns in blocks that the cache holds, four of y's rows at a time."""
+@compiled(None)
+def _product(x, y, out):
+    """x @ y: (b, n, d), (b, d, m) -> (b, n, m). Columns in blocks that the cache holds, four of y's rows at a time."""
     batch, rows, inner = x.shape
     columns = y.shape[2]
     for b in range(batch):
@@ -271,6 +271,18 @@ def product(x, y, out):
 
 
 @compiled(_VOID(_C8, _C8, _C8))
+def product(x, y, out):
+    """x @ y modulo 2^64: (b, n, d), (b, d, m) -> (b, n, m)."""
+    _product(x, y, out)
+
+
+@compiled(_VOID(_C4, _C4, _C4))
+def product_narrow(x, y, out):
+    """The same modulo 2^32, of int32: twice as many in an instruction, of half the memory."""
+    _product(x, y, out)
+
+
+@compiled(_VOID(_C8, _C8, _C8))
 def product_transposed(x, y, out):
     """x @ y^T modulo 2^64: (b, n, d), (b, m, d) -> (b, n, m)."""
     batch, rows, inner = x.shape
@@ -283,3 +295,18 @@ def product_transposed(x, y, out):
                 for k in range(inner):
                     total += own[k] * row[k]
                 out[b, r, j] = total
+
+
+@compiled(_VOID(_C4, _C4, _C4))
+def product_narrow_transposed(x, y, out):
+    """The same modulo 2^32, of int32."""
+    batch, rows, inner = x.shape
+    for b in range(batch):
+        for j in range(y.shape[1]):
+            row = y[b, j]
+            for r in range(rows):
+                own = x[b, r]
+                total = np.uint32(0)
+                for k in range(inner):
+                    total = np.uint32(total + np.uint32(own[k]) * np.uint32(row[k]))
+                out[b, r, j] = np.int32(total)

@@ -197,7 +197,7 @@ def _packed(rows: list[Array], budget: Budget) -> bytes:
 def encrypt_weight(keys: LatticeKeys, form: Form, encoded: Tensor) -> Iterator[bytes]:
     """S: the parts that C keeps, of `Form.part_sizes`, the same bytes each time; `encoded` has the weight's shape."""
     ring, base, blocks = form.budget, Base((), form.bits), form.blocks
-    matrix = reduce(encoded.T if form.transposed else encoded, form.bits).cpu().numpy()
+    matrix = reduce((encoded.T if form.transposed else encoded).to(torch.int64), form.bits).cpu().numpy()
     assert matrix.shape == (form.inner, form.outer), f"{form.name}: encryption must cover its tensor once"
     secrets = transformed(keys.secrets(form), ring)  # (blocks, N) for each prime
     a = polynomials(keys.public_seed, PUBLIC_KEY, 1, ring)

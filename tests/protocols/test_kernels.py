@@ -13,7 +13,7 @@ from protocols.correlations import Kind, Mask, Part, Role, pack_parts
 from protocols.kernels import build
 from protocols.matrix import matmul, matmul_transposed
 from protocols.prg import Prg
-from protocols.ring import pack, packed_size, unpack
+from protocols.ring import pack, packed_size, reduce, unpack
 from protocols.rows import Rows
 from protocols.sequences import mixed, scored
 from protocols.sources.base import PartySource
@@ -151,11 +151,13 @@ def test_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     want = (x[..., :, None] * (y if x.dim() == 1 else y[..., None, :, :])).sum(-2)
     turned = y.transpose(-1, -2).contiguous().transpose(-1, -2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("protocols.matrix._direct_is_faster", lambda: True)
+        patch.setattr("protocols.matrix._direct_is_faster", lambda dtype: True)
         for each in (y, turned, torch.cat([y, y], -1)[..., : y.shape[-1]]):
             assert torch.equal(matmul(x, each), want)
+            assert torch.equal(reduce(matmul(x, each.to(torch.int32), 32), 32), reduce(want, 32))
         if y.dim() == 2 and len(y):
             assert torch.equal(matmul_transposed(x, y.T.contiguous()), want)
+            assert torch.equal(reduce(matmul_transposed(x, y.T.to(torch.int32).contiguous(), 32), 32), reduce(want, 32))
 
 
 def test_products_of_sequences() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from protocols import matrix
+from protocols.kernels import plain
 from protocols.matrix import WIDEST, limb_product, limbs_of, matmul, matmul_transposed
 from protocols.ring import blank, reduce, signed
 
@@ -117,6 +118,20 @@ def test_shapes_of_what_is_not_known(left: tuple[int, ...], right: tuple[int, ..
     x, y = torch.ones(left, dtype=torch.int64), torch.ones(right, dtype=torch.int64)
     shape = (x @ y).shape
     assert matmul(blank(*left), y).shape == matmul(x, blank(*right)).shape == matmul(x, y).shape == shape
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("bits", [1, 16, 22, 23, 32])
+def test_a_right_operand_in_half_the_memory(bits: int, rows: int) -> None:
+    """int32, its upper bits arbitrary, by limbs and by torch's product."""
+    generator = torch.Generator().manual_seed(bits)
+    x, y = random(generator, rows, 300), random(generator, 300, 40)
+    narrow, want = y.to(torch.int32), reduce(x @ y, bits)
+    with plain():
+        for found in (matmul(x, narrow, bits), limb_product(x, narrow, bits), matmul_transposed(x, narrow.T.contiguous(), bits)):
+            assert found.dtype is torch.int64 and torch.equal(reduce(found, bits), want)
+    with pytest.raises(AssertionError, match="33 bits"):
+        matmul(x, narrow, 33)
 
 
 @pytest.mark.parametrize("bits", [1, 7, 16, 22, 23, 32, 44, 45, 56, 63, 64])

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocols.linear import Weight, mask_weight, masked_weight, weight_mask
 from protocols.ring import (
     BLOCK,
     add,
@@ -135,3 +136,16 @@ def test_packing_goes_on_across_blocks(count: int, bits: int) -> None:
     packed = pack(x, bits)
     assert len(packed) == packed_size(count, bits)
     assert torch.equal(unpack(packed.data, (count,), bits), reduce(x, bits))
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16, 29, 32, 33, 56, 64])
+def test_a_masked_weight_is_packed_in_pieces(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of the whole, of a keystream that goes on from piece to piece; held in half the memory where its ring allows."""
+    weight, seed = Weight("w", (37, 41), bits, 3), bytes(range(16))
+    encoded = torch.randint(-(2**20), 2**20, weight.shape).to(weight.dtype)
+    whole = weight_mask(seed, weight)
+    want = pack(mask_weight(encoded, seed, weight), bits).tobytes()
+    monkeypatch.setattr("protocols.linear.BLOCK", 64)
+    assert torch.equal(weight_mask(seed, weight), whole) and whole.dtype == (torch.int32 if bits <= 32 else torch.int64)
+    assert bytes(masked_weight(encoded, seed, weight)) == want
+    assert torch.equal(unpack(memoryview(want), weight.shape, bits), reduce(encoded + whole.to(torch.int64), bits))

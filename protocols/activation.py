@@ -1,4 +1,4 @@
-"""ReLU, GELU and SiLU.
+"""ReLU, GELU, SiLU and softplus.
 
 Source: SIGMA (ePrint 2023/1269): one comparison selects, a table on the middle of the line gives what is curved. The
 table is linear pieces, read through a rotated one-hot (Pika, 2022/826) whose sign the dealer knows.
@@ -87,6 +87,12 @@ def _silu_form(x: Decimal) -> Decimal:
     return x / (1 + (-x).exp()) + max(abs(x) - 6, Decimal(0)) / 2 * left / 2
 
 
+def _softplus_form(x: Decimal) -> Decimal:
+    """log(1 + e^x), as slow to come near 0 and x, and mended alike."""
+    left = (1 + Decimal(-8).exp()).ln()
+    return (1 + x.exp()).ln() - max(abs(x) - 6, Decimal(0)) / 2 * left / 2
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A function that is 0 below -`edge` and x above `edge`, and between them 2^INDEX_BITS pieces of width 2^-`piece`."""
@@ -100,7 +106,12 @@ class Curve:
         return (self.edge << frac) - (1 << (frac + 1 - self.piece))
 
 
-FORMS = {"tanh": Curve(_tanh_form, 4, 5), "erf": Curve(_erf_form, 4, 5), "silu": Curve(_silu_form, 8, 4)}
+FORMS = {
+    "tanh": Curve(_tanh_form, 4, 5),
+    "erf": Curve(_erf_form, 4, 5),
+    "silu": Curve(_silu_form, 8, 4),
+    "softplus": Curve(_softplus_form, 8, 4),
+}
 
 
 @constant()
@@ -192,6 +203,15 @@ def silu(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[
     return _curve(party, x, "silu", compare_bits, bits)
 
 
+def softplus(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
+    """log(1 + e^x) of any shape, in Z_2^bits, the same fraction bits.
+
+    Steps, rounds, bits, and what each learns: those of `silu`.
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 1.3e-4, near and beyond the edges 3.4e-4, and one unit.
+    """
+    return _curve(party, x, "softplus", compare_bits, bits)
+
+
 def _curve(party: Party, x: Shares, form: str, compare_bits: int, bits: int) -> Protocol_[Shares]:
     """0, a line from the form's table, or x: see `gelu`."""
     assert compare_bits <= PRODUCT_BITS, "the opened value does not hold what is compared"
@@ -235,4 +255,9 @@ def cost_gelu(count: int, compare_bits: int, bits: int) -> Declared:
 
 def cost_silu(count: int, compare_bits: int, bits: int) -> Declared:
     """That of GELU: its pieces are as many."""
+    return cost_gelu(count, compare_bits, bits)
+
+
+def cost_softplus(count: int, compare_bits: int, bits: int) -> Declared:
+    """That of GELU, too."""
     return cost_gelu(count, compare_bits, bits)

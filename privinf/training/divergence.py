@@ -9,6 +9,7 @@ from torch import Tensor
 
 from privinf.models.aero import Activations, AeroModel
 from privinf.models.llama import LlamaModel
+from privinf.models.mamba2 import Mamba2Model
 from privinf.training.families import Trained
 from protocols.errors import PrivinfError
 
@@ -50,6 +51,9 @@ class LossWatch:
         first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
         places = ["the embedding"]
         for layer in range(self._model.config.n_layer):
+            if isinstance(self._model, Mamba2Model):
+                places.append(f"layers.{layer}.mixer")
+                continue
             has_ffn = self._model.config.has_ffn(layer) if isinstance(self._model, AeroModel) else True
             places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * has_ffn
         grows = f"the residual stream goes from {sizes[0]:.3g} after the embedding to {sizes[-1]:.3g} at the end"

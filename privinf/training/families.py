@@ -1,4 +1,4 @@
-"""What may be trained: networks of the ladder, whose blocks may run several times, and of Llama's kind, by the names of their variants."""
+"""What may be trained: networks of the ladder, once or in loops, of Llama's kind and of Mamba-2's, by the names of their variants."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ import torch
 from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
+from privinf.models.mamba2 import Mamba2Config, Mamba2Model
 from privinf.models.recursive import RecursiveConfig, RecursiveModel
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
+from privinf.training.recurrent import first_of_mamba2, mamba2_config
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation
 
-Trained = AeroModel | LlamaModel | RecursiveModel
-TrainedConfig = AeroConfig | LlamaConfig
-FamilyName = Literal["aero", "llama", "recursive"]
-USUAL: dict[FamilyName, str] = {"aero": "SM(t)+ScFuFFN", "llama": "SM+RN+SwiGLU", "recursive": "SM+FuFFN"}
+Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model
+TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config
+FamilyName = Literal["aero", "llama", "recursive", "mamba2"]
+USUAL: dict[FamilyName, str] = {
+    "aero": "SM(t)+ScFuFFN",
+    "llama": "SM+RN+SwiGLU",
+    "recursive": "SM+FuFFN",
+    "mamba2": "M2(sp)+Conv+RN+SiLU",
+}
 """The variant of each that is trained where none is named."""
-TAKEN = "'gpt2', 'aero', 'recursive', 'llama' and 'qwen2'"
+TAKEN = "'gpt2', 'aero', 'recursive', 'llama', 'qwen2' and 'mamba2'"
 OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
 
 
@@ -35,7 +42,10 @@ def variant_config(
         raise ConfigError("--loops and --rank: blocks of this family run once", remedy="give them with --family recursive")
     if family != "llama":
         if kv_heads is not None:
-            raise ConfigError("--kv-heads: heads of the ladder have keys and values of their own", remedy="give it with --family llama")
+            told = "these heads have no keys and values" if family == "mamba2" else "heads of the ladder have keys and values of their own"
+            raise ConfigError(f"--kv-heads: {told}", remedy="give it with --family llama")
+        if family == "mamba2":
+            return mamba2_config(variant, **sizes)
         config = ladder_config(variant, **sizes)
         if family == "aero":
             return config
@@ -77,6 +87,8 @@ def built(config: TrainedConfig) -> Trained:
     """The float module, its weights not yet drawn."""
     if isinstance(config, RecursiveConfig):
         return RecursiveModel(config)
+    if isinstance(config, Mamba2Config):
+        return Mamba2Model(config)
     return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
 
 
@@ -84,6 +96,9 @@ def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "
     """Draws the weights of a model that is to be trained: of Llama's kind as `initialise` does it for the ladder."""
     if isinstance(model, LlamaModel):
         _first_of_llama(model, seed, recipe)
+        return
+    if isinstance(model, Mamba2Model):
+        first_of_mamba2(model, seed)
         return
     initialise(model, seed, recipe)
     for name, parameter in model.named_parameters():

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
+from privinf.models.mamba2 import Mamba2Model
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
@@ -151,7 +152,7 @@ class Trainer:
                 rate = rate_at(self.settings, self.step, fraction)
                 report(Progress(self.step, fraction, extra["held_out_loss"], rate, recent, self.elapsed, extra))
                 validated = time.monotonic()
-            if entropy_every and (ended or self.step % entropy_every == 0):
+            if entropy_every and not isinstance(self.model, Mamba2Model) and (ended or self.step % entropy_every == 0):
                 self._record_entropy(sample)
             if ended:
                 whole = self.validate(final_windows)

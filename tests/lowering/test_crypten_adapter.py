@@ -112,6 +112,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "cat": {"dim": 0},
     "repeat": {"dim": 0, "times": 2},
     "rotary": {"rotation": {"width": 2}},
+    "scan": {"heads": 2, "shifts": [1, 2]},
+    "spread": {"each": 2},
+    "taps": {"weight": (2, 1, 3)},
 }
 
 

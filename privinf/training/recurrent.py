@@ -1,0 +1,74 @@
+"""What may be trained of the families with a state that does not grow: Mamba-2 and what is left of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+
+from privinf.models.mamba2 import Mamba2Config, Mamba2Model
+from protocols.errors import ConfigError
+
+OF_MAMBA2 = re.compile(r"M2\((?P<decay>sp|relu|fix)\)(?P<conv>\+Conv)?(?P<norm>\+RN)?(?:\+(?P<gate>SiLU|R|GLU))?")
+DECAYS = {"sp": "softplus", "relu": "relu", "fix": "fixed"}
+GATES = {"SiLU": "silu", "R": "relu", "GLU": "linear", None: "none"}
+TAPS = 4
+
+
+def mamba2_config(variant: str, **sizes: Any) -> Mamba2Config:
+    """The configuration that a variant's name stands for; ConfigError for no such name, or sizes that do not fit."""
+    match = OF_MAMBA2.fullmatch(variant)
+    if match is None:
+        raise ConfigError(
+            f"variant {variant!r} is none of mamba2's",
+            remedy="examples are M2(sp)+Conv+RN+SiLU, M2(sp)+RN+R, M2(relu)+RN+GLU, M2(relu), M2(fix)",
+        )
+    inner = 2 * sizes["n_embd"]
+    if inner % sizes["n_head"]:
+        raise ConfigError(f"--width: twice {sizes['n_embd']} is not a multiple of --heads, {sizes['n_head']}")
+    return Mamba2Config.checked(
+        {
+            "model_type": "mamba2",
+            "n_inner": inner,
+            "decay": DECAYS[match["decay"]],
+            "conv": TAPS if match["conv"] else 0,
+            "norm": "rmsnorm" if match["norm"] else "none",
+            "gate": GATES[match["gate"]],
+            **sizes,
+        },
+        "variant " + variant,
+    )
+
+
+@torch.no_grad()
+def first_of_mamba2(model: Mamba2Model, seed: int) -> None:
+    """Draws the weights of a model that is to be trained: decays of memories from a few positions to many, what branches add small."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    normed = config.norm == "rmsnorm"
+    branch = 1 / math.sqrt(2 * config.n_layer)
+    for name, parameter in model.named_parameters():
+        inward = 1 / math.sqrt(parameter.shape[-1])
+        if name.endswith("dt_proj.bias"):
+            steps = torch.logspace(-3, -1, config.n_head) if config.decay == "softplus" else 2.0 ** -torch.linspace(1, 6, config.n_head)
+            parameter.copy_(steps.expm1().log() if config.decay == "softplus" else steps)
+        elif name.endswith("A_log"):
+            parameter.copy_(torch.linspace(1, 16, config.n_head).log())
+        elif name.endswith("conv_weight"):
+            drawn = torch.rand(parameter.shape, generator=generator) * 2 - 1
+            parameter.copy_(drawn / math.sqrt(config.conv))
+            if config.gate in ("linear", "none"):
+                parameter[-1].add_(1.0)
+        elif parameter.dim() < 2:
+            continue  # scales and D 1, biases 0, as built
+        elif name in ("embeddings.weight", "lm_head.weight"):
+            std = 0.02 if normed or name == "lm_head.weight" else 0.2
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        elif name.endswith("dt_proj.weight"):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * inward * (0.3 if normed else 1))
+        else:
+            std = inward * (branch if name.endswith("out_proj.weight") else 1.0)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            if name.endswith("in_proj.weight") and not normed:
+                parameter[config.n_inner :].mul_(4)  # the stream starts small, and an output is a product of three maps of it

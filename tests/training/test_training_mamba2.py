@@ -1,0 +1,68 @@
+"""Mamba-2's kind is trained by the same verb: a variant learns, resumes, and its private pass follows float."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from privinf.cli.train import train
+from privinf.lowering import convert
+from privinf.models.checkpoint import load_checkpoint
+from privinf.models.mamba2 import Mamba2Model
+from privinf.training.families import built, variant_config
+from privinf.training.objective import Objective
+from privinf.training.settings import Settings
+from protocols.errors import ConfigError
+from tests.support.ladder import run
+from tests.support.training import SMALL_RUN
+
+SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 24, "vocab_size": 201, "n_positions": 16}
+
+
+TRAINED_ERROR = 0.05  # of networks without a norm, whose logits reach 30 here: each layer is a product of three maps of the stream
+
+
+@pytest.mark.parametrize("variant", ["M2(fix)", "M2(sp)+Conv+RN+SiLU"])
+def test_it_learns_and_resumes_and_what_it_leaves_runs_privately(tmp_path: Path, variant: str) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for n in range(20):
+        (text / f"m{n}.py").write_text(f"def area_{n}(width, height):\n    return width * height + {n}\n" * 30)
+    app = typer.Typer()
+    app.command()(train)
+    words = ["-o", str(tmp_path / "run"), "--corpus", str(text), "--family", "mamba2", "--variant", variant, *SMALL_RUN]
+    for steps in (20, 40):
+        found = CliRunner().invoke(app, [*words, "--steps", str(steps)])
+        assert found.exit_code == 0, found.output
+    result = json.loads(found.stdout)
+    assert result["steps"] == 40 and result["variant"] == variant and result["held_out_loss"] < 5.5  # guessing evenly: 5.7
+    model, config, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert isinstance(model, Mamba2Model) and tokenizer is not None and config.model_type == "mamba2"
+    ids = list(range(3, 15))
+    exact = model(torch.tensor([ids]))[0, -1]
+    assert float((run(convert(tmp_path / "run" / "checkpoint"), ids).client - exact).abs().max()) < TRAINED_ERROR
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes", "told"),
+    [
+        ("M2(tanh)", {}, r"none of mamba2's; examples are M2\(sp\)"),
+        ("M2(fix)", {"n_head": 5}, "twice 24 is not a multiple of --heads, 5"),
+        ("M2(fix)", {"kv_heads": 2}, "these heads have no keys and values"),
+    ],
+)
+def test_what_is_no_variant_is_told(variant: str, sizes: dict[str, int], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        variant_config("mamba2", variant, **{**SIZES, **sizes})  # type: ignore[arg-type]
+
+
+def test_penalties_on_rows_are_refused() -> None:
+    model = built(variant_config("mamba2", "M2(fix)", **SIZES))
+    for settings in (Settings(entropy_lambda=1e-5), Settings(row_weight=0.01)):
+        with pytest.raises(ConfigError, match="no rows of scores"):
+            Objective(model, settings, compile=False)

@@ -13,7 +13,7 @@ import typer.core
 import typer.main
 
 from privinf.cli.signals import Stopped, install
-from privinf.cli.verbs import VERBS, Invocation, add_common, load_verb, log_to_stderr
+from privinf.cli.verbs import COMMAND, VERBS, Invocation, add_common, load_verb, log_to_stderr
 from protocols.errors import PrivinfError
 
 DONE, DEFECT, USAGE, PROTOCOL, BROKEN_PIPE = 0, 1, 2, 4, 141
@@ -60,8 +60,9 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; its exit code: 0 done, 2 usage, configuration or checkpoint, 3 peer refused or unreachable, 4 protocol, 5 model."""
-    state = Invocation()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    state = Invocation()
+    COMMAND.set(tuple(words))
     warnings.simplefilter("ignore")
     log_to_stderr(debug=False)
     try:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import SERVICE, Keys, Listen, Log, Metrics, make_options
+from privinf.cli.options import SERVICE, Keys, Listen, Log, Metrics, Workers, make_options
 from privinf.session.options import Admission, DealerLimits, Ending, Runtime
+
+if TYPE_CHECKING:
+    from privinf.workers.nursery import Nursed
 
 ADMISSION = Admission(sessions=128)
 
@@ -16,6 +21,7 @@ def dealer(
     listen: Listen,
     keys: Keys,
     metrics: Metrics = None,
+    workers: Workers = 1,
     admission: Admission = ADMISSION,
     limits: DealerLimits,
     ending: Ending = SERVICE,
@@ -27,12 +33,27 @@ def dealer(
 
     Run it on a machine that belongs to neither the server's owner nor the
     client. It serves until Ctrl-C or SIGTERM. On SIGHUP it reads its
-    certificate anew.
+    certificate anew. With --workers several processes serve, and on SIGHUP
+    they are replaced one by one, with all read anew.
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
     options = make_options(runtime, admission, limits, ending)
-    from privinf.cli.services import serve_until_stopped, serving
+    from privinf.cli.services import serve_in_workers, serve_until_stopped, serving
+
+    def load() -> Nursed:
+        from privinf.dealer.dealer import DealerService
+        from privinf.workers.nursery import Nursed, prepare
+
+        prepare(options, str(keys), "dealer")
+        about = {"role": "dealer"}
+        return Nursed(
+            about, lambda end, board: DealerService(listen=end, keys=str(keys), options=options, board=board), lambda: serving(log)
+        )
+
+    if workers > 1:
+        serve_in_workers(load, role="dealer", listen=listen, workers=workers, options=options, metrics=metrics, as_json=as_json, late=True)
+        return
     from privinf.dealer.dealer import DealerService
 
     with serving(log), DealerService(listen=listen, keys=str(keys), options=options) as service:

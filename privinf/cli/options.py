@@ -29,7 +29,8 @@ Retry = Annotated[int, Setting("Where a connection breaks, go on in a fresh sess
 Listen = Annotated[str, Setting("The address to listen on; port 0 takes any free one.", "HOST:PORT")]
 DealerAddress = Annotated[str, Setting("Where the dealer listens.", "HOST:PORT")]
 Keys = Annotated[Path, Setting("What `privinf keys init` made, or this role's bundle of it.", "DIR")]
-Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics.", "HOST:PORT")]
+Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics, and probes at /healthz and /readyz.", "HOST:PORT")]
+Workers = Annotated[int, Setting("Processes that serve behind the one address, and share the weights in memory.", "N", least=1, most=256)]
 Log = Annotated[str, Setting("Log each session once it is over, without content, or only what is wrong.", choices=("info", "warning"))]
 
 Trust = Annotated[str, Setting("Who makes the correlations: a dealer, or server and client alone.", choices=TRUSTS)]

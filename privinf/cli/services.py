@@ -7,12 +7,17 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from privinf.cli import common
 from privinf.cli.signals import Stopped, allow, listen_again
+from privinf.cli.verbs import COMMAND
 from protocols.errors import ConfigError
+
+if TYPE_CHECKING:
+    from privinf.session.options import Options
+    from privinf.workers.nursery import Nursed
 
 
 @contextlib.contextmanager
@@ -33,7 +38,6 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
 
     Where its options allow for a drain, sessions may end by themselves first; a second signal ends them.
     """
-    model = f" with {about['variant']}, id {about['model']}, {common.tokenizer_line(about['tokenizer'])}" if "model" in about else ""
 
     def reload(number: int, frame: object) -> None:
         try:
@@ -47,19 +51,84 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
             signal.signal(signal.SIGHUP, reload)
             allow(service.options.drain)
             if metrics is not None:
-                from privinf.session.metrics import serve_metrics, service_families
+                from privinf.session.metrics import service_families
 
-                about["metrics"], close = serve_metrics(metrics, lambda: service_families(service))
-                stack.callback(close)
-                print(f"{about['role']} answers Prometheus on http://{about['metrics']}/metrics", file=sys.stderr, flush=True)
-            print(f"{about['role']} listens on {service.address}{model}", file=sys.stderr, flush=True)
-            if as_json:
-                common.write_json({**about, "address": service.address})
+                _answer(stack, about, metrics, lambda: service_families(service), service.ready)
+            _say(about, service.address, as_json)
             while True:  # not `signal.pause`, which does not see a signal that came just before it
                 time.sleep(0.5)
         except Stopped:
             _drain(service, about["role"])
             print(f"{about['role']} stops", file=sys.stderr, flush=True)
+
+
+def _answer(stack: contextlib.ExitStack, about: dict[str, Any], metrics: str, families: Any, ready: Callable[[], str]) -> None:
+    from privinf.session.metrics import serve_metrics
+
+    about["metrics"], close = serve_metrics(metrics, families, ready)
+    stack.callback(close)
+    print(f"{about['role']} answers Prometheus on http://{about['metrics']}/metrics", file=sys.stderr, flush=True)
+
+
+def _say(about: dict[str, Any], address: str, as_json: bool) -> None:
+    model = f" with {about['variant']}, id {about['model']}, {common.tokenizer_line(about['tokenizer'])}" if "model" in about else ""
+    several = f" in {about['workers']} processes" if "workers" in about else ""
+    print(f"{about['role']} listens on {address}{several}{model}", file=sys.stderr, flush=True)
+    if as_json:
+        common.write_json({**about, "address": address})
+
+
+def serve_in_workers(
+    load: Callable[[], Nursed],
+    *,
+    role: str,
+    listen: str,
+    workers: int,
+    options: Options,
+    metrics: str | None,
+    as_json: bool,
+    late: bool = False,
+) -> None:
+    """The same, by a process that listens and others that serve; this process is the first, or, started by it, the one that loads.
+
+    On SIGHUP everything is read anew, and one worker after the other is replaced. `late`: sessions have several connections.
+    """
+    if options.device != "cpu":
+        raise ConfigError("several workers share the weights in main memory alone", remedy="leave --workers or --device out")
+    if not sys.platform.startswith("linux"):
+        raise ConfigError("several workers need Linux", remedy="leave --workers out")
+    from privinf.workers.nursery import asked, nurse
+
+    if asked():
+        nurse(load)
+    from privinf.workers.front import Failed, Front
+
+    with contextlib.ExitStack() as stack:
+        front = Front(COMMAND.get(), role=role, listen=listen, workers=workers, looks=late)
+        try:
+            signal.signal(signal.SIGHUP, lambda number, frame: front.reload())
+            allow(options.drain)
+            about = {**front.begin(), "workers": workers}
+            if metrics is not None:
+                _answer(stack, about, metrics, front.families, front.ready)
+            _say(about, front.address, as_json)
+            while True:
+                front.step()
+        except Failed as error:
+            _end(front, 0.0)
+            raise SystemExit(error.code) from None
+        except Stopped:
+            _end(front, options.drain)
+            print(f"{role} stops", file=sys.stderr, flush=True)
+
+
+def _end(front: Any, seconds: float) -> None:
+    with contextlib.suppress(Stopped), front.ending(seconds) as over:
+        if seconds and front.peers:
+            listen_again()
+            print(f"{front.role} takes nobody new, and stops in {seconds:g} s at the latest", file=sys.stderr, flush=True)
+        while seconds and not over():
+            pass
 
 
 def _drain(service: Any, role: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,10 @@ VERBS = {
     "train": "Train a variant of the ladder, or of Llama's kind, on text or code.",
     "analyze": "Show the entropy of a model's heads, and which FFNs it can do without.",
 }
+
+
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
+"""The words of the command line, for a verb that starts itself again."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ from privinf.session.messages import MAX_KINDS, Dealt, Join, Needs, SessionSeed,
 from privinf.session.prepared import Recorder, Writer
 from privinf.session.source import ClientSource
 from privinf.transport.connection import Connection
+from privinf.transport.hint import hint_of
 from privinf.trust import DEALER, ENCRYPTED
 from protocols.correlations import Kind, Role
 from protocols.errors import ProtocolDesync
@@ -64,7 +65,7 @@ class DealerSupply(Supply):
     def source(self, token: bytes) -> ClientSource:
         """See `Supply`."""
         peers = self.lines.peers
-        link = self.lines.dial("dealer", peers.options.connect_s)
+        link = self.lines.dial("dealer", peers.options.connect_s, hint_of(token))
         source = DealerSource(link, token, peers.options.device, peers.named)
         if self.embedding == ENCRYPTED:
             source.tables = tables_alone(Role.CLIENT, self.lines.tables)

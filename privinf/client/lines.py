@@ -77,12 +77,13 @@ class Lines:
         """Whether it was closed at this end."""
         return self._closed.is_set()
 
-    def dial(self, role: str, connect_s: float) -> Connection:
-        """Connects to the peer of this role, within so many seconds; PrivinfError."""
+    def dial(self, role: str, connect_s: float, hint: str = "") -> Connection:
+        """Connects to the peer of this role, within so many seconds; PrivinfError. `hint`: see `transport.hint`."""
         peers, server = self.peers, role == "server"
         assert server or peers.dealer is not None
         address, emulated = (peers.server, peers.options.emulated) if server else (str(peers.dealer), None)
-        connection = dial(address, peers.credentials, role, peers.options.timeout, emulated, connect_s=connect_s, waiting=peers.waiting)
+        patience, tell = peers.options.timeout, peers.waiting
+        connection = dial(address, peers.credentials, role, patience, emulated, connect_s=connect_s, waiting=tell, hint=hint)
         self.dialled.append(connection)
         if self.closed:  # meanwhile, by another thread
             connection.close()

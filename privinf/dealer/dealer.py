@@ -16,6 +16,7 @@ from torch import Tensor
 
 from privinf.session.access import SHORT, Tally, name_of, one_line
 from privinf.session.blame import as_told
+from privinf.session.board import Board
 from privinf.session.devices import walking
 from privinf.session.marks import Lane
 from privinf.session.messages import (
@@ -38,6 +39,7 @@ from privinf.session.options import Options
 from privinf.session.pool import Pool, PoolLane
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
+from privinf.transport.handing import Handed
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import from_wire
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
@@ -77,8 +79,8 @@ class DealerService(Service):
     role = "dealer"
     late = frozenset({"client"})
 
-    def __init__(self, *, listen: str, keys: str, options: Options | None = None) -> None:
-        super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options())
+    def __init__(self, *, listen: str | Handed, keys: str, options: Options | None = None, board: Board | None = None) -> None:
+        super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options(), board=board)
         self._sessions: dict[bytes, _Session] = {}
         self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
         self._tapes: tuple[dict[str, Tensor], DealtTapes] | None = None  # with the masks that they were written with
@@ -91,7 +93,9 @@ class DealerService(Service):
         connection.meter.phase = "offline"
         greet(connection)
         if connection.peer_role == "server":
-            self._serve(connection, connection.receive_control(Register, MAX_CONTROL))
+            request = connection.receive_control(Register | End, MAX_CONTROL)
+            if isinstance(request, Register):  # else it only looked whether we are here
+                self._serve(connection, request)
         else:
             self._join(connection, connection.receive_control(Join))
 

@@ -10,6 +10,7 @@ a model can be extracted through its replies, whatever the lengths of prompts. A
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -22,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, refusals, write_private
+from privinf.session.board import Board, Sent
 from privinf.session.messages import Pass, Prepare, Run, Spend, Step, Stock
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
@@ -95,25 +97,30 @@ class Budget:
 
 
 class SetUps:
-    """So many bytes of set-up for each certificate in each window, which begins with the first of them; in memory. 0: no bound."""
+    """So many bytes of set-up for each certificate in each window, which begins with the first of them; in memory. 0: no bound.
 
-    def __init__(self, most: int, what: str, hours: float, clock: Callable[[], float] = time.monotonic) -> None:
+    With a board the memory is that of all processes.
+    """
+
+    def __init__(self, most: int, what: str, hours: float, clock: Callable[[], float] = time.monotonic, board: Board | None = None) -> None:
+        self._board = board
         self._most, self._what, self._window, self._clock = most, what, hours * 3600, clock
-        self._sent: dict[str, tuple[float, int]] = {}  # since when, and how much
+        self._sent: Sent = {}
         self._guard = threading.Lock()
 
     def spend(self, client: str, size: int) -> None:
         """Counts what is about to be sent; RefusedError if it is too much."""
-        with self._guard:
+        with self._guard, contextlib.nullcontext(self._sent) if self._board is None else self._board.sent() as sent:
             now = self._clock()
-            self._sent = {each: sent for each, sent in self._sent.items() if now < sent[0] + self._window}
-            since, before = self._sent.get(client, (now, 0))
+            for each in [each for each, (since, _) in sent.items() if now >= since + self._window]:
+                del sent[each]
+            since, before = sent.get(client, (now, 0))
             if 0 < self._most < before + size:
                 left = max(1, math.ceil(since + self._window - now))
                 what = f"this certificate has been sent {self._what} in {self._window / 3600:g} hours"
                 remedy = "keep the client's --cache between sessions"
                 raise RefusedError.for_now(what, Code.SET_UPS, after=left, party="server", remedy=remedy)
-            self._sent[client] = since, before + size
+            sent[client] = since, before + size
 
 
 class Allowance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from privinf.session.source import ServerSource
 from privinf.session.waiting import once_for_each_reason
 from privinf.transport.connection import Connection
 from privinf.transport.frames import CONTROL_LIMIT, FrameKind
+from privinf.transport.hint import hint_of
 from privinf.transport.listener import dial
 from privinf.trust import DEALER, ENCRYPTED, ONE_HOT
 from protocols.correlations import Kind, Role, on_wire
@@ -48,13 +50,15 @@ from protocols.linear import Weight
 from protocols.sources.dealer import Store
 
 log = logging.getLogger("privinf.server")
+LOOK_S = 3.0
+"""How long a look at the dealer may take."""
 
 
-def reach_dealer(service: Service, address: str) -> Connection:
-    """A link that the service has adopted; PrivinfError says that it is the server's dealer that cannot be reached."""
+def reach_dealer(service: Service, address: str, token: bytes) -> Connection:
+    """A link for this session that the service has adopted; PrivinfError says that it is the server's dealer that cannot be reached."""
     try:
         limits, told = service.options, once_for_each_reason(log.info)
-        link = dial(address, service.credentials, "dealer", limits.timeout, connect_s=limits.connect_s, waiting=told)
+        link = dial(address, service.credentials, "dealer", limits.timeout, connect_s=limits.connect_s, waiting=told, hint=hint_of(token))
         try:
             service.adopt(link)
             link.meter.phase = "offline"
@@ -80,6 +84,17 @@ class DealerSupply(Supply):
     def __init__(self, service: Service, dealer: str | None) -> None:
         super().__init__(service, dealer)
         self._sealed = SealedSetUp(service) if service.options.embedded == ENCRYPTED else None
+
+    def missing(self) -> str:
+        """See `Supply`: the dealer answers, and this server's certificate is one that it takes."""
+        assert self.dealer is not None
+        try:
+            with contextlib.closing(dial(self.dealer, self.service.credentials, "dealer", LOOK_S, connect_s=0.5)) as link:
+                greet(link)
+                link.send_control(End())
+        except PrivinfError as error:
+            return f"the dealer at {self.dealer} cannot be reached: {error.message}"
+        return ""
 
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""
@@ -110,7 +125,7 @@ class DealerSupply(Supply):
         """See `Supply`."""
         service, token = self.service, secrets.token_bytes(16)
         assert self.dealer is not None, "a server without a dealer has another supply"
-        link = reach_dealer(service, self.dealer)
+        link = reach_dealer(service, self.dealer, token)
         try:
             masked, client = self._masked(model.lowered), connection.peer_fingerprint
             weights = [weight for name, weight in model.weights.items() if name in masked]

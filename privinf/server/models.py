@@ -21,6 +21,7 @@ from privinf.lowering.setup import SetupItem, masked
 from privinf.models import tokenizer
 from privinf.models.checkpoint import weight_files
 from privinf.server.budget import Budget, SetUps
+from privinf.session.board import Board
 from privinf.session.options import Options
 from privinf.session.replays import Tapes
 from protocols.errors import ConfigError, HandshakeError
@@ -92,26 +93,43 @@ def masked_sizes(lowered: Lowered) -> dict[str, int]:
     return {name: item.size for name, item in lowered.setup.items.items()}
 
 
-class ServedModel:
-    """A model as a server hands it out: its weights encoded once for all sessions, its bundle, and what each client may have of it.
+class Loaded:
+    """What of a served model is large and never changes: processes that were forked off have it together. ConfigError as `ServedModel`."""
 
-    `sizes` are what set-up sends of each weight, bytes. ConfigError for a model that cannot be served.
-    """
-
-    def __init__(
-        self, lowered: Lowered, options: Options, *, allow_logits: bool = False, sizes: Callable[[Lowered], dict[str, int]] = masked_sizes
-    ) -> None:
+    def __init__(self, lowered: Lowered, device: str) -> None:
         if not lowered.has_weights or lowered.mask_seed is None:
             raise ConfigError("this model came without weights and cannot be served")
         lowered.check_weights()
+        self.lowered, self.bundle = lowered, lowered.bundle()
+        self.encoded: Mapping[str, Tensor] = encode_weights(lowered.graph, device)
+
+
+class ServedModel:
+    """A model as a server hands it out: its weights encoded once for all sessions, its bundle, and what each client may have of it.
+
+    `sizes` are what set-up sends of each weight, bytes; with a `board` all its processes count together what was sent.
+    ConfigError for a model that cannot be served.
+    """
+
+    def __init__(
+        self,
+        model: Lowered | Loaded,
+        options: Options,
+        *,
+        allow_logits: bool = False,
+        sizes: Callable[[Lowered], dict[str, int]] = masked_sizes,
+        board: Board | None = None,
+    ) -> None:
+        loaded = model if isinstance(model, Loaded) else Loaded(model, options.device)
+        lowered, self.encoded, self.bundle = loaded.lowered, loaded.encoded, loaded.bundle
+        assert lowered.mask_seed is not None, "a loaded model has one"
         weights = weights_of(lowered.graph)
         self.lowered, self.mask_seed, self.allow_logits = lowered, lowered.mask_seed, allow_logits
         self.weights = {name: record for name, (record, _, _) in weights.items()}
         self.labels = {name: node.label for name, (_, node, _) in weights.items()}
-        self.encoded: Mapping[str, Tensor] = encode_weights(lowered.graph, options.device)
-        self.bundle = lowered.bundle()
         whole = len(self.bundle) + sum(sizes(lowered).values())
-        self.set_ups = SetUps(options.setups * whole, f"{options.setups} set-ups of this model", options.setup_hours)
+        what = f"{options.setups} set-ups of this model"
+        self.set_ups = SetUps(options.setups * whole, what, options.setup_hours, board=board)
         self.budget = Budget(options.cache, options.budget, options.budget_hours, options.timeout) if options.budget else None
         self.tapes = Tapes()
         self.probe: Callable[[Party], Any] | None = None  # `privinf.local.probe` or `clock`, in local sessions alone

@@ -7,8 +7,11 @@ while it is made and taken. Who waits gets room in the order of asking; who wait
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
+from privinf.session.board import Board
 from privinf.session.joint import PATIENCE
 from privinf.session.memory import give_back
 from privinf.session.service import Service
@@ -18,13 +21,14 @@ SESSION = 128 * 2**20
 """Bytes of a session that does nothing: what transfers are expanded in, both directions, its thread, its frames."""
 
 MUCH = 64 * 2**20
+_POLL_S = 0.05
 
 
 class Room:
-    """`most` bytes; 0: no bound."""
+    """`most` bytes; 0: no bound. With a board the sessions of all its processes hold them, and order is kept within each."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
+    def __init__(self, most: int, board: Board | None = None) -> None:
+        self.most, self.held, self._board = most, 0, board
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
 
@@ -37,7 +41,7 @@ class Room:
         with self._changed:
             self._queue.append(ticket)
             try:
-                if not self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size), wait_s):
+                if not self._wait(lambda: self._queue[0] is ticket and self._fits(size), wait_s):
                     text = f"the sessions of this server hold {self.held} of {self.most} bytes, and {what} takes about {size}"
                     raise RefusedError.for_now(text, Code.FULL, party="server")
                 self.held += size
@@ -45,13 +49,26 @@ class Room:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
 
+    def _wait(self, ready: Callable[[], bool], wait_s: float) -> bool:
+        """Another process wakes nobody here: then it is asked again and again."""
+        until = time.monotonic() + wait_s
+        while not self._changed.wait_for(ready, wait_s if self._board is None else min(wait_s, _POLL_S)):
+            if time.monotonic() >= until:
+                return False
+        return True
+
     def _fits(self, size: int) -> bool:
+        """Whether there is room; and with a board it is taken there at once."""
+        if self._board is not None:
+            return self._board.claim(size, self.most)
         return not self.most or self.held + size <= self.most
 
     def give(self, size: int) -> None:
         """Gives so many bytes back; takes them, without waiting, where they are fewer than none."""
         with self._changed:
             self.held -= size
+            if self._board is not None:
+                self._board.release(size)
             self._changed.notify_all()
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from privinf.files import locked
 from privinf.lowering.encrypted import Sealing
 from privinf.server.models import ServedModel
 from privinf.session.messages import MAX_KINDS, Key, Needs
@@ -16,6 +17,8 @@ from privinf.transport.connection import Connection
 from protocols.errors import Code, ConfigError, RefusedError
 
 log = logging.getLogger("privinf.server")
+MAKING_S = 3600.0
+"""How long another process may take to encrypt a weight."""
 
 
 class SealedSetUp:
@@ -54,13 +57,22 @@ class SealedSetUp:
         with self._making:
             digest = kept.digest(name, sealing.parts[name].size)
             if digest is None:
+                digest = self._sealed(model, sealing, kept, name)
+        if digest is None:
+            raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
+        return digest
+
+    @staticmethod
+    def _sealed(model: ServedModel, sealing: Sealing, kept: SealedStore, name: str) -> bytes | None:
+        """Made, unless another process of this server has made it meanwhile: each making has another digest."""
+        with locked(kept.lock, MAKING_S):
+            digest = kept.digest(name, sealing.parts[name].size)
+            if digest is None:
                 kept.sweep()
                 with kept.writing(name) as write:
                     for piece in sealing.seal(model.mask_seed, name, model.encoded):
                         write(memoryview(piece))
                 digest = kept.digest(name, sealing.parts[name].size)
-        if digest is None:
-            raise ConfigError(f"the disk does not give back the encrypted {name}", party="server")
         return digest
 
     @contextmanager

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from privinf.lowering.lowered import Lowered
 from privinf.server.dealer_source import DealerSupply
-from privinf.server.models import ServedModel, open_model
+from privinf.server.models import Loaded, ServedModel, open_model
 from privinf.server.session import ServerSession
 from privinf.server.supply import Supply
 from privinf.server.two_party_source import TwoPartySupply
 from privinf.session.access import name_of, one_line
+from privinf.session.board import Board
 from privinf.session.messages import Needs, Welcome, greet
 from privinf.session.options import Options, with_trust
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.frames import MAX_FRAME, FrameKind
+from privinf.transport.handing import Handed
 from privinf.transport.listener import parse_address
 from privinf.trust import DEALER, TWO_PARTY
 from protocols.errors import ConfigError
@@ -24,6 +26,14 @@ from protocols.errors import ConfigError
 log = logging.getLogger("privinf.server")
 SUPPLIES: dict[str, type[Supply]] = {supply.trust: supply for supply in (DealerSupply, TwoPartySupply)}
 """By trust model."""
+
+
+def check_dealer(dealer: str | None, options: Options) -> None:
+    """ConfigError where one is needed and not given, or is malformed, which is noticed now."""
+    if dealer is not None:
+        parse_address(dealer)
+    elif options.trusted == DEALER:
+        raise ConfigError("no dealer was given", remedy=f"give a dealer's address, or the trust model {TWO_PARTY}")
 
 
 class Server(Service):
@@ -38,9 +48,9 @@ class Server(Service):
 
     def __init__(
         self,
-        model: str | Path | Lowered,
+        model: str | Path | Lowered | Loaded,
         *,
-        listen: str,
+        listen: str | Handed,
         dealer: str | None = None,
         keys: str,
         trust: str | None = None,
@@ -48,17 +58,15 @@ class Server(Service):
         allow_logits: bool = False,
         clients: str | Path | None = None,
         options: Options | None = None,
+        board: Board | None = None,
     ) -> None:
         options, listed = with_trust(options, trust, embedding), None if clients is None else Path(clients)
-        if dealer is not None:
-            parse_address(dealer)  # a malformed one is noticed now
-        elif options.trusted == DEALER:
-            raise ConfigError("no dealer was given", remedy=f"give a dealer's address, or the trust model {TWO_PARTY}")
-        super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True, clients=listed)
+        check_dealer(dealer, options)
+        super().__init__(listen=listen, keys=keys, allowed_roles={"client"}, options=options, link=True, clients=listed, board=board)
         try:
-            lowered = model if isinstance(model, Lowered) else open_model(Path(model), options.cache)
+            lowered = model if isinstance(model, Lowered | Loaded) else open_model(Path(model), options.cache)
             self.supply = SUPPLIES[options.trusted](self, dealer)
-            self.model = ServedModel(lowered, options, allow_logits=allow_logits, sizes=self.supply.set_up_bytes)
+            self.model = ServedModel(lowered, options, allow_logits=allow_logits, sizes=self.supply.set_up_bytes, board=board)
         except BaseException:
             self._listener.close()
             raise
@@ -67,6 +75,9 @@ class Server(Service):
     def lowered(self) -> Lowered:
         """The model that new sessions get."""
         return self.model.lowered
+
+    def missing(self) -> str:
+        return self.supply.missing()
 
     def budgets(self) -> dict[str, int]:
         return {} if self.model.budget is None else dict(self.model.budget.spent)

@@ -23,6 +23,10 @@ class Supply(ABC):
     def __init__(self, service: Service, dealer: str | None) -> None:
         self.service, self.dealer = service, dealer
 
+    def missing(self) -> str:
+        """Why a session could not begin now, for want of somebody beside the two; empty: nothing."""
+        return ""
+
     @abstractmethod
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """What set-up sends of each weight, bytes."""

@@ -38,7 +38,7 @@ class TwoPartySupply(Supply):
 
     def __init__(self, service: Service, dealer: str | None) -> None:
         super().__init__(service, dealer)
-        self._sealed, self._room = SealedSetUp(service), Room(service.options.hold)
+        self._sealed, self._room = SealedSetUp(service), Room(service.options.hold, service.board)
 
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:
         """See `Supply`."""

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from privinf.session.board import Board, Peer
 from privinf.transport.connection import Connection
 
 T = TypeVar("T")
 
 
 class Attendance:
-    """Safe in threads."""
+    """Safe in threads. With a board its peers are seen by the other processes of the service, and theirs here."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board | None = None) -> None:
+        self._board = board
         self.draining = self.closing = False  # nobody new is served; everything ends
         self._threads: dict[threading.Thread, Connection] = {}
         self._left: set[Connection] = set()  # of them, those whose session has ended
@@ -34,18 +36,36 @@ class Attendance:
         with self._guard:
             return list(self._threads)
 
-    def admit(self, thread: threading.Thread, connection: Connection, why_not: Callable[[list[Connection]], T | None]) -> T | None:
+    def admit(self, thread: threading.Thread, connection: Connection, why_not: Callable[[list[Peer]], T | None]) -> T | None:
         """Takes a peer in, unless there is a reason against it, seen the peers whose sessions have not ended."""
-        with self._guard:
-            refused = why_not([other for other in self._threads.values() if other not in self._left])
+        with self._guard, self._seen() as (others, say):
+            refused = why_not(self._staying() + others)
             if refused is None:
                 self._threads[thread] = connection
+                say(self._staying())
         return refused
+
+    def _staying(self) -> list[Peer]:
+        return [Peer(each.peer_role, each.peer_fingerprint) for each in self._threads.values() if each not in self._left]
+
+    @contextlib.contextmanager
+    def _seen(self) -> Iterator[tuple[list[Peer], Callable[[list[Peer]], None]]]:
+        """The peers of other processes, and what tells them of ours."""
+        if self._board is None:
+            yield [], lambda peers: None
+        else:
+            with self._board.peers() as found:
+                yield found
+
+    def _say(self) -> None:
+        with self._seen() as (_, say):
+            say(self._staying())
 
     def dismiss(self, thread: threading.Thread) -> None:
         """Its peer is attended to no longer."""
         with self._guard:
             self._threads.pop(thread, None)
+            self._say()
 
     def hand_over(self, connection: Connection) -> None:
         """Whoever took it ends it."""
@@ -60,6 +80,7 @@ class Attendance:
         """Its session has ended: its place is free, though its end is not yet confirmed."""
         with self._guard:
             self._left.add(connection)
+            self._say()
 
     def first_told(self, connection: Connection) -> bool:
         """Whether this is the first time that it is told why it ends."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from http.server import ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import MetricsHandler
 
 from privinf.session.service import REASONS, Service
-from privinf.transport.listener import parse_address
+from privinf.transport.listener import format_address, parse_address
 from privinf.transport.meter import Cell
 from protocols.errors import ConfigError
 
 Families = Callable[[], Iterable[Metric]]
+ASKED_S = 10.0
+"""How long somebody may take to ask."""
 
 
 def traffic_families(role: str, cells: Mapping[tuple[str, str], Cell]) -> list[Metric]:
@@ -83,18 +89,59 @@ def registry_of(families: Families) -> CollectorRegistry:
     return registry
 
 
-def serve_metrics(address: str, families: Families) -> tuple[str, Callable[[], None]]:
-    """Serves `http://ADDRESS/metrics` in a thread; the actual address, and what ends it. ConfigError if it cannot listen there."""
+class _Probed(MetricsHandler):
+    """Prometheus's own answer at `/metrics`, and one line each at the two places that probes ask."""
+
+    timeout = ASKED_S
+    ready: Callable[[], str]
+
+    def do_GET(self) -> None:
+        """`/healthz` says that the process lives; `/readyz` says 503 and why, where nobody new could be served."""
+        path = self.path.partition("?")[0]
+        if path in ("/metrics", "/"):
+            super().do_GET()
+        elif path == "/healthz":
+            self._say(200, "ok")
+        elif path == "/readyz":
+            why = type(self).ready()
+            self._say(503 if why else 200, why or "ok")
+        else:
+            self._say(404, "there are /metrics, /healthz and /readyz")
+
+    def _say(self, status: int, line: str) -> None:
+        body = f"{line}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A probe that went away is nothing to tell."""
+
+
+def serve_metrics(address: str, families: Families, ready: Callable[[], str] = lambda: "") -> tuple[str, Callable[[], None]]:
+    """Serves `/metrics`, `/healthz` and `/readyz` over HTTP in a thread; the actual address, and what ends it.
+
+    `ready` says why nobody new could be served. ConfigError if it cannot listen there.
+    """
     host, port = parse_address(address)
+    kind = type("Probed", (_Probed,), {"registry": registry_of(families), "ready": staticmethod(ready)})
+    server_kind = type("Http", (_Http,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
     try:
-        server: Any
-        server, thread = start_http_server(port, addr=host, registry=registry_of(families))
+        server = server_kind((host, port), kind)
     except OSError as error:
         raise ConfigError(f"cannot serve metrics on {address}: {error.strerror or error}", remedy="choose another --metrics") from None
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def close() -> None:
         server.shutdown()
         server.server_close()
         thread.join(5)
 
-    return f"{host}:{server.server_port}", close
+    return format_address(host, server.server_port), close

@@ -64,6 +64,11 @@ class SealedStore:
         self._all = cache / kind / model
         self._root = self._all / key
 
+    @property
+    def lock(self) -> Path:
+        """Held by whoever makes a part."""
+        return self._all / "making.lock"
+
     def _path(self, name: str) -> Path:
         return self._root / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.bin"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +16,19 @@ from typing import Any, Self
 
 from privinf.session.attendance import Attendance
 from privinf.session.blame import as_told, farewell
+from privinf.session.board import Board, Peer
 from privinf.session.counters import Counters
 from privinf.session.memory import give_back
 from privinf.session.options import Options
 from privinf.session.papers import Papers
+from privinf.session.readiness import Readiness
 from privinf.session.report import traffic_of
 from privinf.session.sparing import WINDOW_S, Sparing
-from privinf.session.turns import Turns
+from privinf.session.turns import Turns, cores
 from privinf.transport.connection import Connection
 from privinf.transport.door import TurnedAway
 from privinf.transport.endpoint import OnMessage
+from privinf.transport.handing import Handed
 from privinf.transport.keys import Credentials
 from privinf.transport.listener import Listener
 from privinf.transport.meter import PHASES, Cell
@@ -58,22 +62,36 @@ REST_S = 5.0
 
 
 class Service:
-    """Listens for peers of some roles and gives each connection a thread; one peer's fault never touches another's."""
+    """Listens for peers of some roles and gives each connection a thread; one peer's fault never touches another's.
+
+    Its attributes are what it was started with, the door, and who does one thing each for all sessions.
+    """
 
     role = ""
     late: frozenset[str] = frozenset()
     """Roles whose connections belong to sessions that have begun, and are welcome while this service drains."""
 
     def __init__(
-        self, *, listen: str, keys: str, allowed_roles: set[str], options: Options, link: bool = False, clients: Path | None = None
+        self,
+        *,
+        listen: str | Handed,
+        keys: str,
+        allowed_roles: set[str],
+        options: Options,
+        link: bool = False,
+        clients: Path | None = None,
+        board: Board | None = None,
     ) -> None:
+        """`listen` is an address, or where another process hands connections over; with a `board` this is one process of several."""
         self.options, self.papers = options, Papers(keys, self.role, clients)
         self._log = logging.getLogger(f"privinf.{self.role}")
         self._sparing = Sparing(self._log)
         emulated, hello_s = options.emulated if link else None, min(options.timeout, HELLO_S)
         self._listener = Listener(listen, self.credentials, allowed_roles, timeout=options.timeout, hello_s=hello_s, link=emulated)
-        self._here, self.counters, self.turns = Attendance(), Counters(), Turns()
+        self.board, self._here, self.counters = board, Attendance(board), Counters()
+        self.turns = Turns(None if board is None else math.ceil(cores() / board.workers))
         self._accepting: threading.Thread | None = None
+        self._others = Readiness()
         kernels.start(options.cache / "kernels")
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.local.watch`, in local demos alone
 
@@ -148,6 +166,21 @@ class Service:
     def budgets(self) -> dict[str, int]:
         """Outputs that were spent of budgets, by the name of the client."""
         return {}
+
+    def missing(self) -> str:
+        """Why a session could not begin now, for want of somebody beside its two parties; empty: nothing."""
+        return ""
+
+    def ready(self) -> str:
+        """Why nobody new can be served now; empty where somebody can. See `Readiness`."""
+        if self.draining:
+            return f"this {self.role} is to end"
+        return self._others.why(self.missing)
+
+    @property
+    def coming(self) -> bool:
+        """Whether somebody is at the door."""
+        return self._listener.coming
 
     @property
     def draining(self) -> bool:
@@ -264,7 +297,7 @@ class Service:
                 self.retire(connection)
             give_back()
 
-    def _why_not(self, connection: Connection, others: list[Connection]) -> PrivinfError | None:
+    def _why_not(self, connection: Connection, others: list[Peer]) -> PrivinfError | None:
         """Why a peer is not served."""
         role, options = connection.peer_role, self.options
         if self._here.draining and role not in self.late:

@@ -15,11 +15,16 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Turns:
     """`places` at a time; by default as many as there are cores for this process. A client is whatever names it."""
 
     def __init__(self, places: int | None = None) -> None:
-        self.places = places or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.places = places or cores()
         self._free = self.places
         self._queues: dict[str, deque[threading.Lock]] = {}  # of clients, in the order in which they are due
         self._since: dict[str, int] = {}  # how many turns had been given when a client began to wait for its next one

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from privinf.transport.connection import Connection
 from privinf.transport.crowd import Crowd
 from privinf.transport.failure import Failure
+from privinf.transport.handing import Handed
 from privinf.transport.tls import TlsStream, late, unacknowledged
 from protocols.errors import Code, HandshakeError, PrivinfError, RefusedError, TransportError
 
@@ -66,7 +67,7 @@ class Door:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | Handed,
         party: str,
         make: Callable[[socket.socket], TlsStream],
         greet: Callable[[TlsStream, str], Connection],

@@ -20,6 +20,8 @@ from typing import Any
 from privinf.transport.connection import HEARTBEAT_S, Connection
 from privinf.transport.door import Door, TurnedAway, last_words
 from privinf.transport.failure import Failure
+from privinf.transport.handing import Handed
+from privinf.transport.hint import PREFIX
 from privinf.transport.keys import Credentials
 from privinf.transport.meter import Meter
 from privinf.transport.shaper import Link
@@ -53,6 +55,27 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def listening(address: str, party: str) -> tuple[socket.socket, str]:
+    """A socket that listens there and blocks nobody, and the actual HOST:PORT; ConfigError."""
+    host, port = parse_address(address)
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tune(sock)  # accepted sockets inherit it, and the window's scale is fixed when they connect
+            sock.bind(place)
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {address}: {reason}", party=party, remedy="choose another --listen") from None
+    return sock, format_address(host, sock.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class _Options:
     """What a connection is made with; times in seconds."""
@@ -72,7 +95,7 @@ class Listener:
 
     def __init__(
         self,
-        address: str,
+        address: str | Handed,
         credentials: Credentials,
         allowed_roles: Collection[str],
         *,
@@ -83,30 +106,18 @@ class Listener:
         heartbeat_s: float = HEARTBEAT_S,
         link: Link | None = None,
     ) -> None:
-        host, port = parse_address(address)
         self.credentials = credentials
         self.allowed_roles = frozenset(allowed_roles)
         self._options = _Options(timeout, handshake_s, silence_s, heartbeat_s, link)
         self._context = make_context(credentials, server=True)
-        try:
-            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            self._socket = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                tune(self._socket)  # accepted sockets inherit it, and the window's scale is fixed when they connect
-                self._socket.bind(place)
-                self._socket.listen(_BACKLOG)
-                self._socket.setblocking(False)
-            except BaseException:
-                self._socket.close()
-                raise
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"cannot listen on {address}: {reason}", party=credentials.role, remedy="choose another --listen") from None
+        self._socket: socket.socket | Handed
+        if isinstance(address, Handed):
+            self._socket, self.address = address, address.name
+        else:
+            self._socket, self.address = listening(address, credentials.role)
         self.door = Door(self._socket, credentials.role, self._stream, self._greet, handshake_s=handshake_s, hello_s=hello_s)
         self._accepting = threading.RLock()
         self._closed = False
-        self.address = format_address(host, self._socket.getsockname()[1])
 
     def renew(self, credentials: Credentials) -> None:
         """Shows this certificate from now on; connections that were made stay. ConfigError, and then the old one stays."""
@@ -146,6 +157,11 @@ class Listener:
         return connection
 
     @property
+    def coming(self) -> bool:
+        """Whether somebody is on the way to become a peer, or waits to be accepted."""
+        return bool(len(self.door) or self.door.ready or select.select([self._socket], [], [], 0)[0])
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -180,18 +196,22 @@ def dial(
     silence_s: float | None = None,
     heartbeat_s: float = HEARTBEAT_S,
     waiting: Waiting | None = None,
+    hint: str = "",
 ) -> Connection:
     """Connects to a peer that must have `expected_role` and a certificate for the dialled host.
 
     Tries again while nobody listens there, for `connect_s` seconds (default: `timeout`), then raises PeerUnreachableError. A peer that
     refuses us or is not the one that we expect raises HandshakeError at once; so does one that does not finish the handshake within
     `handshake_s` (default: `connect_s` or 10 s, the longer, and at most `timeout`). `timeout` is also the connection's longest wait.
+    `hint`: see there.
     """
     host, port = parse_address(address)
     role = credentials.role
     connect_s, waiting = timeout if connect_s is None else connect_s, waiting or (lambda reason, left: None)
     handshake_s = min(timeout, max(connect_s, _DIAL_HANDSHAKE_S)) if handshake_s is None else handshake_s
     context = make_context(credentials, server=False)
+    if hint:
+        context.set_alpn_protocols([(PREFIX + hint.encode()).decode()])
     sock = _connect(host, port, connect_s, role, waiting)
     deadline = time.monotonic() + handshake_s
     with _closing_on_error(sock), _ticking(lambda: waiting(f"no answer yet from {address}", deadline - time.monotonic())):

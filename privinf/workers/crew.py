@@ -52,11 +52,11 @@ class Nursery:
             return False
         return True
 
-    def end(self) -> int:
-        """Its workers stay; its exit code."""
+    def end(self, wait_s: float = 5.0) -> int:
+        """Its workers stay; its exit code, waited for so long."""
         self.channel.close()
         try:
-            return self._process.wait(5)
+            return self._process.wait(wait_s)
         except subprocess.TimeoutExpired:  # it loads a model
             self._process.kill()
             return self._process.wait()

@@ -29,6 +29,8 @@ REPLACED_S = 3600.0
 """How long the sessions of a worker that is replaced may go on."""
 LOOK_S = 4.0
 """How long an answer to whoever asks for metrics waits for workers."""
+GOING_S = 30.0
+"""How long a nursery may take to say why it could not load."""
 HINTS = 1 << 16
 _STEP_S, _MINUTE_S, _SOON_S, _LATE_S = 0.25, 60.0, 0.1, 30.0
 
@@ -107,7 +109,7 @@ class Front:
             if before is not None:
                 self._end_nursery(before)
         elif not there:
-            code = self._end_nursery(nursery)
+            code = self._end_nursery(nursery, GOING_S)
             if nursery is self._nursery:
                 self._nursery, self._changes.code = None, code
                 self._changes.died()
@@ -115,9 +117,9 @@ class Front:
                 self._changes.coming = None
                 self._log.error("nothing was read anew, and the old workers stay")
 
-    def _end_nursery(self, nursery: Nursery) -> int:
+    def _end_nursery(self, nursery: Nursery, wait_s: float = 5.0) -> int:
         self._porch.forget(nursery.channel)
-        return nursery.end()
+        return nursery.end(wait_s)
 
     def _replace(self) -> None:
         """Whoever is missing comes; of those that are old one at a time goes, once there is one more than is wanted."""

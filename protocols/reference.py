@@ -136,6 +136,18 @@ def recurrence_bound(x: Tensor, b: Tensor, c: Tensor, a: Tensor, u: Tensor, h: T
     return 2e-3 * largest + 2.0**-10
 
 
+def relu_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+    """relu(q k^T) v over the rows' lengths, on reals, as `attention`. The protocol is off by `relu_attention_bound`."""
+    lengths = rows.first + rows.step * torch.arange(rows.number)
+    there = torch.arange(k.shape[-2]) < lengths[:, None]  # (n, m)
+    return (q.double() @ k.double().transpose(-1, -2)).relu() * there / lengths[:, None] @ v.double()
+
+
+def relu_attention_bound(largest: float, result: float) -> float:
+    """For values of at most `largest` and results of at most `result`: two units of the scores, the rounded 1 / length, two of the sums."""
+    return largest * 2.0**-11 + result * 2.0**-13 + 2.0**-11
+
+
 def lookup(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of the table."""
     return torch.stack([table[index] for index in ids.tolist()])

@@ -1,4 +1,4 @@
-"""What may be trained: networks of the ladder, once or in loops, of Llama's kind and of Mamba-2's, by the names of their variants."""
+"""What may be trained: networks of the ladder, with ReLU, or in loops, of Llama's kind and of Mamba-2's, by the names of their variants."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
 from privinf.models.mamba2 import Mamba2Config, Mamba2Model
 from privinf.models.recursive import RecursiveConfig, RecursiveModel
+from privinf.models.relu import ReluConfig, ReluModel
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from privinf.training.recurrent import first_of_mamba2, mamba2_config
@@ -22,15 +23,16 @@ from protocols.rotary import Rotation
 
 Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model
 TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config
-FamilyName = Literal["aero", "llama", "recursive", "mamba2"]
+FamilyName = Literal["aero", "llama", "recursive", "relu", "mamba2"]
 USUAL: dict[FamilyName, str] = {
     "aero": "SM(t)+ScFuFFN",
     "llama": "SM+RN+SwiGLU",
     "recursive": "SM+FuFFN",
+    "relu": "RA+ScFuFFN",
     "mamba2": "M2(sp)+Conv+RN+SiLU",
 }
 """The variant of each that is trained where none is named."""
-TAKEN = "'gpt2', 'aero', 'recursive', 'llama', 'qwen2' and 'mamba2'"
+TAKEN = "'gpt2', 'aero', 'recursive', 'relu', 'llama', 'qwen2' and 'mamba2'"
 OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
 
 
@@ -46,9 +48,13 @@ def variant_config(
             raise ConfigError(f"--kv-heads: {told}", remedy="give it with --family llama")
         if family == "mamba2":
             return mamba2_config(variant, **sizes)
-        config = ladder_config(variant, **sizes)
+        if family == "relu" and not variant.startswith("RA"):
+            raise ConfigError(f"variant {variant!r} is none of relu's", remedy="examples are RA+LN+R, RA+LN, RA+R, RA+FuFFN, RA+ScFuFFN_i2")
+        config = ladder_config("SM" + variant[2:] if family == "relu" else variant, **sizes)
         if family == "aero":
             return config
+        if family == "relu":
+            return ReluConfig.checked(config.model_dump() | {"model_type": "relu"}, "variant " + variant)
         fields = config.model_dump() | {"model_type": "recursive", "loops": 3 if loops is None else loops, "rank": rank or 0}
         return RecursiveConfig.checked(fields, "variant " + variant)
     match = OF_LLAMA.fullmatch(variant)
@@ -89,6 +95,8 @@ def built(config: TrainedConfig) -> Trained:
         return RecursiveModel(config)
     if isinstance(config, Mamba2Config):
         return Mamba2Model(config)
+    if isinstance(config, ReluConfig):
+        return ReluModel(config)
     return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
 
 

@@ -46,6 +46,6 @@ def ladder_config(variant: str, **sizes: Any) -> AeroConfig:
 def load_ladder(directory: str | Path) -> tuple[AeroModel, AeroConfig, bytes | None]:
     """`load_checkpoint` for what knows the ladder's parts: ConfigError for a checkpoint of another family."""
     model, config, tokenizer = load_checkpoint(directory)
-    if not isinstance(model, AeroModel) or not isinstance(config, AeroConfig):
+    if type(model) is not AeroModel or not isinstance(config, AeroConfig):
         raise ConfigError(f"{directory}: {config.model_type!r} is no model of the ladder", remedy="this takes 'gpt2' and 'aero'")
     return model, config, tokenizer

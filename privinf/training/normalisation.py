@@ -42,6 +42,6 @@ def folded_norms(model: Trained) -> Trained:
     if not isinstance(model, AeroModel) or not any("parametrizations" in name for name, _ in model.named_parameters()):
         return model
     model.eval()  # the power iteration rests
-    plain = AeroModel(model.config)
+    plain = type(model)(model.config)
     plain.load_state_dict({name: attrgetter(name)(model) for name in plain.state_dict()})
     return plain.eval()

@@ -35,6 +35,7 @@ from protocols.product import (
     weighted,
 )
 from protocols.reciprocal import cost_reciprocal, reciprocal
+from protocols.relu_attention import ReluRings, cost_relu_attention, relu_attention
 from protocols.rowrange import RowRange
 from protocols.rows import Rows, Stacked
 from protocols.sequences import (
@@ -291,6 +292,21 @@ def attention_case(heads: int, width: int, rows: Rows, rings: AttentionRings, at
     return Case(f"attention {heads} {width} {rows.fields()} {rings.v_bits} {at_once}", declared, program)
 
 
+def relu_attention_case(heads: int, width: int, rows: Rows, rings: ReluRings) -> Case:
+    q, k = (heads, rows.number, width), (heads, rows.columns, width)
+    wires = (q, rings.qk_bits, rings.q_frac), (k, rings.qk_bits, rings.k_frac), (k, rings.v_bits, rings.v_frac)
+
+    def program(party: Party) -> Protocol_[Any]:
+        x, y, z = yield from opened(party, *wires)
+        yield from relu_attention(party, x, Cached.join(None, y), Cached.join(None, z), rows, rings)
+
+    return Case(
+        f"relu attention {heads} {width} {rows.fields()} {rings.mean_bits}",
+        opening(*wires) + cost_relu_attention(heads, width, rows, rings),
+        program,
+    )
+
+
 ONE, CAUSAL, CACHED, EQUAL = Rows(1, 1, 0), Rows(1, 7, 1), Rows(10, 3, 1), Rows(5, 3, 0)
 RANGES = [RowRange(6, 10, 6, True), RowRange(2, 4, 4, False)]
 LAYOUTS = [ONE, CAUSAL, CACHED, EQUAL, Rows(1, 4, 0), Rows(2, 1, 0), Rows(3, 2, 0), Rows(17, 1, 0), Rows(1, 33, 1)]
@@ -353,6 +369,7 @@ CASES = [
     attention_case(2, 3, CAUSAL, AttentionRings(qk_bits=30, q_frac=13, k_frac=9, v_bits=48, product_bits=44, out_bits=25, out_frac=13)),
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
     *(attention_case(2, 5, rows, AttentionRings(v_bits=46, within=within)) for rows in LAYOUTS for within in RANGES),
+    *(relu_attention_case(2, 5, rows, rings) for rows in LAYOUTS for rings in (ReluRings(), ReluRings(mean_bits=40))),
     attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=47, out_bits=36, out_frac=14, sum_frac=13)),
     *(attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=43, within=within), True) for within in (None, *RANGES)),
 ]

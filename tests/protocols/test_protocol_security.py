@@ -28,6 +28,7 @@ from protocols.party import Item, Offline, Online, Party, Protocol_
 from protocols.prg import derive, new_seed
 from protocols.product import Cached
 from protocols.reciprocal import reciprocal
+from protocols.relu_attention import ReluRings, relu_attention
 from protocols.ring import encode, reduce, signed
 from protocols.rows import Rows, Stacked
 from protocols.sequences import gather
@@ -165,6 +166,11 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, AttentionRings())
 
+    def attend_by_relu(party: Party) -> Protocol_[Any]:
+        shapes = ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44)
+        q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
+        yield from relu_attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, ReluRings())
+
     def attend_in_batches(party: Party) -> Protocol_[Any]:
         shapes = ((GROUPS, 3, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44)
         q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
@@ -194,6 +200,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         "reciprocal": (inverse, {}),
         "softmax": (soft, {}),
         "attention": (attend, {}),
+        "attention by ReLU": (attend_by_relu, {}),
         "attention of several sequences": (attend_in_batches, {}),
         "activations": (activations, {}),
         "normalised": (normalised, {}),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -64,13 +64,14 @@ class CausalAttention(Node):
     """
 
     op = "attention"
-    optional = ("inverse_temperature",)
-    encoded = ("inverse_temperature",)
+    optional: ClassVar[tuple[str, ...]] = ("inverse_temperature",)
+    encoded: ClassVar[tuple[str, ...]] = ("inverse_temperature",)
     state = ("keys", "values")
-    peaks_kept = ("score", *ROW_PARTS)
+    peaks_kept: ClassVar[tuple[str, ...]] = ("score", *ROW_PARTS)
     opens = "product"
     any_length = True
     batches = True
+    of_wires: ClassVar[Callable[..., Protocol_[Shares]]] = staticmethod(of_wires)
     heads: int
     head_dim: int
     scale: float
@@ -245,7 +246,7 @@ class CausalAttention(Node):
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
         live = self._live(x, columns) if columns else None
         # values are needed late: what it takes to have them in a wider ring goes beside the scores
-        out = yield from of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
+        out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 

@@ -38,6 +38,7 @@ def explain(
     lengths: Lengths,
     cached: Annotated[int, Setting("Positions that both parties hold already.", "L", least=0)] = 0,
     logits: Logits = False,
+    scores: Annotated[bool, Setting("Rounded logits of every position of the prompt, as `echo` with `logprobs` takes.")] = False,
     trust: Trust = DEALER,
     embedding: Embedding = None,
     batch: Annotated[int, Setting("Such prompts that go through the same passes.", "B", least=1, most=1024)] = 1,
@@ -63,7 +64,7 @@ def explain(
 
     lowered = open_model(model, runtime.cache)
     size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached, "batch": batch}
-    prediction = predict(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding, stock=stock)
+    prediction = predict(lowered, seq, logits=logits, scores=scores, **size, trust=trust, embedding=embedding, stock=stock)
     if as_json:
         common.write_json(prediction)
     else:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import secrets
 import signal
 import sys
@@ -63,6 +64,7 @@ class Callers:
 
     http: Annotated[str, Setting("Where to answer; port 0 takes any free one.", "HOST:PORT")] = "127.0.0.1:8080"
     host: Annotated[list[str] | None, Setting("A name by which callers reach it; may be given several times.", "NAME")] = None
+    cors: Annotated[list[str] | None, Setting("A site whose pages may call it, with the key; may be given several times.", "ORIGIN")] = None
     metrics: Metrics = None
     api_key: Annotated[str | None, Setting(f"What callers must show; default: ${common.KEY_VARIABLE}, or a new one.", "KEY")] = field(
         default=None, repr=False
@@ -98,7 +100,7 @@ def gateway(
     if not math.isfinite(bounds.drain_s):
         raise ConfigError("--drain has no end", remedy="give seconds")
     bounds = replace(bounds, idle_s=min(bounds.wait_s, bounds.idle_s))
-    names = _names(callers.http, callers.host)
+    names, origins = _names(callers.http, callers.host), _origins(callers.cors)
     key, made = _key(callers.api_key)
     template = None if callers.chat_template is None else _template(callers.chat_template)
     options = make_options(runtime, pins, lengths, trust=peers.trust, embedding=peers.embedding)
@@ -119,7 +121,7 @@ def gateway(
             _announce(engine.model.lowered, address, scraped, key if made else None, as_json=as_json)
 
         allow(bounds.drain_s)
-        what: dict[str, Any] = {"api_key": key, "name": callers.name, "names": names, "watch": watch, "bounds": bounds}
+        what: dict[str, Any] = {"api_key": key, "name": callers.name, "names": names, "origins": origins, "watch": watch, "bounds": bounds}
         serve(engine, listeners, listening=listening, say=_say, **what)
 
 
@@ -177,6 +179,15 @@ def _names(http: str, given: list[str] | None) -> list[str]:
         if host_of(name) != name.lower() or ":" in name:
             raise ConfigError(f"--host {name[:100]!r} is no name", remedy="give a name alone, for example gateway.example.org")
     return [parse_address(http)[0].lower(), *(name.lower() for name in given or ())]
+
+
+def _origins(given: list[str] | None) -> list[str]:
+    """Sites as browsers name them."""
+    for origin in given or ():
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?", origin):
+            remedy = "give scheme, name and port as a browser does, for example https://app.example.org"
+            raise ConfigError(f"--cors {origin[:100]!r} is no origin", remedy=remedy)
+    return list(given or ())
 
 
 @contextlib.contextmanager

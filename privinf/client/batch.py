@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from privinf.client.reply import Reply
@@ -38,6 +39,7 @@ class Member:
         self.padding = 0  # passes that pad the reply still to come
         self.room = 0  # for new tokens, from the reply's first on
         self.terms: Terms | None = None
+        self.scored = False  # the next pass has logits of each of its new positions
         self.dropped = False
 
     def __repr__(self) -> str:
@@ -84,7 +86,7 @@ class Batch:
         filled, terms, room = reply.placed(self.session, ids, after, member.cached)
         reply.shown = terms.seq, 0
         with self._guard:
-            member.pending, member.terms, member.room = filled, terms, room
+            member.pending, member.terms, member.room, member.scored = filled, terms, room, reply.scored
             member.left = min(reply.wanted.max_new_tokens - len(reply.tokens), terms.tokens)
             member.reply = reply
 
@@ -99,24 +101,56 @@ class Batch:
     def step(self) -> list[Made]:
         """One pass over all replies that are being made, and before it the pieces of long prompts (`chunk`); what it made.
 
-        PrivinfError where the session has broken, and with it all of them.
+        Prompts that are scored have a pass of their own, for of each of their positions there are logits. PrivinfError where the session
+        has broken, and with it all of them.
         """
         with self._guard:
-            going = [member for member in self._members.values() if member.reply is not None]
+            going = [(member, member.reply) for member in self._members.values() if member.reply is not None]
             if not going:
                 return []
-            replies = [member.reply for member in going if member.reply is not None]
             ended, self._leaving = [member.number for member in self._leaving if member.cached], []
-        timing, ended = self._chunks(going, ended)
-        logits = any(reply.wanted.revealed for reply in replies)
-        out = self.session.step([(member.number, member.pending) for member in going], timing, ended=ended, logits=logits)
+        made: list[Made] = []
+        for every in (True, False):
+            part = [(member, reply) for member, reply in going if member.scored == every]
+            if part:
+                made += self._scored(part, ended) if every else self._advanced(part, ended)
+                ended = []
+        return made
+
+    def _advanced(self, going: Sequence[tuple[Member, Reply]], ended: list[int]) -> list[Made]:
+        timing, ended = self._chunks([member for member, _ in going], ended)
+        logits = any(reply.wanted.revealed for _, reply in going)
+        out = self.session.step([(member.number, member.pending) for member, _ in going], timing, ended=ended, logits=logits)
         assert out is not None
         self.steps += 1
         made = []
-        for member, reply, row in zip(going, replies, out, strict=True):
+        for (member, reply), row in zip(going, out, strict=True):
             member.cached += len(member.pending)
             _add(reply.timing, timing)
             made.append(self._taken(member, reply, row, logits))
+        return made
+
+    def _scored(self, going: Sequence[tuple[Member, Reply]], ended: list[int]) -> list[Made]:
+        """A pass, or one for each piece, with logits of every position of these prompts."""
+        timing, rows = Timing(), dict[Member, list[Tensor]]()
+        size = self.session.options.chunk or max(len(member.pending) for member, _ in going)
+        taken = {member: list(member.pending) for member, _ in going}
+        while left := [member for member in taken if taken[member]]:
+            new = [(member.number, taken[member][:size]) for member in left]
+            out = self.session.step(new, timing, ended=ended, logits=True, every=True)
+            assert out is not None
+            self.steps, ended = self.steps + 1, []
+            for member, part in zip(left, torch.split(out, [len(ids) for _, ids in new]), strict=True):
+                rows.setdefault(member, []).append(part)
+                member.cached += len(part)
+                taken[member] = taken[member][size:]
+            if any(taken.values()):  # no token comes of it
+                timing.unshown_s += timing.tokens_s.pop()
+        made = []
+        for member, reply in going:
+            member.scored = False
+            _add(reply.timing, timing)
+            made.append(self._taken(member, reply, reply.score(member.pending, rows[member]), True))
         return made
 
     def _chunks(self, going: Sequence[Member], ended: list[int]) -> tuple[Timing, list[int]]:

@@ -186,6 +186,8 @@ class Client:
         ignore_eos: bool = False,
         logits: bool = False,
         sampling: Sampling = GREEDY,
+        logprobs: int | None = None,
+        score_prompt: bool = False,
         retry: int = 0,
     ) -> Iterator[Token] | Replies:
         """New tokens as they come, the end token included. The prompt is a text, or ids where there is no tokenizer.
@@ -195,13 +197,17 @@ class Client:
         tokens and of new tokens are public, or what the options `pad_prompt` and `pad_reply` make of them: passes that pad a reply
         come after its last token, so let the iterator end by itself.
 
+        With `logprobs=k` a token has its log-probability, and those of the k most probable (`Token.score`), of the logits that the server
+        must grant. With `score_prompt` too the prompt's tokens have theirs, as `prompt_logprobs` of the result: the server reveals logits
+        of every position of the prompt, each an output of its budget.
+
         Where a connection breaks, `retry` times at most a fresh session goes on with the reply, if it can be had within the timeout after
         the break. Its prompt is the old one and the tokens so far, so that the server learns how far the reply had come.
 
         A list of prompts, or of their ids, is answered together, for about the rounds and not much more than the time of one: pairs of an
         index and a token come, see `Replies`. No prepared query is used, and nothing begun anew after a break (`retry` must be 0).
         """
-        wanted = Wanted(max_new_tokens, ignore_eos, logits, sampling)
+        wanted = Wanted(max_new_tokens, ignore_eos, logits, sampling, logprobs, score_prompt)
         if several(prompt, ids):
             if retry:
                 raise ConfigError("a list of prompts is not begun anew", remedy="leave retry out, or ask for one after the other")

@@ -107,6 +107,8 @@ class Conversation:
         keep_last: bool = True,
         prepared: bool = False,
         begun: Reply | None = None,
+        logprobs: int | None = None,
+        score_prompt: bool = False,
     ) -> Iterator[Token]:
         """New tokens after the sequence so far and these ids, as `Client.generate`; only what is new goes through a pass.
 
@@ -115,9 +117,11 @@ class Conversation:
         conversation is over after it, for what was prepared ends there. With `begun` the reply goes on that broke in another session; then
         these ids are all that came before the reply.
         """
-        wanted, self.reply = Wanted(max_new_tokens, ignore_eos, logits, sampling), begun
+        wanted, self.reply = Wanted(max_new_tokens, ignore_eos, logits, sampling, logprobs, score_prompt), begun
         if not self.usable:
             raise TransportError("this conversation is over", party="client", remedy="begin another one")
+        if score_prompt and self.ids:
+            raise ConfigError("what a conversation has already is not scored", remedy="begin another one")
         last = [] if self._last is None or not keep_last else [self._last]
         fresh, session = [*last, *ids], self.session
         prompt = Prompt.read(session.lowered, None, fresh)

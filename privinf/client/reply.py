@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from privinf.client.lines import Lines
 from privinf.client.sampling import Sampler
+from privinf.client.scores import PromptScores, Scores, score
 from privinf.client.session import ClientSession, Timing
 from privinf.client.text import Prompt, Streamer, Token
 from privinf.client.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ class Reply:
         self.streamer, self.sampler = Streamer(tokenizer, wanted.sampling.stop), Sampler(wanted.sampling)
         self.tokens: list[int] = []
         self.logits: list[Tensor] = []  # of its passes, where they were asked for
+        self.scores = Scores()  # likewise
         self.finish_reason = "length"
         self.whole = False  # all tokens are here
         self.shown = (0, 0)  # prompt tokens and new tokens as the last session's server saw them, padding included
@@ -63,7 +65,7 @@ class Reply:
         self.begin(session)
         ids, terms, room = self.placed(session, ids, after, session.runtime.offset)
         first = len(self.tokens)
-        if prepared:
+        if prepared and not self.scored:
             self.timing.offline_s += session.spend(terms)
         for left in reversed(range(min(self.wanted.max_new_tokens - first, terms.tokens))):
             out = self._next(session, terms) if len(self.tokens) > first else self._prefill(session, ids, terms)
@@ -78,6 +80,7 @@ class Reply:
         """It is made in this session from now on; HandshakeError where that does not give what it takes."""
         if self.wanted.revealed:
             session.want_logits()
+        self.sampler.begin(session.lowered)
         self._take(session)
 
     def placed(self, session: ClientSession, ids: Sequence[int], after: int, cached: int) -> tuple[list[int], Terms, int]:
@@ -107,14 +110,31 @@ class Reply:
             raise ProtocolDesync("the output is no token of the vocabulary", party="client", peer=session.peers.named)
         self.tokens.append(token)
         text = None if token in stop else self.streamer.add(token)
-        if token in stop or self.streamer.stopped:
+        if token in stop or self.streamer.stopped or self.sampler.ended:
             self.finish_reason, left = "stop", 0
         self.whole = left == 0
-        return Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""))
+        found = None if self.wanted.logprobs is None else score(out, token, self.wanted.logprobs)
+        self.scores.new += [] if found is None else [found]
+        return Token(token, self.streamer.rest() if text is None else text if left else text + (self.streamer.rest() or ""), found)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its first pass has an output of every position; of one that goes on in another session the prompt has its scores."""
+        return self.wanted.score_prompt and not self.tokens
+
+    def score(self, ids: Sequence[int], rows: Iterable[Tensor]) -> Tensor:
+        """Scores the prompt, of which these are the ids with what pads it in front, from logits of its positions; the last of them."""
+        found = PromptScores(ids, self.wanted.logprobs or 0)
+        for last in rows:
+            found.add(last)
+        first, *others = found.scores[len(ids) - self.prompt_tokens :]
+        self.scores.prompt = [first._replace(logprob=None, top=()), *others]
+        return last[-1:]
 
     def _prefill(self, session: ClientSession, ids: Sequence[int], terms: Terms) -> Tensor:
         self.shown = terms.seq, 0
-        out = session.prefill(ids, terms, self.timing)
+        scored = self.scored
+        out = self.score(ids, session.scored(ids, terms, self.timing)) if scored else session.prefill(ids, terms, self.timing)
         self.shown = terms.seq, 1
         return out
 
@@ -149,6 +169,7 @@ class Reply:
             "fractional_bits": max(entry.frac for entry in plan),
             "model": model_of(last.lowered),
             **({"logits": [x.reshape(-1).tolist() for x in self.logits]} if self.logits else {}),
+            **self.scores.plain(),
         }
 
 

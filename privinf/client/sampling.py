@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from protocols.errors import ConfigError
@@ -16,7 +17,11 @@ from protocols.errors import ConfigError
 if TYPE_CHECKING:  # torch is loaded where it computes: the process that starts the parties of `privinf run` has no use for it
     from torch import Tensor
 
+    from privinf.client.grammar import Mask
+    from privinf.lowering.lowered import Lowered
+
 MAX_TEMPERATURE = 100.0
+MAX_PENALTY, MAX_BIAS = 2.0, 100.0  # as in OpenAI's interface
 MAX_STOPS, MAX_STOP_CHARS = 16, 1000
 _PURPOSE = "privinf sampling"
 
@@ -29,6 +34,10 @@ class Sampling:
     keeps the most probable tokens up to and with the one that brings their sum to p. `seed` names the random numbers, see
     `Sampler`; None draws a fresh one. `stop` are texts at which the reply ends, and which it does not hold; `stop_ids` are tokens
     that end it as the end token does.
+
+    Before all of this each token's logit gets its `bias` (pairs of an id and a number), and loses `presence_penalty` if the reply has
+    the token already and `frequency_penalty` for each time that it has. With a `grammar` (`privinf.client.grammar`) only what goes on
+    with it is chosen. Each of these takes logits, also where the choice is greedy.
     """
 
     temperature: float = 0.0
@@ -37,6 +46,10 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         self._put("temperature", _real(self.temperature, "the temperature", 0.0, MAX_TEMPERATURE))
@@ -50,6 +63,12 @@ class Sampling:
         if len(stop) > MAX_STOPS or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARS for text in stop):
             raise ConfigError(f"stop texts are at most {MAX_STOPS}, each of 1 to {MAX_STOP_CHARS} characters")
         self._put("stop", stop)
+        for name in ("frequency_penalty", "presence_penalty"):
+            self._put(name, _real(getattr(self, name), f"the {name.replace('_', ' ')}", -MAX_PENALTY, MAX_PENALTY))
+        what = "a token's bias"
+        self._put(
+            "bias", tuple([(_whole(each[0], "a token", 0, 1 << 31), _real(each[1], what, -MAX_BIAS, MAX_BIAS)) for each in self.bias])
+        )
         self._put("stop_ids", tuple(_whole(number, "a stop token", 0, 1 << 31) for number in self.stop_ids))
 
     def _put(self, name: str, value: Any) -> None:
@@ -57,8 +76,18 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is always taken, so that no logits are needed."""
+        """Whether the most probable token is always taken."""
         return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def changed(self) -> bool:
+        """Whether tokens are chosen from other logits than the model's."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.bias or self.grammar)
+
+    @property
+    def takes_logits(self) -> bool:
+        """Whether the client chooses, from logits: all but the plain greedy choice."""
+        return not self.greedy or self.changed
 
 
 def _real(value: Any, name: str, low: float, high: float) -> float:
@@ -112,6 +141,10 @@ class Sampler:
         self._sampling = sampling
         seed = new_seed() if sampling.seed is None else sampling.seed.to_bytes(16, "little")
         self._stream = Prg(derive(seed, _PURPOSE)).stream(0)
+        self._seen = Counter[int]()
+        self._mask: Mask | None = None
+        self.ended = False
+        """Whether the reply is whole by its grammar: none can follow."""
 
     def __repr__(self) -> str:
         return "Sampler(state hidden)"
@@ -120,11 +153,36 @@ class Sampler:
         """A token's id from logits, (V,) or (1, V)."""
         import torch
 
-        ids, p = kept(logits, self._sampling)
+        ids, p = kept(self._changed(logits), self._sampling)
         u = (int.from_bytes(self._stream.raw(8).tobytes(), "little") >> 11) / 2**53
         passed = torch.cumsum(p, 0) > u
         place = int(passed.nonzero()[0]) if bool(passed.any()) else len(ids) - 1  # rounding may leave the sum just below 1
-        return int(ids[place])
+        token = int(ids[place])
+        self._seen[token] += 1
+        self.ended = self._mask is not None and self._mask.take(token)
+        return token
+
+    def begin(self, lowered: Lowered) -> None:
+        """Where there is a grammar, it is that of this model's tokens; once."""
+        if self._sampling.grammar and self._mask is None:
+            from privinf.client.grammar import Mask
+
+            self._mask = Mask(lowered, self._sampling.grammar)
+
+    def _changed(self, logits: Tensor) -> Tensor:
+        """The logits by which a token is chosen, (V,) float64, or those that came where nothing changes them."""
+        sampling = self._sampling
+        if not sampling.changed:
+            return logits
+        found = logits.reshape(-1).double().clone()
+        for token, bias in sampling.bias:
+            if token < len(found):
+                found[token] += bias
+        for token, times in self._seen.items():
+            found[token] -= sampling.frequency_penalty * times + sampling.presence_penalty
+        if self._mask is not None:
+            found[~self._mask.allowed()] = -math.inf
+        return found
 
 
 class Stops:

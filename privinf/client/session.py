@@ -140,6 +140,18 @@ class ClientSession:
         assert found is not None
         return found
 
+    def scored(self, ids: Sequence[int], terms: Terms, timing: Timing) -> Iterator[Tensor]:
+        """`prefill`, but rounded logits of every position, pass by pass, each (n, V)."""
+        done, passes = 0, terms.prefill
+        for number, each in enumerate(passes, 1):
+            request = self._with_more(Pass(each.count, True, every=each.count > 1), number == len(passes) and terms.tokens > 1)
+            found = self._pass(request, [torch.tensor([ids[done : done + each.count]])], timing)
+            assert found is not None
+            if number < len(passes):  # no token comes of it
+                timing.unshown_s += timing.tokens_s.pop()
+            yield found
+            done += each.count
+
     def next(self, token: int, logits: bool, timing: Timing, *, more: bool = False) -> Tensor:
         """The output after one more token; `more`: another one may follow."""
         found = self._pass(self._with_more(Pass(1, logits), more), [torch.tensor([[token]])], timing)
@@ -148,7 +160,8 @@ class ClientSession:
 
     def _with_more(self, request: Pass, more: bool) -> Pass:
         """The request, which says that a token may follow where its correlations can be made meanwhile."""
-        return Pass(request.count, request.logits, request.output, more and self.source.foresees and self.prepared is None)
+        more = more and self.source.foresees and self.prepared is None
+        return Pass(request.count, request.logits, request.output, more, request.every)
 
     def step(
         self,
@@ -158,12 +171,13 @@ class ClientSession:
         ended: Sequence[int] = (),
         logits: bool = False,
         output: bool = True,
+        every: bool = False,
     ) -> Tensor | None:
         """One pass over new ids of several sequences, by number; the output of each, (B,) tokens or (B, V) logits, if it has one.
 
-        A number that is not cached yet begins a sequence, and those in `ended` are forgotten.
+        A number that is not cached yet begins a sequence, and those in `ended` are forgotten. With `every` logits of every new id, (n, V).
         """
-        request = Step(tuple([(number, len(ids)) for number, ids in new]), tuple(ended), logits, output)
+        request = Step(tuple([(number, len(ids)) for number, ids in new]), tuple(ended), logits, output, every)
         return self._pass(request, [torch.tensor([[each for _, ids in new for each in ids]])], timing)
 
     def compute(self, inputs: Sequence[Tensor], timing: Timing) -> Tensor:
@@ -188,7 +202,7 @@ class ClientSession:
             graph = self.lowered.graph
             if isinstance(request, Run):
                 return module_output(graph, runtime, inputs, observe=observe)
-            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "observe": observe}
+            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "every": request.every, "observe": observe}
             if isinstance(request, Step):
                 return next_tokens(graph, runtime, inputs[0], request.new, ended=request.ended, **common)
             return next_token(graph, runtime, inputs[0], **common)

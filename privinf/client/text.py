@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privinf.client.sampling import Stops
+from privinf.client.scores import Score
 from privinf.client.tokenizer import Tokenizer, load_tokenizer
 from privinf.session.options import LONGEST
 from protocols.errors import Code, ConfigError
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Token:
-    """A new token: its id, and the text that it completes (None without a tokenizer)."""
+    """A new token: its id, the text that it completes (None without a tokenizer), and its log-probability, if that was asked for."""
 
     id: int
     text: str | None
+    score: Score | None = None
 
 
 def check_length(new_tokens: int) -> None:

@@ -6,6 +6,7 @@ begins with `User:`. A template is a program of the server's that runs here, in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ class Chat:
         info = lowered.info
         source = info.chat_template if template is None else template
         self.plain = not source
+        self.tools = re.search(r"\btools\b", source or "") is not None
+        """Whether the template writes down what tools there are."""
         self.stop: tuple[str, ...] = ("\nUser:",) if self.plain else ()
         words = {
             name: (tokenizer.id_to_token(token) if tokenizer is not None and token is not None else None) or ""
@@ -34,11 +37,11 @@ class Chat:
         }
         self._renderer = Renderer(source, words, most=most) if source else None
 
-    async def prompt(self, messages: Sequence[Message]) -> str:
+    async def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The prompt to which the reply is the next message; ConfigError if it is refused, and see `Renderer.render`."""
         if not messages:
             raise ConfigError("the chat has no message")
-        return self._plainly(messages) if self._renderer is None else await self._renderer.render(list(messages))
+        return self._plainly(messages) if self._renderer is None else await self._renderer.render(list(messages), list(tools))
 
     def close(self) -> None:
         """Ends the template's process."""

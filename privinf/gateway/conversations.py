@@ -71,14 +71,15 @@ class Conversations:
         return held
 
     def follow(
-        self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None]
+        self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None], *, begun: bool = True
     ) -> tuple[Held, tuple[int, list[int], bool]] | None:
-        """The idle one from which a prompt goes on furthest, which is then no longer kept.
+        """The idle one from which a prompt goes on furthest, which is then no longer kept; unless `begun`, one that is empty.
 
         The tokenizer may take its time, so nobody waits for it: whoever was used meanwhile is passed over.
         """
         with self._guard:
             idle = [(held, held.conversation.used) for held in self._idle if held.conversation.usable]
+        idle = [(held, used) for held, used in idle if begun or not held.conversation.ids]
         matches = [(held, used, found) for held, used in idle if (found := held.follow(ids, text, encode))]
         for held, used, found in sorted(matches, key=lambda match: -match[2][0]):
             with self._guard:

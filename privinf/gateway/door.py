@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from privinf.gateway.hosts import host_of, is_ours
@@ -20,17 +22,21 @@ OPEN = ("/healthz", "/", "/page.js", "/page.css")
 """Paths that need no key: they tell nothing about a prompt, a reply or a key."""
 METRICS = "/metrics"
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
-"""With every answer: no page elsewhere may embed it, and there are no CORS headers by which it could read it."""
+"""With every answer: no page elsewhere may embed it. CORS headers, by which one could read it, there are for named origins alone."""
 CROWDED = "privinf.crowded"
 """In the state of a connection that is one too many."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """By which names it may be called beside this machine's own; and where, if anywhere, it answers for metrics alone, without the key."""
+    """By which names it may be called beside this machine's own; and where, if anywhere, it answers for metrics alone, without the key.
+
+    `origins` are those whose pages may call it with the key and read what it answers (CORS).
+    """
 
     names: frozenset[str] = frozenset()
     metrics: tuple[str, int] | None = None
+    origins: frozenset[str] = frozenset()
 
     def is_for_metrics(self, local: tuple[str, int]) -> bool:
         """Whether a connection to this address is one for metrics alone."""
@@ -45,6 +51,10 @@ class Door:
 
     def __init__(self, app: ASGIApp, *, key: str, requests: Requests, bounds: Bounds, place: Place) -> None:
         self._app, self._key, self._requests, self._bounds, self._place = app, key.encode(), requests, bounds, place
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": ["Retry-After"]}
+        # behind the host's name, and before the key, which a browser does not send when it asks whether it may
+        named = CORSMiddleware(self._named, sorted(place.origins), **allowed) if place.origins else self._named
+        self._behind: ASGIApp = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,20 +67,25 @@ class Door:
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
+        named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if is_ours(host_of(named) or "", self._place.names, scope["server"][0]):
+            await self._behind(scope, receive, counted)
+            return
+        message = f"this gateway does not go by the name {named[:100]!r}; if it should, start it with --host"
+        await ApiError(421, message, code="unknown_host", close=True).response()(scope, receive, counted)
+
+    async def _named(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request that calls it by a name of its own."""
         refusal = self._refusal(scope)
         if refusal is not None:
-            await refusal.response()(scope, receive, counted)
+            await refusal.response()(scope, receive, send)
             return
         with self._requests.one_inside(counts=scope["path"] not in (*OPEN, METRICS)):
-            await self._app(scope, self._bounded(receive), counted)
+            await self._app(scope, self._bounded(receive), send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is not let in, from its head alone."""
         headers, path, local = dict(scope["headers"]), scope["path"], tuple(scope["server"])
-        named = headers.get(b"host", b"").decode("latin-1")
-        if not is_ours(host_of(named) or "", self._place.names, local[0]):
-            message = f"this gateway does not go by the name {named[:100]!r}; if it should, start it with --host"
-            return ApiError(421, message, code="unknown_host", close=True)
         if scope.get("state", {}).get(CROWDED):
             message = f"{self._bounds.connections} connections are open already"
             return ApiError(429, message, code="rate_limit_exceeded", retry_after=max(1, round(self._bounds.idle_s)), close=True)

@@ -16,6 +16,7 @@ from typing import Any
 from privinf.client.client import Client
 from privinf.client.reply import Attempts
 from privinf.client.sampling import GREEDY, Sampling
+from privinf.client.scores import Score
 from privinf.client.text import Token
 from privinf.gateway.conversations import Conversations
 from privinf.gateway.held import Held
@@ -38,6 +39,8 @@ class Query:
     sampling: Sampling = GREEDY
     ignore_eos: bool = False
     special_tokens: bool = True  # whether the tokenizer adds its own; a chat template writes them itself
+    logprobs: int | None = None  # log-probabilities of new tokens, with so many alternatives
+    score_prompt: bool = False  # and of the prompt's: it is then taken in anew, whatever is kept
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +51,8 @@ class Answer:
     cached_tokens: int = 0  # of them, those that no pass had to take in again
     tokens: int = 0
     finish_reason: str = "length"
+    prompt: tuple[int, ...] = ()
+    prompt_scores: tuple[Score, ...] = ()  # where they were asked for, from the first token on
     held: Held | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -117,7 +122,7 @@ class Engine:
         self.waiting += 1  # before anything is awaited, so that no crowd slips through
         try:
             ids, text = await asyncio.to_thread(self.model.read, query.prompt, special_tokens=query.special_tokens)
-            answer.prompt_tokens = len(ids)
+            answer.prompt_tokens, answer.prompt = len(ids), tuple(ids)
             await self._slots.acquire()
         finally:
             self.waiting -= 1
@@ -178,7 +183,7 @@ class Engine:
 
     def _answer(self, query: Query, ids: list[int], text: str | None, answer: Answer, emit: Callable[[Any], None]) -> None:
         attempts = Attempts(self.limits.retry, self.client.options.timeout, answer.cancelled)
-        found = self.conversations.follow(ids, text, self.model.encode)
+        found = self.conversations.follow(ids, text, self.model.encode, begun=not query.score_prompt)
 
         def attempt(connect_s: float | None) -> Iterator[Token]:
             nonlocal found
@@ -200,8 +205,11 @@ class Engine:
             yield from self._pass(attempts, query, answer, ids, True)
 
         for token in attempts.carry_on(attempt):
-            answer.tokens += 1
-            emit(token)
+            if query.score_prompt and answer.held is not None and (made := answer.held.conversation.reply) is not None:
+                answer.prompt_scores = tuple(made.scores.prompt)
+            if query.max_new_tokens:  # else the prompt is all that was asked of
+                answer.tokens += 1
+                emit(token)
         held, reply = answer.held, attempts.reply
         assert held is not None and reply is not None
         answer.finish_reason = reply.finish_reason
@@ -218,12 +226,14 @@ class Engine:
         try:
             yield from conversation.generate(
                 fresh,
-                max_new_tokens=min(query.max_new_tokens, self.limits.new_tokens),
+                max_new_tokens=max(1, min(query.max_new_tokens, self.limits.new_tokens)),
                 ignore_eos=query.ignore_eos,
                 sampling=query.sampling,
                 keep_last=keep,
                 prepared=self.limits.prepared,
                 begun=attempts.reply,
+                logprobs=query.logprobs,
+                score_prompt=query.score_prompt,
             )
         except (TransportError, RefusedError):
             whole = conversation.reply is not None and conversation.reply.whole  # then what broke only padded it

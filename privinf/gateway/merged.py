@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-Piece = tuple[int, str | None]
-"""Which reply, and a piece of its text; None at its end."""
+from privinf.gateway.writer import Said
+
+Piece = tuple[int, Said | None]
+"""Which reply, and a piece of it; None at its end."""
 
 
-async def together(replies: Sequence[AsyncIterator[str]]) -> AsyncIterator[Piece]:
+async def together(replies: Sequence[AsyncIterator[Said]]) -> AsyncIterator[Piece]:
     """All of them side by side; the first error is raised, and then, as when this is closed, every reply is ended."""
     if len(replies) == 1:  # as it comes, without tasks between
         try:
@@ -21,7 +23,7 @@ async def together(replies: Sequence[AsyncIterator[str]]) -> AsyncIterator[Piece
         return
     queue = asyncio.Queue[Piece | BaseException]()
 
-    async def follow(index: int, pieces: AsyncIterator[str]) -> None:
+    async def follow(index: int, pieces: AsyncIterator[Said]) -> None:
         try:
             async for text in pieces:
                 queue.put_nowait((index, text))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from privinf.client.conversation import Conversation
+from privinf.client.grammar import check
 from privinf.client.text import Prompt
 from privinf.client.tokenizer import load_tokenizer
+from privinf.client.vocabulary import Vocabulary
 from privinf.gateway.chat import Chat
 from privinf.lowering.lowered import Lowered
 from protocols.errors import ConfigError
@@ -31,6 +34,15 @@ class Model:
             raise ConfigError("the server's model is no language model", remedy="serve a converted checkpoint")
         tokenizer, session = load_tokenizer(lowered.tokenizer), conversation.session
         return cls(lowered, tokenizer, Chat(lowered, tokenizer, template, most=most), session.gives_logits, session.trust)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The bytes of its tokens; None where it has no tokenizer."""
+        return None if self.lowered.tokenizer is None else Vocabulary.read(self.lowered.tokenizer, self.lowered.info.vocab)
+
+    def check_grammar(self, grammar: str) -> None:
+        """ConfigError where replies cannot be of this form."""
+        check(self.lowered, grammar)
 
     def read(self, prompt: str | list[int], *, special_tokens: bool) -> tuple[list[int], str | None]:
         """A prompt's ids, and its text if it is one; ConfigError for what the model cannot take."""

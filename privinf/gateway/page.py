@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from sse_starlette.sse import EventSourceResponse
 
 from privinf.client.sampling import Sampling
+from privinf.gateway.asked import Temperature
 from privinf.gateway.engine import Answer, Engine, Query
-from privinf.gateway.wire import Temperature, as_api_error, usage
+from privinf.gateway.wire import as_api_error
+from privinf.gateway.writer import usage
 from privinf.session.report import counters, model_of
 from privinf.transport.meter import PHASES, Cell
 from privinf.trust import DEALER, TEXTS

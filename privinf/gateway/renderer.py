@@ -48,13 +48,13 @@ class Renderer:
             self.close()
             raise ConfigError(f"the chat template cannot be used: {error.message}", remedy="give another one by --chat-template") from None
 
-    async def render(self, messages: list[dict[str, Any]]) -> str:
+    async def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The prompt; ConfigError where the template refuses the chat, TemplateFault where it fails, Full where too many wait."""
         if self._waiting >= self._most:
             raise Full(f"{self._waiting} chats wait for the chat template", math.ceil(RENDER_S))
         self._waiting += 1
         try:
-            return await asyncio.wrap_future(self._pool.submit(self._render, messages))
+            return await asyncio.wrap_future(self._pool.submit(self._render, {"messages": messages, "tools": tools or None}))
         finally:
             self._waiting -= 1
 
@@ -68,8 +68,8 @@ class Renderer:
 
     # ---- in the pool's thread
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        return self._ask(self._started(), {"messages": messages}, RENDER_S)
+    def _render(self, request: dict[str, Any]) -> str:
+        return self._ask(self._started(), request, RENDER_S)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -124,6 +124,7 @@ def serve(
     api_key: str,
     name: str,
     names: Iterable[str],
+    origins: Iterable[str] = (),
     watch: Watch | None,
     listening: Callable[..., None],
     say: Say,
@@ -136,7 +137,7 @@ def serve(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what fails is told to the caller
     requests = Requests()
     places = [listener.getsockname()[:2] for listener in listeners]
-    place = Place(frozenset(names), places[1] if len(places) > 1 else None)
+    place = Place(frozenset(names), places[1] if len(places) > 1 else None, frozenset(origins))
     app = create_app(engine, api_key=api_key, name=name, watch=watch, bounds=bounds, requests=requests, place=place)
     listening(*(format_address(*each) for each in places))
     asyncio.run(HttpServer(app, requests, bounds, halt=engine.halt, say=say).serve(sockets=list(listeners)))

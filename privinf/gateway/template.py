@@ -68,10 +68,10 @@ def compiled(source: str) -> Template:
     return environment.from_string(source)
 
 
-def rendered(template: Template, words: dict[str, str], messages: list[dict[str, Any]]) -> str:
+def rendered(template: Template, words: dict[str, str], messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
     """The prompt; ended as soon as it is too long."""
     pieces, length = [], 0
-    for piece in template.generate(messages=messages, add_generation_prompt=True, **words):
+    for piece in template.generate(messages=messages, tools=tools, add_generation_prompt=True, **words):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_CHARS:
@@ -109,7 +109,7 @@ def main(seconds: int) -> None:
                 template, words = compiled(request["template"]), request["words"]
                 answer = {"text": ""}
             else:
-                answer = {"text": rendered(template, words, request["messages"])}
+                answer = {"text": rendered(template, words, request["messages"], request.get("tools"))}
         except EOFError:
             return
         except TooLong:

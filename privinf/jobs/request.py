@@ -10,13 +10,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from privinf.client.sampling import Sampling
-from privinf.gateway.wire import ApiError, CompletionRequest
+from privinf.gateway.asked import CompletionRequest
+from privinf.gateway.wire import ApiError, as_api_error
 from protocols.errors import ConfigError
 
 MOST_LINE = 4 << 20
 """Bytes of a line: a body's prompt has 2^20 characters at most."""
 MOST_ID = 512
 URL = "/v1/completions"
+CHOICE = {"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "frequency_penalty", "presence_penalty", "logit_bias"}
+CHOICE |= {"response_format", "guided_regex", "guided_json", "guided_choice"}
+"""What a line says of the choice of tokens: then the options say nothing of it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,9 +69,13 @@ class Request:
             where = ".".join(str(part) for part in first["loc"][:1])
             raise ApiError(400, f"{where}: {first['msg']}", param=where) from None
         body.check()
-        if not {"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids"} & body.model_fields_set:
-            return body.single, body.max_tokens or defaults.max_new_tokens, defaults.sampling, body.ignore_eos or defaults.ignore_eos
-        return body.single, body.max_tokens or defaults.max_new_tokens, body.sampling(), body.ignore_eos or defaults.ignore_eos
+        prompt, most, ignore_eos = body.single, body.max_tokens or defaults.max_new_tokens, body.ignore_eos or defaults.ignore_eos
+        if not body.model_fields_set & CHOICE:
+            return prompt, most, defaults.sampling, ignore_eos
+        try:
+            return prompt, most, body.sampling(grammar=body.grammar()[0]), ignore_eos
+        except ConfigError as error:
+            raise as_api_error(error) from None
 
 
 def _digest(name: str, line: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from privinf.client.client import Client
 from privinf.client.text import Token
-from privinf.gateway.wire import ApiError, Writer, as_api_error
+from privinf.gateway.wire import ApiError, as_api_error
+from privinf.gateway.writer import Said, Writer
 from privinf.jobs.request import Defaults, Request
 from privinf.session.options import Options
 from privinf.version import VERSION
@@ -120,7 +121,7 @@ class Worker:
         result = self.client.result
         assert result is not None
         counts = _Counts(result["prompt_tokens"], len(tokens), result["finish_reason"])
-        found = Writer(result["model"]["id"], chat=False).whole([result["text"] or ""], [counts])
+        found = Writer(result["model"]["id"], chat=False).whole([Said(result["text"] or "")], [counts])
         if result["text"] is None:  # the model has no tokenizer
             found["choices"][0]["token_ids"] = result["tokens"]
         return found

@@ -349,11 +349,12 @@ class LocalSession:
             from privinf.server.models import open_model
 
             lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
-            logits = bool(self._asked.get("logits", True)) or not Sampling(**self._asked["sampling"]).greedy
+            asked, chosen = self._asked, Sampling(**self._asked["sampling"])
+            logits = bool(asked.get("logits", True)) or asked.get("logprobs") is not None or chosen.takes_logits
             seq, tokens = (max(1, self.result["padded"][name]) for name in ("prompt_tokens", "tokens"))
             chunk = self.options.chunk if self.result["prompt_tokens"] else 0
             trust, embedding = self.options.trusted, self.options.embedded
-            size: dict[str, int] = {"new_tokens": tokens, "chunk": chunk}
+            size: dict[str, Any] = {"new_tokens": tokens, "chunk": chunk, "scores": bool(self._asked.get("score_prompt"))}
             self._predicted = explain(lowered, seq, logits=logits, **size, trust=trust, embedding=embedding)
         return self._predicted
 

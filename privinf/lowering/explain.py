@@ -20,6 +20,7 @@ def explain(
     seq: int = 1,
     *,
     logits: bool = False,
+    scores: bool = False,
     new_tokens: int = 1,
     chunk: int = 0,
     cached: int = 0,
@@ -33,7 +34,8 @@ def explain(
     `online_bytes` and `rounds` are as the client counts them, `dealer_bytes` is all that D sends. `seq` is the number of prompt tokens (a
     lowered module has the one shape that it was lowered for), and `new_tokens` how many follow, each but the last a pass of its own. The
     prompt goes through passes of at most `chunk` positions (0: one), after `cached` positions that both parties hold already. With a
-    `batch` all of it is of so many sequences, which go through each pass together. ConfigError if all that does not fit the context.
+    `batch` all of it is of so many sequences, which go through each pass together. With `scores` there are rounded logits of
+    every position of the prompt. ConfigError if all that does not fit the context.
 
     Where the two are alone (`trust="two-party"`), `offline_bytes` and `offline_rounds` are what they exchange before the passes, as the
     client counts them; most of it is of no operator, and `kinds` says what of: {`kind`, `count`, `offline_bytes`, `transfers`} each, and of
@@ -45,10 +47,7 @@ def explain(
     these passes take of it and their part of its bytes.
     """
     info, trace = lowered.info, Trace(Role.CLIENT)
-    if stock and trust != TWO_PARTY:
-        raise ConfigError("a stock of rows is for two parties alone", remedy="give --trust two-party, or leave the stock out")
-    if trust == TWO_PARTY and embedding == ONE_HOT:
-        raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
+    _check(trust, embedding, stock)
     runtime = Runtime.of(lowered.graph, Party(Role.CLIENT, trace), fills=0 if trust == TWO_PARTY else info.n_positions)
     alone = _Alone(lowered, trace, stock) if trust == TWO_PARTY else None
     sealed = alone is None and embedding == ENCRYPTED
@@ -63,7 +62,7 @@ def explain(
             if alone:
                 alone.cached()
         for count, output in steps(seq, new_tokens, chunk):
-            _pass(lowered, runtime, count, batch, logits=logits and output, output=output)
+            _pass(lowered, runtime, count, batch, logits=scores or (logits and output), output=output or scores, every=scores)
             if alone:
                 alone.passed()
     elif chunk or cached or batch > 1:
@@ -77,13 +76,20 @@ def explain(
     return {**found, "plan": plan, "wires": wires(lowered), "trust": trust}
 
 
-def _pass(lowered: Lowered, runtime: Runtime, count: int, batch: int, *, logits: bool, output: bool = True) -> None:
+def _check(trust: str, embedding: str | None, stock: int) -> None:
+    if stock and trust != TWO_PARTY:
+        raise ConfigError("a stock of rows is for two parties alone", remedy="give --trust two-party, or leave the stock out")
+    if trust == TWO_PARTY and embedding == ONE_HOT:
+        raise ConfigError("two parties alone have an encrypted embedding", remedy="leave the embedding out")
+
+
+def _pass(lowered: Lowered, runtime: Runtime, count: int, batch: int, *, logits: bool, output: bool = True, every: bool = False) -> None:
     """So many new positions of each sequence."""
     if batch == 1:
-        next_token(lowered.graph, runtime, blank(1, count), logits=logits, output=output)
+        next_token(lowered.graph, runtime, blank(1, count), logits=logits, output=output, every=every)
     else:
         new = [(number, count) for number in range(batch)]
-        next_tokens(lowered.graph, runtime, blank(1, batch * count), new, logits=logits, output=output)
+        next_tokens(lowered.graph, runtime, blank(1, batch * count), new, logits=logits, output=output, every=every)
 
 
 def _tables() -> Tables:

@@ -49,12 +49,16 @@ def _filling(graph: Graph) -> tuple[set[str], frozenset[str]]:
     return run, frozenset(name for name in run - read)
 
 
-def next_token(graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, output: bool = True, observe: Any = None) -> Tensor | None:
+def next_token(
+    graph: Graph, runtime: Runtime, ids: Tensor, *, logits: bool, output: bool = True, every: bool = False, observe: Any = None
+) -> Tensor | None:
     """One pass over new positions, ids (1, n); at C the next token's id (1,), or with `logits` the rounded logits (1, V).
 
     Elsewhere `ids` is a meta tensor of the same shape, and the result None. The state grows by n positions. Without `output`
-    that is all: nothing is revealed, and what only the output needs is not computed.
+    that is all: nothing is revealed, and what only the output needs is not computed. With `every` there are rounded logits of every
+    new position, (n, V).
     """
+    runtime.every = every and output
     return _tokens(graph, runtime, ids, logits, output, observe)
 
 
@@ -67,17 +71,20 @@ def next_tokens(
     ended: Collection[int] = (),
     logits: bool = False,
     output: bool = True,
+    every: bool = False,
     observe: Any = None,
 ) -> Tensor | None:
     """One pass over new positions of several sequences: `new` are their numbers and how many of the ids (1, n), in order, are each one's.
 
     At C the next token's id of each (B,), or with `logits` the rounded logits (B, V). A number that is not cached yet begins a sequence,
-    and those in `ended` are forgotten. The rounds are one sequence's, the bytes the sum. ConfigError where an operator is for one alone.
+    and those in `ended` are forgotten. With `every` there are rounded logits of every new position, (n, V). The rounds are one
+    sequence's, the bytes the sum. ConfigError where an operator is for one alone.
     """
     if (node := unbatched(graph)) is not None:
         raise ConfigError("this operator takes one sequence at a time", layer=node.name, remedy="ask for one after the other")
     runtime.batch = (runtime.batch or Batch()).step(new, ended)
     assert runtime.batch.rows == ids.shape[1], "ids for every new position"
+    runtime.every = every and output
     return _tokens(graph, runtime, ids, logits, output, observe)
 
 

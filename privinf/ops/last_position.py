@@ -10,7 +10,10 @@ from privinf.graph.private import PrivinfTensor
 
 
 class LastPosition(Moving):
-    """The last position of axis 1: (B, T, ...) -> (B, ...)."""
+    """The last position of axis 1: (B, T, ...) -> (B, ...).
+
+    In a pass that has an output of every position it leaves all of them, (1, T, ...) -> (T, ...).
+    """
 
     op = "last_position"
     takes_last_position = True
@@ -28,6 +31,8 @@ class LastPosition(Moving):
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
         batch = x.runtime.batch
+        if x.runtime.every:
+            return x.moved(lambda value: value[0])
         if batch is None:
             return super().run(x)
         if x.shares.shape[1] == len(batch.new):  # each sequence's last row is all that is left, or all that there is

@@ -97,7 +97,7 @@ class ServerSession:
         if isinstance(request, Step):
             known = self.runtime.batch.before if self.runtime.batch else {}
             self.tally["prompt tokens"] += sum(count for number, count in request.new if count > 1 or number not in known)
-            self.tally["new tokens"] += request.outputs
+            self.tally["new tokens"] += len(request.new) if request.output else 0
             return
         if request.count > 1 or not self.tally["new tokens"]:
             self.tally["prompt tokens"] += request.count
@@ -116,7 +116,7 @@ class ServerSession:
         if isinstance(request, Pass | Step):
             logits = request.logits
             end = self.runtime.offset + request.count + request.more if isinstance(request, Pass) else self._lengths(request)
-            if logits and not request.output:
+            if (logits and not request.output) or (request.every and not logits):
                 raise ProtocolDesync("the client asks for logits of a pass without output", party="server")
             if isinstance(request, Pass) and self.runtime.batch is not None:
                 raise ProtocolDesync("a session of several sequences was asked for a pass over one", party="server")
@@ -147,7 +147,7 @@ class ServerSession:
         graph, info = self.model.lowered.graph, self.model.lowered.info
         if isinstance(request, Pass | Step):
             ids = torch.empty((1, request.count), dtype=torch.int64, device="meta")
-            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "observe": observe}
+            common: dict[str, Any] = {"logits": request.logits, "output": request.output, "every": request.every, "observe": observe}
             with walking(self.store.device):
                 if isinstance(request, Step):
                     next_tokens(graph, runtime, ids, request.new, ended=request.ended, **common)

@@ -93,12 +93,14 @@ class Pass(msgspec.Struct, frozen=True, tag=True):
     """C: a pass over `count` new positions; the token alone, or rounded logits; without `output` neither: it fills the cache.
 
     `more`, where the two are alone: one over a single position may follow, with the same output, and is made while this one is computed.
+    `every`: rounded logits of every new position, and not of the last alone.
     """
 
     count: Count
     logits: bool = False
     output: bool = True
     more: bool = False
+    every: bool = False
 
     @property
     def following(self) -> Pass:
@@ -107,24 +109,25 @@ class Pass(msgspec.Struct, frozen=True, tag=True):
 
     def same(self, other: Pass) -> bool:
         """Whether the two take the same correlations."""
-        return (self.count, self.logits, self.output) == (other.count, other.logits, other.output)
+        return (self.count, self.logits, self.output, self.every) == (other.count, other.logits, other.output, other.every)
 
     @property
     def outputs(self) -> int:
         """What it reveals something of."""
-        return int(self.output)
+        return self.count if self.every else int(self.output)
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
     """C: a pass over new positions of several sequences, by number: `new` are those that it goes on with and how many are new of each.
 
-    A number that is not cached begins a sequence; those in `ended` are forgotten first. Logits and output as in a `Pass`, of each.
+    A number that is not cached begins a sequence; those in `ended` are forgotten first. Logits, output and `every` as in a `Pass`, of each.
     """
 
     new: Annotated[tuple[tuple[Index, Count], ...], msgspec.Meta(min_length=1, max_length=correlations.MAX_SEQUENCES)]
     ended: Annotated[tuple[Index, ...], msgspec.Meta(max_length=correlations.MAX_SEQUENCES)] = ()
     logits: bool = False
     output: bool = True
+    every: bool = False
 
     @property
     def count(self) -> int:
@@ -134,7 +137,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     @property
     def outputs(self) -> int:
         """What it reveals something of."""
-        return len(self.new) if self.output else 0
+        return self.count if self.every else len(self.new) if self.output else 0
 
     @property
     def following(self) -> Step:

@@ -89,11 +89,11 @@ def test_the_version_is_said_once() -> None:
 def test_requirements_are_what_is_imported() -> None:
     ours = {*PACKAGES, "__future__"}
     found = {name.split(".")[0] for path in sources() for name in imports(path)} - ours - set(sys.stdlib_module_names)
-    required, extra = (
+    required, *extras = (
         {line.split(">")[0].split("=")[0] for line in setup_lines(*where)}
-        for where in (("install_requires",), ("ray", "options.extras_require"))
+        for where in (("install_requires",), ("ray", "options.extras_require"), ("gateway", "options.extras_require"))
     )
-    assert {DISTRIBUTIONS.get(name, name) for name in found} == (required - FOR_OTHERS) | extra
+    assert {DISTRIBUTIONS.get(name, name) for name in found} == (required - FOR_OTHERS).union(*extras)
 
 
 def test_no_requirement_names_a_build_or_a_host() -> None:

@@ -14,6 +14,7 @@ from openai import OpenAI
 
 from privinf.client.client import Client
 from privinf.gateway.app import create_app
+from privinf.gateway.door import Place
 from privinf.gateway.engine import Engine
 from privinf.gateway.limits import Bounds, Limits
 from privinf.gateway.metrics import Requests
@@ -70,13 +71,18 @@ def serving(
 
 @contextlib.contextmanager
 def gateway(
-    parties: Trio | Duo, client: Client | None = None, template: str | None = None, bounds: Bounds | None = None, **limits: Any
+    parties: Trio | Duo,
+    client: Client | None = None,
+    template: str | None = None,
+    bounds: Bounds | None = None,
+    origins: tuple[str, ...] = (),
+    **limits: Any,
 ) -> Iterator[Gateway]:
     """The gateway in front of these parties."""
     engine, requests = Engine(client or parties.client(), Limits(**limits), template), Requests()
     try:
         engine.start()
-        app = create_app(engine, api_key=KEY, bounds=bounds, requests=requests)
+        app = create_app(engine, api_key=KEY, bounds=bounds, requests=requests, place=Place(origins=frozenset(origins)))
         with serving(app, requests, bounds, engine.halt) as (address, service):
             yield Gateway(address, engine, service)
     finally:

@@ -215,9 +215,10 @@ class CausalAttention(Node):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         party, runtime, rings, several = x.party, x.runtime, self.plan.rings, x.runtime.batch
         batch, count, _ = x.shares.shape
-        asked, end = 1 if self.last_query else count, runtime.offset + count
+        last = self.last_query and not runtime.every
+        asked, end = 1 if last else count, runtime.offset + count
         if several is not None:
-            asked = len(several.new) if self.last_query else count
+            asked = len(several.new) if last else count
         queries = [] if self.name in runtime.unread else [(yield from self._query(x, asked))]
         k = self._turned(party, self._part(x, 1), runtime.windows(count))
         k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
@@ -242,8 +243,8 @@ class CausalAttention(Node):
             yield from opened_values()
             return x.shares
         # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
-        at_once = self.last_query and asked < count
-        rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(self.last_query)
+        at_once = last and asked < count
+        rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
         live = self._live(x, columns) if columns else None
         # values are needed late: what it takes to have them in a wider ring goes beside the scores
         out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
@@ -273,7 +274,8 @@ class CausalAttention(Node):
     def _query(self, x: PrivinfTensor, asked: int) -> Protocol_[Shares]:
         """The queries that are asked, the last or all of them, turned and scaled, (B H, asked, d_k) or (B kept, shared, asked, d_k)."""
         batch, count, _ = x.shares.shape
-        q, several, windows = self._part(x, 0), x.runtime.batch, x.runtime.windows(count, self.last_query)
+        q, several = self._part(x, 0), x.runtime.batch
+        windows = x.runtime.windows(count, self.last_query and not x.runtime.every)
         if several is None:
             q = q.map(lambda v: v[..., count - asked :, :])
         elif asked < count:

@@ -7,7 +7,7 @@ MODEL ?= models/pylib
 PROMPT ?= def read_lines(path):
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train clean
+.PHONY: help demo test lint bench docs train clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ bench: $(VENV)/.installed-dev ## measure everything at small sizes into runs/ben
 	$(BIN)/python -m benchmarks $(or $(ARGS),all --quick --model $(MODEL) --out runs/bench)
 	$(if $(ARGS),,$(BIN)/python -m pytest benchmarks/test_micro.py --benchmark-autosave --benchmark-storage=runs/bench/micro --benchmark-columns=median,iqr)
 
+docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site; a link that leads nowhere is an error
+	$(BIN)/python -m mkdocs build --strict
+
 train: $(VENV)/.installed ## train the shipped model from scratch on a CPU, in runs/pylib; interrupted, the same command goes on
 	$(BIN)/privinf train $(ARGS)
 
@@ -43,6 +46,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/.created
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 # A .venv that is there and works is kept. Any of the Pythons may be missing, too old, a shim without a Python, or lack `venv` (Debian splits it off).
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))

@@ -19,6 +19,10 @@ from protocols.errors import PrivinfError
 DONE, DEFECT, USAGE, PROTOCOL, BROKEN_PIPE = 0, 1, 2, 4, 141
 
 
+COMPLETE = "_PRIVINF_COMPLETE"
+"""In the environment, by the line that `privinf --install-completion` puts into a shell's start-up file."""
+
+
 class Verbs(typer.core.TyperGroup):
     """Lists the verbs from the table above; imports only the one that is called."""
 
@@ -42,7 +46,7 @@ def _show_version(show: bool) -> None:
         raise typer.Exit
 
 
-root = typer.Typer(cls=Verbs, add_completion=False)
+root = typer.Typer(cls=Verbs)
 
 
 @root.callback()
@@ -68,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         install()
         command = typer.main.get_command(root)
+        if COMPLETE in os.environ:  # a shell asks what may come next, and is told nothing else
+            return int(command.main(words, "privinf", complete_var=COMPLETE, standalone_mode=False) or DONE)
         with command.make_context("privinf", words, obj=state) as context:
             command.invoke(context)
         sys.stdout.flush()

@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## set everything up, then let three local parties cont
 	$(BIN)/privinf run $(MODEL) --prompt "$(PROMPT)" --max-new-tokens 16 $(ARGS)
 
 test: $(VENV)/.installed-dev ## set everything up, then run the tests; ARGS="tests/cli/test_cli.py -x" narrows them
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, and the import rules between the rooms
 	$(BIN)/ruff format --check .

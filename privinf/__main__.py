@@ -8,6 +8,10 @@ def main() -> None:
     """Runs the command line and ends the process with its exit code."""
     if sys.argv[1:2] == ["_party"]:
         sys.exit(_party(sys.argv[2]))
+    if sys.argv[1:2] == ["_parties"]:
+        from privinf.local.forks import main as forked
+
+        sys.exit(_party(forked(int(sys.argv[2]))))
     from privinf.cli.app import main as run
 
     sys.exit(run())

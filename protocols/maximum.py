@@ -301,7 +301,9 @@ def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Sha
     """
     places_wire: Wire | None = None
     assert rows.alone and rows.count == rows.total, "rows of one length, one a sequence"
-    own_places = torch.arange(rows.columns, device=wire.masked.device).repeat(rows.number).expand(wire.shape[0], -1)
+    own_places = blank(wire.shape[0], rows.columns * rows.number)  # torch's arange on no device imports sympy: half a second
+    if known(wire.masked):
+        own_places = torch.arange(rows.columns, device=wire.masked.device).repeat(rows.number).expand(wire.shape[0], -1)
     levels = tournament(rows)
     if not levels:
         return Shares(wire.mask * 0 if known(wire.mask) else wire.mask, bits, 0)

@@ -10,7 +10,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from privinf.client.listed import Placed, several
 from privinf.client.sampling import Sampling
 from privinf.client.text import Token, whole_numbers
 from privinf.client.wanted import Wanted, Wishes
+from privinf.local.forks import Forks
 from privinf.session.options import Options
 from privinf.transport.failure import Failure
 from privinf.transport.keys import init_keys
@@ -51,7 +51,7 @@ class PartyProcess:
     """A party's process and the events that it emits."""
 
     def __init__(
-        self, role: str, *, stderr: IO[bytes] | None, threads: int = 1, watch: Callable[[str, dict[str, Any]], None] | None = None
+        self, role: str, forks: Forks, *, stderr: IO[bytes] | None, watch: Callable[[str, dict[str, Any]], None] | None = None
     ) -> None:
         self.role, self._watch = role, watch
         self.ended: dict[str, Any] | None = None
@@ -62,15 +62,7 @@ class PartyProcess:
         self._over = False
         self._heard = time.monotonic()
         try:
-            # -P: not whatever lies in the directory where the caller happens to be
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "privinf", "_party", role],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=_environment(threads),
-                start_new_session=True,  # Ctrl-C reaches the one who started us, who then ends us
-            )
+            self.process = forks.bear(role, stderr)
         except OSError as error:
             raise TransportError(f"the local {role} process cannot be started: {error.strerror or error}", party=role) from None
         self._reader = threading.Thread(target=self._read, name=f"privinf-local-{role}", daemon=True)
@@ -238,9 +230,14 @@ class LocalSession:
             raise ConfigError(f"there is no model directory {model}")
         level = logging.getLogger("privinf").getEffectiveLevel()
         roles = (*(() if alone else ("dealer",)), "server", *(() if self._watch else ("client",)))
-        for role in roles:  # side by side: each loads its libraries first
-            stderr = None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b"))
-            self._parties[role] = PartyProcess(role, stderr=stderr, watch=self._watch)
+        errors = {role: None if level <= logging.DEBUG else self._stack.enter_context((root / f"{role}.err").open("w+b")) for role in roles}
+        try:
+            forks = Forks(_environment(1), errors[roles[0]])
+        except OSError as error:
+            raise TransportError(f"the local processes cannot be started: {error.strerror or error}", party=roles[0]) from None
+        self._stack.callback(forks.close)
+        for role in roles:
+            self._parties[role] = PartyProcess(role, forks, stderr=errors[role], watch=self._watch)
         tokenizer = None if self.options.tokenizer is None else str(self.options.tokenizer.absolute())
         chosen = {"cache": str(self.options.cache.absolute()), "tokenizer": tokenizer, "trust": self.options.trusted}
         options = {**asdict(self.options), **chosen}

@@ -99,8 +99,8 @@ def the_metrics_are_open_on_their_own_port_alone(address: str, metrics: str) -> 
 def test_a_demo_ends_with_its_parties() -> None:
     with t.Process("gateway", "--demo", t.lowered_directory(), "--http", "127.0.0.1:0", "--cache", t.scratch() / "cache") as process:
         process.until("page: ")
-        children = t.children_of(process.pid)
-        assert len(children) == 2
+        children = t.parties_of(process.pid)
+        assert len(children) == 1 + 2
         process.send(signal.SIGTERM)
         assert process.wait() == 0
         t.wait_for(lambda: not t.running(children))

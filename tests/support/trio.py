@@ -433,6 +433,12 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def parties_of(pid: int) -> set[int]:
+    """Of a local session that this process has started: the one process that forks, and those that it has forked."""
+    (forks,) = children_of(pid)
+    return {forks, *children_of(forks)}
+
+
 def running(pids: set[int]) -> set[int]:
     """Those of them that have not ended."""
     left = set()

@@ -176,7 +176,7 @@ class Kind(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknow
     drawn_early: ClassVar[bool] = False  # whether the client's own part may be needed before the query
     shared_early: ClassVar[bool] = False  # and its shares, see `complete`
     refers: ClassVar[tuple[str, ...]] = ()  # the fields that name other correlations
-    moves: ClassVar[tuple[str, ...]] = ()  # and those that say from which position to which
+    moves: ClassVar[tuple[str, ...]] = ()  # and those that say which positions, all of which move on alike
 
     def __init_subclass__(cls) -> None:
         Kind.registry[cls.__name__] = cls

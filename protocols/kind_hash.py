@@ -26,8 +26,8 @@ def relative(kind: Kind, first: int) -> Kind:
         else:
             fields[field] = max(0, name - first + 1)
     for field in kind.moves:
-        if len(places := getattr(kind, field)) == 2:
-            fields[field] = 0, places[1] - places[0]
+        if places := getattr(kind, field):
+            fields[field] = tuple([place - places[0] for place in places])
     return msgspec.structs.replace(kind, **fields) if fields else kind
 
 

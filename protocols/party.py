@@ -205,6 +205,9 @@ class Recording(Protocol):
     def extended(self, key: tuple[str, str], before: Any, wire: Any, columns: int) -> Any:
         """See `protocols.product.Cached.extended`."""
 
+    def put(self, key: tuple[str, str], before: Any, wire: Any, places: Sequence[int], name: int) -> Any:
+        """See `protocols.sequences.put`, of the correlation of this name."""
+
 
 class Party(OfRole):
     """One party of one session while it walks a program: its role, its weights (S: encoded, C: masked) and an engine.

@@ -45,7 +45,7 @@ class ReluRings:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LiveMean:
-    """Of a single row that is filled up: what of it counts, (N,) of 0 and 1, and `inverses` of its length, (1, 1)."""
+    """Of a row that is filled up, or one of each sequence: what of it counts, (N,) of 0 and 1, and `inverses` of its length, (rows, 1)."""
 
     mask: Tensor
     inverse: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,6 +67,44 @@ class GatherMask(Kind, frozen=True):
         return torch.cat([value[..., start : start + size, :] for value, start, size in places], -2)
 
 
+class PutRowsMask(Kind, frozen=True):
+    """The mask of an earlier wire (..., S, d) of which some rows are others now, those of y (..., R, d) in order: no bytes.
+
+    It outlives its pass, and neither of the two need.
+    """
+
+    x: Number
+    y: Number
+    places: Names
+    refers: ClassVar[tuple[str, ...]] = ("x", "y")
+    moves: ClassVar[tuple[str, ...]] = ("places",)
+
+    def fit(self, shapes: Shapes) -> Fit:
+        x, y = shapes.mask(self.x), shapes.mask(self.y)
+        fits(len(x) >= 2, y == (*x[:-2], len(self.places), x[-1]), max(self.places) < x[-2], len(set(self.places)) == len(self.places))
+        return Fit((), x, 2 * math.prod(x))
+
+    @property
+    def outlives(self) -> bool:
+        """See `Kind`."""
+        return True
+
+    def replaces(self) -> tuple[int, ...]:
+        """See `Kind`."""
+        return (self.x,)
+
+    def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
+        put = getattr(known, "put", None)  # a source may keep them in one memory
+        return (), rows_put(known.mask(self.x), known.mask(self.y), self.places) if put is None else put(self)
+
+
+def rows_put(x: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
+    """x (..., S, d) with other rows (..., R, d) at these places."""
+    out = x.clone()
+    out[..., torch.tensor(places, device=x.device), :] = rows
+    return out
+
+
 class SequencesScoresMask(Kind, frozen=True):
     """Shares of the rows' elements of r_x r_y^T, sequence by sequence: x (H, R, d) -> (H, N).
 
@@ -78,6 +117,7 @@ class SequencesScoresMask(Kind, frozen=True):
     bits: Bits
     starts: Names
     rows: Layout
+    refers: ClassVar[tuple[str, ...]] = ("x", "y")
 
     def shared_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -193,6 +233,22 @@ def gather(party: Party, before: Stack | None, wire: Wire, segments: Sequence[Se
     return Stack(masked, mask, name, wire.bits, wire.frac, tuple(starts))
 
 
+def put(party: Party, key: tuple[str, str], before: Stack, wire: Wire, places: Sequence[int], starts: Sequence[int]) -> Stack:
+    """What was cached with a new row (..., R, d) of each sequence at its place, to be kept under this key; local, no bytes.
+
+    The row that stood there filled up its sequence. Neither operand is needed after the pass. Learns: nothing, either.
+    """
+    name = party.take(PutRowsMask(before.name, wire.name, tuple(places))).name
+    if party.recording is not None and known(wire.masked):
+        found: Stack = party.recording.put(key, before, wire, places, name)
+        return found
+    if not known(wire.masked):
+        shape = blank(*before.masked.shape)
+        return Stack(shape, shape, name, wire.bits, wire.frac, tuple(starts))
+    masked, mask = rows_put(before.masked, wire.masked, places), rows_put(before.mask, wire.mask, places)
+    return Stack(masked, mask, name, wire.bits, wire.frac, tuple(starts))
+
+
 def scores_of_sequences(party: Party, q: Wire, k: Stack, rows: Rows, bits: int) -> Shares:
     """`product.scores` for each sequence and its own keys: q (H, R, d) -> (H, N), in Z_2^bits; local; exact."""
     *lead, _, width = q.shape
@@ -215,6 +271,11 @@ def weighted_of_sequences(party: Party, p: Wire, v: Stack, rows: Rows, bits: int
 
 
 def cost_gather() -> Declared:
+    """Nothing moves, and nothing is dealt."""
+    return Declared()
+
+
+def cost_put() -> Declared:
     """Nothing moves, and nothing is dealt."""
     return Declared()
 

@@ -167,7 +167,7 @@ class AttentionRings:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Live:
-    """Of a single row that is filled up to `rows.reach`: what of it counts, (N,) of 0 and 1, and `RowRange.divided_row` of its length."""
+    """Of a row that is filled up, or one of each sequence: what of it counts, (N,) of 0 and 1, and `RowRange.divided_row` of its length."""
 
     mask: Tensor
     offset: Tensor | None = None

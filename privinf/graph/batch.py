@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from protocols.rows import Rows, Stacked
+from protocols.rows import Rows, Stacked, reach
 from protocols.sequences import Segment
 
 
@@ -19,11 +19,16 @@ class Batch:
 
     `before` are the sequences that are cached, by number, and the positions that each has, in the order in which they lie. `new` are those
     that the pass goes on with, each with at least one new position, in the order of their rows; what is not among them waits.
+
+    Where `fills` is not 0, a pass over one more token of all that are cached has its rows filled up (`columns`), so that shapes repeat:
+    each sequence then lies in as many rows, of which those behind its own are its first again.
     """
 
     before: Mapping[int, int] = field(default_factory=dict)
     new: tuple[tuple[int, int], ...] = ()
     ended: frozenset[int] = frozenset()  # of those before, the ones that are there no longer
+    fills: int = 0  # up to this length; see `Runtime`
+    room: Mapping[int, int] = field(default_factory=dict)  # rows in which those before lie, where these are more than they have
 
     @cached_property
     def after(self) -> dict[int, int]:
@@ -33,9 +38,37 @@ class Batch:
             found[number] = found.get(number, 0) + count
         return found
 
-    def step(self, new: Sequence[tuple[int, int]], ended: Collection[int] = ()) -> Batch:
+    def step(self, new: Sequence[tuple[int, int]], ended: Collection[int] = (), fills: int = 0) -> Batch:
         """The pass after this one."""
-        return Batch(self.after, tuple(new), frozenset(ended))
+        return Batch(self.after, tuple(new), frozenset(ended), fills, self._rooms)
+
+    @cached_property
+    def columns(self) -> tuple[int, ...]:
+        """The rows of scores as they are filled up, one of each sequence of the pass; none where they are not.
+
+        All are filled up by as many elements as the longest, so that all of them are full after the same pass.
+        """
+        one_more = all(count == 1 and number in self.before for number, count in self.new)
+        if not self.fills or not one_more or [number for number, _ in self.new] != list(self.after):
+            return ()
+        longest = max(self.after.values())
+        more = min(reach(longest), self.fills) - longest
+        return tuple([length + more for length in self.after.values()])
+
+    @property
+    def _rooms(self) -> dict[int, int]:
+        """Rows in which each sequence lies after the pass, where they are filled up."""
+        return dict(zip(self.after, self.columns, strict=True)) if self.columns else {}
+
+    @cached_property
+    def settled(self) -> bool:
+        """Whether each sequence stays in the rows in which it lies, and a further one takes the place of one that fills up."""
+        return bool(self.columns) and not self.ended and self._rooms == self.room
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """Where each sequence's new row stands then."""
+        return tuple([start + self.after[number] - 1 for start, (number, _) in zip(self.starts, self.new, strict=True)])
 
     @property
     def rows(self) -> int:
@@ -65,11 +98,14 @@ class Batch:
         at = 0
         for number, length in self.before.items():
             start[number] = (0, at, length)
-            at += length
+            at += self.room.get(number, length)
         found: list[Segment] = []
         for number in self.after:
             parts = [start[number]] if number in start and number not in self.ended else []
             parts += [fresh[number]] if number in fresh else []
+            if self.columns:
+                found += [*parts, *[(0, start[number][1], 1)] * (self._rooms[number] - self.after[number])]
+                continue
             for part in parts:
                 if found and found[-1][0] == part[0] and found[-1][1] + found[-1][2] == part[1]:
                     found[-1] = (part[0], found[-1][1], found[-1][2] + part[2])
@@ -83,11 +119,13 @@ class Batch:
         found, at = {}, 0
         for number, length in self.after.items():
             found[number] = at
-            at += length
+            at += self._rooms.get(number, length)
         return tuple([found[number] for number, _ in self.new])
 
     def layout(self, last: bool) -> Rows:
         """The causal rows of scores: for each new position as many as its sequence has up to there; or for each one's last alone."""
+        if self.columns:
+            return Stacked.of([Rows(columns, 1, 1) for columns in self.columns])
         parts = [
             Rows(end - (0 if last else count - 1), 1 if last else count, 1)
             for (_, count), (_, end) in zip(self.new, self.windows(), strict=True)

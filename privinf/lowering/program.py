@@ -82,7 +82,7 @@ def next_tokens(
     """
     if (node := unbatched(graph)) is not None:
         raise ConfigError("this operator takes one sequence at a time", layer=node.name, remedy="ask for one after the other")
-    runtime.batch = (runtime.batch or Batch()).step(new, ended)
+    runtime.batch = (runtime.batch or Batch()).step(new, ended, runtime.fills)
     assert runtime.batch.rows == ids.shape[1], "ids for every new position"
     runtime.every = every and output
     return _tokens(graph, runtime, ids, logits, output, observe)

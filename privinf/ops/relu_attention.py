@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,10 +82,10 @@ class ReluAttention(CausalAttention):
         merged = weights.matmul(self.for_queries(v)).permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
         return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
 
-    def _live(self, x: PrivinfTensor, columns: int) -> Any:
-        end = x.runtime.offset + 1
-        inverse = x.party.varying(lambda further: placed(inverses(torch.tensor([[end + further]])), x.runtime.device))
-        return LiveMean(super()._live(x, columns).mask, inverse)
+    def _live(self, x: PrivinfTensor, filled: Sequence[int]) -> Any:
+        ends = torch.tensor([[end] for _, end in x.runtime.windows(1)])
+        inverse = x.party.varying(lambda further: placed(inverses(ends + further), x.runtime.device))
+        return LiveMean(super()._live(x, filled).mask, inverse)
 
     # ---- the ring plan
 

@@ -258,7 +258,8 @@ class ServerSession:
         shape = self._replays.of(self.store, request, self.model.probe) if self._prepared is None else None
         with self.service.turns.turn(self.connection.peer_fingerprint), self.source.computing():
             if shape is not None and self._replays.ahead(shape, self.store, lambda: kinds):
-                channel, ids = party.engine.channel, torch.empty((1, 1), dtype=torch.int64, device="meta")
+                assert isinstance(request, Pass | Step)
+                channel, ids = party.engine.channel, torch.empty((1, request.count), dtype=torch.int64, device="meta")
                 self._replays.online(channel, early, ids, lambda _: self._walk(self.runtime, request, observe))
             else:
                 self._walk(self.runtime, request, observe)

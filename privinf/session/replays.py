@@ -2,8 +2,9 @@
 
 What a tape needs is said in `protocols.sources.tape`. Passes over one position with output, after some, of parties on the CPU with compiled
 loops and a dealer, have tapes: a shape is then the length to which the row is filled up (`protocols.rows.reach`), and whether logits are
-wanted. Of each way that passes go (`protocols.kind_hash.way`: a longer row has a bound where a short one has a maximum) whoever is first
-writes two tapes, at two positions, and none of that program is used from then on if they differ.
+wanted. So have those over one more token of each sequence of a batch, once its rows are filled up to the same lengths as in the pass before
+(`privinf.graph.batch`). Of each way that passes go (`protocols.kind_hash.way`: a longer row has a bound where a short one has a maximum)
+whoever is first writes two tapes, at two positions, and none of that program is used from then on if they differ.
 
 A tape belongs to the weights that it was written with. Those that no session has wait for the next one, without values, within a bound.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from privinf.graph.batch import Batch
 from privinf.graph.private import Runtime
 from privinf.session.devices import walking
 from privinf.session.messages import Pass, Run, Step
@@ -32,12 +34,16 @@ from protocols.sources.dealer import Store
 from protocols.sources.tape import Tape, Writer
 
 log = logging.getLogger("privinf")
-LARGEST = 48 * 2**20  # bytes of a tape: beyond, arithmetic takes the time
+LARGEST = 48 * 2**20  # bytes of a tape, for each sequence: beyond, arithmetic takes the time
+MOST = 256 * 2**20  # and of all
 WAITING = 192 * 2**20  # bytes of all tapes that wait
 
 ELEMENTS = 16  # bytes of a tape that an element of a correlation stands for, at least
 
-Shape = tuple[int, bool]
+Shape = tuple[int | tuple[int, ...], bool]
+"""To how many elements the row is filled up, or those of several sequences, and whether logits are wanted."""
+Program = tuple[bool, bool]
+"""Whether a pass is over several sequences, and whether logits are wanted."""
 Walk = tuple[Party, Channel, Callable[[], Tensor | None]]
 """Of the client before the query: who walks, where what is sent ahead goes, and the walk."""
 
@@ -50,22 +56,22 @@ class Tapes:
         self._free: OrderedDict[int, tuple[Shape, Tape]] = OrderedDict()
         self._first: dict[object, tuple[Shape, object]] = {}  # of each way through a program, what the first of its tapes told
         self._agreed = set[object]()  # ways
-        self._forbidden = set[bool]()  # programs
+        self._forbidden = set[Program]()
 
     def __repr__(self) -> str:
         return f"Tapes({len(self._free)} free)"
 
-    def allowed(self, logits: bool) -> bool:
+    def allowed(self, program: Program) -> bool:
         """Whether passes of this program may be written."""
-        return logits not in self._forbidden
+        return program not in self._forbidden
 
     def agreed(self, kinds: Sequence[Kind]) -> bool:
         """Whether two tapes of passes that go the same way were the same."""
         return way(kinds) in self._agreed
 
-    def forbid(self, logits: bool) -> None:
+    def forbid(self, program: Program) -> None:
         """They are not to be written."""
-        self._forbidden.add(logits)
+        self._forbidden.add(program)
 
     def take(self, shape: Shape) -> Tape | None:
         """A tape of this shape that nobody has."""
@@ -87,17 +93,16 @@ class Tapes:
         elements = 0
         for parts in (part for kind in kinds for part in parts_of(kind)):
             elements += sum(part.count for part in parts)
-            if any(part.modulus for part in parts) or elements > LARGEST // ELEMENTS:
-                self.forbid(shape[1])
+            if any(part.modulus for part in parts) or elements > largest(shape) // ELEMENTS:
+                self.forbid(program(shape))
                 return False
         return True
 
     def written(self, shape: Shape, tape: Tape, writer: Writer) -> bool:
         """Whether a tape that was just written may be used."""
-        logits = shape[1]
-        if writer.why or tape.bytes > LARGEST:
+        if writer.why or tape.bytes > largest(shape):
             log.debug("passes of this model are not replayed: %s", writer.why or f"{tape.bytes} bytes")
-            self.forbid(logits)
+            self.forbid(program(shape))
             return False
         with self._guard:
             goes = way(tape.kinds)
@@ -109,8 +114,18 @@ class Tapes:
                 if first[1] == told:
                     self._agreed.add(goes)
                 else:
-                    self._forbidden.add(logits)
-            return logits not in self._forbidden
+                    self._forbidden.add(program(shape))
+            return program(shape) not in self._forbidden
+
+
+def program(shape: Shape) -> Program:
+    """What shapes of any length have in common."""
+    return isinstance(shape[0], tuple), shape[1]
+
+
+def largest(shape: Shape) -> int:
+    """Bytes of a tape, at most."""
+    return min(MOST, LARGEST * (len(shape[0]) if isinstance(shape[0], tuple) else 1))
 
 
 @dataclass
@@ -130,6 +145,7 @@ class Replays:
         self._held: _Held | None = None
         self._writing: tuple[Shape, Tape, Writer] | None = None
         self._first = 0  # the name of the first correlation of the pass
+        self._batch: Batch | None = None  # the pass, where it is over several sequences
 
     def of(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
         """The shape of the pass that is next, if it may have a tape; of any other the tape that is held knows nothing."""
@@ -139,13 +155,21 @@ class Replays:
         return shape
 
     def _shape(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
-        runtime = self._runtime
-        if not isinstance(request, Pass) or not (request.count == 1 <= runtime.offset and request.output and runtime.fills):
+        runtime, self._batch = self._runtime, None
+        if not isinstance(request, Pass | Step) or request.every or not (runtime.offset and request.output and runtime.fills):
             return None
         fits = kernels.fast is not None and str(runtime.device) == "cpu" and isinstance(store, Store) and runtime.party.tables is None
-        if not fits or getattr(probe, "observes", False) or not self._tapes.allowed(request.logits):
+        if not fits or getattr(probe, "observes", False) or not self._tapes.allowed((isinstance(request, Step), request.logits)):
             return None
-        return min(reach(runtime.offset + 1), runtime.fills), request.logits
+        if isinstance(request, Pass):
+            return (min(reach(runtime.offset + 1), runtime.fills), request.logits) if request.count == 1 else None
+        self._batch = (runtime.batch or Batch()).step(request.new, request.ended, runtime.fills)
+        return (self._batch.columns, request.logits) if self._batch.settled else None
+
+    @property
+    def _position(self) -> int:
+        """Positions before the pass, of its first sequence."""
+        return self._runtime.offset if self._batch is None else self._batch.windows()[0][0]
 
     def end(self) -> None:
         """The session is over: what the tape holds of its state is nobody's."""
@@ -164,12 +188,12 @@ class Replays:
             tape.take(store)
             if walk is not None:
                 with walking("cpu"):
-                    tape.before(walk[1], self._runtime.offset)
+                    tape.before(walk[1], self._position)
             return True
         wanted = kinds()
         if not self._tapes.takes(shape, wanted):
             return False
-        tape = Tape(self._runtime.party.role, wanted, self._first, self._runtime.offset)
+        tape = Tape(self._runtime.party.role, wanted, self._first, self._position)
         tape.take(store)
         writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted))
         self._writing = shape, tape, writer
@@ -206,9 +230,10 @@ class Replays:
         held.offset = -1  # until it is through
         held.tape.now.on_label = runtime.party.on_label
         with walking("cpu"):
-            found = held.tape.walk(channel, early, runtime.offset, ids, self._first)
+            found = held.tape.walk(channel, early, self._position, ids, self._first)
         runtime.state.update(held.tape.state())
-        runtime.offset += 1
+        runtime.batch = self._batch
+        runtime.offset += ids.shape[1]
         held.offset = runtime.offset
         return found
 

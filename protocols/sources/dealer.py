@@ -272,9 +272,7 @@ class Dealer:
 
     def mask(self, name: int) -> Tensor:
         """See `Known`."""
-        found = self._masks.get(name)
-        if found is None:
-            found = self._kept.get(name)
+        found = self._masks.get(name, self._kept.get(name))
         if found is None:
             raise CorrelationError(f"a correlation refers to the mask {name}, which does not exist", party="dealer")
         return found
@@ -328,11 +326,16 @@ class Dealer:
         left, pieces = taping.deal(self, (self._server, self._client), kinds, digest, first)
         self._kept |= left
         self._leave |= {name: kinds[name - first] for name in left}
+        self._replaced |= {old: first + place for place, kind in enumerate(kinds) for old in kind.replaces()}
         yield from pieces
+
+    def detach(self, mask: Tensor) -> None:
+        """See `protocols.sources.dealing.Masks`."""
+        self._kept |= {name: kept.clone() for name, kept in self._kept.items() if kept is mask}
 
     def end(self) -> None:
         """The session is over."""
-        if self._taping is not None:
+        if self._taping:
             self._taping.end()
 
     def _drop_replaced(self) -> None:

@@ -23,9 +23,11 @@ from protocols.prg import Prg
 from protocols.product import MatmulMask, joined_rows
 from protocols.recording import Recorder, Step, replay
 from protocols.ring import flat
+from protocols.sequences import PutRowsMask
 from protocols.sources.expansion import Whole
 
-LARGEST = 48 * 2**20  # bytes of a tape
+LARGEST = 48 * 2**20  # bytes of a tape, for each sequence
+MOST = 256 * 2**20  # and of all
 WAITING = 192 * 2**20  # bytes of those that no session has
 LEAST = 16  # bytes of a tape for each element of a correlation
 PIECE = 1 << 18  # bytes of the payload at a time
@@ -42,6 +44,9 @@ class Masks(Protocol):
 
     def weight_mask(self, name: str) -> Tensor:
         """See `protocols.correlations.Known`."""
+
+    def detach(self, mask: Tensor) -> None:
+        """Copies this one, whose memory is used for something else."""
 
 
 class _Rows:
@@ -61,6 +66,27 @@ class _Rows:
         self.out[..., self.count : self.count + 1, :] = row
 
 
+class _Stacked:
+    """The mask of a stack of several sequences' rows, of which each pass puts a further row of each in its place.
+
+    What a dealer keeps under the name of the last pass is this very memory. The pass before it read none of the rows that are put: they
+    filled up sequences. So if a pass is taken back, what it put is of no consequence.
+    """
+
+    def __init__(self, place: int, kind: PutRowsMask, mask: Tensor, further: _Further) -> None:
+        self.place, self.name, self.out = place, kind.x, mask.clone()
+        self._places, self._further = np.array(kind.places), further
+
+    def load(self, name: int, mask: Tensor) -> None:
+        """That of another state."""
+        self.out.copy_(mask)
+        self.name = name
+
+    def put(self, rows: Tensor) -> None:
+        """A further row of each."""
+        self.out.numpy()[..., self._places + self._further.positions, :] = rows.numpy()
+
+
 class DealtTape:
     """See the module's text."""
 
@@ -71,6 +97,7 @@ class DealtTape:
         self.payload = np.zeros(sum(part.size for each in parts for part in each.shared), np.uint8)
         self.steps: list[Step] = []
         self.rows: list[_Rows] = []
+        self.stacks: list[_Stacked] = []
         self.left: dict[int, Tensor] = {}  # by place, of what outlives the pass
         self.made: list[Tensor] = []
         self.bytes = 0
@@ -79,12 +106,16 @@ class DealtTape:
     def deal(self, masks: Masks, prgs: tuple[Prg, Prg], kinds: Sequence[Kind], first: int) -> dict[int, Tensor]:
         """The pass of these kinds, whose digest is that of the tape's; what outlives it, by name. The payload is then there."""
         self._draw(prgs, first)
-        windows = [(new.window, old.window) for new, old in zip(kinds, self.kinds, strict=True) if getattr(new, "window", ())]  # type: ignore[attr-defined]
-        self.further.positions = windows[0][0][0] - windows[0][1][0] if windows else 0
+        places = [(_first_place(new), _first_place(old)) for new, old in zip(kinds, self.kinds, strict=True) if new.moves]
+        moved = [new - old for new, old in places if new >= 0]
+        self.further.positions = moved[0] if moved else 0
         names = [_names(kinds[rows.place]) for rows in self.rows]
         for rows, (before, _) in zip(self.rows, names, strict=True):
             if rows.names != before:
                 rows.load(before, [masks.mask(name) for name in before])
+        for stack in self.stacks:
+            if stack.name != (past := _put(kinds[stack.place]).x):
+                stack.load(past, masks.mask(past))
         replay(self.steps)
         return self._end(names, first)
 
@@ -95,7 +126,11 @@ class DealtTape:
     def _end(self, names: Sequence[tuple[tuple[int, ...], int]], first: int) -> dict[int, Tensor]:
         for rows, (before, last) in zip(self.rows, names, strict=True):
             rows.names, rows.count = (*before, last), rows.count + 1
-        return {first + place: left.clone() for place, left in self.left.items()}
+        found = {first + place: left.clone() for place, left in self.left.items()}
+        for stack in self.stacks:
+            stack.name = first + stack.place
+            found[stack.name] = stack.out
+        return found
 
     def write(self, masks: Masks, prgs: tuple[Prg, Prg], first: int, *, tells: bool) -> tuple[dict[int, Tensor], Recorder]:
         """The same, of the tape's own kinds, written down."""
@@ -117,7 +152,7 @@ class DealtTape:
                     at = end
                 if left is not None:
                     known.left[first + place] = left
-                    if kind.outlives:
+                    if kind.outlives and not isinstance(kind, PutRowsMask):
                         self.left[place] = left
         self.steps, self.made = recorder.steps, recorder.made
         self.bytes = recorder.bytes
@@ -138,6 +173,8 @@ class DealtTape:
         """What it holds of earlier passes' masks is not to be used: names alone do not tell whose they are."""
         for rows in self.rows:
             rows.names = ()
+        for stack in self.stacks:
+            stack.name = 0
 
 
 class _Further:
@@ -148,6 +185,21 @@ class _Further:
     def shift(self, out: Tensor, weight: Tensor, first: int, end: int) -> None:
         """What lies so much further in a window of a weight's mask."""
         out.copy_(weight[:, first + self.positions : end + self.positions])
+
+
+def _largest(kinds: Sequence[Kind]) -> int:
+    """Bytes of a pass's tape, at most."""
+    return min(MOST, LARGEST * next((len(kind.places) for kind in kinds if isinstance(kind, PutRowsMask)), 1))
+
+
+def _put(kind: Kind) -> PutRowsMask:
+    assert isinstance(kind, PutRowsMask), "a stack is of such a kind"
+    return kind
+
+
+def _first_place(kind: Kind) -> int:
+    """Of what moves on in a kind, -1 where it has none."""
+    return next((places[0] for places in (getattr(kind, field) for field in kind.moves) if places), -1)
 
 
 def _names(kind: Any) -> tuple[tuple[int, ...], int]:
@@ -180,12 +232,23 @@ class _Writing:
         weight, window = self._masks.weight_mask(name), getattr(self._tape.kinds[self.place], "window", ())
         if not window:
             return weight
-        first, end = window
         with self._recorder.outside():
             out = weight.clone()
         self._recorder.given(out)
-        self._recorder.note(self._tape.further.shift, out[:, first:end], weight, first, end)
+        for first, end in zip(window[::2], window[1::2], strict=True):
+            self._recorder.note(self._tape.further.shift, out[:, first:end], weight, first, end)
         return out
+
+    def put(self, kind: PutRowsMask) -> Tensor:
+        """See `protocols.sequences.PutRowsMask`."""
+        rows = self.left[kind.y]
+        with self._recorder.outside():
+            stack = _Stacked(self.place, kind, self._masks.mask(kind.x), self._tape.further)
+            stack.put(rows)
+        self._recorder.given(stack.out)
+        self._recorder.note(stack.put, rows)
+        self._tape.stacks.append(stack)
+        return stack.out
 
     def rows(self, names: tuple[int, ...], reach: int) -> Tensor:
         """See `protocols.product.MatmulMask`."""
@@ -220,14 +283,15 @@ class DealtTapes:
 
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """Whether a pass of these may have a tape: a further token's, and small."""
-        if kernels.fast is None or self._refused or not any(isinstance(kind, MatmulMask) and kind.reach for kind in kinds):
+        further = any(isinstance(kind, PutRowsMask) or (isinstance(kind, MatmulMask) and kind.reach) for kind in kinds)
+        if kernels.fast is None or self._refused or not further:
             return False
-        elements = 0
+        elements, most = 0, _largest(kinds)
         for part in (part for kind in kinds for each in parts_of(kind) for part in each):
             elements += part.count
-            if part.modulus or elements > LARGEST // LEAST:
+            if part.modulus or elements > most // LEAST:
                 return False
-        return all(len(getattr(kind, "window", ())) in (0, 2) and not kind.replaces() for kind in kinds)
+        return all(isinstance(kind, PutRowsMask) or not kind.replaces() for kind in kinds)
 
     def take(self, digest: bytes) -> DealtTape | None:
         """One that nobody has."""
@@ -248,7 +312,7 @@ class DealtTapes:
         """Whether a tape that was just written may be used."""
         with self._guard:
             goes = way(tape.kinds)
-            if recorder.why or tape.bytes > LARGEST:
+            if recorder.why or tape.bytes > _largest(tape.kinds):
                 self._refused = True
             elif goes not in self._agreed:
                 first = self._first.pop(goes, None)
@@ -291,7 +355,7 @@ class Taping:
             if not self._tapes.written(digest, tape, recorder):
                 return left, tape.pieces()
         if held is None or held[1] is not tape:
-            self.end()
+            self.end(masks)
             self._held = digest, tape
         return left, tape.pieces()
 
@@ -299,8 +363,11 @@ class Taping:
         """A pass is dealt without a tape."""
         self._next = 0
 
-    def end(self) -> None:
-        """The session has no tape any more."""
+    def end(self, masks: Masks | None = None) -> None:
+        """The session has no tape any more; what of its memory is among these masks is copied there."""
         held, self._held = self._held, None
         if held is not None:
+            if masks is not None:
+                for stack in held[1].stacks:
+                    masks.detach(stack.out)
             self._tapes.give(*held)

@@ -28,6 +28,7 @@ from protocols.product import Cached, joined_rows
 from protocols.recording import Recorder, Step, Told, replay
 from protocols.ring import blank, packed_size
 from protocols.rounds import Channel, Item, Received
+from protocols.sequences import Stack
 from protocols.shares import Wire
 from protocols.sources.dealer import Store
 from protocols.sources.expansion import Whole
@@ -56,9 +57,41 @@ class _Slot:
         self.masked[..., self.count : self.count + 1, :] = masked
         self.mask[..., self.count : self.count + 1, :] = mask
 
+    def advance(self, first: int) -> None:
+        """A pass whose correlations are named from the first on is over."""
+        self.count, self.names = self.count + 1, (*self.names, first + self.added)
+
     def kept(self) -> Cached:
         """What there is of it."""
         return Cached(self.masked[..., : self.count, :], self.mask[..., : self.count, :], self.names, self.bits, self.frac)
+
+
+class _Stacked:
+    """A cache of several sequences, of which each pass puts a further row of each in its place; see `protocols.sequences.put`."""
+
+    def __init__(self, key: tuple[str, str], before: Stack, places: Sequence[int], now: _Now) -> None:
+        self.key, self.bits, self.frac, self.starts = key, before.bits, before.frac, before.starts
+        self.masked, self.mask, self.name, self.added = before.masked.clone(), before.mask.clone(), before.name, 0
+        self._places, self._now = np.array(places), now
+
+    def load(self, before: Stack) -> None:
+        """Takes over what was kept elsewhere."""
+        for own, other in ((self.masked, before.masked), (self.mask, before.mask)):
+            own.copy_(other)
+
+    def put(self, masked: Tensor, mask: Tensor) -> None:
+        """A further row of each."""
+        places = self._places + self._now.further
+        self.masked.numpy()[..., places, :] = masked.numpy()
+        self.mask.numpy()[..., places, :] = mask.numpy()
+
+    def advance(self, first: int) -> None:
+        """A pass whose correlations are named from the first on is over."""
+        self.name = first + self.added
+
+    def kept(self) -> Stack:
+        """What there is of it."""
+        return Stack(self.masked, self.mask, self.name, self.bits, self.frac, self.starts)
 
 
 class _Now:
@@ -137,7 +170,7 @@ class Tape:
         self.digest = digest.digest()
         self.ahead: list[Step] = []  # of a client, before the query
         self.steps: list[Step] = []
-        self.slots: list[_Slot] = []
+        self.slots: list[Any] = []  # _Slot, or of several sequences _Stacked
         self.input: Tensor | None = None
         self.result: Tensor | None = None
         self.now = _Now()
@@ -174,13 +207,12 @@ class Tape:
         replay(self.steps)
         now.channel = now.on_label = None
         for slot in self.slots:
-            slot.count += 1
-            slot.names = (*slot.names, first + slot.added)
+            slot.advance(first)
         return None if self.result is None else self.result.clone()
 
-    def state(self) -> dict[str, dict[str, Cached]]:
+    def state(self) -> dict[str, dict[str, Any]]:
         """What nodes keep; it lies in this tape's memory."""
-        found: dict[str, dict[str, Cached]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for slot in self.slots:
             found.setdefault(slot.key[0], {})[slot.key[1]] = slot.kept()
         return found
@@ -302,12 +334,13 @@ class Writer:
         return out
 
     def windowed(self, weight: Tensor, window: tuple[int, ...]) -> Tensor:
-        """See `Recording`: a copy, in which the window holds what lies further."""
-        first, end = window
+        """See `Recording`: a copy, in which each window holds what lies further."""
+        pairs = list(zip(window[::2], window[1::2], strict=True))
         with self.recorder.outside():
             out = weight.clone()
         self.recorder.given(out)
-        self.recorder.note(self.tape.now.vary, out[:, first:end], lambda further: weight[:, first + further : end + further])
+        for start, stop in pairs:
+            self.recorder.note(self.tape.now.vary, out[:, start:stop], _window(weight, start, stop))
         return out
 
     def extended(self, key: tuple[str, str], before: Cached, wire: Wire, columns: int) -> tuple[Cached, Cached]:
@@ -322,6 +355,22 @@ class Writer:
         self.tape.slots.append(slot)
         slot.count, slot.names = slot.count + 1, (*slot.names, wire.name)
         return slot.kept(), Cached(slot.masked, slot.mask, slot.names, slot.bits, slot.frac, columns)
+
+    def put(self, key: tuple[str, str], before: Stack, wire: Wire, places: Sequence[int], name: int) -> Stack:
+        """See `Recording`."""
+        with self.recorder.outside():
+            slot = _Stacked(key, before, places, self.tape.now)
+            slot.put(wire.masked, wire.mask)
+        slot.name, slot.added = name, name - self.tape.first
+        self.recorder.given(slot.masked)
+        self.recorder.given(slot.mask)
+        self.recorder.note(slot.put, wire.masked, wire.mask)
+        self.tape.slots.append(slot)
+        return slot.kept()
+
+
+def _window(weight: Tensor, first: int, end: int) -> Callable[[int], Tensor]:
+    return lambda further: weight[:, first + further : end + further]
 
 
 class _Windowed(Mapping[str, Tensor]):

@@ -21,11 +21,14 @@ from tests.support.two_party import Dealt, Outcome, Session, offline_walk
 FIRST = {0: [5, 7, 200, 11, 3], 1: [9], 2: [3, 3, 9, 100, 42, 17, 0, 96]}
 
 
-@pytest.mark.parametrize(("variant", "source"), [("SM+LN+G", Dealt), ("SM(t)+ScFuFFN", Dealt), ("SM(t)+ScFuFFN", Alone)])
-def test_each_sequence_has_its_own_output(tmp_path: Path, variant: str, source: Any) -> None:
+@pytest.mark.parametrize(
+    ("variant", "source", "fills"),
+    [("SM+LN+G", Dealt, 0), ("SM(t)+ScFuFFN", Dealt, 0), ("SM(t)+ScFuFFN", Alone, 0), ("SM+LN+G", Dealt, 16), ("SM(t)+ScFuFFN", Dealt, 12)],
+)
+def test_each_sequence_has_its_own_output(tmp_path: Path, variant: str, source: Any, fills: int) -> None:
     """Prompts of several lengths, tokens after them, one that ends, one that waits, one that comes: float's logits, each."""
     lowered, model = make(tmp_path, variant)
-    batches, so_far = Batches(lowered, source=source), {number: list(ids) for number, ids in FIRST.items()}
+    batches, so_far = Batches(lowered, source=source, fills=fills), {number: list(ids) for number, ids in FIRST.items()}
 
     def check(found: Outcome, new: dict[int, list[int]]) -> None:
         assert found.predicted.online_bytes == found.counted["online"]["payload"]
@@ -37,8 +40,10 @@ def test_each_sequence_has_its_own_output(tmp_path: Path, variant: str, source: 
     check(batches.step(FIRST, logits=True), FIRST)
     steps: list[tuple[dict[int, list[int]], list[int]]] = [
         ({0: [4], 1: [8], 2: [15]}, []),
+        *([({0: [1], 1: [2], 2: [3]}, [])] if fills else []),
         ({2: [1], 0: [2]}, []),
         ({0: [7], 1: [6, 5]}, [2]),
+        *([({0: [11], 1: [12]}, []), ({0: [13], 1: [14]}, [])] if fills else []),
         ({2: [9, 9, 1], 0: [3]}, []),
         ({5: [16, 23]}, [0, 1, 2]),
     ]
@@ -76,6 +81,20 @@ def test_a_batch_of_one_costs_what_one_costs(tmp_path: Path) -> None:
 
     one = Session(weights).run(program)
     assert found.predicted == one.predicted and torch.equal(found.client, one.client)
+
+
+def test_rows_are_filled_up_alike() -> None:
+    """Where all have one token more: as many as the longest lacks. Whoever lies in such rows stays there."""
+    batch = Batch({7: 20, 3: 30}, ((7, 1), (3, 1)), fills=64)
+    assert batch.columns == (22, 32) and batch.starts == (0, 22) and not batch.settled
+    assert [size for which, _, size in batch.segments if which == 0] == [20, 1, 30, 1] and len(batch.segments) == 6
+    after = batch.step([(7, 1), (3, 1)], fills=64)
+    assert after.settled and after.places == (21, 22 + 31) and after.starts == batch.starts
+    last = after.step([(7, 1), (3, 1)], fills=64)
+    assert last.columns == (38, 48) and not last.settled and last.segments[0] == (0, 0, 22) and (0, 22, 32) in last.segments
+    assert not last.step([(3, 1)], [7], fills=64).settled and not last.step([(7, 1)], fills=64).columns
+    assert last.step([(7, 1), (3, 1)]).segments == [(0, 0, 23), (1, 0, 1), (0, 38, 33), (1, 1, 1)]
+    assert Batch({1: 3}, ((1, 1), (2, 1)), fills=64).columns == () and Batch({1: 3}, ((1, 1),), fills=4).columns == (4,)
 
 
 def test_who_waits_keeps_its_place() -> None:

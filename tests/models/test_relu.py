@@ -128,9 +128,9 @@ def test_cached_generation_follows_float(tmp_path: Path, count: int) -> None:
 def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
     directory = saved(tmp_path, "RA+FuFFN", n_positions=16)
     lowered = convert(directory)
-    for source in (Dealt, Alone):
-        batches, so_far = Batches(lowered, source=source), dict[int, list[int]]()
-        for new in ({0: [5, 7, 2, 11, 3], 1: [9]}, {1: [4, 1], 0: [8]}):
+    for source, fills in ((Dealt, 0), (Alone, 0), (Dealt, 16)):
+        batches, so_far = Batches(lowered, source=source, fills=fills), dict[int, list[int]]()
+        for new in ({0: [5, 7, 2, 11, 3], 1: [9]}, {1: [4, 1], 0: [8]}, *([{0: [1], 1: [2]}, {0: [3], 1: [6]}] if fills else [])):
             found = batches.step(new, logits=True)
             so_far = {number: so_far.get(number, []) + ids for number, ids in new.items()}
             assert found.predicted.online_bytes == found.counted["online"]["payload"]

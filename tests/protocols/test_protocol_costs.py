@@ -40,9 +40,11 @@ from protocols.rowrange import RowRange
 from protocols.rows import Rows, Stacked
 from protocols.sequences import (
     cost_gather,
+    cost_put,
     cost_scores_of_sequences,
     cost_weighted_of_sequences,
     gather,
+    put,
     scores_of_sequences,
     weighted_of_sequences,
 )
@@ -191,15 +193,15 @@ def rows_case(heads: int, rows: Rows, width: int, bits: int) -> Case:
 
 def sequences_case(heads: int, rows: Stacked, width: int, bits: int) -> Case:
     q, k, p = (heads, rows.number, width), (heads, sum(part.columns for part in rows.parts), width), (heads, rows.count)
-    starts = [sum(part.columns for part in rows.parts[:at]) for at in range(len(rows.parts))]
+    starts, one = [sum(part.columns for part in rows.parts[:at]) for at in range(len(rows.parts))], (heads, 1, width)
 
     def program(party: Party) -> Protocol_[Any]:
-        x, y, z = yield from opened(party, (q, bits, 3), (k, bits, 4), (p, bits, 2))
-        stack = gather(party, None, y, [(1, 0, k[1])], starts)
+        x, y, z, row = yield from opened(party, (q, bits, 3), (k, bits, 4), (p, bits, 2), (one, bits, 4))
+        stack = put(party, ("", ""), gather(party, None, y, [(1, 0, k[1])], starts), row, [k[1] - 1], starts)
         scores_of_sequences(party, x, stack, rows, bits)
         weighted_of_sequences(party, z, stack, rows, bits)
 
-    declared = opening((q, bits, 3), (k, bits, 4), (p, bits, 2)) + cost_gather()
+    declared = opening((q, bits, 3), (k, bits, 4), (p, bits, 2), (one, bits, 4)) + cost_gather() + cost_put()
     declared += cost_scores_of_sequences(heads, rows, bits) + cost_weighted_of_sequences(heads, rows, width, bits)
     return Case(f"sequences {heads} {rows.fields()} {width} {bits}", declared, program)
 

@@ -31,7 +31,7 @@ from protocols.reciprocal import reciprocal
 from protocols.relu_attention import ReluRings, relu_attention
 from protocols.ring import encode, reduce, signed
 from protocols.rows import Rows, Stacked
-from protocols.sequences import gather
+from protocols.sequences import gather, put
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention, softmax
 from protocols.truncation import rescale
@@ -172,9 +172,10 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         yield from relu_attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, ReluRings())
 
     def attend_in_batches(party: Party) -> Protocol_[Any]:
-        shapes = ((GROUPS, 3, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44)
-        q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
+        shapes = ((GROUPS, 3, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44), ((GROUPS, 2, 2), 33)
+        q, k, v, row = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
         keys, values = (gather(party, None, wire, [(1, 3, 3), (1, 0, 3)], (3, 0)) for wire in (k, v))
+        keys = put(party, ("", ""), keys, row, (1, 5), (3, 0))
         yield from attention(party, q, keys, values, Stacked.of([Rows(2, 2, 1), Rows(3, 1, 1)]), AttentionRings())
 
     def normalised(party: Party) -> Protocol_[Any]:

@@ -92,7 +92,7 @@ def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.Mon
         replayed = logits_of(tmp_path, 16)
     with monkeypatch.context() as patch:
         seeded(patch)
-        patch.setattr(Tapes, "allowed", lambda tapes, logits: False)
+        patch.setattr(Tapes, "allowed", lambda tapes, program: False)
         patch.setattr(DealtTapes, "fits", lambda tapes, kinds: False)
         walked = logits_of(tmp_path, 16)
     for one, other in zip(replayed[:2], walked[:2], strict=True):
@@ -104,6 +104,51 @@ def test_a_tape_makes_the_bits_of_a_walk(tmp_path: Path, monkeypatch: pytest.Mon
         # of 15 further tokens 7 fill a row to 16 and 8 one to 32: the first two of the first session are written, and its ninth
         assert watched.replayed[role] >= 2 * 15 - 4, "so few were replayed that this says little"
     assert len(watched.dealt) >= 2 * 15 - 4
+
+
+def several_of(cache: Path, tokens: int) -> list[list[list[float]]]:
+    """The logits of the replies of two batches of one client, one after the other."""
+    found = []
+    with t.trio(cache=cache) as parties:
+        client = parties.client()
+        for _ in range(2):
+            with client.generate(ids=[PROMPT, PROMPT[:3], PROMPT[2:]], max_new_tokens=tokens, ignore_eos=True, logits=True) as replies:
+                list(replies)
+                found += [result["logits"] for result in replies.results]
+    return found
+
+
+def test_a_tape_makes_the_bits_of_a_walk_over_several_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same seeds: over two fillings of their rows, in one session and in the next."""
+    with monkeypatch.context() as patch:
+        seeded(patch)
+        watched = Watched(patch)
+        replayed = several_of(tmp_path, 16)
+    with monkeypatch.context() as patch:
+        seeded(patch)
+        patch.setattr(Tapes, "allowed", lambda tapes, program: False)
+        patch.setattr(DealtTapes, "fits", lambda tapes, kinds: False)
+        assert replayed == several_of(tmp_path, 16)
+    assert len(replayed) == 6 and all(len(each) == 16 for each in replayed)
+    for role in Role:
+        # of 15 further tokens 7 fill rows to 16 and 8 to 32; the first of each is walked, and of the first batch three are written
+        assert watched.replayed[role] >= 2 * 13 - 3, "so few were replayed that this says little"
+    assert len(watched.dealt) >= 2 * 13 - 3
+
+
+def test_whoever_leaves_a_batch_leaves_no_trace_in_a_tape(tmp_path: Path) -> None:
+    prompts = [PROMPT, PROMPT[:3], PROMPT[2:]]
+    with t.trio(cache=tmp_path) as parties:
+        client = parties.client()
+        for place in (1, 0):  # which one is dropped in the middle
+            tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+            with client.generate(ids=prompts, max_new_tokens=14, ignore_eos=True) as replies:
+                for placed in replies:
+                    tokens[placed.which].append(placed.token.id)
+                    if placed.which == place and len(tokens[place]) == 5:
+                        replies.cancel(place)
+            assert all(t.is_greedy(prompt, tokens[each]) for each, prompt in enumerate(prompts))
+            assert [len(tokens[each]) for each in range(3) if each != place] == [14, 14]
 
 
 def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +198,7 @@ def test_each_way_that_passes_go_is_compared_by_itself() -> None:
     for agreed in (tapes.agreed, parties.agreed):
         assert agreed(kinds["short"]) and agreed(kinds["long"]) and not agreed(kinds["other"])
     assert [written("other", 3), written("other", 4), written("short", 1)] == [False, False, False]
-    assert not parties.allowed(False) and parties.allowed(True)
+    assert not parties.allowed((False, False)) and parties.allowed((False, True))
 
 
 def test_a_store_spends_a_pass_once(tmp_path: Path) -> None:

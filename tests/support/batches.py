@@ -18,9 +18,9 @@ from tests.support.two_party import Outcome, Session, offline_walk
 class Batches:
     """A session whose passes are over several sequences."""
 
-    def __init__(self, lowered: Lowered, **session: Any) -> None:
+    def __init__(self, lowered: Lowered, *, fills: int = 0, **session: Any) -> None:
         encoded = encode_weights(lowered.graph)
-        self._graph = lowered.graph
+        self._graph, self._fills = lowered.graph, fills
         self._session = Session({name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}, **session)
         self._runtimes: dict[Role, Runtime] = {}
 
@@ -28,7 +28,7 @@ class Batches:
         """New ids of these sequences."""
 
         def program(party: Party) -> Tensor | None:
-            before = self._runtimes.get(party.role) or Runtime.of(self._graph, party)
+            before = self._runtimes.get(party.role) or Runtime.of(self._graph, party, fills=self._fills)
             online = not offline_walk(party)
             runtime = before if online else before.sketch(party)
             runtime.party = party

@@ -19,7 +19,7 @@ from protocols.product import Cached, matmul_wires
 from protocols.ring import blank
 from protocols.rowrange import RowRange
 from protocols.rows import Rows, Stacked
-from protocols.sequences import gather
+from protocols.sequences import gather, put
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention
 
@@ -43,6 +43,8 @@ def everything(party: Party, n: int) -> None:
         within = AttentionRings(v_bits=46, within=RowRange(6, 10, 6, True))
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, w), rows, within)
         a, b = (gather(party, None, wire, [(1, 0, 2), (1, 1, n - 1)], (0, 1)) for wire in (k, v))
+        (r,) = yield from open_masked(party, [shares(2, 2, 4, bits=33)])
+        a = put(party, ("", ""), a, r, (1, n), (0, 1))
         yield from attention(party, q, a, b, Stacked.of([Rows(n, 1, 1), Rows(1, n - 1, 1)]), rings)
         (z,) = yield from open_masked(party, [shares(1, n, bits=21)])
         yield from row_ceiling(party, z, Rows(n, 1, 0), 12)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from privinf.graph.node import Node, Shape
 from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
+from privinf.ops.attention.filled import live_rows
 from privinf.ops.attention.rows import ROW_PARTS, bound_of_rows, measured_rows, row_ranges
 from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
@@ -22,17 +22,15 @@ from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
 from protocols.exponential import OUT_FRAC
 from protocols.linear import scale
-from protocols.memo import constant
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
-from protocols.ring import placed
 from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.rows import Rows, reach
-from protocols.sequences import Stack, gather
+from protocols.sequences import Stack, gather, put
 from protocols.shares import Shares, Wire
-from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings, Live
+from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
@@ -44,12 +42,6 @@ TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
 WIDEST_SUMS = 49  # of the sums of v where no maximum is taken: wider ones are more bytes than the maximum is worth
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
-
-
-@constant()
-def _step(columns: int) -> Tensor:
-    """So many ones, and as many zeros."""
-    return torch.from_numpy(np.repeat(np.array([1, 0], np.int64), columns))
 
 
 class CausalAttention(Node):
@@ -224,10 +216,13 @@ class CausalAttention(Node):
         k = yield from rescale(party, k, bits=rings.qk_bits, frac=rings.k_frac)
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
         columns = min(reach(end), runtime.fills) if runtime.fills and several is None and count == 1 < end else 0
+        filled = ((columns,) if columns else ()) if several is None else several.columns
 
         def joined(part: str, wire: Wire) -> tuple[Cached | Stack, Cached | Stack]:
             if several is None:
                 return Cached.extended(party, (self.name, part), before.get(part), wire, columns)
+            if several.settled:
+                return (found := put(party, (self.name, part), before[part], wire, several.places, several.starts)), found
             return (found := gather(party, before.get(part), wire, several.segments, several.starts)), found
 
         def opened_values() -> Protocol_[Cached | Stack]:
@@ -245,21 +240,15 @@ class CausalAttention(Node):
         # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
         at_once = last and asked < count
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
-        live = self._live(x, columns) if columns else None
+        live = self._live(x, filled) if filled else None
         # values are needed late: what it takes to have them in a wider ring goes beside the scores
         out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 
-    def _live(self, x: PrivinfTensor, columns: int) -> Live:
-        """Of the row of a further token, filled up to `columns`."""
-        party, end, within = x.party, x.runtime.offset + 1, self.plan.within
-        step = placed(_step(columns), x.runtime.device)
-        mask = party.varying(lambda further: step[columns - end - further : 2 * columns - end - further])
-        if within is None or not within.by_length:
-            return Live(mask)
-        offset = party.varying(lambda further: within.divided_row(end + further)[0])
-        return Live(mask, offset, party.varying(lambda further: within.divided_row(end + further)[1]))
+    def _live(self, x: PrivinfTensor, filled: Sequence[int]) -> Any:
+        """Of the row of a further token of each sequence, filled up to so many elements."""
+        return live_rows(x, filled, self.plan.within)
 
     def _part(self, x: PrivinfTensor, index: int) -> Shares:
         """q, k or v: (B, T, ...) -> (B H, T, d_k); where heads share, q (B kept, shared, T, d_k), k and v (B kept, 1, T, d_k)."""

@@ -11,7 +11,7 @@ from protocols.correlations import Tensors
 from protocols.ring import blank
 from protocols.rounds import Protocol_, parallel
 from protocols.rows import Rows
-from protocols.sequences import GatherMask, SequencesScoresMask, SequencesWeightedMask
+from protocols.sequences import GatherMask, PutRowsMask, SequencesScoresMask, SequencesWeightedMask, rows_put
 from protocols.sources.two_party.makers.product import matrices, needed
 from protocols.sources.two_party.making import Made, makes
 from protocols.sources.two_party.pair import Pair, Secret
@@ -24,6 +24,15 @@ def gather_mask(pair: Pair, kind: GatherMask, own: Tensors) -> Protocol_[Made]:
     *lead, _, width = found[0].shape
     value = blank(*lead, sum(kind.sizes), width) if pair.traced else kind.of([each.value for each in found])
     return Made(left=Secret(value, min(each.bits for each in found)))
+    yield
+
+
+@makes(PutRowsMask, at_once=True)
+def put_rows_mask(pair: Pair, kind: PutRowsMask, own: Tensors) -> Protocol_[Made]:
+    """The same: rows of each party's own shares."""
+    x, y = pair.mask(kind.x), pair.mask(kind.y)
+    value = blank(*x.value.shape) if pair.traced else rows_put(x.value, y.value, kind.places)
+    return Made(left=Secret(value, min(x.bits, y.bits)))
     yield
 
 

@@ -1,11 +1,11 @@
-"""What `protocols.scan` and the short convolution compute, on floats; and the operators by which an exporter keeps them whole.
+"""What `protocols.scan`, `protocols.inner` and the short convolution compute, on floats; operators by which an exporter keeps them whole.
 
-Source: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060).
+Sources: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060); Sun et al., "Learning to (Learn at Test Time)" (arXiv 2407.04620).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -60,6 +60,23 @@ def _later(x: Any, back: int) -> Any:
     return x.transpose(1, 2).matmul(torch.eye(count).roll(back, 1).triu(back)).transpose(1, 2)  # which has no such padding
 
 
+def inner_descent(q: Any, k: Any, v: Any, weight: Any, batch: int, join: Callable[..., Any] = torch.cat) -> Any:
+    """z_t = q_t W_t, for gradient descent on |k W - v|^2 / 2 by mini-batches: q, k, v (B, T, H P), W (H, P, P) at first -> (B, T, H P)."""
+    sequences, count, width = q.size()
+    heads = weight.size(0)
+    q, k, v = (part.reshape(sequences, count, heads, width // heads).permute(0, 2, 1, 3) for part in (q, k, v))  # (B, H, T, P)
+    found, weight = [], weight.unsqueeze(0)
+    for at in range(0, count, batch):
+        q_, k_, v_ = (part[:, :, at : min(at + batch, count)] for part in (q, k, v))
+        error = k_.matmul(weight).sub(v_)
+        size = error.size(2)
+        scores = q_.matmul(k_.transpose(2, 3)).mul(torch.ones(size, size).tril())
+        found.append(q_.matmul(weight).sub(scores.matmul(error)))
+        weight = k_.transpose(2, 3).matmul(error).neg().add(weight)
+    z = found[0] if len(found) == 1 else join(found, 2)
+    return z.permute(0, 2, 1, 3).reshape(sequences, count, width)
+
+
 @torch.library.custom_op("privinf::scan", mutates_args=())
 def _scan(x: Tensor, b: Tensor, c: Tensor, z: Tensor | None, shifts: list[int], convex: bool) -> Tensor:
     found: Tensor = recurrence(x, b, c, z, shifts, convex)
@@ -90,3 +107,14 @@ def _spread(x: Tensor, each: int) -> Tensor:
 @_spread.register_fake
 def _(x: Tensor, each: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] * each))
+
+
+@torch.library.custom_op("privinf::ttt", mutates_args=())
+def _ttt(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, batch: int) -> Tensor:
+    found: Tensor = inner_descent(q, k, v, weight, batch)
+    return found.contiguous()
+
+
+@_ttt.register_fake
+def _(q: Tensor, *_rest: Any) -> Tensor:
+    return torch.empty_like(q)

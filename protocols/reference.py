@@ -148,6 +148,20 @@ def relu_attention_bound(largest: float, result: float) -> float:
     return largest * 2.0**-11 + result * 2.0**-13 + 2.0**-11
 
 
+def inner_linear(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """z_t = q_t W_t for gradient descent on |k W - v|^2 / 2, gradients of a mini-batch at its first W; and the last W.
+
+    q, k, v (H, T, P), weight (H, P, P) before.
+    """
+    start, found = weight, []
+    for t in range(q.shape[1]):
+        start = weight if t % batch == 0 else start
+        error = torch.einsum("hp,hpr->hr", k[:, t], start) - v[:, t]
+        weight = weight - k[:, t, :, None] * error[:, None, :]
+        found.append(torch.einsum("hp,hpr->hr", q[:, t], weight))
+    return torch.stack(found, 1), weight
+
+
 def lookup(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of the table."""
     return torch.stack([table[index] for index in ids.tolist()])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from privinf.models.aero import Activations, AeroModel
 from privinf.models.llama import LlamaModel
-from privinf.models.mamba2 import Mamba2Model
 from privinf.training.families import Trained
+from privinf.training.recurrent import Recurrent
 from protocols.errors import PrivinfError
 
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
@@ -51,8 +51,8 @@ class LossWatch:
         first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
         places = ["the embedding"]
         for layer in range(self._model.config.n_layer):
-            if isinstance(self._model, Mamba2Model):
-                places.append(f"layers.{layer}.mixer")
+            if isinstance(self._model, Recurrent):
+                places.append(f"layers.{layer}")
                 continue
             has_ffn = self._model.config.has_ffn(layer) if isinstance(self._model, AeroModel) else True
             places += [f"h.{layer}.attn"] + [f"h.{layer}.mlp"] * has_ffn

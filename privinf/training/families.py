@@ -1,4 +1,4 @@
-"""What may be trained: networks of the ladder, with ReLU, or in loops, of Llama's kind and of Mamba-2's, by the names of their variants."""
+"""What may be trained: networks of the ladder, with ReLU, or in loops, of Llama's, Mamba-2's or TTT's kind, by their variants' names."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from privinf.models.llama import LlamaConfig, LlamaModel
 from privinf.models.mamba2 import Mamba2Config, Mamba2Model
 from privinf.models.recursive import RecursiveConfig, RecursiveModel
 from privinf.models.relu import ReluConfig, ReluModel
+from privinf.models.ttt import TttConfig, TttModel
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
-from privinf.training.recurrent import first_of_mamba2, mamba2_config
+from privinf.training.recurrent import first_of_mamba2, first_of_ttt, mamba2_config, ttt_config
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation
 
-Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model
-TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config
-FamilyName = Literal["aero", "llama", "recursive", "relu", "mamba2"]
+Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model | TttModel
+TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config | TttConfig
+FamilyName = Literal["aero", "llama", "recursive", "relu", "mamba2", "ttt"]
 USUAL: dict[FamilyName, str] = {
     "aero": "SM(t)+ScFuFFN",
     "llama": "SM+RN+SwiGLU",
     "recursive": "SM+FuFFN",
     "relu": "RA+ScFuFFN",
     "mamba2": "M2(sp)+Conv+RN+SiLU",
+    "ttt": "TTT+RN+SwiGLU",
 }
 """The variant of each that is trained where none is named."""
-TAKEN = "'gpt2', 'aero', 'recursive', 'relu', 'llama', 'qwen2' and 'mamba2'"
+TAKEN = "'gpt2', 'aero', 'recursive', 'relu', 'llama', 'qwen2', 'mamba2' and 'ttt'"
 OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
 
 
@@ -44,10 +46,16 @@ def variant_config(
         raise ConfigError("--loops and --rank: blocks of this family run once", remedy="give them with --family recursive")
     if family != "llama":
         if kv_heads is not None:
-            told = "these heads have no keys and values" if family == "mamba2" else "heads of the ladder have keys and values of their own"
+            told = (
+                "these heads have no keys and values"
+                if family in ("mamba2", "ttt")
+                else "heads of the ladder have keys and values of their own"
+            )
             raise ConfigError(f"--kv-heads: {told}", remedy="give it with --family llama")
         if family == "mamba2":
             return mamba2_config(variant, **sizes)
+        if family == "ttt":
+            return ttt_config(variant, **sizes)
         if family == "relu" and not variant.startswith("RA"):
             raise ConfigError(f"variant {variant!r} is none of relu's", remedy="examples are RA+LN+R, RA+LN, RA+R, RA+FuFFN, RA+ScFuFFN_i2")
         config = ladder_config("SM" + variant[2:] if family == "relu" else variant, **sizes)
@@ -97,6 +105,8 @@ def built(config: TrainedConfig) -> Trained:
         return Mamba2Model(config)
     if isinstance(config, ReluConfig):
         return ReluModel(config)
+    if isinstance(config, TttConfig):
+        return TttModel(config)
     return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
 
 
@@ -107,6 +117,9 @@ def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "
         return
     if isinstance(model, Mamba2Model):
         first_of_mamba2(model, seed)
+        return
+    if isinstance(model, TttModel):
+        first_of_ttt(model, seed)
         return
     initialise(model, seed, recipe)
     for name, parameter in model.named_parameters():

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from privinf.models.aero import Activations
-from privinf.models.mamba2 import Mamba2Model
 from privinf.training.entropy import entropy_penalty
 from privinf.training.families import Trained
+from privinf.training.recurrent import Recurrent
 from privinf.training.rows import row_penalty
 from privinf.training.settings import Settings
 from protocols.errors import ConfigError
@@ -21,7 +21,7 @@ class Objective:
 
     def __init__(self, model: Trained, settings: Settings, *, compile: bool) -> None:
         self.model, self.settings = model, settings
-        if isinstance(model, Mamba2Model) and (settings.entropy_lambda > 0 or settings.row_weight > 0):
+        if isinstance(model, Recurrent) and (settings.entropy_lambda > 0 or settings.row_weight > 0):
             raise ConfigError("this family has no rows of scores to penalise", remedy="leave --entropy-lambda and --row-weight out")
         per_head = torch.full((model.config.n_layer, model.config.n_head), settings.entropy_theta)
         self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None

@@ -1,4 +1,4 @@
-"""What may be trained of the families with a state that does not grow: Mamba-2 and what is left of it."""
+"""What may be trained of the families with a state that does not grow: Mamba-2, TTT-Linear, and what is left of both."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from privinf.models.mamba2 import Mamba2Config, Mamba2Model
+from privinf.models.ttt import TttConfig, TttModel
 from protocols.errors import ConfigError
 
+Recurrent = Mamba2Model | TttModel
+"""They have no rows of scores, and so no entropy."""
 OF_MAMBA2 = re.compile(r"M2\((?P<decay>sp|relu|fix)\)(?P<conv>\+Conv)?(?P<norm>\+RN)?(?:\+(?P<gate>SiLU|R|GLU))?")
 DECAYS = {"sp": "softplus", "relu": "relu", "fix": "fixed"}
 GATES = {"SiLU": "silu", "R": "relu", "GLU": "linear", None: "none"}
@@ -72,3 +75,40 @@ def first_of_mamba2(model: Mamba2Model, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             if name.endswith("in_proj.weight") and not normed:
                 parameter[config.n_inner :].mul_(4)  # the stream starts small, and an output is a product of three maps of it
+
+
+OF_TTT = re.compile(r"TTT(?P<norm>\+RN)?(?:\+(?P<ffn>SwiGLU|R))?")
+
+
+def ttt_config(variant: str, **sizes: Any) -> TttConfig:
+    """The configuration that a variant's name stands for; ConfigError for no such name, or sizes that do not fit."""
+    match = OF_TTT.fullmatch(variant)
+    if match is None:
+        raise ConfigError(f"variant {variant!r} is none of ttt's", remedy="examples are TTT+RN+SwiGLU, TTT+RN+R, TTT+RN, TTT+R, TTT")
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise ConfigError(f"--width: {sizes['n_embd']} is not a multiple of --heads, {sizes['n_head']}")
+    ffn = {"SwiGLU": "swiglu", "R": "relu", None: "none"}[match["ffn"]]
+    inner = 8 * math.ceil(sizes["n_embd"] / 3) if ffn == "swiglu" else 4 * sizes["n_embd"]
+    fields = {"model_type": "ttt", "n_inner": inner, "norm": "rmsnorm" if match["norm"] else "none", "ffn": ffn, **sizes}
+    return TttConfig.checked(fields, "variant " + variant)
+
+
+@torch.no_grad()
+def first_of_ttt(model: TttModel, seed: int) -> None:
+    """Draws the weights of a model that is to be trained: keys so small that a mini-batch's step is an eighth of the largest stable one."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    normed, width = config.norm == "rmsnorm", config.n_embd // config.n_head
+    stream = 1.0 if normed else 0.2  # the size of what layers read
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue  # scales, as built
+        std = 1 / math.sqrt(parameter.shape[-1])
+        if name in ("embeddings.weight", "lm_head.weight"):
+            std = 0.02 if normed or name == "lm_head.weight" else stream
+        elif name.endswith("k_proj.weight"):
+            std *= 0.5 / (stream * math.sqrt(config.mini_batch * width))  # a mini-batch's K^T K has trace 1/4
+        elif name.endswith("learner.weight"):
+            std *= 0.5
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= math.sqrt(2 * config.n_layer)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

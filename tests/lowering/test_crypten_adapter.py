@@ -116,6 +116,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "scan": {"heads": 2, "shifts": [1, 2]},
     "spread": {"each": 2},
     "taps": {"weight": (2, 1, 3)},
+    "ttt": {"weight": (2, 3, 3), "batch": 4},
 }
 
 

@@ -38,13 +38,16 @@ clean: ## remove .venv, build output and caches; training runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# TORCH, the requirement that a registry has a CPU build under, is installed first, and then not replaced.
+torch := $(if $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)' && )
+
 # A stamp is touched when an installation is complete, so that the next call does nothing, and an interrupted one starts again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	$(torch)$(BIN)/python -m pip install --disable-pip-version-check --editable '.[gateway,training]'
 	@touch $@
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(torch)$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: setup.cfg pyproject.toml | $(VENV)/.installed

@@ -78,6 +78,7 @@ def analyze(
 
     Example: privinf analyze models/pylib --remove 2 --train-steps 200
     """
+    common.need("matplotlib")
     import torch
 
     from privinf.cli.screen import Screen

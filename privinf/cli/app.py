@@ -19,6 +19,8 @@ from protocols.errors import PrivinfError
 DONE, DEFECT, USAGE, PROTOCOL, BROKEN_PIPE = 0, 1, 2, 4, 141
 
 
+EXTRAS = dict.fromkeys(("fastapi", "uvicorn", "h11", "sse_starlette", "starlette", "jinja2"), "gateway") | {"matplotlib": "training"}
+"""Which extra brings what is not always installed."""
 COMPLETE = "_PRIVINF_COMPLETE"
 """In the environment, by the line that `privinf --install-completion` puts into a shell's start-up file."""
 
@@ -101,6 +103,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return error.exit_code, "interrupted" if error.exit_code == 130 else "terminated"
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, "interrupted"
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return USAGE, f"this needs {error.name}, which is not installed; pip install 'privinf[{extra}]'"
     if isinstance(error, SystemExit):
         return (error.code, "") if isinstance(error.code, int) else (USAGE if error.code else DONE, str(error.code or ""))
     if isinstance(error, typer.TyperException):  # wrong usage

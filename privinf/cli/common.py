@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -157,3 +158,9 @@ def _human(count: float, units: tuple[str, ...]) -> str:
         count, step = count / 1000, step + 1
     digits = 0 if step == 0 else 1 if step < 3 else 2
     return f"{count:.{digits}f} {units[step]}".rstrip()
+
+
+def need(name: str) -> None:
+    """ModuleNotFoundError where a library is not installed that a verb takes only later."""
+    if importlib.util.find_spec(name) is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)

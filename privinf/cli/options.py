@@ -23,6 +23,9 @@ NO_PEER = ("link", "device", "timeout", "connect_timeout")
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A lowered directory, or a checkpoint directory, which is lowered on the way.")
 ]
+OwnModel = Annotated[
+    Path | None, typer.Argument(metavar="[MODEL]", help="The same; without one, the model that comes with the package.", show_default=False)
+]
 Expect = Annotated[str | None, Setting("Refuse any model but the one with this id.", "ID")]
 Logits = Annotated[bool, Setting("Ask for rounded logits too, which the server must allow.")]
 Retry = Annotated[int, Setting("Where a connection breaks, go on in a fresh session, N times at most.", "N", least=0)]

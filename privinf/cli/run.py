@@ -6,7 +6,7 @@ from typing import Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Choice, Embedding, Model, PromptTexts, Trust, make_options
+from privinf.cli.options import Asked, Choice, Embedding, OwnModel, PromptTexts, Trust, make_options
 from privinf.session.options import Lengths, Runtime
 from privinf.trust import DEALER
 
@@ -14,7 +14,7 @@ from privinf.trust import DEALER
 @expand(without=("connect_timeout",))
 def run(
     *,
-    model: Model,
+    model: OwnModel = None,
     prompt: PromptTexts,
     asked: Asked,
     choice: Choice,
@@ -29,7 +29,8 @@ def run(
     They are three processes that talk over TLS on loopback, with keys made
     for this run; with --trust two-party there is no dealer. The new text
     goes to standard output as it arrives. Several prompts are answered
-    together; then each new text stands on lines of its own.
+    together; then each new text stands on lines of its own. Without a MODEL
+    it is the one that comes with the package.
 
     Example: privinf run models/pylib --prompt "def main(" --max-new-tokens 16
     """
@@ -37,7 +38,9 @@ def run(
     options = make_options(runtime, lengths, trust=trust, embedding=embedding)
     from privinf.cli.screen import Screen
     from privinf.local.session import LocalSession
+    from privinf.shipped import shipped_model
 
+    model = model or shipped_model()
     with Screen(quiet=as_json) as screen:
         screen.say(f"starting {'dealer, ' if trust == DEALER else ''}server and client")
         with LocalSession(model, options, progress=screen.progress) as session:

@@ -142,6 +142,7 @@ def train(
 
     Example: privinf train -o runs/small --variant "SM(t)+ScFuFFN" --layers 2 --width 64 --heads 2 --minutes 5
     """
+    common.need("matplotlib")  # for what is drawn at the end, hours from now
     import torch
 
     from privinf.training import corpus as corpora

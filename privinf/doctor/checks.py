@@ -21,7 +21,7 @@ from privinf.version import VERSION
 from protocols import kernels
 from protocols.errors import ConfigError, PrivinfError
 
-PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer", "fastapi", "uvicorn")
+PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer")
 SOON_DAYS = 30
 _FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
 

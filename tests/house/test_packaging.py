@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import privinf
 
@@ -91,7 +94,7 @@ def test_requirements_are_what_is_imported() -> None:
     found = {name.split(".")[0] for path in sources() for name in imports(path)} - ours - set(sys.stdlib_module_names)
     required, *extras = (
         {line.split(">")[0].split("=")[0] for line in setup_lines(*where)}
-        for where in (("install_requires",), ("ray", "options.extras_require"), ("gateway", "options.extras_require"))
+        for where in (("install_requires",), *((extra, "options.extras_require") for extra in ("ray", "gateway", "training")))
     )
     assert {DISTRIBUTIONS.get(name, name) for name in found} == (required - FOR_OTHERS).union(*extras)
 
@@ -158,18 +161,24 @@ def test_our_benchmarks_win_from_the_root() -> None:
         assert place.strip() == str(ROOT / "benchmarks" / "__init__.py")
 
 
-def test_the_wheel_holds_the_packages_whole_and_nothing_else(tmp_path: Path) -> None:
+def built(tmp_path: Path) -> Path:
+    """A wheel, from a copy of the sources."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in (*PACKAGES, "benchmarks", "tests", "docs"):
+    for name in (*PACKAGES, "benchmarks", "tests", "docs", "models"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path), "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("privinf-*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_the_packages_whole_and_the_shipped_model_and_nothing_else(tmp_path: Path) -> None:
+    wheel, source = built(tmp_path), tmp_path / "source"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
@@ -179,3 +188,81 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(tmp_path: Path) -> 
     assert expected - names == set()
     assert "privinf/py.typed" in names and "protocols/py.typed" in names
     assert f"Version: {privinf.__version__}" in text and "Apache-2.0" in text
+    model = {f"privinf/pylib/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")}
+    assert {name for name in names if name.startswith("privinf/pylib")} == model and wheel.stat().st_size < 10e6
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_shows_what_it_does(tmp_path: Path) -> None:
+    """`privinf run` without a model, from a directory with nothing of the checkout in it."""
+    with zipfile.ZipFile(built(tmp_path)) as archive:
+        archive.extractall(tmp_path / "installed")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "privinf", "run", "--prompt", "def main(", "--max-new-tokens", "2", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["tokens"]) == 2
+
+
+# ---- what is not installed everywhere
+
+
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from privinf.cli.app import main
+sys.exit(main({words!r}))
+"""
+
+
+def without(absent: set[str], *words: str) -> list[str]:
+    """A verb, where these libraries are not."""
+    return [sys.executable, "-c", WITHOUT.format(absent=absent, words=list(words))]
+
+
+@pytest.mark.parametrize(
+    ("absent", "words", "extra"),
+    [
+        ("fastapi", ("gateway", "--demo", "models/pylib"), "gateway"),
+        ("matplotlib", ("train", "--variant", "SM", "--output", "never"), "training"),
+    ],
+)
+def test_a_verb_says_which_extra_brings_what_it_needs(absent: str, words: tuple[str, ...], extra: str, tmp_path: Path) -> None:
+    done = subprocess.run(without({absent}, *words), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"needs {absent}, which is not installed; pip install 'privinf[{extra}]'" in done.stderr
+
+
+def test_a_dealer_deals_with_what_its_list_has() -> None:
+    """A pass with a dealer in whose process nothing else of what we require can be imported."""
+    from privinf.client.client import Client
+    from privinf.server.server import Server
+    from privinf.session.options import Options
+    from tests.support import trio as t
+    from tests.support.waiting import PATIENCE
+
+    torch.set_num_threads(1)
+    listed = {re.split("[>=]", line)[0] for line in (ROOT / "deploy" / "dealer.txt").read_text("utf-8").splitlines() if line[:1] not in "#"}
+    everything = {re.split("[>=]", line)[0] for name in ("gateway", "training") for line in setup_lines(name, "options.extras_require")}
+    everything |= {re.split("[>=]", line)[0] for line in setup_lines("install_requires")}
+    assert listed < everything
+    modules = {name: module for module, name in DISTRIBUTIONS.items()}
+    absent = {modules.get(name, name) for name in everything - listed} - {"pydantic"}
+    assert {"crypten", "matplotlib", "fastapi", "tokenizers"} <= absent
+    words = ("dealer", "--listen", "127.0.0.1:0", "--keys", str(t.keys()), "--cache", str(t.scratch() / "dealer"), "--json")
+    dealer = subprocess.Popen(without(absent, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert dealer.stdout is not None
+        place, options = json.loads(dealer.stdout.readline())["address"], Options(timeout=PATIENCE, cache=t.scratch() / "cache")
+        with Server(t.lowered(), listen="127.0.0.1:0", dealer=place, keys=str(t.keys()), options=options) as server:
+            client = Client(server.address, dealer=place, keys=str(t.keys()), options=options)
+            assert t.is_greedy([1, 2], [token.id for token in client.generate(ids=[1, 2], max_new_tokens=2, ignore_eos=True)])
+    finally:
+        dealer.terminate()
+        dealer.wait(60)

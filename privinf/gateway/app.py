@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from privinf.client.look import missing
 from privinf.gateway.completions import add_completions
 from privinf.gateway.door import METRICS, Door, Place
 from privinf.gateway.engine import Engine
@@ -24,6 +25,7 @@ from privinf.gateway.responses import add_responses
 from privinf.gateway.waits import CallerGone
 from privinf.gateway.wire import ApiError, as_api_error, malformed_body
 from privinf.session.metrics import registry_of
+from privinf.session.readiness import Readiness
 
 logging.getLogger("sse_starlette").setLevel(logging.INFO)  # below that it logs every piece of a reply
 
@@ -91,12 +93,20 @@ def _add_errors(app: FastAPI) -> None:
 
 def _add_operation(app: FastAPI, engine: Engine, answers: Requests) -> None:
     """What operators ask: is it there, and how does it do."""
-    registry = registry_of(lambda: families(engine, answers))
+    registry, ready = registry_of(lambda: families(engine, answers)), Readiness()
+
+    def look() -> str:
+        return missing(engine.client.peers, engine.model.lowered.id)
 
     @app.get("/healthz")
     async def healthz() -> Response:
         status, code = ("stopping", 503) if answers.draining else ("ok", 200)
         return JSONResponse({"status": status, "model": engine.model.lowered.id}, code)
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        why = "stopping" if answers.draining else await asyncio.to_thread(ready.why, look)
+        return JSONResponse({"status": why or "ok", "model": engine.model.lowered.id}, 503 if why else 200)
 
     @app.get(METRICS)
     async def metrics() -> Response:

@@ -18,7 +18,7 @@ from privinf.gateway.waits import Stopping
 from privinf.gateway.wire import ApiError
 
 MAX_BODY = 2 << 20
-OPEN = ("/healthz", "/", "/page.js", "/page.css")
+OPEN = ("/healthz", "/readyz", "/", "/page.js", "/page.css")
 """Paths that need no key: they tell nothing about a prompt, a reply or a key."""
 METRICS = "/metrics"
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]

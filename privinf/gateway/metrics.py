@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from privinf.gateway.engine import Engine
 from privinf.session.metrics import counter, gauge, traffic_families
 
-KNOWN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/page/reply", "/healthz", "/metrics", "/")
+KNOWN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/page/reply", "/healthz", "/readyz", "/metrics", "/")
 
 
 class Requests:

@@ -86,14 +86,15 @@ class DealerSupply(Supply):
         self._sealed = SealedSetUp(service) if service.options.embedded == ENCRYPTED else None
 
     def missing(self) -> str:
-        """See `Supply`: the dealer answers, and this server's certificate is one that it takes."""
+        """See `Supply`: the dealer answers, be it that it is full for the moment, and this server's certificate is one that it takes."""
         assert self.dealer is not None
         try:
             with contextlib.closing(dial(self.dealer, self.service.credentials, "dealer", LOOK_S, connect_s=0.5)) as link:
                 greet(link)
                 link.send_control(End())
         except PrivinfError as error:
-            return f"the dealer at {self.dealer} cannot be reached: {error.message}"
+            full = error.retry_after is not None
+            return "" if full else f"the dealer at {self.dealer} cannot be reached: {error.message}"
         return ""
 
     def set_up_bytes(self, lowered: Lowered) -> dict[str, int]:

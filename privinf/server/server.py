@@ -89,7 +89,10 @@ class Server(Service):
         connection.timeout, model = self.options.timeout, self.model
         trust, options = self.supply.trust, self.options
         connection.send_control(Welcome(model.lowered.id, len(model.bundle), model.allow_logits, trust, options.embedded, options.batch))
-        if connection.receive_control(Needs).names:
+        needs = connection.receive_control(Needs)
+        if needs.looks:
+            return
+        if needs.names:
             self.supply.may_send(model, connection, len(model.bundle))
             connection.send(model.bundle, FrameKind.CONTROL)
         connection.max_frame = MAX_FRAME

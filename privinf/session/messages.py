@@ -70,10 +70,11 @@ class Key(msgspec.Struct, frozen=True):
     digests: Annotated[tuple[Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)], ...], msgspec.Meta(max_length=1 << 16)]
 
 
-class Needs(msgspec.Struct, frozen=True):
-    """C: which parts of the set-up it has not kept."""
+class Needs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """C: which parts of the set-up it has not kept; with `looks`, in place of the first, that it begins no session."""
 
     names: Annotated[tuple[str, ...], msgspec.Meta(max_length=1 << 16)]
+    looks: bool = False
 
 
 class _WithToken(msgspec.Struct, frozen=True):

@@ -211,7 +211,7 @@ def test_a_body_without_a_length_is_bounded_too(door: Gateway) -> None:
     assert answer.status_code == 413 and answer.json()["error"]["message"].startswith("the body is larger")
 
 
-OPEN = {"/healthz", "/", "/page.js", "/page.css"}
+OPEN = {"/healthz", "/readyz", "/", "/page.js", "/page.css"}
 
 
 def paths(door: Gateway) -> set[str]:

@@ -16,6 +16,7 @@ import pytest
 
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.client.look import missing
 from privinf.session.options import Options
 from protocols.errors import PrivinfError, RefusedError
 from tests.support import trio as t
@@ -151,11 +152,20 @@ def test_who_cannot_load_says_so_once(tmp_path: Path) -> None:
         assert process.err.count("privinf: ") == 1 and "is neither a checkpoint" in process.err
 
 
-def test_a_server_is_not_ready_without_its_dealer() -> None:
+def test_who_is_ready_says_so_until_a_peer_is_away() -> None:
+    """A server without its dealer, and a gateway without its server, are alive and not ready; nothing of a look stays in a log."""
     with t.services("--metrics", "127.0.0.1:0") as services:
+        options = Options(cache=t.scratch() / "cache", timeout=PATIENCE)
+        client = Client(services.server_address, dealer=services.dealer_address, keys=str(t.keys()), options=options)
+        with Conversation(client) as held:
+            model = held.lowered.id
         place = next(line for line in services.server.lines if "answers Prometheus" in line).split("http://")[1].removesuffix("/metrics")
+        assert missing(client.peers, model) == "" and "another model" in missing(client.peers, "0" * 64)
         assert probe(place, "/readyz") == (200, "ok\n")
+        assert services.dealer.err.count("\n") == 1 and services.server.err.count("\n") == 2  # where they listen, and answer Prometheus
         services.dealer.end()
         status, why = t.wait_for(lambda: (found := probe(place, "/readyz"))[0] == 503 and found, PATIENCE)
         assert status == 503 and why.startswith("the dealer at 127.0.0.1:")
         assert probe(place, "/healthz") == (200, "ok\n")
+        services.server.end()
+        assert missing(client.peers, model).startswith(f"the server at {services.server_address} cannot be reached")

@@ -68,7 +68,8 @@ class DealerSupply(Supply):
         link = self.lines.dial("dealer", peers.options.connect_s, hint_of(token))
         source = DealerSource(link, token, peers.options.device, peers.named)
         if self.embedding == ENCRYPTED:
-            source.tables = tables_alone(Role.CLIENT, self.lines.tables)
+            source.tables = tables = tables_alone(Role.CLIENT, self.lines.tables)
+            tables.spend = self.lines.spend
         return source
 
 

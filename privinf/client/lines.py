@@ -56,6 +56,8 @@ class Lines:
         """What set-up brought of the weights, by name: masked, or encrypted in each of its forms."""
         self.tables: dict[str, Any] = {}
         """And of its tables, where these alone are encrypted."""
+        self.spend: Callable[[int], None] = lambda count: None
+        """Counts rows of those tables before they are taken, see `privinf.client.taken`."""
         self.tapes = Tapes()
         self._closed = threading.Event()
 

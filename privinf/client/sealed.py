@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.client.lines import Lines
+from privinf.client.taken import Taken
 from privinf.files import check_room
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.lowered import Lowered
@@ -29,6 +30,7 @@ def receive_sealed(lines: Lines, connection: Connection, lowered: Lowered, seali
     digests = dict(zip(sealing.parts, key.digests, strict=True))
     store = SealedStore(peers.options.cache, "setup", lowered.id, key.id)
     store.sweep()
+    lines.spend = Taken(store.taken, peers.options.timeout).spend
 
     def take(name: str) -> bool:
         """Takes an encrypted weight that another session holds, or that is kept, whole and what the server sends, if there is one."""

@@ -24,7 +24,7 @@ from privinf.session.marks import Lane
 from privinf.session.messages import Draw, Drawn, Kept, Reserved, Stock, Terms
 from privinf.session.options import Options
 from privinf.session.pool import Pool
-from privinf.session.stock import Header, StockLane, Writer, opened, writing
+from privinf.session.stock import TRIES, Header, StockLane, Writer, opened, writing
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role, Tensors
@@ -32,8 +32,6 @@ from protocols.errors import ConfigError, ProtocolDesync
 from protocols.lattice.rows import dealt, positions_of
 
 log = logging.getLogger("privinf")
-TRIES = 3
-"""How often C asks for rows of a pass: S may know more to be spent once, where C was put back to an earlier state."""
 
 
 class ClientStock:

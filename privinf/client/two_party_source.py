@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from privinf.client.lines import Lines
 from privinf.client.sealed import receive_sealed
 from privinf.client.stock import ClientStock
 from privinf.client.supply import Supply
@@ -35,7 +36,7 @@ class TwoPartySupply(Supply):
         """See `Supply`."""
         peers = self.lines.peers
         stock = ClientStock(peers.options, self.lowered, peers.credentials.fingerprint, self.connection)
-        return TwoPartySource(self.connection, self.lines.masked, peers.options.device, stock)
+        return TwoPartySource(self.connection, self.lines, peers.options.device, stock)
 
 
 class TwoPartySource(ClientSource):
@@ -43,8 +44,9 @@ class TwoPartySource(ClientSource):
 
     foresees = True
 
-    def __init__(self, connection: Connection, held: Mapping[str, Any], device: str, stock: ClientStock) -> None:
-        joint = Joint(Role.CLIENT, held, device)
+    def __init__(self, connection: Connection, lines: Lines, device: str, stock: ClientStock) -> None:
+        joint = Joint(Role.CLIENT, lines.masked, device)
+        joint.tables.spend = lines.spend
         self.party: PartySource = joint.source
         self.tables = joint.tables
         self._together = Together(Role.CLIENT, connection, connection, joint)

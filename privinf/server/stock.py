@@ -14,7 +14,7 @@ from privinf.session.marks import Lane
 from privinf.session.messages import Draw, Drawn, Kept, Reserved, Stock, Terms
 from privinf.session.options import Options
 from privinf.session.pool import Pool
-from privinf.session.stock import Header, StockLane, opened, writing
+from privinf.session.stock import TRIES, Header, StockLane, opened, writing
 from privinf.transport.connection import Connection
 from privinf.trust import TWO_PARTY
 from protocols.correlations import Kind, Role, Tensors
@@ -80,7 +80,10 @@ class ServerStock:
     def draw(self, kinds: Sequence[Kind]) -> dict[int, tuple[Tensors, Tensors]]:
         """See `ClientStock.draw`."""
         self._connection.meter.phase = "offline"
-        while (request := self._connection.receive_control(Draw)).index:
+        for _ in range(TRIES):
+            request = self._connection.receive_control(Draw)
+            if not request.index:
+                return {}
             answer, found = Drawn(False, 0, False), None
             try:
                 if self._pool.holds(self._lane):
@@ -92,6 +95,9 @@ class ServerStock:
             self._connection.send_control(answer)
             if found is not None:
                 return found
+        if self._connection.receive_control(Draw).index:
+            what = f"the client asks for rows more than {TRIES} times in a pass"
+            raise ProtocolDesync(what, party="server", peer=self._connection.peer_name)
         return {}
 
     def _taken(self, shelf: StockLane, request: Draw, kinds: Sequence[Kind]) -> tuple[Drawn, dict[int, tuple[Tensors, Tensors]] | None]:

@@ -69,6 +69,11 @@ class SealedStore:
         """Held by whoever makes a part."""
         return self._all / "making.lock"
 
+    @property
+    def taken(self) -> Path:
+        """Where a client counts the rows that it takes of tables under this key."""
+        return self._root / "rows.taken"
+
     def _path(self, name: str) -> Path:
         return self._root / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.bin"
 

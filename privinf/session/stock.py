@@ -38,6 +38,8 @@ from protocols.lattice.rows import TOGETHER, Map
 MAGIC = b"privinf stock of rows 1\n"
 MAX_HEADER = 1 << 22
 PAGE = 16
+TRIES = 3
+"""How often C asks for rows of a pass, and S answers: S may know more to be spent once, where C was put back to an earlier state."""
 assert TOGETHER % PAGE == 0
 _DIGEST = 32
 

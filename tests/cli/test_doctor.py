@@ -17,7 +17,11 @@ import pytest
 
 from privinf.cli import app
 from privinf.transport import keys
+from protocols import kernels
+from protocols.kernels import build
 from tests.support import trio as t
+from tests.support.command import Call
+from tests.support.command import call as call
 from tests.support.trio import Process, Services
 from tests.support.waiting import PATIENCE
 
@@ -193,3 +197,24 @@ def test_a_server_whose_clock_is_wrong(services: Services, doctor: Doctor, tmp_p
 def test_a_clock_that_is_behind_here(tmp_path: Path, doctor: Doctor) -> None:
     code, lines = doctor(server=None, dealer=None, keys=keys_of(tmp_path, 3))
     assert code == 2 and "clock: 20" in lines[-1] and "is before the server's certificate was made" in lines[-1]
+
+
+def test_where_no_loops_can_be_compiled_one_line_says_so_and_nothing_fails(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine without Numba's LLVM, or with a processor that it does not know."""
+
+    def broken(directory: Path | None) -> None:
+        raise OSError("Could not find or load libllvmlite.so")
+
+    for holder, name, value in (
+        (kernels, "fast", None),
+        (kernels._State, "thread", None),
+        (kernels._State, "why", ""),
+        (kernels, "_compile", lambda directory: None),
+    ):
+        monkeypatch.setattr(holder, name, value)
+    monkeypatch.setattr(build, "read", broken)
+    done = call("doctor", "--cache", tmp_path)
+    lines = [line for line in done.out.splitlines() if "kernels" in line]
+    assert lines == ["ok    kernels: plain: Numba does not load: OSError: Could not find or load libllvmlite.so"] and not done.err

@@ -13,6 +13,7 @@ import privinf
 from privinf.cli.gateway import Peers
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.client.taken import AHEAD, Taken
 from privinf.lowering import lower
 from privinf.lowering.encrypted import Sealing
 from privinf.lowering.explain import explain
@@ -22,7 +23,7 @@ from privinf.session.messages import Key, Needs, Welcome, greet
 from privinf.session.options import Options
 from privinf.trust import ENCRYPTED, ONE_HOT, TWO_PARTY
 from protocols.correlations import Kind
-from protocols.errors import ConfigError, HandshakeError
+from protocols.errors import ConfigError, HandshakeError, RefusedError
 from protocols.linear import LinearMask
 from tests.support import trio as t
 from tests.support.lowering_modules import TiedWords
@@ -211,3 +212,33 @@ def test_options_that_contradict_each_other_are_named() -> None:
         Peers("127.0.0.1:1", "127.0.0.1:1", Path("keys"), embedding=ENCRYPTED).check()
     alone = explain(t.lowered(), 1, trust=TWO_PARTY)["total"]
     assert explain(t.lowered(), 1, trust=TWO_PARTY, embedding=ENCRYPTED)["total"] == alone
+
+
+# ---- how many rows may be taken
+
+
+def test_a_client_takes_no_more_rows_under_one_key_than_what_hides_them_is_good_for(parties: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocols.security.TAKEN", 40)
+    client = parties.client(fresh=True)
+    ids_of(client, PROMPT, 3)  # five rows, and some are counted ahead
+    (path,) = client.peers.options.cache.rglob("rows.taken")
+    assert path.read_bytes() == b"32"
+    with pytest.raises(RefusedError, match="has taken 32 rows of the model's table under one key, and with 9 more"):
+        ids_of(client, list(range(9)), 1)
+    assert path.read_bytes() == b"32"
+    ids_of(client, list(range(8)), 1)
+    with pytest.raises(RefusedError, match="lower the model anew"):
+        ids_of(client, PROMPT, 1)
+    ids_of(parties.client(fresh=True), PROMPT, 1)
+
+
+def test_sessions_of_a_cache_count_together(tmp_path: Path) -> None:
+    path = tmp_path / "rows.taken"
+    one, other = Taken(path, 5.0), Taken(path, 5.0)
+    for _ in range(20):
+        one.spend(3)
+        other.spend(1)
+    assert int(path.read_bytes()) == 64 + AHEAD
+    path.write_text("many")
+    with pytest.raises(ConfigError, match="damaged"):
+        one.spend(1000)

@@ -13,10 +13,12 @@ import pytest
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.sampling import Sampling
+from privinf.client.stock import ClientStock
 from privinf.lowering.explain import explain
 from privinf.lowering.stocking import cost, maps
-from privinf.session.stock import Header, StockLane
-from protocols.errors import ConfigError, HandshakeError, RefusedError
+from privinf.session.messages import Draw, Drawn
+from privinf.session.stock import TRIES, Header, StockLane
+from protocols.errors import ConfigError, HandshakeError, PrivinfError, RefusedError
 from tests.support import trio as t
 from tests.support.duo import Duo, duo
 
@@ -80,6 +82,8 @@ def test_queries_are_served_from_a_stock_and_what_moves_is_what_was_predicted(tm
         assert offline(client) == predicted(3, 1, ROWS) and files(tmp_path) == {"server": [], "client": []}
         ids_of(client, PROMPT, 1)
         assert offline(client) == predicted(3, 1)
+        (taken,) = (tmp_path / "client").rglob("rows.taken")
+        assert int(taken.read_bytes()) >= 5 + 32 + 30 + 4 + 3 + 3  # of the table, under this key of the server's
 
 
 def test_prepared_queries_take_their_rows_from_a_stock_too(tmp_path: Path) -> None:
@@ -206,6 +210,25 @@ def test_a_stock_that_the_server_has_lost_is_removed(tmp_path: Path, caplog: pyt
         ids_of(client, PROMPT, 2)
         assert offline(client) == predicted(3, 2) and not files(tmp_path)["client"]
         assert said(caplog, "the server has lost its part")
+
+
+def test_a_client_that_asks_for_rows_again_and_again_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ask after another for rows that are spent; the server answers so many, and serves the next one."""
+    monkeypatch.setattr(ClientStock, "_draw", lambda stock, shelf, kinds: asks(stock, TRIES + 1))
+
+    def asks(stock: ClientStock, count: int) -> dict[Any, Any]:
+        for _ in range(count):
+            stock._connection.send_control(Draw(1, 1, bytes(16)))
+            assert not stock._connection.receive_control(Drawn).ok
+        return {}
+
+    with duo(cache=tmp_path / "server") as pair:
+        client = client_of(pair, tmp_path)
+        client.prepare([], stock=ROWS)
+        with pytest.raises(PrivinfError, match=f"more than {TRIES} times in a pass"):
+            ids_of(client, PROMPT, 1)
+        monkeypatch.setattr(ClientStock, "_draw", lambda stock, shelf, kinds: asks(stock, TRIES))
+        ids_of(client, PROMPT, 1)
 
 
 def test_what_a_server_keeps_and_moves_is_bounded(tmp_path: Path) -> None:

@@ -381,7 +381,13 @@ class CausalAttention(Node):
         yield Shown("scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
         within = plan.within
         if within is None:
-            yield Shown("maximum of a row", SCORE_BITS - DROP, 1, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
+            yield Shown(
+                "maximum of a row, or the bound of one that is alone",
+                SCORE_BITS - DROP,
+                1,
+                2.0 ** (SCORE_BITS - 2 - SCORE_FRAC),
+                "protocol",
+            )
         else:
             low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
             told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"

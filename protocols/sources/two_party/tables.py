@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,8 @@ class SealedTables:
 
     def __init__(self, role: Role, lattice: LatticeEnd, held: Mapping[str, Any]) -> None:
         self._role, self._lattice, self._held = role, lattice, held
+        self.spend: Callable[[int], None] = lambda count: None
+        """At C, before rows are taken: their flood is good for `security.TAKEN` of them."""
 
     def __repr__(self) -> str:
         return f"SealedTables(role={self._role.value}, values hidden)"
@@ -26,6 +28,8 @@ class SealedTables:
         """See `Tables`. Rounds: 1 message C -> S. Learns: S an answer that a flood makes look like any other; C nothing."""
         server = self._role is Role.SERVER
         held = self._held.get(table) if server or known(ids) else None
+        if not server and known(ids):
+            self.spend(len(ids))
         protocol = self._lattice.lookup(held, ids.cpu() if known(ids) else ids, out, bits, size)
         received = yield next(protocol)
         if server and not known(*received):  # a walk on shapes

@@ -68,7 +68,7 @@ class GatherMask(Kind, frozen=True):
 
 
 class PutRowsMask(Kind, frozen=True):
-    """The mask of an earlier wire (..., S, d) of which some rows are others now, those of y (..., R, d) in order: no bytes.
+    """The mask of an earlier wire (..., `rows`, d) of which some rows are others now, those of y (..., R, d) in order: no bytes.
 
     It outlives its pass, and neither of the two need.
     """
@@ -76,12 +76,14 @@ class PutRowsMask(Kind, frozen=True):
     x: Number
     y: Number
     places: Names
+    rows: Number
     refers: ClassVar[tuple[str, ...]] = ("x", "y")
     moves: ClassVar[tuple[str, ...]] = ("places",)
 
     def fit(self, shapes: Shapes) -> Fit:
         x, y = shapes.mask(self.x), shapes.mask(self.y)
-        fits(len(x) >= 2, y == (*x[:-2], len(self.places), x[-1]), max(self.places) < x[-2], len(set(self.places)) == len(self.places))
+        fits(len(x) >= 2, x[-2] == self.rows, y == (*x[:-2], len(self.places), x[-1]))
+        fits(max(self.places) < self.rows, len(set(self.places)) == len(self.places))
         return Fit((), x, 2 * math.prod(x))
 
     @property
@@ -238,7 +240,7 @@ def put(party: Party, key: tuple[str, str], before: Stack, wire: Wire, places: S
 
     The row that stood there filled up its sequence. Neither operand is needed after the pass. Learns: nothing, either.
     """
-    name = party.take(PutRowsMask(before.name, wire.name, tuple(places))).name
+    name = party.take(PutRowsMask(before.name, wire.name, tuple(places), before.masked.shape[-2])).name
     if party.recording is not None and known(wire.masked):
         found: Stack = party.recording.put(key, before, wire, places, name)
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from protocols.rows import Rows, Stacked, reach
 from protocols.sequences import Segment
@@ -20,8 +21,8 @@ class Batch:
     `before` are the sequences that are cached, by number, and the positions that each has, in the order in which they lie. `new` are those
     that the pass goes on with, each with at least one new position, in the order of their rows; what is not among them waits.
 
-    Where `fills` is not 0, a pass over one more token of all that are cached has its rows filled up (`columns`), so that shapes repeat:
-    each sequence then lies in as many rows, of which those behind its own are its first again.
+    Where `fills` is not 0, a pass over one more token of some that are cached has their rows filled up (`columns`), so that shapes repeat:
+    each of them then lies in as many rows, of which those behind its own are its first again; whoever waits lies as before.
     """
 
     before: Mapping[int, int] = field(default_factory=dict)
@@ -49,21 +50,34 @@ class Batch:
         All are filled up by as many elements as the longest, so that all of them are full after the same pass.
         """
         one_more = all(count == 1 and number in self.before for number, count in self.new)
-        if not self.fills or not one_more or [number for number, _ in self.new] != list(self.after):
+        order = {number: place for place, number in enumerate(self.after)}
+        in_order = all(order[one] < order[other] for (one, _), (other, _) in pairwise(self.new))
+        if not self.fills or not one_more or not in_order:
             return ()
-        longest = max(self.after.values())
+        longest = max(self.after[number] for number, _ in self.new)
         more = min(reach(longest), self.fills) - longest
-        return tuple([length + more for length in self.after.values()])
+        return tuple([self.after[number] + more for number, _ in self.new])
 
-    @property
+    @cached_property
     def _rooms(self) -> dict[int, int]:
-        """Rows in which each sequence lies after the pass, where they are filled up."""
-        return dict(zip(self.after, self.columns, strict=True)) if self.columns else {}
+        """Rows in which each sequence lies after the pass, where some are filled up."""
+        if not self.columns:
+            return {}
+        waiting = {number: self.room.get(number, length) for number, length in self.after.items()}
+        return waiting | {number: columns for (number, _), columns in zip(self.new, self.columns, strict=True)}
 
     @cached_property
     def settled(self) -> bool:
         """Whether each sequence stays in the rows in which it lies, and a further one takes the place of one that fills up."""
-        return bool(self.columns) and not self.ended and self._rooms == self.room
+        if not self.columns or self.ended:
+            return False
+        return all(self._rooms[number] == self.room.get(number, length) for number, length in self.before.items())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In how many rows each sequence lies, where some are filled up; negative of those that wait."""
+        going = {number for number, _ in self.new}
+        return tuple([rows if number in going else -rows for number, rows in self._rooms.items()])
 
     @cached_property
     def places(self) -> tuple[int, ...]:

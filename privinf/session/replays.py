@@ -2,7 +2,7 @@
 
 What a tape needs is said in `protocols.sources.tape`. Passes over one position with output, after some, of parties on the CPU with compiled
 loops and a dealer, have tapes: a shape is then the length to which the row is filled up (`protocols.rows.reach`), and whether logits are
-wanted. So have those over one more token of each sequence of a batch, once its rows are filled up to the same lengths as in the pass before
+wanted. So have those over one more token of sequences of a batch, once their rows are filled up to the same lengths as in the pass before
 (`privinf.graph.batch`). Of each way that passes go (`protocols.kind_hash.way`: a longer row has a bound where a short one has a maximum)
 whoever is first writes two tapes, at two positions, and none of that program is used from then on if they differ.
 
@@ -41,7 +41,7 @@ WAITING = 192 * 2**20  # bytes of all tapes that wait
 ELEMENTS = 16  # bytes of a tape that an element of a correlation stands for, at least
 
 Shape = tuple[int | tuple[int, ...], bool]
-"""To how many elements the row is filled up, or those of several sequences, and whether logits are wanted."""
+"""To how many elements the row is filled up, or see `Batch.shape`, and whether logits are wanted."""
 Program = tuple[bool, bool]
 """Whether a pass is over several sequences, and whether logits are wanted."""
 Walk = tuple[Party, Channel, Callable[[], Tensor | None]]
@@ -125,7 +125,7 @@ def program(shape: Shape) -> Program:
 
 def largest(shape: Shape) -> int:
     """Bytes of a tape, at most."""
-    return min(MOST, LARGEST * (len(shape[0]) if isinstance(shape[0], tuple) else 1))
+    return min(MOST, LARGEST * sum(rows > 0 for rows in shape[0])) if isinstance(shape[0], tuple) else LARGEST
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Replays:
         if isinstance(request, Pass):
             return (min(reach(runtime.offset + 1), runtime.fills), request.logits) if request.count == 1 else None
         self._batch = (runtime.batch or Batch()).step(request.new, request.ended, runtime.fills)
-        return (self._batch.columns, request.logits) if self._batch.settled else None
+        return (self._batch.shape, request.logits) if self._batch.settled else None
 
     @property
     def _position(self) -> int:

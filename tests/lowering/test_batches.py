@@ -43,7 +43,7 @@ def test_each_sequence_has_its_own_output(tmp_path: Path, variant: str, source: 
         *([({0: [1], 1: [2], 2: [3]}, [])] if fills else []),
         ({2: [1], 0: [2]}, []),
         ({0: [7], 1: [6, 5]}, [2]),
-        *([({0: [11], 1: [12]}, []), ({0: [13], 1: [14]}, [])] if fills else []),
+        *([({0: [11], 1: [12]}, []), ({0: [13], 1: [14]}, []), ({1: [2]}, []), ({1: [3]}, []), ({0: [5]}, [])] if fills else []),
         ({2: [9, 9, 1], 0: [3]}, []),
         ({5: [16, 23]}, [0, 1, 2]),
     ]
@@ -92,7 +92,11 @@ def test_rows_are_filled_up_alike() -> None:
     assert after.settled and after.places == (21, 22 + 31) and after.starts == batch.starts
     last = after.step([(7, 1), (3, 1)], fills=64)
     assert last.columns == (38, 48) and not last.settled and last.segments[0] == (0, 0, 22) and (0, 22, 32) in last.segments
-    assert not last.step([(3, 1)], [7], fills=64).settled and not last.step([(7, 1)], fills=64).columns
+    assert not last.step([(3, 1)], [7], fills=64).settled and not last.step([(3, 1), (7, 1)], fills=64).columns
+    waits = last.step([(3, 1)], fills=64)
+    assert waits.settled and waits.columns == (48,) and waits.starts == (38,) and waits.places == (38 + 33,) and waits.shape == (-38, 48)
+    alone = waits.step([(7, 1)], fills=64)
+    assert alone.columns == (32,) and not alone.settled and alone.segments[-1] == (0, 38, 1) and alone.shape == (32, -48)
     assert last.step([(7, 1), (3, 1)]).segments == [(0, 0, 23), (1, 0, 1), (0, 38, 33), (1, 1, 1)]
     assert Batch({1: 3}, ((1, 1), (2, 1)), fills=64).columns == () and Batch({1: 3}, ((1, 1),), fills=4).columns == (4,)
 

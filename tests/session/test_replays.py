@@ -14,6 +14,7 @@ from torch import Tensor
 
 import privinf.dealer.dealer
 from privinf.client.conversation import Conversation
+from privinf.client.shared import Shared
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
 from privinf.session.options import Options
@@ -149,6 +150,19 @@ def test_whoever_leaves_a_batch_leaves_no_trace_in_a_tape(tmp_path: Path) -> Non
                         replies.cancel(place)
             assert all(t.is_greedy(prompt, tokens[each]) for each, prompt in enumerate(prompts))
             assert [len(tokens[each]) for each in range(3) if each != place] == [14, 14]
+
+
+def test_one_goes_on_while_another_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations that share a session: whoever is alone in its passes has tapes too, and who waited goes on where it was."""
+    watched = Watched(monkeypatch)
+    with t.trio(cache=tmp_path) as parties:
+        shared = Shared(parties.client(), 4)
+        with shared.seat().open() as one, shared.seat().open() as other:
+            first = [token.id for token in one.generate(PROMPT, max_new_tokens=3, ignore_eos=True)]
+            second = [token.id for token in other.generate(PROMPT[3:], max_new_tokens=12, ignore_eos=True)]
+            third = [token.id for token in one.generate([7], max_new_tokens=6, ignore_eos=True)]
+    assert t.is_greedy(PROMPT, first) and t.is_greedy(PROMPT[3:], second) and t.is_greedy([*PROMPT, *first, 7], third)
+    assert all(watched.replayed[role] >= 5 for role in Role) and len(watched.dealt) >= 5
 
 
 def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,20 @@ def recurrence_bound(x: Tensor, b: Tensor, c: Tensor, a: Tensor, u: Tensor, h: T
     return 2e-3 * largest + 2.0**-10
 
 
+def max_plus(x: Tensor, weight: Tensor) -> Tensor:
+    """max_i (x_i + W_ij), (R, n) and (n, m) -> (R, m). The protocol is exact."""
+    return torch.stack([(x + column).amax(-1) for column in weight.T], -1)
+
+
+def max_plus_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+    """max_j (max_c (q_ic + k_jc) + v_j) over the elements that the rows hold: (H, n, d), (H, m, d), (H, m, d) -> (H, n, d); exact."""
+    found = []
+    for i, length in enumerate(rows.lengths.tolist()):
+        scores = torch.cat([max_plus(head[i : i + 1], keys[:length].T) for head, keys in zip(q, k, strict=True)])  # (H, length)
+        found.append((scores[..., None] + v[:, :length]).amax(1))
+    return torch.stack(found, 1)
+
+
 def relu_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
     """relu(q k^T) v over the rows' lengths, on reals, as `attention`. The protocol is off by `relu_attention_bound`."""
     lengths = rows.first + rows.step * torch.arange(rows.number)

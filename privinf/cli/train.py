@@ -37,9 +37,10 @@ class Architecture:
     """Of a model that begins anew."""
 
     family: Annotated[
-        Literal["aero", "llama", "recursive", "relu", "mamba2", "ttt"],
+        Literal["aero", "llama", "recursive", "relu", "maxplus", "mamba2", "ttt"],
         Setting(
-            "The ladder's networks, Llama's kind, the ladder's blocks in loops, or with ReLU for the softmax, Mamba-2's or TTT's kind."
+            "The ladder's networks, Llama's kind, the ladder's blocks in loops, with ReLU for the softmax or max-plus products, "
+            "Mamba-2's or TTT's kind."
         ),
     ] = "aero"
     variant: Annotated[
@@ -48,6 +49,7 @@ class Architecture:
             "Its name: on the ladder such as SM+LN+G, SM+ScFFN or SM(t)+ScFuFFN_i2 (default: SM(t)+ScFuFFN); of llama such as "
             "SM+RN+SwiGLU (the default), SM+RN+GLU or SM+ScFuFFN; of recursive SM+FuFFN (the default), SM(t)+FuFFN, SM+LN+G and the like; "
             "of relu RA+ScFuFFN (the default), RA+FuFFN, RA+LN+R and the like; "
+            "of maxplus MP+MP (the default), SM+MP, MP+FuFFN, MP+LN+MP; "
             "of mamba2 M2(sp)+Conv+RN+SiLU (the default), M2(relu)+RN+GLU, M2(fix) and the like; "
             "of ttt TTT+RN+SwiGLU (the default), TTT+R, TTT.",
             "NAME",

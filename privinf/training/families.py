@@ -13,6 +13,7 @@ from privinf.models.aero import AeroConfig, AeroModel
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
 from privinf.models.mamba2 import Mamba2Config, Mamba2Model
+from privinf.models.maxplus import MaxPlusConfig, MaxPlusModel
 from privinf.models.recursive import RecursiveConfig, RecursiveModel
 from privinf.models.relu import ReluConfig, ReluModel
 from privinf.models.ttt import TttConfig, TttModel
@@ -24,17 +25,19 @@ from protocols.rotary import Rotation
 
 Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model | TttModel
 TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config | TttConfig
-FamilyName = Literal["aero", "llama", "recursive", "relu", "mamba2", "ttt"]
+FamilyName = Literal["aero", "llama", "recursive", "relu", "maxplus", "mamba2", "ttt"]
 USUAL: dict[FamilyName, str] = {
     "aero": "SM(t)+ScFuFFN",
     "llama": "SM+RN+SwiGLU",
     "recursive": "SM+FuFFN",
     "relu": "RA+ScFuFFN",
+    "maxplus": "MP+MP",
     "mamba2": "M2(sp)+Conv+RN+SiLU",
     "ttt": "TTT+RN+SwiGLU",
 }
 """The variant of each that is trained where none is named."""
-TAKEN = "'gpt2', 'aero', 'recursive', 'relu', 'llama', 'qwen2', 'mamba2' and 'ttt'"
+TAKEN = "'gpt2', 'aero', 'recursive', 'relu', 'maxplus', 'llama', 'qwen2', 'mamba2' and 'ttt'"
+OF_MAX_PLUS = re.compile(r"(?P<attention>MP|SM)(?P<norm>\+LN)?\+(?P<scaled>Sc)?(?P<ffn>MP|FuFFN)")
 OF_LLAMA = re.compile(r"SM(?P<norm>\+RN)?\+(?P<scaled>Sc)?(?P<ffn>SwiGLU|GLU|FuFFN)")
 
 
@@ -56,6 +59,8 @@ def variant_config(
             return mamba2_config(variant, **sizes)
         if family == "ttt":
             return ttt_config(variant, **sizes)
+        if family == "maxplus":
+            return _max_plus_config(variant, sizes)
         if family == "relu" and not variant.startswith("RA"):
             raise ConfigError(f"variant {variant!r} is none of relu's", remedy="examples are RA+LN+R, RA+LN, RA+R, RA+FuFFN, RA+ScFuFFN_i2")
         config = ladder_config("SM" + variant[2:] if family == "relu" else variant, **sizes)
@@ -89,6 +94,20 @@ def variant_config(
     )
 
 
+def _max_plus_config(variant: str, sizes: dict[str, Any]) -> MaxPlusConfig:
+    match = OF_MAX_PLUS.fullmatch(variant)
+    if match is None:
+        raise ConfigError(f"variant {variant!r} is none of maxplus's", remedy="examples are MP+MP, MP+LN+MP, SM+MP, MP+FuFFN, MP+ScFuFFN")
+    fields = {
+        "model_type": "maxplus",
+        "attention": {"MP": "maxplus", "SM": "softmax"}[match["attention"]],
+        "norm": "layernorm" if match["norm"] else "none",
+        "ffn": {"MP": "maxplus", "FuFFN": "fused"}[match["ffn"]],
+        "ffn_scaled": bool(match["scaled"]),
+    }
+    return MaxPlusConfig.checked(fields | sizes, "variant " + variant)
+
+
 def load_trained(directory: str | Path) -> tuple[Trained, TrainedConfig, bytes | None]:
     """`load_checkpoint` of what may be trained further."""
     model, config, tokenizer = load_checkpoint(directory)
@@ -103,6 +122,8 @@ def built(config: TrainedConfig) -> Trained:
         return RecursiveModel(config)
     if isinstance(config, Mamba2Config):
         return Mamba2Model(config)
+    if isinstance(config, MaxPlusConfig):
+        return MaxPlusModel(config)
     if isinstance(config, ReluConfig):
         return ReluModel(config)
     if isinstance(config, TttConfig):

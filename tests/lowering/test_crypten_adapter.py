@@ -106,6 +106,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "add_constant": {"constant": 2.0},
     "attention": {"heads": 2, "head_dim": 3},
     "relu_attention": {"heads": 2, "head_dim": 3},
+    "max_plus": {"weight": (2, 3)},
+    "max_plus_attention": {"heads": 2, "head_dim": 3},
     "reshape": {"shape": [2]},
     "permute": {"dims": [1, 0]},
     "slice": {"dim": 0, "start": 0, "stop": 1},

@@ -20,6 +20,7 @@ from protocols.correlations import Role
 from protocols.declared import Declared
 from protocols.exponential import cost_exponential, exponential
 from protocols.linear import Weight, cost_linear, cost_lookup, cost_scale, linear, lookup, scale
+from protocols.max_plus import cost_max_plus, cost_max_plus_attention, max_plus, max_plus_attention
 from protocols.maximum import cost_row_argmax, cost_row_maximum, row_argmax, row_maximum
 from protocols.opening import cost_open_masked, cost_reveal, open_masked, reveal
 from protocols.party import Party, Protocol_
@@ -309,6 +310,25 @@ def relu_attention_case(heads: int, width: int, rows: Rows, rings: ReluRings) ->
     )
 
 
+def max_plus_case(count: int, inner: int, outputs: int, bits: int, early: bool = False) -> Case:
+    def program(party: Party) -> Protocol_[Any]:
+        weight = zeros(inner, outputs) if party.is_server else None
+        yield from max_plus(party, input_of(party, zeros(count, inner), bits, 12, early=early), weight, outputs)
+
+    declared = cost_max_plus(count, inner, outputs, bits, early=early)
+    return Case(f"max-plus {count} {inner} {outputs} {bits} {early}", declared, program)
+
+
+def max_plus_attention_case(heads: int, width: int, rows: Rows, bits: int, early: bool = False) -> Case:
+    def program(party: Party) -> Protocol_[Any]:
+        shapes = (heads, rows.number, width), (heads, rows.columns, width), (heads, rows.columns, width)
+        q, k, v = (input_of(party, zeros(*shape), bits, 12, early=early) for shape in shapes)
+        yield from max_plus_attention(party, q, k, v, rows)
+
+    declared = cost_max_plus_attention(heads, width, rows, bits, early=early)
+    return Case(f"max-plus attention {heads} {width} {rows.fields()} {bits} {early}", declared, program)
+
+
 ONE, CAUSAL, CACHED, EQUAL = Rows(1, 1, 0), Rows(1, 7, 1), Rows(10, 3, 1), Rows(5, 3, 0)
 RANGES = [RowRange(6, 10, 6, True), RowRange(2, 4, 4, False)]
 LAYOUTS = [ONE, CAUSAL, CACHED, EQUAL, Rows(1, 4, 0), Rows(2, 1, 0), Rows(3, 2, 0), Rows(17, 1, 0), Rows(1, 33, 1)]
@@ -372,6 +392,8 @@ CASES = [
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
     *(attention_case(2, 5, rows, AttentionRings(v_bits=46, within=within)) for rows in LAYOUTS for within in RANGES),
     *(relu_attention_case(2, 5, rows, rings) for rows in LAYOUTS for rings in (ReluRings(), ReluRings(mean_bits=40))),
+    *(max_plus_case(*shape, bits, early) for shape in ((1, 1, 1), (3, 5, 2), (2, 33, 3)) for bits in (14, 21) for early in (False, True)),
+    *(max_plus_attention_case(2, width, rows, 20, early) for rows in LAYOUTS for width in (1, 5) for early in (False, True)),
     attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=47, out_bits=36, out_frac=14, sum_frac=13)),
     *(attention_case(2, 5, Rows(20, 1, 1), AttentionRings(v_bits=43, within=within), True) for within in (None, *RANGES)),
 ]

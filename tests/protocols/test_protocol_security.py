@@ -21,6 +21,7 @@ from protocols.comparison import CompareMask, compare
 from protocols.correlations import Role, unpack_parts
 from protocols.exponential import exponential
 from protocols.linear import Weight, linear, lookup, mask_weight, scale, weight_mask
+from protocols.max_plus import max_plus, max_plus_attention
 from protocols.maximum import row_argmax, row_maximum, upper_wire
 from protocols.norm import layer_norm
 from protocols.opening import open_masked, private_input, reveal
@@ -171,6 +172,12 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         q, k, v = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
         yield from relu_attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, ReluRings())
 
+    def tropical(party: Party) -> Protocol_[Any]:
+        q, k, v = (plain(party, same(GROUPS, 6, 2), 24, 12, owner) for _ in range(3))
+        yield from max_plus_attention(party, q, k, v, rows)
+        weight = torch.full((2, 3), 1 << 12) if party.is_server else None
+        yield from max_plus(party, plain(party, same(GROUPS, 2), 24, 12, owner), weight, 3)
+
     def attend_in_batches(party: Party) -> Protocol_[Any]:
         shapes = ((GROUPS, 3, 2), 33), ((GROUPS, 6, 2), 33), ((GROUPS, 6, 2), 44), ((GROUPS, 2, 2), 33)
         q, k, v, row = yield from open_masked(party, [plain(party, same(*shape), bits, 12, owner) for shape, bits in shapes])
@@ -201,6 +208,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
         "reciprocal": (inverse, {}),
         "softmax": (soft, {}),
         "attention": (attend, {}),
+        "max-plus products": (tropical, {}),
         "attention by ReLU": (attend_by_relu, {}),
         "attention of several sequences": (attend_in_batches, {}),
         "activations": (activations, {}),

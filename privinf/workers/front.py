@@ -81,7 +81,8 @@ class Front:
 
     def step(self) -> None:
         """A round of everything."""
-        self._porch.open(bool(self.crew.serving))
+        if not self._changes.ending:
+            self._porch.open(bool(self.crew.serving))
         for sock in self._porch.step(_STEP_S):
             for nursery in [each for each in (self._nursery, self._changes.coming) if each is not None and each.channel is sock]:
                 self._hear_nursery(nursery)
@@ -209,6 +210,10 @@ class Front:
     def ending(self, seconds: float) -> Iterator[Callable[[], bool]]:
         """Within it nobody new is served, and what it gives makes a round until nobody is left; after it everything has ended."""
         self._changes.ending = True
+        if self._porch.looks:  # second connections of sessions that have begun are still to come
+            self._porch.open(bool(self.crew.serving))
+        else:
+            self._porch.shut()
         for worker in self.crew.staying:
             self._retire(worker, seconds)
         until = time.monotonic() + seconds

@@ -28,7 +28,7 @@ class Porch:
     """`give` hands a connection on, with its hint, or closes it. `looks`: whether there are hints."""
 
     def __init__(self, listener: socket.socket, give: Callable[[socket.socket, str], None], *, looks: bool) -> None:
-        self._listener, self._give, self._looks = listener, give, looks
+        self._listener, self._give, self.looks = listener, give, looks
         self._silent: Crowd[socket.socket] = Crowd(ROOM, HANDSHAKE_S)
         self._partly: dict[socket.socket, float] = {}  # when to look again
         self._selector = selectors.DefaultSelector()
@@ -42,6 +42,11 @@ class Porch:
                 self._selector.register(self._listener, selectors.EVENT_READ)
             else:
                 self._selector.unregister(self._listener)
+
+    def shut(self) -> None:
+        """Nobody listens any more: whoever dials is told so at once."""
+        self.open(False)
+        self._listener.close()
 
     def watch(self, other: socket.socket) -> None:
         """Ends a `step` when something is heard there."""
@@ -80,7 +85,7 @@ class Porch:
                     time.sleep(_AGAIN_S)
                 return
             sock.setblocking(False)
-            if not self._looks:
+            if not self.looks:
                 self._give(sock, "")
                 continue
             self._selector.register(sock, selectors.EVENT_READ)

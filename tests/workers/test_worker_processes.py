@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.look import missing
 from privinf.session.options import Options
+from privinf.transport.listener import parse_address
 from protocols.errors import PrivinfError, RefusedError
 from tests.support import trio as t
 from tests.support.waiting import PATIENCE
@@ -45,7 +47,7 @@ class Both(NamedTuple):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     cache = tmp_path_factory.mktemp("cache")
-    more = ("--workers", 2, "--metrics", "127.0.0.1:0", "--cache", cache, "--drain", 0)
+    more = ("--workers", 2, "--metrics", "127.0.0.1:0", "--cache", cache, "--drain", 60)
     common = ("--listen", "127.0.0.1:0", "--keys", t.keys(), "--timeout", PATIENCE, "--log", "warning")
     with t.Process("dealer", *common, *more) as dealer:
         at = t.address_of(dealer)
@@ -69,6 +71,14 @@ def children(pid: int) -> list[int]:
 def workers(process: t.Process) -> set[int]:
     """Of a front that is in the middle of nothing."""
     return {worker for nursery in children(process.pid) for worker in children(nursery)}
+
+
+def listens(address: str) -> bool:
+    try:
+        socket.create_connection(parse_address(address), 5).close()
+        return True
+    except ConnectionRefusedError:
+        return False
 
 
 def reply(client: Client | Conversation) -> list[int]:
@@ -144,6 +154,21 @@ def test_workers_are_replaced_while_sessions_go_on(both: Both) -> None:
     t.wait_for(lambda: both.served(both.server, "privinf_peers") == 0)
     assert both.served(both.server, "privinf_passes_total") == passes + served - 1 + 20
     assert both.server.alive and both.dealer.alive
+
+
+def test_all_end_with_their_last_session(both: Both) -> None:
+    """The last of those that share the two: a server does not listen meanwhile, a dealer does, for sessions that have begun."""
+    running = both.client().generate(ids=PROMPT, max_new_tokens=8, ignore_eos=True)
+    tokens, pids = [next(running).id], {*workers(both.server), *workers(both.dealer)}
+    for process in (both.server, both.dealer):
+        process.send(signal.SIGTERM)
+        process.until("takes nobody new, and stops in 60 s at the latest")
+    t.wait_for(lambda: not listens(t.address_of(both.server)))
+    assert listens(t.address_of(both.dealer))
+    tokens += [token.id for token in running]
+    assert len(tokens) == 8 and t.is_greedy(PROMPT, tokens)
+    assert both.server.wait() == both.dealer.wait() == 0
+    t.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_who_cannot_load_says_so_once(tmp_path: Path) -> None:

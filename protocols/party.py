@@ -205,8 +205,8 @@ class Recording(Protocol):
     def extended(self, key: tuple[str, str], before: Any, wire: Any, columns: int) -> Any:
         """See `protocols.product.Cached.extended`."""
 
-    def put(self, key: tuple[str, str], before: Any, wire: Any, places: Sequence[int], name: int) -> Any:
-        """See `protocols.sequences.put`, of the correlation of this name."""
+    def put(self, key: tuple[str, str], before: Any, wire: Any, places: Sequence[int], into: Any) -> Any:
+        """See `protocols.sequences.put`; `into`: the stack without values."""
 
 
 class Party(OfRole):

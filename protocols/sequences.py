@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -241,14 +241,14 @@ def put(party: Party, key: tuple[str, str], before: Stack, wire: Wire, places: S
     The row that stood there filled up its sequence. Neither operand is needed after the pass. Learns: nothing, either.
     """
     name = party.take(PutRowsMask(before.name, wire.name, tuple(places), before.masked.shape[-2])).name
-    if party.recording is not None and known(wire.masked):
-        found: Stack = party.recording.put(key, before, wire, places, name)
-        return found
+    shape = blank(*before.masked.shape)
+    into = Stack(shape, shape, name, wire.bits, wire.frac, tuple(starts))
     if not known(wire.masked):
-        shape = blank(*before.masked.shape)
-        return Stack(shape, shape, name, wire.bits, wire.frac, tuple(starts))
-    masked, mask = rows_put(before.masked, wire.masked, places), rows_put(before.mask, wire.mask, places)
-    return Stack(masked, mask, name, wire.bits, wire.frac, tuple(starts))
+        return into
+    if party.recording is not None:
+        found: Stack = party.recording.put(key, before, wire, places, into)
+        return found
+    return replace(into, masked=rows_put(before.masked, wire.masked, places), mask=rows_put(before.mask, wire.mask, places))
 
 
 def scores_of_sequences(party: Party, q: Wire, k: Stack, rows: Rows, bits: int) -> Shares:

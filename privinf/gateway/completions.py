@@ -16,7 +16,7 @@ from sse_starlette.sse import EventSourceResponse
 from privinf.client.sampling import Sampling
 from privinf.client.text import Token
 from privinf.gateway import tools
-from privinf.gateway.asked import AnyRequest, ChatRequest, CompletionRequest
+from privinf.gateway.asked import MAX_CHOICES, AnyRequest, ChatRequest, CompletionRequest
 from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.merged import Piece, together
 from privinf.gateway.models import Models
@@ -37,6 +37,8 @@ def add_completions(app: FastAPI, engine: Engine, models: Models) -> None:
         models.check(body.model)
         with as_api_errors():
             choices = await choices_of(engine, body)
+            if (number := len(choices) * len(body.prompts)) > MAX_CHOICES:
+                raise ApiError(400, f"n times the prompts: at most {MAX_CHOICES} replies at a time, not {number}", param="n")
             length = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
             logprobs: dict[str, Any] = {"logprobs": body.alternatives, "score_prompt": body.echo and body.alternatives is not None}
             queries = [Query(prompt, length, choice, body.ignore_eos, **logprobs) for prompt in body.prompts for choice in choices]

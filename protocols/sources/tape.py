@@ -69,9 +69,9 @@ class _Slot:
 class _Stacked:
     """A cache of several sequences, of which each pass puts a further row of each in its place; see `protocols.sequences.put`."""
 
-    def __init__(self, key: tuple[str, str], before: Stack, places: Sequence[int], now: _Now) -> None:
-        self.key, self.bits, self.frac, self.starts = key, before.bits, before.frac, before.starts
-        self.masked, self.mask, self.name, self.added = before.masked.clone(), before.mask.clone(), before.name, 0
+    def __init__(self, key: tuple[str, str], before: Stack, into: Stack, places: Sequence[int], now: _Now) -> None:
+        self.key, self.bits, self.frac, self.starts = key, into.bits, into.frac, into.starts
+        self.masked, self.mask, self.name, self.added = before.masked.clone(), before.mask.clone(), into.name, 0
         self._places, self._now = np.array(places), now
 
     def load(self, before: Stack) -> None:
@@ -356,12 +356,12 @@ class Writer:
         slot.count, slot.names = slot.count + 1, (*slot.names, wire.name)
         return slot.kept(), Cached(slot.masked, slot.mask, slot.names, slot.bits, slot.frac, columns)
 
-    def put(self, key: tuple[str, str], before: Stack, wire: Wire, places: Sequence[int], name: int) -> Stack:
+    def put(self, key: tuple[str, str], before: Stack, wire: Wire, places: Sequence[int], into: Stack) -> Stack:
         """See `Recording`."""
         with self.recorder.outside():
-            slot = _Stacked(key, before, places, self.tape.now)
+            slot = _Stacked(key, before, into, places, self.tape.now)
             slot.put(wire.masked, wire.mask)
-        slot.name, slot.added = name, name - self.tape.first
+        slot.added = into.name - self.tape.first
         self.recorder.given(slot.masked)
         self.recorder.given(slot.mask)
         self.recorder.note(slot.put, wire.masked, wire.mask)

@@ -138,6 +138,7 @@ def test_errors_of_the_official_client(door: Gateway) -> None:
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": 3}', 400, "stop"),
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "stop": ["' + b'a", "' * 30 + b'b"]}', 400, "stop"),
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "n": 0}', 400, "n: "),
+        ("/v1/completions", b'{"model": "privinf", "prompt": ["x", "y"], "n": 65}', 400, "n times the prompts"),
         ("/v1/completions", b'{"model": "privinf", "prompt": "x", "echo": true, "best_of": 2}', 400, "is not supported"),
         ("/v1/completions", b'{"model": "privinf", "prompt": []}', 400, "the prompt is empty"),
         ("/v1/completions", b'{"model": "privinf", "prompt": [1.5]}', 400, "prompt"),

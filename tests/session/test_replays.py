@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +164,22 @@ def test_one_goes_on_while_another_waits(tmp_path: Path, monkeypatch: pytest.Mon
             third = [token.id for token in one.generate([7], max_new_tokens=6, ignore_eos=True)]
     assert t.is_greedy(PROMPT, first) and t.is_greedy(PROMPT[3:], second) and t.is_greedy([*PROMPT, *first, 7], third)
     assert all(watched.replayed[role] >= 5 for role in Role) and len(watched.dealt) >= 5
+
+
+def test_who_is_through_waits_while_the_other_goes_on(tmp_path: Path) -> None:
+    """Two replies in one session, the shorter of which ends in the middle of a row's filling: nothing is laid out anew for that."""
+    with t.trio(cache=tmp_path) as parties, ThreadPoolExecutor(2) as pool:
+        shared = Shared(parties.client(), 4)
+        with shared.seat().open() as one, shared.seat().open() as other:
+            for first, second in (([3, 1, 4], [1, 5, 9, 2]), ([6, 5], [3])):
+                before = [[*seat.ids] for seat in (one, other)]
+                asked = ((one, first, 4), (other, second, 9))
+                made = [
+                    pool.submit(lambda seat, ids, most: list(seat.generate(ids, max_new_tokens=most, ignore_eos=True)), *each)
+                    for each in asked
+                ]
+                for past, (_, ids, _), reply in zip(before, asked, made, strict=True):
+                    assert t.is_greedy([*past, *ids], [token.id for token in reply.result()])
 
 
 def test_what_is_replayed_has_randomness_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ input must be the same in content. A value that escaped, a mask say, differs, an
 from __future__ import annotations
 
 import hashlib
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -80,10 +81,11 @@ def _tensors(values: Any) -> list[Tensor]:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within `with`, notes what this thread computes on the CPU; see the module's text.
 
-    `constants` are tensors that are of no walk, weights say. With `tells` it also writes down `told`, which takes longer.
+    `constants` are tensors that are of no walk, weights say. With `tells` it also writes down `told`, which takes longer. Once more
+    than `most` bytes were made it notes nothing any more, and holds nothing: what will not be replayed need not be kept.
     """
 
-    def __init__(self, constants: Sequence[Tensor] = (), *, tells: bool = True) -> None:
+    def __init__(self, constants: Sequence[Tensor] = (), *, tells: bool = True, most: int = sys.maxsize) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Any] = []  # when it is left: of `Step`
         self.why = ""
@@ -98,7 +100,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._starts: list[int] = []  # of the memory that was made here, in order
         self._ends: dict[int, int] = {}
         self._constants = {x.untyped_storage().data_ptr() for x in constants}
-        self._paused = 0
+        self._paused, self._most = 0, most
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -134,7 +136,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note(self, function: Callable[..., Any], *args: Any) -> None:
         """A step of the caller's own, which is not done now."""
-        self.steps.append((function, args))
+        if self._most:
+            self.steps.append((function, args))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -157,6 +160,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # ---- what is what
 
     def _made(self, x: Tensor) -> None:
+        if not self._most:
+            return
         storage = x.untyped_storage()
         start, size = storage.data_ptr(), storage.nbytes()
         self._alive.append(x)
@@ -166,6 +171,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.made.append(x)
         self._starts.insert(bisect_right(self._starts, start), start)
         self._ends[start] = start + size
+        if self.bytes > self._most:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.why = self.why or f"it makes more than {self._most} bytes"
+        self._most, self._paused = 0, self._paused + 1
+        for each in (self.steps, self.made, self._told, self._alive, self._starts, self._ends, self._digests):
+            each.clear()
 
     def _is_made(self, address: int) -> bool:
         place = bisect_right(self._starts, address)
@@ -232,7 +245,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         told = (name, self._plain(args), tuple((key, str(value)) for key, value in kwargs.items()) if self._tells else None)
         self._made(outs[0])
-        if name in EMPTY:
+        if name in EMPTY or not self._most:
             return
         self._told.append(told)
         if not read or name in ("zeros_like", "ones_like"):  # a constant, which is perhaps changed in place later

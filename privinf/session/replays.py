@@ -195,7 +195,7 @@ class Replays:
             return False
         tape = Tape(self._runtime.party.role, wanted, self._first, self._position)
         tape.take(store)
-        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted))
+        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted), most=largest(shape))
         self._writing = shape, tape, writer
         if walk is not None:
             writer.walk(*walk[:2], None, walk[2])

@@ -135,7 +135,8 @@ class DealtTape:
     def write(self, masks: Masks, prgs: tuple[Prg, Prg], first: int, *, tells: bool) -> tuple[dict[int, Tensor], Recorder]:
         """The same, of the tape's own kinds, written down."""
         self._draw(prgs, first)
-        recorder = Recorder([masks.weight_mask(name) for name in {getattr(kind, "weight", "") for kind in self.kinds} if name], tells=tells)
+        weights = [masks.weight_mask(name) for name in {getattr(kind, "weight", "") for kind in self.kinds} if name]
+        recorder = Recorder(weights, tells=tells, most=_largest(self.kinds))
         for whole in (self.server, self.client):
             recorder.given(whole.out)
         recorder.given(torch.from_numpy(self.payload))

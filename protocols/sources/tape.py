@@ -11,6 +11,7 @@ of cached wires, of which each pass adds one. So the passes of one tape are thos
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -231,12 +232,12 @@ def size_of_dealt(kinds: Sequence[Kind]) -> int:
 class Writer:
     """The engine of a walk that is written to a tape while it is done: `Offline` and `Online` in one, and `Recording`.
 
-    What the tape draws and was dealt is there before. `weights` are this party's; `tells`: see `Recorder`.
+    What the tape draws and was dealt is there before. `weights` are this party's; `tells`, `most`: see `Recorder`.
     """
 
-    def __init__(self, tape: Tape, weights: Mapping[str, Tensor], *, tells: bool = True) -> None:
+    def __init__(self, tape: Tape, weights: Mapping[str, Tensor], *, tells: bool = True, most: int = sys.maxsize) -> None:
         self.tape, self.weights = tape, weights
-        self.recorder = Recorder(list(weights.values()), tells=tells)
+        self.recorder = Recorder(list(weights.values()), tells=tells, most=most)
         for whole in (tape.drawn, tape.dealt):
             self.recorder.given(whole.out)
         self._own = [len(parts_of(kind).own(tape.role)) for kind in tape.kinds]

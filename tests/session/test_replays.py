@@ -263,8 +263,8 @@ def program(x: Tensor, y: Tensor, further: int = 0) -> Tensor:
     return torch.stack([picked, (z < y).long()[:, :1]]).permute(1, 0, 2).reshape(-1) + torch.full((6,), 7)
 
 
-def written(x: Tensor, y: Tensor, make: object = program, **more: int) -> tuple[Recorder, Tensor]:
-    recorder = Recorder()
+def written(x: Tensor, y: Tensor, make: object = program, *, most: int = 1 << 40, **more: int) -> tuple[Recorder, Tensor]:
+    recorder = Recorder(most=most)
     for given in (x, y):
         recorder.given(given)
     with torch.inference_mode(), recorder:
@@ -276,6 +276,17 @@ def inputs() -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     while True:
         yield tuple(torch.randint(-(1 << 62), 1 << 62, (3, 4), generator=generator) for _ in range(2))  # type: ignore[misc]
+
+
+def test_what_is_too_large_is_not_kept_while_it_is_computed() -> None:
+    x, y = next(inputs())
+    want = program(x, y)
+    recorder, found = written(x, y, most=1000)
+    assert torch.equal(found, want) and recorder.why == "it makes more than 1000 bytes"
+    assert not recorder.steps and not recorder.told and not recorder.made
+    recorder.note(print)
+    recorder.given(x)
+    assert not recorder.steps and not recorder.made
 
 
 def test_a_recording_computes_on_other_values() -> None:

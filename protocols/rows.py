@@ -24,7 +24,8 @@ WIDE_FROM = 4096
 WIDE_FROM_OF_MANY = 512  # where each sequence of a batch has one: a level is shared by all, and what it saves is not
 MAX_SINGLE = 16  # bits of a comparison that may take one digit
 SINGLE_BYTES = 1 << 20  # what single digits may cost at a level, of a row alone
-SINGLE_SHARE = 2.5  # and of many rows, for each of their elements
+SINGLE_SHARE, LONG_SHARE = 50, 10  # and of many rows, for each of their elements; of those that are long, less
+LONG = 128
 MAX_COUNT = 1 << 31  # elements of one group's rows
 INDEX = 6  # places that are made for each element, at most, where a layout is first used
 
@@ -216,8 +217,8 @@ def radices(rows: Rows) -> tuple[int, ...]:
     """The largest group of each level of a tournament.
 
     All pairs of a group are compared at once, so that a level costs the more the larger its groups; the first levels hold most
-    of the elements. Of many rows: groups of four, but pairs first where that costs no level. A single row of few elements
-    has larger groups: as few levels as groups of eight allow, and of those the smallest groups first.
+    of the elements. Of many rows: as few levels as groups of four allow, and of eight at the last, where little is left; what is to
+    spare makes the first groups smaller. A single row of few elements has groups of up to eight at all levels, in the same way.
     """
     left, found = rows.columns, []
     while left > 1:
@@ -226,10 +227,9 @@ def radices(rows: Rows) -> tuple[int, ...]:
             found.append(RADIX)
         else:
             radix, after = WIDE_RADIX if wide else RADIX, 1
-            while after * radix < left:
-                after *= radix
-            smallest = -(-left // after)
-            found.append(smallest if wide or smallest == 2 else radix)
+            while after * (last := WIDE_RADIX if after == 1 else radix) < left:
+                after *= last
+            found.append(-(-left // after))
         left = -(-left // found[-1])
     return tuple(found)
 
@@ -282,10 +282,12 @@ def group_sizes(rows: Rows, level: int) -> tuple[int, list[tuple[int, int]]]:
 def single_digit(heads: int, rows: Rows, level: int, bits: int) -> bool:
     """Whether the comparisons of a level take one digit, a round less for a one-hot of 2^(bits - 1) bits.
 
-    Of a single row alone, or one of each sequence, where few are left; of many rows where they are so long that the last level's one-hots
-    are few beside them.
+    Of a single row alone, or one of each sequence, where few are left; of many rows where their one-hots are few beside the elements, which
+    is so at all levels but the first, and of long rows at the last ones.
     """
+    if not level and not rows.alone:
+        return False
     pairs = sum(groups * size * (size - 1) // 2 for size, groups in group_sizes(rows, level)[1])
     each = rows.number if rows.columns <= WIDE_FROM_OF_MANY else 1
-    most = SINGLE_BYTES * each if rows.alone else math.floor(SINGLE_SHARE * heads * rows.count)
+    most = SINGLE_BYTES * each if rows.alone else (SINGLE_SHARE if rows.columns <= LONG else LONG_SHARE) * heads * rows.count
     return bits <= MAX_SINGLE and heads * pairs * (1 << (bits - 1)) // 8 <= most

@@ -357,10 +357,17 @@ def test_tournaments_reduce_every_row_and_prefer_pairs_first() -> None:
             assert torch.equal(members.sort().values, torch.arange(number))
             assert sorted(level.order.tolist()) == list(range(level.count))
             number = level.count
-        radix = 8 if rows.number == 1 else 4
-        assert number == rows.number and radix ** len(levels) >= rows.columns > (radix ** (len(levels) - 1) if levels else 0)
-    assert radices(Rows(50257, 1, 0)) == (4, 4, 7, 8, 8, 8) and radices(Rows(1, 128, 1)) == (2, 4, 4, 4)
+        radix, size = 8 if rows.number == 1 else 4, radices(rows)
+        most = [8 * radix**level for level in range(len(size) + 1)]  # that so many levels and one more bring down to one element
+        assert number == rows.number and rows.columns <= (most[len(size) - 1] if size else 1)
+        assert rows.columns > (most[len(size) - 2] if len(size) > 1 else len(size))
+    assert radices(Rows(50257, 1, 0)) == (4, 4, 7, 8, 8, 8)
     assert [single_digit(1, Rows(50257, 1, 0), level, 16) for level in range(6)] == [False] * 4 + [True] * 2
+    for columns, sizes in ((7, (7,)), (64, (2, 4, 8)), (128, (4, 4, 8)), (1024, (2, 4, 4, 4, 8))):
+        rows = Rows(1, columns, 1)
+        single = [single_digit(12, rows, level, 10) for level in range(len(sizes))]
+        assert radices(rows) == sizes and not single[0] and single[-1] == (columns > 8)
+        assert columns > 128 or all(single[1:]), "short rows take one digit after the first level"
 
 
 # ---- rounds

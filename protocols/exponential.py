@@ -70,17 +70,23 @@ def _exp_fixed(numerator: int, denominator: int) -> int:
 class Window:
     """The exponents that a table holds: of high digits up to `top`, the `above` next ones counted as e^4, and all others as 0.
 
-    `frac`: fraction bits that results are good for. What they are said to have is `OUT_FRAC`: they are scaled by 2^(frac - TABLE_FRAC).
+    `frac`: fraction bits that results are good for. What they are said to have is `out_frac`: they are scaled by 2^(frac - TABLE_FRAC).
     """
 
     top: int
     frac: int
     above: int = 0
+    spare: int = SPARE
+
+    @property
+    def out_frac(self) -> int:
+        """Fraction bits of the results."""
+        return OUT_FRAC - SPARE + self.spare
 
     @property
     def bits(self) -> int:
         """The ring of the results: of e^0.5 < 2 below a maximum, of e^4 < 2^6 without one, and of a sign."""
-        return self.frac + SPARE + FACTOR_FRAC + (7 if self.above else 2)
+        return self.frac + self.spare + FACTOR_FRAC + (7 if self.above else 2)
 
     @property
     def digits(self) -> range:
@@ -272,19 +278,19 @@ def exponential(
     correlation = party.take(kind)
     if not known(x.masked) or (maximum is not None and not known(maximum.masked)):
         yield [Item(blank(*x.shape), bits)]
-        return Shares(blank(*x.shape), bits, OUT_FRAC)
+        return Shares(blank(*x.shape), bits, window.out_frac)
     words, product = correlation.shares
     d = kind.difference(x.masked, maximum.masked if maximum is not None else None)
     if offset is not None:
         d = reduce(d - like(offset, d), BITS)
     r = kind.difference(x.mask, maximum.mask if maximum is not None else None)
-    drop = torch.full((1,), ENTRY_FRAC + FACTOR_FRAC - window.frac - SPARE, device=d.device)
+    drop = torch.full((1,), ENTRY_FRAC + FACTOR_FRAC - window.frac - window.spare, device=d.device)
     if octave is not None:
         drop = drop + like(octave, d)
     own, mine = _folded(words, d, r, correlation.own[0], window, drop, server=party.is_server)
     (theirs,) = yield [Item(mine, bits)]
     value = own * theirs
-    return Shares((-value if party.is_server else value) + (product << DROP), bits, OUT_FRAC)
+    return Shares((-value if party.is_server else value) + (product << DROP), bits, window.out_frac)
 
 
 def cost_exponential(count: int, bits: int = OUT_BITS, *, maximum: bool = True) -> Declared:

@@ -6,15 +6,16 @@ exponential read that one wire. Softmax is invariant under shifts, so that the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from protocols.ceiling import cost_row_ceiling, row_ceiling
 from protocols.declared import Declared
-from protocols.exponential import BELOW_MAXIMUM, FRAC, OUT_FRAC, TABLE_FRAC, Window, cost_exponential, exponential
+from protocols.exponential import BELOW_MAXIMUM, FRAC, SPARE, TABLE_FRAC, Window, cost_exponential, exponential
 from protocols.maximum import cost_row_maximum, cost_upper_wire, row_maximum, upper_wire
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
@@ -32,7 +33,6 @@ DROP = 11  # the maximum is taken over the upper 10 bits, units of 1/2
 WEIGHT_FRAC = 16  # of the exponentials
 LARGEST = 1.66  # e^0.5 and the roundings: no exponential is larger
 RECIPROCAL_FRAC = 20
-EXP_DROP = OUT_FRAC - WEIGHT_FRAC  # fraction bits of the exponentials that are dropped
 WIDEST = 64 - LEAST_EXTRA  # ring of a reciprocal
 UNIT = FRAC  # a row's bound is found in units of 1
 ABOVE = 1.9  # that is added to it, so that results, scaled by 4, are at most LARGEST
@@ -55,15 +55,15 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once:
     Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])
+    window, ring = _window(rows, bits, at_once)
     if bounded_by_thresholds(rows):
         top = yield from row_ceiling(party, x, rows, UNIT)
-        ring, above = _exp_ring(BELOW_CEILING, bits, at_once, SPARED), torch.tensor([round(ABOVE * (1 << FRAC))])
-        e = yield from exponential(party, x, top, rows, UNIT, window=BELOW_CEILING, offset=above, bits=ring)
+        above = torch.tensor([round(ABOVE * (1 << FRAC))])
+        e = yield from exponential(party, x, top, rows, UNIT, window=window, offset=above, bits=ring)
     else:
         top = yield from row_maximum(party, upper_wire(party, x, DROP), rows)
-        e = yield from exponential(party, x, top, rows, DROP, bits=_exp_ring(BELOW_MAXIMUM, bits, at_once))
-    e = yield from rescale(party, e, bits=e.bits - EXP_DROP, frac=WEIGHT_FRAC)
-    return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
+        e = yield from exponential(party, x, top, rows, DROP, window=window, bits=ring)
+    return (yield from _weights_of(party, e, bits))
 
 
 def bounded_exponentials(
@@ -80,11 +80,10 @@ def bounded_exponentials(
     Bytes per element, both directions: 5.25, and 2 in the window's bits. Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])
-    ring = _exp_ring(within.window, bits, at_once)
+    window, ring = _exp_ring(within.window, bits, at_once)
     offset, octave = within.divided(rows) if live is None or live.offset is None else (live.offset, live.octave)
-    e = yield from exponential(party, x, None, rows, 0, window=within.window, offset=offset, octave=octave, bits=ring)
-    e = yield from rescale(party, e, bits=ring - EXP_DROP, frac=WEIGHT_FRAC)
-    return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
+    e = yield from exponential(party, x, None, rows, 0, window=window, offset=offset, octave=octave, bits=ring)
+    return (yield from _weights_of(party, e, bits))
 
 
 def bounded_by_thresholds(rows: Rows) -> bool:
@@ -92,10 +91,26 @@ def bounded_by_thresholds(rows: Rows) -> bool:
     return rows.alone and len(radices(rows)) > 1
 
 
-def _exp_ring(window: Window, bits: int, at_once: bool, spared: int = 0) -> int:
-    """The ring of the exponential: as narrow as it may be, or so wide that what is left after truncation is in Z_2^bits."""
-    wide, narrow = bits + EXP_DROP, window.bits + spared
-    return max(narrow, wide) if at_once and wide <= 64 else narrow
+def _window(rows: Rows, bits: int, at_once: bool) -> tuple[Window, int]:
+    """That of rows whose maximum or bound is taken, and the ring of their exponentials."""
+    return _exp_ring(BELOW_CEILING, bits, at_once, SPARED) if bounded_by_thresholds(rows) else _exp_ring(BELOW_MAXIMUM, bits, at_once)
+
+
+def _exp_ring(window: Window, bits: int, at_once: bool, spared: int = 0) -> tuple[Window, int]:
+    """The ring of the exponential: as narrow as it may be, or so wide that what is left after truncation is in Z_2^bits.
+
+    Where 64 bits do not hold that, a window that has more fraction bits than weights need gives up to two of its spare ones.
+    """
+    wide, given = window.out_frac - WEIGHT_FRAC + bits, min(SPARE - 1, window.frac - TABLE_FRAC)
+    if not at_once or wide - given > 64:
+        return window, window.bits + spared
+    less = max(0, wide - 64)
+    return replace(window, spare=window.spare - less), max(window.bits + spared, wide) - less
+
+
+def _weights_of(party: Party, e: Shares, bits: int) -> Protocol_[Shares]:
+    e = yield from rescale(party, e, bits=e.bits - (e.frac - WEIGHT_FRAC), frac=WEIGHT_FRAC)
+    return (yield from rescale(party, e, bits=bits, frac=WEIGHT_FRAC, nonnegative=True))
 
 
 def _inverse(party: Party, e: Shares, rows: Rows, bits: int, within: RowRange | None = None) -> Protocol_[Wire]:
@@ -165,6 +180,15 @@ class AttentionRings:
         return max(self.product_bits, wide) if (rows.alone or self.within is None) and wide <= WIDEST else self.product_bits
 
 
+    def weights_ring(self, rows: Rows) -> int:
+        """That of the weights and of their product with v: of single rows no wider than rows of their length need."""
+        if not rows.alone:
+            return self.v_bits
+        largest = LARGEST * rows.columns if self.within is None else self.within.largest(rows.columns)
+        values = self.product_bits - self.sum_frac - RECIPROCAL_FRAC  # the range of v, sign and headroom
+        return min(self.v_bits, WEIGHT_FRAC + self.v_frac + math.ceil(math.log2(largest)) + values)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Live:
     """Of a row that is filled up, or one of each sequence: what of it counts, (N,) of 0 and 1, and `RowRange.divided_row` of its length."""
@@ -203,13 +227,13 @@ def attention(
     lead = q.shape[:-2]
     weights = _weights(party, q, keys, rows, rings, at_once, live)
     e, v = (yield from parallel(weights, values)) if isinstance(values, Generator) else ((yield from weights), values)
-    product_bits = rings.product_ring(rows)
+    product_bits, ring = rings.product_ring(rows), rings.weights_ring(rows)
 
     heads, number, width = e.shape[0], rows.number, v.masked.shape[-1]
 
     def sums() -> Protocol_[Wire]:
         (p,) = yield from open_masked(party, [e.map(lambda x: x.reshape(*lead, -1))])
-        z = (weighted_of_sequences if isinstance(v, Stack) else weighted)(party, p, v, rows, rings.v_bits)  # type: ignore[arg-type]
+        z = (weighted_of_sequences if isinstance(v, Stack) else weighted)(party, p, v, rows, ring)  # type: ignore[arg-type]
         z = z.map(lambda x: x.reshape(heads, number * width))
         return (yield from _opened(party, z, product_bits, rings.sum_frac))
 
@@ -225,33 +249,33 @@ def _weights(party: Party, q: Wire, keys: Values, rows: Rows, rings: AttentionRi
     score = score.map(lambda x: x.flatten(0, -2))
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
     if rings.within is None:
-        e = yield from exponentials(party, score, rows, rings.v_bits, at_once=at_once)
+        e = yield from exponentials(party, score, rows, rings.weights_ring(rows), at_once=at_once)
     else:
-        e = yield from bounded_exponentials(party, score, rows, rings.v_bits, rings.within, at_once=at_once, live=live)
+        e = yield from bounded_exponentials(party, score, rows, rings.weights_ring(rows), rings.within, at_once=at_once, live=live)
     return e if live is None else e.times(live.mask)
 
 
 def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False) -> Declared:
     """Opening, maximum or bound, exponential, extension."""
     count, upper = heads * rows.count, SCORE_BITS - DROP
+    window, ring = _window(rows, bits, at_once)
     if bounded_by_thresholds(rows):
-        found, ring = cost_row_ceiling(heads, rows), _exp_ring(BELOW_CEILING, bits, at_once, SPARED)
+        found = cost_row_ceiling(heads, rows)
     else:
-        found, ring = cost_upper_wire(count, upper) + cost_row_maximum(heads, rows, upper), _exp_ring(BELOW_MAXIMUM, bits, at_once)
+        found = cost_upper_wire(count, upper) + cost_row_maximum(heads, rows, upper)
     return (
         cost_open_masked((count, SCORE_BITS), early=(early,))
         + found
         + cost_exponential(count, ring)
-        + cost_rescale(count, ring - EXP_DROP, 0, bits)
+        + cost_rescale(count, ring - (window.out_frac - WEIGHT_FRAC), 0, bits)
     )
 
 
 def cost_bounded_exponentials(heads: int, rows: Rows, bits: int, within: RowRange, *, at_once: bool = False) -> Declared:
     """Opening, exponential, extension."""
-    count, ring = heads * rows.count, _exp_ring(within.window, bits, at_once)
-    return (
-        cost_open_masked((count, SCORE_BITS)) + cost_exponential(count, ring, maximum=False) + cost_rescale(count, ring - EXP_DROP, 0, bits)
-    )
+    count, (window, ring) = heads * rows.count, _exp_ring(within.window, bits, at_once)
+    last = cost_rescale(count, ring - (window.out_frac - WEIGHT_FRAC), 0, bits)
+    return cost_open_masked((count, SCORE_BITS)) + cost_exponential(count, ring, maximum=False) + last
 
 
 def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int, within: RowRange | None = None) -> Declared:
@@ -278,22 +302,22 @@ def cost_softmax(heads: int, rows: Rows, from_bits: int, from_frac: int, bits: i
 
 def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings, *, at_once: bool = False) -> Declared:
     """From opened q, k and v to the normalised sums."""
-    outputs, product_bits = heads * rows.number * width, rings.product_ring(rows)
+    outputs, product_bits, ring = heads * rows.number * width, rings.product_ring(rows), rings.weights_ring(rows)
     sums = (
-        cost_open_masked((heads * rows.count, rings.v_bits))
-        + cost_weighted(heads, rows, width, rings.v_bits)
-        + cost_rescale(outputs, rings.v_bits, WEIGHT_FRAC + rings.v_frac - rings.sum_frac, product_bits)
+        cost_open_masked((heads * rows.count, ring))
+        + cost_weighted(heads, rows, width, ring)
+        + cost_rescale(outputs, ring, WEIGHT_FRAC + rings.v_frac - rings.sum_frac, product_bits)
         + cost_open_masked((outputs, product_bits))
     )
     if rings.within is None:
-        weights = cost_exponentials(heads, rows, rings.v_bits, at_once=at_once)
+        weights = cost_exponentials(heads, rows, ring, at_once=at_once)
     else:
-        weights = cost_bounded_exponentials(heads, rows, rings.v_bits, rings.within, at_once=at_once)
+        weights = cost_bounded_exponentials(heads, rows, ring, rings.within, at_once=at_once)
     return (
         cost_scores(heads, rows, rings.qk_bits)
         + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, SCORE_BITS)
         + weights
-        + sums.beside(_cost_inverse(heads, rows, rings.v_bits, product_bits, rings.within))
+        + sums.beside(_cost_inverse(heads, rows, ring, product_bits, rings.within))
         + cost_multiply(outputs, product_bits)
         + cost_rescale(outputs, product_bits, rings.sum_frac + RECIPROCAL_FRAC - rings.out_frac, rings.out_bits)
     )

@@ -37,6 +37,7 @@ class Draft:
         self.reads: dict[str, list[str]] = {}
         self.shapes: dict[str, Shape] = {}
         self.output = ""
+        self.earlier: dict[str, list[str]] = {}  # what is to be computed before a value, besides what that reads
         self._readers: dict[str, dict[str, None]] = {}
         self._count = 0
 
@@ -111,17 +112,20 @@ class Draft:
         stack: list[tuple[str, Iterator[str]]] = []
         for root in [self.output] if self.output else list(self.nodes):
             if root in self.nodes and root not in done:
-                stack.append((root, iter(self.reads[root])))
+                stack.append((root, self._before(root)))
             while stack:
                 key, rest = stack[-1]
                 for read in rest:
                     if read in self.nodes and read not in done:
-                        stack.append((read, iter(self.reads[read])))
+                        stack.append((read, self._before(read)))
                         break
                 else:
                     stack.pop()
                     done[key] = None
         return list(done)
+
+    def _before(self, key: str) -> Iterator[str]:
+        return iter([*self.earlier.get(key, ()), *self.reads[key]])
 
     def finish(self) -> Graph:
         """The CrypTen graph, its nodes named by module path and kind."""

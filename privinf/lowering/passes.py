@@ -14,7 +14,7 @@ from torch import Tensor
 from privinf.graph.builder import RECOGNISERS
 from privinf.graph.draft import Draft, joint_name
 from privinf.graph.node import Node
-from privinf.lowering.residual import join_residuals
+from privinf.lowering.residual import is_table, join_readers, join_residuals
 from privinf.ops.last_position import LastPosition
 from privinf.ops.linear import Linear
 from privinf.ops.mul_constant import MulConstant
@@ -41,6 +41,7 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
     name_last_axes(draft, last_position)
     tidy_layout(draft)
     join_residuals(draft)
+    join_readers(draft)
     draft.prune()
 
 
@@ -86,13 +87,6 @@ def fold_at(draft: Draft, key: str) -> bool:
         draft.replace(key, merged, [draft.reads[source][0]])
         return True
     return False
-
-
-def is_table(draft: Draft, node: Linear) -> bool:
-    """Whether a matrix is an embedding's table, transposed: it stays as it is, to be encoded and masked once for both."""
-    weight = node.value("weight").t()
-    tables = [other.value("weight") for other in draft.nodes.values() if other.reads_ids]
-    return any(table.shape == weight.shape and torch.equal(table, weight) for table in tables)
 
 
 def doubles(node: Node) -> tuple[Tensor, Tensor | None]:

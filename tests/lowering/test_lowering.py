@@ -179,7 +179,7 @@ def test_separate_maps_are_fused_under_a_joint_name() -> None:
 def test_names_and_layers() -> None:
     graph = lowered_case("blocks", 7)[1]
     names = [(node.name, node.layer) for node in graph.nodes]
-    assert names[:4] == [("h.0.qkv.linear", "h.0"), ("h.0.attention", "h.0"), ("h.0.out.linear", "h.0"), ("add", "")]
+    assert names[:4] == [("h.0.qkv.linear", "h.0"), ("h.0.attention", "h.0"), ("h.1.qkv.linear", "h.1"), ("h.0.out.linear", "h.0")]
     assert names[-1] == ("head.linear", "")
     assert len({name for name, _ in names}) == len(names)
 
@@ -303,17 +303,18 @@ def checkpoint(directory: Path, variant: str, **sizes: Any) -> AeroModel:
 
 
 FIRST = "embedding position_bias linear attention "
-MIDDLE = "add linear attention "
-LAST = "add last_position linear attention last_position "
+NEXT = "joint_linear {} add attention "  # q, k and v of what the stream's own map reads, before that
+LAST = "joint_linear {} add last_position attention last_position "
+FUSED = (FIRST + NEXT + LAST).format("joint_linear", "joint_linear")
 
 
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("SM+ScFuFFN", FIRST + "joint_linear " + MIDDLE + "joint_linear " + LAST + "joint_linear add linear"),
-        ("SM+ScFFN", FIRST + "joint_linear " + MIDDLE + "joint_linear " + LAST + "joint_linear add linear"),
-        ("SM", FIRST + "joint_linear " + MIDDLE + "joint_linear " + LAST + "joint_linear add linear"),
-        ("SM(t)+ScFuFFN_i2", FIRST + "joint_linear " + MIDDLE + "linear " + LAST + "linear add linear"),
+        ("SM+ScFuFFN", FUSED + "joint_linear"),
+        ("SM+ScFFN", FUSED + "joint_linear"),
+        ("SM", FUSED + "joint_linear add linear"),
+        ("SM(t)+ScFuFFN_i2", (FIRST + NEXT + LAST).format("joint_linear", "linear") + "joint_linear"),
     ],
 )
 def test_convert(variant: str, expected: str, tmp_path: Path) -> None:

@@ -357,7 +357,9 @@ CASES = {
     "shared heads": Case(SharedHeads),
     "heads given": Case(HeadsGiven, None, lambda length: tuple(torch.randn(2, HEADS, length, HEAD) for _ in range(3))),
     "two inputs": Case(TwoInputs, None, lambda length: (*floats(length), *floats(length))),
-    "blocks": Case(Blocks, f"{REGION} add {REGION} add last_position linear attention last_position linear add linear"),
+    "blocks": Case(
+        Blocks, "linear attention joint_linear linear add attention joint_linear linear add last_position attention last_position joint_linear"
+    ),
     "bidirectional": Case(Bidirectional),
     "positional bias": Case(PositionalBias),
     "weights used twice": Case(WeightsUsedTwice),

@@ -237,12 +237,11 @@ class CausalAttention(Node):
         if not opened:
             yield from opened_values()
             return x.shares
-        # the one row of a prompt: a round is worth more than the bytes, which are few beside the other layers'
-        at_once = last and asked < count
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
         live = self._live(x, filled) if filled else None
-        # values are needed late: what it takes to have them in a wider ring goes beside the scores
-        out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=at_once, live=live)
+        # values are needed late: what it takes to have them in a wider ring goes beside the scores; of a row that stands alone
+        # a round is worth more than the bytes
+        out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 

@@ -6,7 +6,6 @@ rows of equal length have step = 0. The elements of a group (a head) lie side by
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

@@ -179,7 +179,6 @@ class AttentionRings:
         wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
         return max(self.product_bits, wide) if (rows.alone or self.within is None) and wide <= WIDEST else self.product_bits
 
-
     def weights_ring(self, rows: Rows) -> int:
         """That of the weights and of their product with v: of single rows no wider than rows of their length need."""
         if not rows.alone:

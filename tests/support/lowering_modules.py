@@ -358,7 +358,8 @@ CASES = {
     "heads given": Case(HeadsGiven, None, lambda length: tuple(torch.randn(2, HEADS, length, HEAD) for _ in range(3))),
     "two inputs": Case(TwoInputs, None, lambda length: (*floats(length), *floats(length))),
     "blocks": Case(
-        Blocks, "linear attention joint_linear linear add attention joint_linear linear add last_position attention last_position joint_linear"
+        Blocks,
+        "linear attention joint_linear linear add attention joint_linear linear add last_position attention last_position joint_linear",
     ),
     "bidirectional": Case(Bidirectional),
     "positional bias": Case(PositionalBias),

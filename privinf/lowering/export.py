@@ -80,10 +80,13 @@ def one_tensor(returned: Any) -> Tensor:
     return returned
 
 
-def lower_graph(module: nn.Module, inputs: Sequence[Tensor], last_position: bool = False) -> Graph:
-    """The CrypTen graph of a module in evaluation mode. `last_position`: of a module whose output is (B, T, ...), only (B, ...)."""
+def lower_graph(module: nn.Module, inputs: Sequence[Tensor], last_position: bool = False, *, alike: bool = False) -> Graph:
+    """The CrypTen graph of a module in evaluation mode. `last_position`: of a module whose output is (B, T, ...), only (B, ...).
+
+    `alike`: layers that share weights are lowered alike, whatever stands before them.
+    """
     draft = Walk(module, tuple(inputs)).run()
-    run_passes(draft, last_position)
+    run_passes(draft, last_position, alike=alike)
     graph = draft.finish()
     tie_tables(graph)
     return graph

@@ -57,9 +57,10 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
     model = model.folded()
     with evaluation_mode(model), torch.no_grad():
         whole = [torch.zeros(1, config.n_positions, dtype=torch.long)]
-        graph = lower_graph(model, whole, last_position=True)
+        alike = model.sharing is not None
+        graph = lower_graph(model, whole, last_position=True, alike=alike)
         if model.sharing is not None:
-            graph = share(graph, lower_graph(model.sharing.plain, whole, last_position=True), model.sharing)
+            graph = share(graph, lower_graph(model.sharing.plain, whole, last_position=True, alike=alike), model.sharing)
         _check_state(graph, families()[config.model_type].state)
         generator = torch.Generator().manual_seed(7)
         for length in sorted({1, min(2, config.n_positions), min(9, config.n_positions)}):

@@ -23,8 +23,8 @@ from privinf.ops.reshape import Reshape
 from privinf.ops.slice import LAST, Slice
 
 
-def run_passes(draft: Draft, last_position: bool = False) -> None:
-    """Everything between the table and the finished graph."""
+def run_passes(draft: Draft, last_position: bool = False, *, alike: bool = False) -> None:
+    """Everything between the table and the finished graph; `alike`: see `lower_graph`."""
     if last_position:
         node = draft.producer(draft.output)
         draft.output = draft.add(LastPosition("last_position", node.layer if node else ""), [draft.output])
@@ -41,7 +41,8 @@ def run_passes(draft: Draft, last_position: bool = False) -> None:
     name_last_axes(draft, last_position)
     tidy_layout(draft)
     join_residuals(draft)
-    join_readers(draft)
+    if not alike:  # the first layer has no map before it that it could be joined with
+        join_readers(draft)
     draft.prune()
 
 

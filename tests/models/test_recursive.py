@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from privinf.lowering import Lowered, convert
+from privinf.lowering import Lowered, convert, residual
 from privinf.lowering.explain import explain
 from privinf.lowering.program import setup_bytes
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
@@ -128,19 +128,20 @@ def test_a_private_pass_follows_float(tmp_path: Path, variant: str, fields: dict
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_set_up_sends_a_shared_weight_once(tmp_path: Path, rank: int) -> None:
+def test_a_set_up_sends_a_shared_weight_once(tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 3 loops at most 0.4 of what the same depth takes otherwise; as explained, and as counted."""
     sizes = {**SIZES, "n_layer": 3, "n_embd": 96, "n_positions": 16}
     shared = convert(saved(tmp_path / "shared", "SM+FuFFN", **{**sizes, "rank": rank}))
     model, _, _ = load_checkpoint(tmp_path / "shared")
     assert isinstance(model, RecursiveModel)
     save_checkpoint(model.unrolled(), model.unrolled().config, tmp_path / "plain", torch.float32)
+    monkeypatch.setattr(residual, "MOST_ADDED", 0)  # maps that share weights are not joined with others
     plain = convert(tmp_path / "plain")
     mine, theirs = set_up(shared), set_up(plain)
     assert mine["layers"] <= 0.4 * theirs["layers"]
     assert mine["rest"] == theirs["rest"]  # the embedding and the head
     rounds = [explain(lowered, 4, new_tokens=2)["total"]["rounds"] for lowered in (shared, plain)]
-    assert 0 <= rounds[0] - rounds[1] <= (2 if rank else 0)  # a wider ring may cost the last row an exchange
+    assert 0 <= rounds[0] - rounds[1] <= (4 if rank else 0)  # a wider ring may cost a row that stands alone an exchange, in each pass
     counted = []
     for lowered in (shared, plain):
         with trio(lowered) as parties, parties.client(fresh=True) as client:

@@ -51,7 +51,8 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once:
     ring so wide that no extension is needed. A single row of more than one level (`bounded_by_thresholds`) has no maximum but a bound
     that is 0.9 to 2.9 above (`row_ceiling`), and results that are scaled by 4; where a threshold was missed they are too large by e.
     Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6, or 0.22.
-    Rounds: 1 + those of `row_maximum`, or 3, + 1 + 1, the last not `at_once`. Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
+    Rounds: 1 + those of `row_maximum`, or 3, + 1 + 1, the last not `at_once`.
+    Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
     Learns: uniform values, both; the rows' lengths are public.
     """
     (x,) = yield from open_masked(party, [score])

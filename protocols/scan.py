@@ -10,7 +10,8 @@ that of causal rows; L_rs is E_r(s+1), and 1 on the diagonal. With `convex` u = 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -132,16 +133,16 @@ class _Block:
 
     @property
     def rows(self) -> Rows:
-        """Of its scores."""
-        return Rows(1, self.x.shape[1], 1)
+        """Of its scores, and of decays."""
+        return self.how.rows(self.x.shape[1])
 
     def run(self, party: Party) -> Protocol_[tuple[Shares | None, Shares]]:
         """Its output (H, T, P) with OUT fraction bits in the wide ring, if it is wanted, and the state after it."""
-        rings = self.how.rings
+        rings, asked = self.how.rings, self.rows.number
         x, b, c = yield from parallel(
             rescale(party, self.x, bits=rings.wide_bits, frac=X_FRAC),
             rescale(party, self.b, bits=rings.opened, frac=B_FRAC),
-            rescale(party, self.c, bits=rings.opened, frac=C_FRAC),
+            rescale(party, self.c.map(lambda v: v[:, -asked:]), bits=rings.opened, frac=C_FRAC),
         )
         opening = open_masked(party, [x, b, c, *([] if self.h is None else [self.h])])
         if self.z is None:
@@ -170,11 +171,12 @@ class _Block:
         if self.h is not None:
             part = (ahead[:, -1, None, None] + (1 << (PUBLIC_FRAC - DECAY_FRAC - 1))) >> (PUBLIC_FRAC - DECAY_FRAC)  # (H, 1, 1)
             left = self.h.times(like(part, self.h.value), DECAY_FRAC)
-            todo += [self._decayed(party, c, ahead[:, 1:, None], FROM_STATE)] if self.how.output else []
+            todo += [self._decayed(party, c, ahead[:, -self.rows.number :, None], FROM_STATE)] if self.how.output else []
         s, *rest = yield from parallel(self._scores(party, wires), *todo)
         weights = None
         if s is not None:
-            product = s.times(like(_public(shifts, count), s.value), PUBLIC_FRAC)
+            within = _public(shifts, count) if self.how.wanted == "all" else at_end[..., 0]
+            product = s.times(like(within, s.value), PUBLIC_FRAC)
             weights = yield from rescale(party, product, bits=wide, frac=WEIGHT_FRAC)
         return _Decayed(weights, rest[1] if len(rest) > 1 else None, rest[0].map(lambda v: v.transpose(1, 2)), left)
 
@@ -191,7 +193,7 @@ class _Block:
 
         def differences(z: Tensor) -> Tensor:
             total = z.cumsum(1)
-            return rows.pack((total - z)[:, None, :] - total[..., None])  # (H, r, q): -(z_q + ... + z_r)
+            return rows.pack((total - z)[:, None, :] - total[:, -rows.number :, None])  # (H, r, q): -(z_q + ... + z_r)
 
         d = yield from rescale(party, z.map(differences), bits=EXPONENT_BITS, frac=EXPONENT_FRAC)
         (wire,) = yield from open_masked(party, [d])
@@ -202,16 +204,16 @@ class _Block:
 
         u L (H, N), packed; what is left of the state (H, T, 1), and at the end (H, 1, 1); the last row of u L (H, T, 1).
         """
-        rows, rings, heads, reads = self.rows, self.how.rings, e.shape[0], self.h is not None
+        rows, rings, heads, count, reads = self.rows, self.how.rings, e.shape[0], self.x.shape[1], self.h is not None
         if known(e.value):
-            whole = rows.unpack(e.value)  # (H, T, T)
+            whole = rows.unpack(e.value)  # (H, T, T), or its last row
             after = torch.cat([whole[..., 1:], torch.zeros_like(whole[..., :1])], -1)
             if party.is_server:
-                after = after + (torch.eye(rows.number, dtype=torch.int64, device=after.device) << e.frac)
+                after = after + (torch.eye(count, dtype=torch.int64, device=after.device)[-rows.number :] << e.frac)
             weights = after - whole if self.how.convex else after
             parts = [rows.pack(weights), whole[..., :1], whole[:, -1:, :1], weights[:, -1, :, None]]
         else:
-            parts = [blank(heads, rows.count), blank(heads, rows.number, 1), blank(heads, 1, 1), blank(heads, rows.number, 1)]
+            parts = [blank(heads, rows.count), blank(heads, rows.number, 1), blank(heads, 1, 1), blank(heads, count, 1)]
         wanted = (self.how.output, self.how.output and reads, reads, True)
         bits = (rings.weight_bits, rings.weight_bits, rings.wide_bits, rings.weight_bits)
         return [(e.with_value(part), ring) for part, ring, is_wanted in zip(parts, bits, wanted, strict=True) if is_wanted]
@@ -256,13 +258,22 @@ class _Block:
 class Scan:
     """How a recurrence is done: its rings; the `shifts` of public decays 1 - 2^-shift, one a head, or none where they are shared.
 
-    `convex`: u = 1 - a, which public decays always have; else u = 1. `output`: whether y is wanted, or the state alone.
+    `convex`: u = 1 - a, which public decays always have; else u = 1. `wanted`: all of y, the last position's, or the state alone.
     """
 
     rings: ScanRings
     shifts: tuple[int, ...] = ()
     convex: bool = True
-    output: bool = True
+    wanted: Literal["all", "last", "none"] = "all"
+
+    @property
+    def output(self) -> bool:
+        """Whether any of y is wanted."""
+        return self.wanted != "none"
+
+    def rows(self, count: int) -> Rows:
+        """Of a block of so many positions: all that is computed of its decays, and of its scores if there are any."""
+        return Rows(1, count, 1) if self.wanted == "all" else Rows(count, 1, 1)
 
 
 def scan(
@@ -270,7 +281,8 @@ def scan(
 ) -> Protocol_[tuple[Shares | None, State]]:
     """y_t = c_t h_t for h_t = a_t h_(t-1) + u_t b_t x_t^T, over new positions after a `state`; and the state after them.
 
-    x (H, T, P), b and c (1, T, N); y (H, T, P) with OUT fraction bits in the wide ring. a is public, or e^-z of shared z (H, T) >= 0.
+    x (H, T, P), b and c (1, T, N); y (H, T, P), or (H, 1, P), with OUT fraction bits in the wide ring. a is public, or e^-z of shared
+    z (H, T) >= 0.
 
     Steps, block by block: x, b, c and the state are opened; scores c b^T, (1, N) for causal rows, are multiplied by u L, b by its last row,
     c by what is left of the state; public ones are integers that each party multiplies its shares by. Shared ones: each exponent
@@ -289,7 +301,8 @@ def scan(
             for value in (x, b, c, z)
         )
         assert x_ is not None and b_ is not None and c_ is not None
-        y, h = yield from _Block(x_, b_, c_, z_, h, how).run(party)
+        here = replace(how, wanted="none") if how.wanted == "last" and start + block < count else how
+        y, h = yield from _Block(x_, b_, c_, z_, h, here).run(party)
         found += [] if y is None else [y]
     assert h is not None
     joined = None
@@ -304,51 +317,48 @@ def cost_scan(heads: int, count: int, width: int, size: int, how: Scan, *, first
     found = Declared()
     for start in range(0, count, how.rings.block):
         length = min(how.rings.block, count - start)
-        found = found + _cost_block(heads, length, width, size, how, reads=not first or start > 0)
+        here = replace(how, wanted="none") if how.wanted == "last" and start + length < count else how
+        found = found + _cost_block(heads, length, width, size, here, reads=not first or start > 0)
     return found
 
 
 def _cost_block(heads: int, count: int, width: int, size: int, how: Scan, *, reads: bool) -> Declared:
-    rings, rows, output = how.rings, Rows(1, count, 1), how.output
-    wide, weight, weights, factors, state = (
-        rings.wide_bits,
-        rings.weight_bits,
-        heads * rows.count,
-        heads * count * size,
-        heads * size * width,
-    )
-    opening = cost_open_masked((heads * count * width, wide), *[(count * size, rings.opened)] * 2, *[(state, wide)] * reads)
+    rings, rows, output = how.rings, how.rows(count), how.output
+    wide, weight, weights, state = rings.wide_bits, rings.weight_bits, heads * rows.count, heads * size * width
+    written, read = heads * count * size, heads * rows.number * size  # decayed b, and decayed c
+    factors = [(count * size, rings.opened), (rows.number * size, rings.opened)]
+    opening = cost_open_masked((heads * count * width, wide), *factors, *[(state, wide)] * reads)
     scored = Declared()
     if output:
         shift = B_FRAC + C_FRAC - SCORE_FRAC
         scored = cost_scores(1, rows, rings.score_bits) + cost_rescale(rows.count, rings.score_bits, shift, weight)
     if how.shifts:
         factor = B_FRAC + PUBLIC_FRAC
-        decayed = scored.beside(cost_rescale(factors, weight, factor - INTO_STATE, wide))
+        decayed = scored.beside(cost_rescale(written, weight, factor - INTO_STATE, wide))
         if output and reads:
-            decayed = decayed.beside(cost_rescale(factors, weight, factor - FROM_STATE, wide))
+            decayed = decayed.beside(cost_rescale(read, weight, factor - FROM_STATE, wide))
         if output:
             decayed = decayed + cost_rescale(weights, weight, SCORE_FRAC + PUBLIC_FRAC - WEIGHT_FRAC, wide)
         found = opening + decayed
     else:
         exponents = cost_open_masked((weights, EXPONENT_BITS)) + cost_exponential(weights, WINDOW.bits, maximum=False)
-        found = opening.beside(exponents) + _cost_of_shared(heads, count, how, scored, factors, state, reads=reads)
-    opened = [(factors, wide), *[(weights, wide)] * output, *[(factors, wide)] * (output and reads)]
+        found = opening.beside(exponents) + _cost_of_shared(heads, count, how, scored, (written, read), state, reads=reads)
+    opened = [(written, wide), *[(weights, wide)] * output, *[(read, wide)] * (output and reads)]
     products = cost_matmul_wires(heads, size, width, wide)
     if output:
         products = products + cost_weighted(heads, rows, width, wide)
-        products = products + (cost_matmul_wires(heads, count, width, wide) if reads else Declared())
+        products = products + (cost_matmul_wires(heads, rows.number, width, wide) if reads else Declared())
     shift = (DECAY_FRAC + STATE_FRAC if reads else OUT) - STATE_FRAC
     return found + cost_open_masked(*opened) + products + cost_rescale(state, wide, shift, wide)
 
 
-def _cost_of_shared(heads: int, count: int, how: Scan, scored: Declared, factors: int, state: int, *, reads: bool) -> Declared:
+def _cost_of_shared(heads: int, count: int, how: Scan, scored: Declared, factors: tuple[int, int], state: int, *, reads: bool) -> Declared:
     """Of what shared decays take from their exponentials to what they have multiplied."""
-    rings, rows, output = how.rings, Rows(1, count, 1), how.output
+    rings, rows, output = how.rings, how.rows(count), how.output
     wide, weight, weights = rings.wide_bits, rings.weight_bits, heads * rows.count
     parts = [
         *[(weights, weight)] * output,
-        *[(heads * count, weight)] * (output and reads),
+        *[(heads * rows.number, weight)] * (output and reads),
         *[(heads, wide)] * reads,
         (heads * count, weight),
     ]
@@ -358,8 +368,8 @@ def _cost_of_shared(heads: int, count: int, how: Scan, scored: Declared, factors
     multiplied, products = Declared(), Declared()
     for size, frac, kept, is_there in (
         (weights, SCORE_FRAC, WEIGHT_FRAC, output),
-        (factors, C_FRAC, FROM_STATE, output and reads),
-        (factors, B_FRAC, INTO_STATE, True),
+        (factors[1], C_FRAC, FROM_STATE, output and reads),
+        (factors[0], B_FRAC, INTO_STATE, True),
     ):
         if is_there:
             products = products + cost_multiply(size, weight)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -76,12 +78,12 @@ def test_it_is_the_recurrence(mode: str, ends: tuple[int, ...], block: int) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("wanted", ["all", "last", "none"])
 @pytest.mark.parametrize(("count", "block"), [(1, 128), (7, 128), (7, 3)])
-def test_it_costs_what_it_declares(mode: str, output: bool, count: int, block: int) -> None:
+def test_it_costs_what_it_declares(mode: str, wanted: Literal["all", "last", "none"], count: int, block: int) -> None:
     """A pass without a state before it, and then one with."""
     rings = MODES[mode].rings
-    how = Scan(ScanRings(rings.score_bits, rings.weight_bits, rings.wide_bits, block), MODES[mode].shifts, MODES[mode].convex, output)
+    how = Scan(ScanRings(rings.score_bits, rings.weight_bits, rings.wide_bits, block), MODES[mode].shifts, MODES[mode].convex, wanted)
     outcome = passes(how, drawn(2 * count), (count, 2 * count))
     declared = cost_scan(H, count, P, N, how, first=True) + cost_scan(H, count, P, N, how, first=False)
     assert (declared.online, declared.rounds, declared.dealer) == (
@@ -89,6 +91,23 @@ def test_it_costs_what_it_declares(mode: str, output: bool, count: int, block: i
         outcome.counted["online"]["rounds"],
         len(outcome.dealt),
     )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("block", [128, 4])
+def test_the_last_position_alone(mode: str, block: int) -> None:
+    """It is the recurrence's, and so is the state, for less."""
+    how = replace(MODES[mode], rings=replace(MODES[mode].rings, block=block), wanted="last")
+    values = drawn(11)
+    outcome, whole = passes(how, values, (6, 11)), passes(replace(how, wanted="all"), values, (6, 11))
+    x, b, c, z = values
+    given = (x, b[0], c[0], *factors(how, z), torch.zeros(H, N, P).double())
+    y, h = reference.recurrence(*given)
+    found = torch.cat([element(*both).double() / 2.0**OUT for both in zip(outcome.server[0], outcome.client[0], strict=True)], 1)
+    bound = reference.recurrence_bound(*given)
+    assert float((found - y[:, [5, 10]]).abs().max()) < bound
+    assert float((element(outcome.server[1], outcome.client[1]).double() / 2.0**STATE_FRAC - h).abs().max()) < bound
+    assert outcome.predicted.online_bytes < 0.8 * whole.predicted.online_bytes
 
 
 def test_steep_decays_leave_nothing_and_wrap_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -54,13 +55,15 @@ class Scan(Node):
     heads: int
     shifts: tuple[int, ...]
     convex: bool
+    last_only: bool
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-        """Its heads, the public decays if they are, and whether what comes in is weighted by what goes."""
+        """Its heads, the public decays if they are, whether u = 1 - a, and whether the last position is enough."""
 
         heads: int
         shifts: tuple[int, ...] = ()
         convex: bool = True
+        last_only: bool = False
 
     class Plan(AnyPlan, frozen=True, kw_only=True):
         """`protocols.scan.ScanRings`."""
@@ -106,10 +109,14 @@ class Scan(Node):
         x, b, c, *z = shapes
         if x[2] % self.heads or b != c or (z and z[0][2] != self.heads):
             raise self.fail(f"shapes {[list(shape) for shape in shapes]} are not those of {self.heads} heads")
-        return x
+        return (x[0], 1, x[2]) if self.last_only else x
+
+    def last_position_of(self) -> Node | None:
+        return None if self.last_only else Scan(self.name, self.layer, **{**self.attributes(), "last_only": True})
 
     def generic(self, x: Any, *others: Any) -> Any:
-        return recurrence(x, others[0], others[1], None if self.shifts else others[2], self.shifts, self.convex)
+        y = recurrence(x, others[0], others[1], None if self.shifts else others[2], self.shifts, self.convex)
+        return y[:, x.size(1) - 1 :] if self.last_only else y
 
     # ---- shares
 
@@ -118,12 +125,14 @@ class Scan(Node):
         heads = x.shares.map(lambda v: v[0].reshape(shape[1], self.heads, -1).transpose(0, 1))  # (H, T, P)
         z = None if self.shifts else others[2].shares.map(lambda v: v[0].T)  # (H, T)
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
-        how = How(self.plan.rings, self.shifts, self.convex, self.name not in runtime.unread)
+        how = How(self.plan.rings, self.shifts, self.convex)
+        if self.name in runtime.unread or self.last_only:
+            how = replace(how, wanted="none" if self.name in runtime.unread else "last")
         y, state = yield from scan(party, heads, others[0].shares, others[1].shares, z, before.get("state"), how)
         self.keep(runtime, state=state)
         if y is None:
             return x.shares
-        return (yield from self.canonical(party, y.map(lambda v: v.transpose(0, 1).reshape(shape))))
+        return (yield from self.canonical(party, y.map(lambda v: v.transpose(0, 1).reshape(1, -1, shape[2]))))
 
     # ---- the ring plan
 

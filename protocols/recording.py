@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,8 +97,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tells = tells
         self._digests: dict[Told, bytes] = {}
         self._alive: list[Any] = []
-        self._starts: list[int] = []  # of the memory that was made here, in order
-        self._ends: dict[int, int] = {}
+        self._pieces: list[tuple[int, int]] = []  # of the memory that was made here, from and to before, in order
         self._constants = {x.untyped_storage().data_ptr() for x in constants}
         self._paused, self._most = 0, most
 
@@ -169,20 +168,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self.bytes += size
         self.made.append(x)
-        self._starts.insert(bisect_right(self._starts, start), start)
-        self._ends[start] = start + size
+        insort(self._pieces, (start, start + size))
         if self.bytes > self._most:
             self._give_up()
 
     def _give_up(self) -> None:
         self.why = self.why or f"it makes more than {self._most} bytes"
         self._most, self._paused = 0, self._paused + 1
-        for each in (self.steps, self.made, self._told, self._alive, self._starts, self._ends, self._digests):
+        for each in (self.steps, self.made, self._told, self._alive, self._pieces, self._digests):
             each.clear()
 
     def _is_made(self, address: int) -> bool:
-        place = bisect_right(self._starts, address)
-        return bool(place) and address < self._ends[self._starts[place - 1]]
+        place = bisect_right(self._pieces, (address, sys.maxsize))
+        return bool(place) and address < self._pieces[place - 1][1]
 
     def _of_array(self, x: np.ndarray) -> Told:
         address = x.__array_interface__["data"][0]

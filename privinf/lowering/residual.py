@@ -82,8 +82,9 @@ def join_readers(draft: Draft) -> None:
 
     The order is that of the messages: what reads the sum goes before the sum's own map, whose truncation nobody waits for then.
     """
-    found = [(key, *parts) for key in draft.order() if (parts := _sum_of_a_map(draft, key)) is not None]
-    joined = [(reader, *rest) for key, *rest in found for reader in draft.readers(key) if _may_join(draft, reader)]
+    needed = dict.fromkeys(draft.order())
+    found = [(key, *parts) for key in needed if (parts := _sum_of_a_map(draft, key)) is not None]
+    joined = [(reader, *rest) for key, *rest in found for reader in draft.readers(key) if reader in needed and _may_join(draft, reader)]
     added = sum(draft.shapes[a][-1] * draft.shapes[reader][-1] for reader, _, _, a in joined)
     for reader, x, first, a in joined if added <= MOST_ADDED else ():
         node = _reads_parts(draft.nodes[reader], draft.nodes[first], draft.shapes[x][-1])

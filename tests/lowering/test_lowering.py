@@ -195,7 +195,7 @@ class Unsupported(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         for block in self.h:
-            x = x + F.softplus(block(x))
+            x = x + torch.erf(block(x))
         return x.exp() / x
 
 
@@ -206,7 +206,7 @@ def test_every_unsupported_operator_is_named_at_once() -> None:
         "norm (LogSoftmax): aten.log_softmax",
         "h.0.1 (Tanh): aten.tanh",
         "h.1.1 (Tanh): aten.tanh",
-        "top (Unsupported): aten.softplus",
+        "top (Unsupported): aten.erf",
         "aten.exp",
         "division by a private value",
     ):

@@ -17,14 +17,19 @@ from privinf.client.reply import Reply
 from privinf.client.session import ClientSession, Timing
 from privinf.client.text import Token
 from privinf.session.messages import Terms
+from protocols.errors import ConfigError
 
 
 class Made(NamedTuple):
-    """What a pass made for one sequence: a token of its reply, if it was not padding, and whether the reply has come to its end."""
+    """What a pass made for one sequence: a token of its reply, if it was not padding, and whether the reply has come to its end.
+
+    Or what is wrong with what was asked for, a form that no token goes on with say: then the reply is over, and the others' are not.
+    """
 
     member: Member
     token: Token | None
     ended: bool
+    error: ConfigError | None = None
 
 
 class Member:
@@ -170,7 +175,12 @@ class Batch:
         token = None
         if member.left:
             member.left -= 1
-            token = reply.choose(self.session, out, member.left, revealed=logits)
+            try:
+                token = reply.choose(self.session, out, member.left, revealed=logits)
+            except ConfigError as error:
+                with self._guard:
+                    member.reply = None
+                return Made(member, None, True, error)
             if reply.whole:
                 member.left, member.padding = 0, reply.padding(self.session, member.room)
         else:

@@ -112,7 +112,9 @@ class Replies(Iterator[Placed]):
                     self._leave(batch, running, member)
             while waiting and not batch.full:
                 self._enter(batch, running, waiting.popleft())
-            for member, token, ended in batch.step():
+            for member, token, ended, error in batch.step():
+                if error is not None:
+                    self._asked[running[member]].error = error
                 if token is not None:
                     yield Placed(running[member], token)
                 if ended:

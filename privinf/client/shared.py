@@ -74,22 +74,22 @@ class _Room:
             self._change.notify()
 
     def _run(self) -> None:
-        error: BaseException | None = None
+        broken: BaseException | None = None
         try:
             while self._wait():
-                for member, token, over in self.batch.step():
+                for member, token, over, error in self.batch.step():
                     with self._change:
                         seat = self._seats.get(member)
                     if seat is not None:
-                        seat.tell((token, over))
-        except Exception as broken:
-            error = broken
+                        seat.tell(error or (token, over))
+        except Exception as found:
+            broken = found
         with self._change:
             self._closed = True
             seats = list(self._seats.values())
         for seat in seats:
-            seat.tell(_each(error))
-        self._ended(self, error)
+            seat.tell(_each(broken))
+        self._ended(self, broken)
 
     def _wait(self) -> bool:
         """Until there is something to do; false once nobody is here."""

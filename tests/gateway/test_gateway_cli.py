@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from privinf.cli import app
+from protocols.errors import ConfigError
 from tests.support import trio as t
 from tests.support.waiting import PATIENCE
 
@@ -137,3 +138,12 @@ def test_a_server_that_is_not_there(capfd: pytest.CaptureFixture[str], monkeypat
     common = ["--server", "127.0.0.1:1", "--dealer", "127.0.0.1:1", "--keys", str(t.keys()), "--http", "127.0.0.1:0", "--timeout", "0.3"]
     assert app.main(["gateway", *common]) == 3
     assert "could not connect" in capfd.readouterr().err
+
+
+def test_origins_are_those_that_browsers_name() -> None:
+    from privinf.cli.gateway import _origins
+
+    assert _origins(["https://app.example.org", "http://localhost:3000", "http://[::1]:80"]) and _origins(None) == []
+    for wrong in ("*", "app.example.org", "https://app.example.org/", "https://a b", "null", "https://u@a", "https://A.org"):
+        with pytest.raises(ConfigError, match="is no origin"):
+            _origins([wrong])

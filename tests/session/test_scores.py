@@ -73,7 +73,9 @@ def test_two_parties_alone(tmp_path: Path) -> None:
         assert client.result is not None
         check(client.result["prompt_logprobs"], PROMPTS[0])
         total = explain(t.lowered(), len(PROMPTS[0]), scores=True, trust="two-party")["total"]
-        assert client.result["traffic"]["online"]["payload"] == total["online_bytes"]
+        traffic = client.result["traffic"]
+        assert (traffic["online"]["payload"], traffic["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
+        assert traffic["offline"]["payload"] == total["offline_bytes"]
 
 
 def test_each_position_is_an_output_of_the_budget(tmp_path: Path) -> None:

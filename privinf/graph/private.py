@@ -59,7 +59,7 @@ class Runtime:
     device: torch.device | str = "cpu"  # where this party computes
     fills: int = 0  # up to this length the row of a further token is filled up, so that shapes repeat: where a dealer deals
     unread: frozenset[str] = frozenset()  # nodes with state whose result nothing reads in this pass: they only take in
-    every: bool = False  # whether this pass has an output of every new position, and not of each sequence's last alone
+    every: int = 0  # in a pass with an output of every new position, and not of each sequence's last alone, how many there are
     batch: Batch | None = None  # the pass under way, or the last one, where it is over several sequences; `offset` is then none's
 
     @staticmethod

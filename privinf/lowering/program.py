@@ -58,7 +58,7 @@ def next_token(
     that is all: nothing is revealed, and what only the output needs is not computed. With `every` there are rounded logits of every
     new position, (n, V).
     """
-    runtime.every = every and output
+    runtime.every = ids.shape[1] if every and output else 0
     return _tokens(graph, runtime, ids, logits, output, observe)
 
 
@@ -84,7 +84,7 @@ def next_tokens(
         raise ConfigError("this operator takes one sequence at a time", layer=node.name, remedy="ask for one after the other")
     runtime.batch = (runtime.batch or Batch()).step(new, ended, runtime.fills)
     assert runtime.batch.rows == ids.shape[1], "ids for every new position"
-    runtime.every = every and output
+    runtime.every = ids.shape[1] if every and output else 0
     return _tokens(graph, runtime, ids, logits, output, observe)
 
 

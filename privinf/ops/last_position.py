@@ -32,6 +32,8 @@ class LastPosition(Moving):
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
         batch = x.runtime.batch
         if x.runtime.every:
+            if x.shares.shape[1] != x.runtime.every:
+                raise self.fail("an operator before it gives the last position alone")
             return x.moved(lambda value: value[0])
         if batch is None:
             return super().run(x)

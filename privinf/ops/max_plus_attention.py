@@ -89,7 +89,7 @@ class MaxPlusAttention(Compared):
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, runtime, (batch, count, _) = self.plan, x.runtime, x.shares.shape
-        asked, end = 1 if self.last_query else count, runtime.offset + count
+        asked, end = 1 if self.last_query and not runtime.every else count, runtime.offset + count
         opened = yield from rescale(x.party, x.shares, bits=plan.opened, frac=COMPARED_FRAC)
         q, k, v = (opened.map(lambda value, part=part: self._parts(value)[part].flatten(0, 1)) for part in range(3))
         before = runtime.state.get(self.name, {})

@@ -44,16 +44,17 @@ def make(directory: Path, variant: str, outlier: float = 0.0, **sizes: int) -> t
 
 
 def walker(lowered: Lowered, **session: Any) -> Callable[..., Outcome]:
-    """`pass_(ids, logits=True)`, a pass at both parties of one session, each with an empty cache; the options are a `Session`'s."""
+    """`pass_(ids, logits=True, every=False)`, a pass at both parties of a session, with an empty cache; the options are a `Session`'s."""
     encoded = encode_weights(lowered.graph)
     weights = {name: (record, encoded[name]) for name, (record, _, _) in weights_of(lowered.graph).items()}
     made = Session(weights, **session)
 
-    def pass_(ids: Sequence[int], *, logits: bool = True) -> Outcome:
+    def pass_(ids: Sequence[int], *, logits: bool = True, every: bool = False) -> Outcome:
         def program(party: Party) -> torch.Tensor | None:
             known = not party.is_server and not offline_walk(party)
             tokens = torch.tensor([list(ids)])
-            return next_token(lowered.graph, Runtime.of(lowered.graph, party), tokens if known else tokens.to("meta"), logits=logits)
+            runtime, tokens = Runtime.of(lowered.graph, party), tokens if known else tokens.to("meta")
+            return next_token(lowered.graph, runtime, tokens, logits=logits, every=every)
 
         return made.run(program)
 

@@ -126,7 +126,7 @@ class Scan(Node):
         z = None if self.shifts else others[2].shares.map(lambda v: v[0].T)  # (H, T)
         before: Mapping[str, Any] = runtime.state.get(self.name, {})
         how = How(self.plan.rings, self.shifts, self.convex)
-        if self.name in runtime.unread or self.last_only:
+        if self.name in runtime.unread or (self.last_only and not runtime.every):
             how = replace(how, wanted="none" if self.name in runtime.unread else "last")
         y, state = yield from scan(party, heads, others[0].shares, others[1].shares, z, before.get("state"), how)
         self.keep(runtime, state=state)

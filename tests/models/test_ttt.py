@@ -73,7 +73,7 @@ def plain(tensors: dict[str, Tensor], config: Any, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_gradient_descent(tmp_path: Path, variant: str) -> None:
-    """Our float module, and a private pass with a dealer and without, each for what was predicted."""
+    """Our float module, and a private pass with a dealer, and of some without, each for what was predicted."""
     tensors = made(tmp_path, variant)
     model, config, _ = load_checkpoint(tmp_path)
     wanted = plain(tensors, config, list(IDS))
@@ -92,10 +92,12 @@ def test_every_variant_is_gradient_descent(tmp_path: Path, variant: str) -> None
         sources.append(Alone(weights, device))  # type: ignore[arg-type]
         return sources[0]
 
-    outcome, alone = run(lowered, IDS), walker(lowered, source=source)(IDS)
-    for each in (outcome, alone):
-        assert float((each.client - wanted[-1]).abs().max()) < LOGIT_ERROR
-    assert alone.counted["online"]["payload"] == alone.predicted.online_bytes
+    outcome = run(lowered, IDS)
+    assert float((outcome.client - wanted[-1]).abs().max()) < LOGIT_ERROR
+    if variant == "TTT+RN+SwiGLU":
+        alone = walker(lowered, source=source)(IDS)
+        assert float((alone.client - wanted[-1]).abs().max()) < LOGIT_ERROR
+        assert alone.counted["online"]["payload"] == alone.predicted.online_bytes
     total = explain(lowered, len(IDS), logits=True)["total"]
     assert (outcome.counted["online"]["payload"], outcome.counted["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -31,7 +32,7 @@ INDEX_BITS = 9
 _WORDS = (1 << INDEX_BITS) // WORD
 UNIT = 7  # the lowest table's lines are 2^-7 apart, those of each further table eight times as much
 STEP = 3
-WIDEST_STEP = 7  # octaves from the table before to a last one that need not be exact
+WIDEST_STEP = 7  # octaves from the table before to one that need not be exact
 _SOFT = 2  # below this index the lowest table has the value of this one: a sum that is next to nothing has a bounded reciprocal
 _LOW_BITS = 9  # of the sum's bits below the index, those that are multiplied by the slope
 EXTRA = 10  # fraction bits of the lines beyond those of the result, at most
@@ -40,21 +41,28 @@ LEAST_EXTRA = 6
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """How many tables there are, and how many octaves the last one lies above the one before."""
+    """How many tables there are, and how many octaves the last one lies above those of which each is three above the one before.
+
+    More than seven octaves are two tables' steps.
+    """
 
     number: int
     last: int = STEP
 
     @staticmethod
     def of(bound: float, exact: float | None = None) -> Tables:
-        """For sums below `bound`: table p has lines for sums below 4 * 8^p. Above `exact` the last one may have wider lines."""
-        number = 1
-        while (plain := Tables(number))._end < bound:
-            for wide in (Tables(number + 1, last) for last in range(STEP, WIDEST_STEP + 1)):
-                if exact is not None and wide._end >= bound and wide._begin >= exact:
-                    return wide
-            number += 1
-        return plain
+        """For sums below `bound`: table p has lines for sums below 4 * 8^p. Above `exact` the last ones may have wider lines."""
+        for number in count(1):
+            wide = range(STEP + 1, 1 + WIDEST_STEP * min(number - 1, 2)) if exact is not None else ()
+            for tables in (Tables(number), *(Tables(number, last) for last in wide)):
+                if tables._end >= bound and (tables.last == STEP or (exact is not None and tables._begin >= exact)):
+                    return tables
+        raise AssertionError
+
+    @property
+    def _wide(self) -> int:
+        """The first table with wider lines, if there is one."""
+        return self.number - (2 if self.last > WIDEST_STEP else 1)
 
     @property
     def _end(self) -> float:
@@ -62,11 +70,13 @@ class Tables:
 
     @property
     def _begin(self) -> float:
-        """No sum below it is read from the last table: its index is one too large at most."""
-        return math.ldexp(self.first(self.number - 1) - 1, self._place(self.number - 1) - UNIT)
+        """No sum below it is read from a table with wider lines: its index is one too large at most."""
+        return math.ldexp(self.first(self._wide) - 1, self._place(self._wide) - UNIT)
 
     def _place(self, table: int) -> int:
-        return STEP * table if table + 1 < self.number else STEP * max(table - 1, 0) + (self.last if table else 0)
+        if table < self._wide or not table:
+            return STEP * table
+        return STEP * (self._wide - 1) + (self.last if table + 1 == self.number else (self.last + 1) // 2)
 
     def places(self, frac: int, table: int) -> tuple[int, int]:
         """(position of the index in the sum, position of the lowest bit that is multiplied by the slope)."""
@@ -122,7 +132,7 @@ class ReciprocalMask(Kind, frozen=True):
 
     def bounded(self) -> bool:
         """See `Kind`: the products double with each table."""
-        return UNIT <= self.frac <= 32 and 1 <= self.number <= 8 and STEP <= self.last <= WIDEST_STEP
+        return UNIT <= self.frac <= 32 and 1 <= self.number <= 8 and STEP <= self.last <= WIDEST_STEP * (2 if self.number > 2 else 1)
 
     @property
     def tables(self) -> Tables:

@@ -211,6 +211,7 @@ def attention(
     *,
     at_once: bool = False,
     live: Live | None = None,
+    offset: Shares | None = None,
 ) -> Protocol_[Shares]:
     """softmax(q k^T) v on masked wires: q (H, n, d), keys and values (H, m, d) -> (H, n, d), in Z_2^out_bits.
 
@@ -219,13 +220,14 @@ def attention(
     `rows` says which elements of (n, m) exist. Of a row that is filled up (`Cached.padded`) those that are not `live` are scores of
     the first key again, which change no maximum; their exponentials are multiplied by a public 0. The sums are normalised after the
     product with v, so that the values may be a protocol that is still to make them, beside the scores and the exponentials.
+    An `offset` (H, n) in Z_2^21 is added to all scores of its query, by each party to its shares: the result is the same.
     Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
     Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
     Learns: uniform values, both.
     """
     lead = q.shape[:-2]
-    weights = _weights(party, q, keys, rows, rings, at_once, live)
+    weights = _weights(party, q, keys, rows, rings, at_once, live, offset)
     e, v = (yield from parallel(weights, values)) if isinstance(values, Generator) else ((yield from weights), values)
     product_bits, ring = rings.product_ring(rows), rings.weights_ring(rows)
 
@@ -243,11 +245,22 @@ def attention(
     return out.map(lambda x: x.reshape(heads, number, width))
 
 
-def _weights(party: Party, q: Wire, keys: Values, rows: Rows, rings: AttentionRings, at_once: bool, live: Live | None) -> Protocol_[Shares]:
+def _weights(
+    party: Party,
+    q: Wire,
+    keys: Values,
+    rows: Rows,
+    rings: AttentionRings,
+    at_once: bool,
+    live: Live | None,
+    offset: Shares | None,
+) -> Protocol_[Shares]:
     """The exponentials of the scores, one head after the other."""
     score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
     score = score.map(lambda x: x.flatten(0, -2))
     score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
+    if offset is not None:
+        score = score + offset.map(rows.spread)
     if rings.within is None:
         e = yield from exponentials(party, score, rows, rings.weights_ring(rows), at_once=at_once)
     else:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.output import table
-from privinf.models.aero import Activations, AeroModel
+from privinf.models.aero import AeroModel
+from privinf.models.base import Activations
 from privinf.models.checkpoint import load_tokenizer
 from privinf.training.corpus import Tokens, encode_corpus, read_corpus
 from privinf.training.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss

@@ -25,6 +25,7 @@ from privinf.graph.info import Info
 from privinf.graph.planning import Plan
 from privinf.graph.private import weights_of
 from privinf.lowering.calibrate import Ranges, calibrate
+from privinf.lowering.offsets import without_idle_offsets
 from privinf.lowering.plan import plan_rings
 from privinf.lowering.rules import check_graph
 from privinf.lowering.schema import Bundle, Saved, build_graph, build_plan, decode, manifest_of
@@ -170,10 +171,14 @@ def finish_lowering(
     """
     check_graph(graph, info)
     ranges = calibrate(graph, inputs, headroom)
+    plan = plan_rings(graph, ranges, info)
+    if without_idle_offsets(graph, plan):
+        ranges = calibrate(graph, inputs, headroom)
+        plan = plan_rings(graph, ranges, info)
     return Lowered(
         graph,
         info,
-        plan=plan_rings(graph, ranges, info),
+        plan=plan,
         ranges=ranges,
         tokenizer=tokenizer,
         mask_seed=secrets.token_bytes(MASK_SEED_BYTES),

@@ -14,7 +14,6 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,10 +22,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.base import Config, Decoder, Family
+from privinf.models.base import Activations, Config, Decoder, Family
 from protocols.errors import ConfigError
 
-LADDER = ("norm", "ffn", "ffn_scaled", "ffn_removed", "attn_temperature")
+LADDER = ("norm", "ffn", "ffn_scaled", "ffn_removed", "attn_temperature", "attn_row_offset")
 """The fields that GPT-2 does not have."""
 
 
@@ -35,7 +34,7 @@ def _list_to_tuple(value: Any) -> Any:
 
 
 class AeroConfig(Config):
-    """One model of the ladder. The last five fields are not GPT-2's."""
+    """One model of the ladder. The last six fields are not GPT-2's; `attn_row_offset` changes no function, but what a softmax needs."""
 
     model_type: Literal["gpt2", "aero"]
     n_inner: int | None = Field(default=None, ge=1, le=10_000_000)
@@ -46,6 +45,7 @@ class AeroConfig(Config):
     ffn_scaled: bool = False
     ffn_removed: Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple)] = ()
     attn_temperature: bool = False
+    attn_row_offset: bool = False
 
     @field_validator("ffn_removed")
     @classmethod
@@ -107,20 +107,10 @@ class AeroConfig(Config):
     def to_json(self) -> str:
         """The text of `config.json`: without the fields that this `model_type` does not have."""
         fields = self.model_dump(mode="json", exclude_none=True)
-        for name in LADDER if self.model_type == "gpt2" else ("activation_function",):
+        ours = ("activation_function", *([] if self.attn_row_offset else ["attn_row_offset"]))
+        for name in LADDER if self.model_type == "gpt2" else ours:
             fields.pop(name)
         return json.dumps(fields, indent=2) + "\n"
-
-
-@dataclass
-class Activations:
-    """What one forward pass leaves behind for training penalties and analysis; one entry per layer."""
-
-    keep_attention: bool = False  # the (B, H, T, T) matrices: costs the slow path, so only where entropy is wanted
-    queries: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k), scaled: queries @ keys^T are the scores
-    keys: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k)
-    attention: list[Tensor] = field(default_factory=list)  # (B, H, T, T), rows sum to 1
-    residual: list[Tensor] = field(default_factory=list)  # (B, T, d): after the embedding, each attention and each FFN
 
 
 class Projection(nn.Module):
@@ -144,7 +134,10 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; scores of query i in head h are divided by temperature[h, i] sqrt(d_k)."""
+    """Causal multi-head attention; scores of query i in head h are divided by temperature[h, i] sqrt(d_k).
+
+    With `row_offset` an affine function of x_i is added to them: a softmax does not see it, and may need no maximum then.
+    """
 
     def __init__(self, config: AeroConfig) -> None:
         super().__init__()
@@ -153,6 +146,7 @@ class Attention(nn.Module):
         self.c_proj = Projection(config.n_embd, config.n_embd)
         self.temperature = nn.Parameter(torch.ones(config.n_head, config.n_positions)) if config.attn_temperature else None
         self.inverse_temperature: nn.Parameter | None = None  # (H, n_positions), in a folded model instead of `temperature`
+        self.row_offset = Projection(config.n_embd, config.n_head) if config.attn_row_offset else None
         self.scale: float | None = 1 / math.sqrt(self.head_width)  # None once folded into the query weights
 
     def scaled_queries(self, q: Tensor, start: int, stop: int) -> Tensor:
@@ -174,13 +168,19 @@ class Attention(nn.Module):
         k = k.reshape(batch, tokens, self.n_head, self.head_width).transpose(1, 2)  # (B, H, T, d_k)
         v = v.reshape(batch, tokens, self.n_head, self.head_width).transpose(1, 2)  # (B, H, T, d_k)
         q = self.scaled_queries(q, start, tokens)
+        plain = self.training and not (trace is not None and trace.keep_attention)  # and then nothing reads the offsets but a trace
+        read = None if plain and trace is None else self.row_offset
+        offset = None if read is None else read(x[:, start:]).transpose(1, 2)  # (B, H, T or 1)
         if trace is not None:
             trace.queries.append(q)
             trace.keys.append(k)
-        if self.training and not (trace is not None and trace.keep_attention):
+            trace.offsets += [] if offset is None else [offset]
+        if plain:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)  # (B, H, T, d_k)
         else:
             scores = q @ k.transpose(2, 3)  # (B, H, T or 1, T)
+            if offset is not None:
+                scores = scores + offset.unsqueeze(-1)
             if not last_only:  # the last position sees all
                 scores = scores.masked_fill(future[:tokens, :tokens], float("-inf"))
             attention = scores.softmax(dim=-1)  # (B, H, T or 1, T)
@@ -316,6 +316,7 @@ class AeroModel(Decoder):
             assert isinstance(block, Block)
             attn, mlp = block.attn, block.mlp
             _read(block.ln_1, attn.c_attn.weight, p)
+            _read(None, None if attn.row_offset is None or block.ln_1 is not None else attn.row_offset.weight, p)
             attn.c_proj.weight.div_(p)
             attn.c_proj.bias.div_(p)
             if attn.temperature is not None:

@@ -12,7 +12,7 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -79,6 +79,18 @@ class Sharing:
     runs: tuple[tuple[str, ...], ...]
     rank: int
     plain: Decoder
+
+
+@dataclass
+class Activations:
+    """What one forward pass leaves behind for training penalties and analysis; one entry per layer."""
+
+    keep_attention: bool = False  # the (B, H, T, T) matrices: costs the slow path, so only where entropy is wanted
+    queries: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k), scaled: queries @ keys^T are the scores
+    keys: list[Tensor] = field(default_factory=list)  # (B, H, T, d_k)
+    attention: list[Tensor] = field(default_factory=list)  # (B, H, T, T), rows sum to 1
+    offsets: list[Tensor] = field(default_factory=list)  # (B, H, T), where the model has them: what is added to a row's scores
+    residual: list[Tensor] = field(default_factory=list)  # (B, T, d): after the embedding, each attention and each FFN
 
 
 class Decoder(nn.Module):

@@ -22,8 +22,7 @@ from pydantic import Field, InstanceOf, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.aero import Activations
-from privinf.models.base import Config, Decoder, Family
+from privinf.models.base import Activations, Config, Decoder, Family
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation, floats, turned
 

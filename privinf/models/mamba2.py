@@ -17,8 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.aero import Activations
-from privinf.models.base import Config, Decoder, Family
+from privinf.models.base import Activations, Config, Decoder, Family
 from protocols.recurrence import recurrence, short_convolution
 
 

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from privinf.models.aero import Activations, Aero, AeroConfig, AeroModel, Block, Projection
-from privinf.models.base import Decoder, Sharing
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Block, Projection
+from privinf.models.base import Activations, Decoder, Sharing
 
 
 class RecursiveConfig(AeroConfig):

@@ -11,8 +11,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from privinf.models.aero import Activations, Aero, AeroConfig, AeroModel, Attention, Block
-from privinf.models.base import Decoder
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block
+from privinf.models.base import Activations, Decoder
 from protocols.relu_attention import mean_weights
 
 SMALL = 1e-6

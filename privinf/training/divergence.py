@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from privinf.models.aero import Activations, AeroModel
+from privinf.models.aero import AeroModel
+from privinf.models.base import Activations
 from privinf.models.llama import LlamaModel
 from privinf.training.families import Trained
 from privinf.training.recurrent import Recurrent

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations
+from privinf.models.base import Activations
 from privinf.training.corpus import Tokens
 from privinf.training.entropy import head_entropy
 from privinf.training.families import Trained

@@ -116,6 +116,13 @@ def load_trained(directory: str | Path) -> tuple[Trained, TrainedConfig, bytes |
     return model, config, tokenizer
 
 
+def with_offsets(config: TrainedConfig) -> TrainedConfig:
+    """The same with an affine function that is added to each row of scores, in the families that have one."""
+    if type(config) is not AeroConfig or config.activation_function != "gelu_new":  # also of a family that is built on it
+        return config
+    return config.model_copy(update={"model_type": "aero", "attn_row_offset": True})
+
+
 def built(config: TrainedConfig) -> Trained:
     """The float module, its weights not yet drawn."""
     if isinstance(config, RecursiveConfig):

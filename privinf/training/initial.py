@@ -25,8 +25,8 @@ def initialise(model: AeroModel | RecursiveModel, seed: int, recipe: Literal["ou
     branch = 1 / math.sqrt(2 * config.n_layer)
     inward = 0.02 if normed else 1 / math.sqrt(config.n_embd)
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or name.endswith("temperature"):
-            continue  # biases 0, LayerNorm weights, alpha, beta and temperature 1, as built
+        if parameter.dim() < 2 or name.endswith(("temperature", "row_offset.weight")):
+            continue  # biases and offsets 0, LayerNorm weights, alpha, beta and temperature 1, as built
         if name in ("wte.weight", "wpe.weight"):
             tied = name == "wte.weight" and config.tie_word_embeddings
             std = (0.02 if name == "wte.weight" else 0.01) if normed else 0.1 if tied or name == "wpe.weight" else 0.2

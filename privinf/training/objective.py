@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations
+from privinf.models.base import Activations
 from privinf.training.entropy import entropy_penalty
 from privinf.training.families import Trained
 from privinf.training.recurrent import Recurrent
-from privinf.training.rows import row_penalty
+from privinf.training.rows import STRANGE_PART, row_penalty, strange
 from privinf.training.settings import Settings
 from protocols.errors import ConfigError
 
@@ -35,6 +35,7 @@ class Objective:
     def loss(self, ids: Tensor, held: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """ids (B, T + 1) -> (what is minimised, cross entropy in nats per token, what was added to it); `held`: with the range penalty."""
         wants_entropy = self.theta is not None
+        rows = held and self.settings.row_weight > 0
         trace = Activations(keep_attention=wants_entropy) if held or wants_entropy else None
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
             logits = self.model(ids[:, :-1], trace=trace)  # (B, T, V)
@@ -45,8 +46,8 @@ class Objective:
             added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
             drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
             total = total + added["range_penalty"] + HELD_EVERY * 1e-4 * drift
-        if trace is not None and held and self.settings.row_weight > 0:
-            added["row_penalty"] = HELD_EVERY * self.settings.row_weight * self._beyond(trace)
+        if trace is not None and rows:
+            added["row_penalty"] = HELD_EVERY * self.settings.row_weight * self._beyond(ids, trace)
             total = total + added["row_penalty"]
         if trace is not None and self.theta is not None:
             penalty = entropy_penalty(trace.attention, self.theta, self.settings.entropy_gamma)
@@ -65,8 +66,10 @@ class Objective:
             excess = excess + (bound - limits.score_bound).relu().square().mean()
         return excess
 
-    def _beyond(self, trace: Activations) -> Tensor:
-        """By how much rows of scores are beyond their range, mean of squares; of a quarter of the batch, too."""
-        few = max(1, len(trace.queries[0]) // 4)
-        queries, keys = ([x[:few] for x in part] for part in (trace.queries, trace.keys))
-        return row_penalty(queries, keys, self.settings.row_low, self.settings.row_high)
+    def _beyond(self, ids: Tensor, trace: Activations) -> Tensor:
+        """By how much rows of scores are out of their range: of half the batch, and of two sequences that are no text."""
+        other = Activations()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            self.model(strange(ids[:, :-1], self.model.config.vocab_size), trace=other)
+        few = max(1, len(trace.queries[0]) // 2)
+        return row_penalty(trace, self.settings, few) + STRANGE_PART * row_penalty(other, self.settings)

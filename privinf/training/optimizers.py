@@ -16,7 +16,7 @@ class Optimizers:
     def __init__(self, named: list[tuple[str, nn.Parameter]], settings: Settings) -> None:
         self.named = named
         lengths = "original0" if settings.ffn_norm == "weight" else "temperature"  # of a normalised weight: not to be pulled to zero
-        free = [p for name, p in named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths))]
+        free = [p for name, p in named if p.dim() != 2 or name.endswith(("temperature", "theta", lengths, "row_offset.weight"))]
         layers = [p for name, p in named if p.dim() == 2 and name.startswith(("h.", "model.layers.")) and not _in(p, free)]
         matrices = layers if settings.optimizer == "muon" else []
         decayed = [p for _, p in named if not _in(p, free) and not _in(p, matrices)]

@@ -56,10 +56,11 @@ class Settings(BaseModel):
         default=0.5, ge=0, le=1
     )
     row_weight: Annotated[
-        float, Setting("Weight of the penalty on rows of scores whose log-sum-exp is out of range; 0 leaves it out, 0.01 is a start.", "X")
+        float, Setting("Weight of the penalty on rows of scores whose log-mean-exp is out of range; 0 leaves it out, 0.05 is a start.", "X")
     ] = Field(default=0.0, ge=0)
-    row_low: Annotated[float, Setting("Where that range begins, in nats.", "X")] = -4.0
-    row_high: Annotated[float, Setting("Where it ends.", "X")] = 6.0
+    row_low: Annotated[float, Setting("Where that range begins, in nats.", "X")] = -2.5
+    row_high: Annotated[float, Setting("Where it ends.", "X")] = 2.0
+    row_top: Annotated[float, Setting("What a score in it may be at most.", "X")] = 4.5
     limits: Limits = Limits()
 
     @classmethod

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privinf.models.aero import Activations, AeroModel, Block
+from privinf.models.aero import AeroModel, Block
+from privinf.models.base import Activations
 
 SPAN, NOISE, CONFIDENT = 3, 3.0, 0.3
 KINDS = ("state", "attention", "FFN")

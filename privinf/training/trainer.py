@@ -21,22 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows
-from privinf.training.families import Trained, TrainedConfig, built, first_weights
+from privinf.training.families import Trained, TrainedConfig, built, first_weights, with_offsets
 from privinf.training.metrics import Metrics, writing
 from privinf.training.normalisation import folded_norms, normalise_ffns
 from privinf.training.objective import HELD_EVERY, Objective
 from privinf.training.optimizers import Optimizers
 from privinf.training.recurrent import Recurrent
+from privinf.training.rows import fit_offsets, strange
 from privinf.training.settings import Settings, rate_at
 from protocols.errors import ConfigError
 
 OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 STATE, RUN = "state.safetensors", "run.json"
+FITTED_ON = 48  # pieces of text, for offsets that a model does not have yet
 
 
 @dataclass
@@ -69,14 +72,19 @@ class Trainer:
             raise ConfigError(f"length: {settings.length} is more than n_positions, {config.n_positions}")
         batch_at(tokens.training, 0, 1, settings.length, settings.seed)  # enough text?
         self.settings, self.tokens = settings, tokens
-        self.model = built(config)
+        self.model = built(with_offsets(config) if settings.row_weight > 0 else config)
         if start is None:
             first_weights(self.model, settings.seed, settings.initial)
             for name, parameter in self.model.named_parameters():
                 if name.endswith("temperature"):
                     nn.init.constant_(parameter, settings.temperature)
         else:
-            self.model.load_state_dict(start.state_dict())
+            absent = set(self.model.state_dict()) - set(start.state_dict())
+            self.model.load_state_dict(start.state_dict(), strict=not absent)
+            if absent and isinstance(self.model, AeroModel):  # the offsets, which change no function
+                text = [spread_windows(tokens.training, FITTED_ON, settings.length)[:, :-1]]
+                middle = (settings.row_low + settings.row_high) / 2
+                fit_offsets(self.model, [*text, *(strange(ids, config.vocab_size) for ids in torch.split(text[0], 8))], middle)
         self.started_from = "" if start is None else _fingerprint(start)
         if settings.ffn_norm != "none":
             normalise_ffns(self.model, settings.ffn_norm, settings.seed)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from privinf.models.aero import Activations, AeroModel
-from privinf.models.base import configure
+from privinf.models.aero import AeroModel
+from privinf.models.base import Activations, configure
 from privinf.models.checkpoint import load_checkpoint, load_tokenizer
 from privinf.training.entropy import entropy_penalty, head_entropy
 from privinf.training.ladder import ladder_config

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from privinf.cli.train import train
-from privinf.models.aero import Activations
+from privinf.models.base import Activations
 from privinf.models.checkpoint import load_checkpoint
 from privinf.training.corpus import Tokens, read_corpus
 from privinf.training.divergence import Diverged

@@ -1,4 +1,4 @@
-"""What counts of the rows of further tokens, which are filled up so that shapes repeat."""
+"""What counts of the rows of further tokens, which are filled up so that shapes repeat, and what is added to rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from privinf.graph.private import PrivinfTensor
+from protocols.exponential import FRAC
 from protocols.memo import constant
+from protocols.party import Protocol_
 from protocols.ring import placed
 from protocols.rowrange import RowRange
-from protocols.softmax import Live
+from protocols.shares import Shares
+from protocols.softmax import SCORE_BITS, Live
+from protocols.truncation import rescale
 
 
 @constant()
@@ -45,3 +49,11 @@ def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) 
         return party.varying(made)
 
     return Live(party.varying(mask), divided(0), divided(1))
+
+
+def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int) -> Protocol_[Shares]:
+    """Columns of x (B, T, at + heads), from `at` on, for the queries that are asked: (B heads, asked), in the ring of the scores."""
+    (batch, count, _), several = x.shares.shape, x.runtime.batch
+    rows = slice(count - asked, count) if several is None or asked == count else several.lasts
+    added = x.shares.map(lambda v: v[:, rows, at:].transpose(1, 2).reshape(batch * heads, asked))
+    return (yield from rescale(x.party, added, bits=SCORE_BITS, frac=FRAC))

@@ -14,23 +14,22 @@ from privinf.graph.node import Node, Shape
 from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
-from privinf.ops.attention.filled import live_rows
-from privinf.ops.attention.rows import ROW_PARTS, bound_of_rows, measured_rows, row_ranges
+from privinf.ops.attention.filled import live_rows, row_offsets
+from privinf.ops.attention.rows import HEADROOMS, ROW_PARTS, bound_of_rows, chosen, measured_rows, shown_rows
 from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
 from protocols.errors import RangeError
 from protocols.exponential import FRAC as SCORE_FRAC
-from protocols.exponential import OUT_FRAC
 from protocols.linear import scale
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
 from protocols.rotary import Rotation, frac_of, rotate
-from protocols.rowrange import HALVES, TOPMOST, RowRange
+from protocols.rowrange import RowRange
 from protocols.rows import Rows, reach
 from protocols.sequences import Stack, gather, put
 from protocols.shares import Shares, Wire
-from protocols.softmax import DROP, LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings
+from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
@@ -39,7 +38,7 @@ V_FRAC = 13
 SUM_FRAC = 13
 QKV_FRACS = (INPUT_FRAC, MATRIX_FRAC)  # input and weight of the map to q, k, v
 TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
-WIDEST_SUMS = 49  # of the sums of v where no maximum is taken: wider ones are more bytes than the maximum is worth
+WIDEST_SUMS = 62  # of the sums of v where no maximum is taken
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
 
@@ -53,6 +52,8 @@ class CausalAttention(Node):
     Query i of head h is multiplied by inverse_temperature[h, i], which already holds 1 / sqrt(d_k), where the model has a
     temperature: a private parameter (H, n_positions). Otherwise by the public `scale`; the lowering leaves it at 1, since it folds
     1 / sqrt(d_k) into the private columns that make q, or multiplies q before the node where no linear map makes it.
+
+    With `row_offsets` a column more for each head, (B, T, 3 d + H), is added to all scores of its query, so that they need no maximum.
     """
 
     op = "attention"
@@ -70,6 +71,7 @@ class CausalAttention(Node):
     last_query: bool
     kv_heads: int
     rotation: Rotation | None
+    row_offsets: bool
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """Its sizes, whether the last position alone asks, heads of keys and values (0: as many as of queries), and how q and k turn."""
@@ -80,6 +82,7 @@ class CausalAttention(Node):
         last_query: bool = False
         kv_heads: int = 0
         rotation: Rotation | None = None
+        row_offsets: bool = False
 
     class Plan(AnyPlan, frozen=True, kw_only=True):
         """The rings of `protocols.softmax.AttentionRings` and the fraction bits of the temperatures; these are its attributes on disk."""
@@ -133,12 +136,17 @@ class CausalAttention(Node):
         kept = self.kv_heads or self.heads
         return kept, self.heads // kept
 
+    @property
+    def _offsets_at(self) -> int:
+        """Where the columns of q, k and v end."""
+        return self.width + 2 * self.groups[0] * self.head_dim
+
     # ---- shapes and floats
 
     def attributes(self) -> dict[str, Any]:
         """Without what only some models have, so that the others' graphs are as they were."""
         found = super().attributes()
-        return {key: value for key, value in found.items() if key not in ("kv_heads", "rotation") or value}
+        return {key: value for key, value in found.items() if key not in ("kv_heads", "rotation", "row_offsets") or value}
 
     def check(self) -> None:
         temperature = self.parameter_shapes.get("inverse_temperature")
@@ -156,7 +164,7 @@ class CausalAttention(Node):
         temperature = self.parameter_shapes.get("inverse_temperature")
         if (
             len(shape) != 3
-            or shape[2] != self.width + 2 * self.groups[0] * self.head_dim
+            or shape[2] != self._offsets_at + (self.heads if self.row_offsets else 0)
             or (temperature is not None and shape[1] > temperature[1])
         ):
             raise self.fail(f"input {list(shape)} does not hold q, k, v of {self.heads} heads of {self.head_dim}")
@@ -194,10 +202,15 @@ class CausalAttention(Node):
         shared = self.groups[1]
         return part if shared == 1 else part[:, torch.arange(self.groups[0]).repeat_interleave(shared)]
 
+    def _float_scores(self, qkv: Any, q: Any, k: Any) -> Any:
+        """(B, H, T, T), of q and k as `turned_and_scaled` gives them."""
+        scores = q.matmul(self.for_queries(k).transpose(2, 3))
+        return scores.add(qkv[:, :, self._offsets_at :].permute(0, 2, 1).unsqueeze(-1)) if self.row_offsets else scores
+
     def generic(self, qkv: Any, *others: Any) -> Any:
         q, k, v = self.split_heads(qkv)
         q, k = self.turned_and_scaled(q, k)
-        scores = q.matmul(self.for_queries(k).transpose(2, 3))  # (B, H, T, T)
+        scores = self._float_scores(qkv, q, k)
         mixed = last_axis_softmax(scores, causal=True).matmul(self.for_queries(v))  # (B, H, T, d_k)
         merged = mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
         return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
@@ -241,7 +254,8 @@ class CausalAttention(Node):
         live = self._live(x, filled) if filled else None
         # values are needed late: what it takes to have them in a wider ring goes beside the scores; of a row that stands alone
         # a round is worth more than the bytes
-        out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live)
+        shift = {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked))} if self.row_offsets else {}
+        out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live, **shift)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
 
@@ -282,7 +296,7 @@ class CausalAttention(Node):
         q, k, v = self.split_heads(inputs[0])
         q, k = self.turned_and_scaled(q, k)
         yield from (("q", q), ("k", k), ("v", v))
-        scores = q.matmul(self.for_queries(k).transpose(2, 3))  # (B, H, T, T)
+        scores = self._float_scores(inputs[0], q, k)
         yield "score", scores.tril()  # masked ones are never computed privately
         yield from measured_rows(scores)
 
@@ -346,8 +360,8 @@ class CausalAttention(Node):
             widest = max(self._sum_bits(planning, within), within.window.bits)
             return widest <= WIDEST_SUMS and within.has_tables(positions)
 
-        found = [within for within in row_ranges(planning.ranges[self.name]) if fits(within)]
-        return min(found, key=lambda within: self._sum_bits(planning, within), default=None)
+        headrooms = HEADROOMS if self.row_offsets else HEADROOMS[-1:]
+        return chosen(planning.ranges[self.name], headrooms, fits, lambda within: self._sum_bits(planning, within))
 
     def _scores(self) -> tuple[int, int, int]:
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
@@ -378,17 +392,5 @@ class CausalAttention(Node):
         for part, bits, frac in (("q", plan.qk_bits, plan.q_frac), ("k", plan.qk_bits, plan.k_frac), ("v", plan.v_bits, plan.v_frac)):
             yield Shown(part, bits, frac, own.get(part))
         yield Shown("scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
-        within = plan.within
-        if within is None:
-            yield Shown(
-                "maximum of a row, or the bound of one that is alone",
-                SCORE_BITS - DROP,
-                1,
-                2.0 ** (SCORE_BITS - 2 - SCORE_FRAC),
-                "protocol",
-            )
-        else:
-            low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
-            told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"
-            yield Shown(f"no maximum, {told}", within.window.bits, OUT_FRAC, within.scale * TOPMOST if own else None)
+        yield shown_rows(plan.within, bool(own))
         yield Shown("sums of v", plan.product_bits, plan.sum_frac + RECIPROCAL_FRAC, own.get("v"))

@@ -92,6 +92,9 @@ def put_region(draft: Draft, region: Region) -> None:
         values = {"rotation": region.rotation, "scale": public}  # the table takes the factor
     if linear and region.shared > 1:
         values["kv_heads"] = region.heads // region.shared
+    kept = region.heads // (region.shared if linear else 1)
+    if draft.shapes[joined][-1] > (region.heads + 2 * kept) * region.head_dim:
+        values["row_offsets"] = True
     put_output(draft, region, region.make(draft, CausalAttention, [joined], heads=region.heads, head_dim=region.head_dim, **values))
 
 
@@ -112,9 +115,18 @@ def fuse_columns(draft: Draft, region: Region, parts: tuple[Heads, Heads, Heads]
         bias = None if bias is None else bias[columns].double() * factor.reshape(-1)
         maps.append((linear.name, as_rows(draft, region, draft.reads[part.source][0]), weight, bias))
     if len({source for _, source, _, _ in maps}) == 1:
-        names, sources, weights, biases = zip(*maps, strict=True)
-        return add_linear(draft, region, joint_name(list(dict.fromkeys(names))), sources[0], weights, biases)
+        names, sources, weights, biases = zip(*maps, *offset_map(draft, region, maps[0][1]), strict=True)
+        return add_linear(draft, region, joint_name(list(dict.fromkeys(names[:3]))), sources[0], weights, biases)
     return region.make(draft, Cat, [add_linear(draft, region, n, s, (w,), (b,)) for n, s, w, b in maps], dim=2)
+
+
+def offset_map(draft: Draft, region: Region, source: str) -> list[tuple[str, str, Tensor, Tensor | None]]:
+    """The columns that are added to the scores, where they are a map of the same input; elsewhere nothing is: a softmax is the same."""
+    if region.offset is None or as_rows(draft, region, draft.reads[region.offset[0]][0]) != source:
+        return []
+    linear, columns = draft.nodes[region.offset[0]], region.offset[1]
+    bias = linear.maybe("bias")
+    return [(linear.name, source, linear.value("weight")[:, columns].double(), None if bias is None else bias[columns].double())]
 
 
 def add_linear(draft: Draft, region: Region, name: str, source: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from privinf.graph.draft import Draft
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Node, Shape
+from privinf.ops.add import Add
 from privinf.ops.linear import Linear
 from privinf.ops.matmul import MatMul
 from privinf.ops.mul_constant import MulConstant
@@ -84,6 +85,28 @@ def trace(draft: Draft, key: str) -> Traced:
         else:
             factor = factor.scaled(node, draft.shapes[step], generator)
     return Traced(key, index, factor)
+
+
+def before_offset(draft: Draft, key: str) -> tuple[str, str | None]:
+    """Scores before a number was added to all those of one query, which a softmax does not see, and what was added (..., T, 1)."""
+    if type(draft.producer(key)) is Add:
+        first, second = draft.reads[key]
+        for scores, offset in ((first, second), (second, first)):
+            if draft.shapes[scores] == draft.shapes[key] and draft.shapes[offset][-1] == 1:
+                return scores, offset
+    return key, None
+
+
+def offset_columns(draft: Draft, key: str | None, batch: int, heads: int, length: int) -> tuple[str, Tensor] | None:
+    """The linear map whose columns (H,) are what is added, one a head; None if it is not so, and nothing must be added then."""
+    if key is None:
+        return None
+    traced = trace(draft, key)
+    if traced.index.numel() != batch * heads * length or traced.factor.weights is not None or traced.factor.public != 1.0:
+        return None
+    found = as_heads(draft, Traced(traced.source, traced.index.reshape(batch, heads, length, 1), Factor()), batch, heads)
+    linear = found is not None and isinstance(draft.producer(traced.source), Linear)
+    return (traced.source, found.columns[:, 0]) if found is not None and linear else None
 
 
 def trace_scores(draft: Draft, key: str) -> tuple[str, Factor] | None:
@@ -178,6 +201,7 @@ class Region:
     by_head: Tensor | None  # (H,), private factor of the scores that does not
     rotation: Rotation | None = None  # of q and k, which `parts` then lie before
     shared: int = 1  # heads of queries in a row that have the same keys and values
+    offset: tuple[str, Tensor] | None = None  # the linear map and its columns (H,) that are added to all scores of a query
 
     def make(self, draft: Draft, kind: type[Node], reads: list[str], **values: Any) -> str:
         """Adds a node of the region, named after it; its name."""
@@ -187,7 +211,8 @@ class Region:
 def find_region(draft: Draft, softmax: str) -> Region | None:
     """The products around a causal softmax, and how q, k and v lie, if they lie as heads."""
     product = product_after(draft, softmax)
-    scores = trace_scores(draft, draft.reads[softmax][0])
+    unshifted, added = before_offset(draft, draft.reads[softmax][0])
+    scores = trace_scores(draft, unshifted)
     if product is None or scores is None:
         return None
     q_key, k_key = draft.reads[scores[0]]
@@ -234,6 +259,7 @@ def find_region(draft: Draft, softmax: str) -> Region | None:
         by_head=by_head,
         rotation=rotation,
         shared=1 if parts is None else shared_heads(parts[1], parts[2]),
+        offset=offset_columns(draft, added, batch, heads, length),
     )
 
 

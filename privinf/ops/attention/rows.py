@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from protocols.rowrange import HALVES, RowRange
+from privinf.graph.planning import Shown
+from protocols.exponential import FRAC, OUT_FRAC
+from protocols.rowrange import HALVES, TOPMOST, RowRange
+from protocols.softmax import DROP, SCORE_BITS
 
 MOST = 64  # halves of a nat that a plan's field holds
 # nats, at either end, and what rounding up to halves adds; 4 more come above: a score up there counts as more than the top
-HEADROOM = 0.5
+HEADROOMS = (1.5, 1.0, 0.5)  # the first that fits where the scores have offsets, which were made for it; elsewhere the last
 ROW_PARTS = {
     "row_score": "a row's score above 0",
     "row_sum": "a row's log-sum-exp above 0",
@@ -35,11 +38,11 @@ def measured_rows(scores: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{part}_low", (-total).relu()
 
 
-def row_ranges(ranges: Mapping[str, float]) -> Iterator[RowRange]:
+def row_ranges(ranges: Mapping[str, float], headroom: float) -> Iterator[RowRange]:
     """What may be chosen where the rows were measured: of log-sum-exps, and of log-mean-exps."""
     for part in ("row_sum", "row_mean"):
         seen = [ranges.get(f"{each}_seen") for each in ("row_score", part, f"{part}_low")]
-        score, high, low = (math.inf if each is None else each + HEADROOM for each in seen)
+        score, high, low = (math.inf if each is None else each + headroom for each in seen)
         if max(score, high, low) >= MOST / HALVES:
             continue
         top, above, below = (math.ceil(HALVES * each) for each in (score, high, low))
@@ -53,3 +56,27 @@ def bound_of_rows(part: str, within: RowRange | None) -> float:
         return math.inf
     low = within.depth - within.top
     return (within.top if part.endswith("score") else low if part.endswith("low") else within.spread - low) / HALVES
+
+
+def chosen(
+    ranges: Mapping[str, float],
+    headrooms: Sequence[float],
+    fits: Callable[[RowRange], bool],
+    width: Callable[[RowRange], int],
+) -> RowRange | None:
+    """The narrowest that fits, with the first headroom for which one does; none if none does."""
+    for headroom in headrooms:
+        found = [within for within in row_ranges(ranges, headroom) if fits(within)]
+        if found:
+            return min(found, key=width)
+    return None
+
+
+def shown_rows(within: RowRange | None, known: bool) -> Shown:
+    """What stands in a layer's place of a maximum, for people; `known`: where the ranges are."""
+    if within is None:
+        bound = 2.0 ** (SCORE_BITS - 2 - FRAC)
+        return Shown("maximum of a row, or the bound of one that is alone", SCORE_BITS - DROP, 1, bound, "protocol")
+    low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
+    told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"
+    return Shown(f"no maximum, {told}", within.window.bits, OUT_FRAC, within.scale * TOPMOST if known else None)

@@ -13,8 +13,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from privinf.models.aero import Activations, Aero, AeroConfig, AeroModel, Attention, Block, FeedForward
-from privinf.models.base import Decoder
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block, FeedForward
+from privinf.models.base import Activations, Decoder
 from protocols.max_plus import tropical, tropical_mixed, tropical_scores
 
 

@@ -26,7 +26,7 @@ from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads
 from privinf.training.ladder import ladder_config
 from privinf.training.metrics import METRICS
-from privinf.training.rows import logarithms, row_penalty
+from privinf.training.rows import LARGEST_PART, logarithms, row_penalty
 from privinf.training.settings import Limits, Settings
 from privinf.training.trainer import STATE, Trainer
 from protocols.errors import ConfigError
@@ -108,25 +108,33 @@ def test_the_entropy_penalty_moves_heads_towards_their_thresholds(tokens: Tokens
 def test_the_row_penalty_is_what_is_beyond_the_range() -> None:
     q = torch.tensor([[[[2.0], [1.0], [-3.0]]]])  # (1, 1, 3, 1)
     k = torch.tensor([[[[4.0], [1.0], [2.0]]]])
-    rows = logarithms(q, k)[0, 0]
-    assert rows.tolist() == pytest.approx([8.0, math.log(math.exp(4) + math.exp(1)), math.log(sum(math.exp(-3 * x) for x in (4, 1, 2)))])
-    want = ((8 - 6) ** 2 + (-1 - float(rows[2])) ** 2) / 3
-    assert float(row_penalty([q, q], [k, k], -1.0, 6.0)) == pytest.approx(2 * want, rel=1e-5)
+    rows, most = (part[0, 0].tolist() for part in logarithms(q, k))
+    sums = [math.exp(8), math.exp(4) + math.exp(1), sum(math.exp(-3 * x) for x in (4, 1, 2))]
+    assert rows == pytest.approx([math.log(total / (place + 1)) for place, total in enumerate(sums)]) and most == [8, 4, -3]
+    trace = Activations(queries=[q, q], keys=[k, k], offsets=[torch.zeros(1, 1, 3), torch.tensor([[[-2.0, 0, 3]]])])
+    excess = [[8 - 6 + 8 - 7, 0, -1 - rows[2]], [0, 0, max(0.0, -1 - rows[2] - 3)]]
+    want = sum(sum(x * x for x in each) / 3 + LARGEST_PART * max(each) for each in excess)
+    assert float(row_penalty(trace, Settings(row_low=-1.0, row_high=6.0, row_top=7.0))) == pytest.approx(want, rel=1e-5)
 
 
 def test_the_row_penalty_holds_rows_within_their_range(tokens: Tokens, tmp_path: Path) -> None:
-    """Sums of up to 32 scores around 0 reach 3.5; held, they come down."""
+    """With their offsets, which change no logit; and a run that begins with a model that has none fits them first."""
     ids = torch.from_numpy(tokens.training[:320].astype("int64")).reshape(10, 32)
-    seen = {}
-    for weight in (0.0, 1.0):
-        run = trainer(tokens, tmp_path / str(weight), "SM(t)+ScFuFFN", row_weight=weight, row_low=0.5, row_high=1.5)
+    seen, limits = {}, {"row_low": -0.05, "row_high": 0.05, "row_top": 9.0}
+    for weight in (1e-9, 3.0):
+        run = trainer(tokens, tmp_path / str(weight), "SM(t)+ScFuFFN", row_weight=weight, **limits)
         run.run(60, None)
         trace = Activations()
         run.model.eval()(ids, trace=trace)
-        rows = torch.stack([logarithms(q, k) for q, k in zip(trace.queries, trace.keys, strict=True)])
-        seen[weight] = float(((rows - 1.5).relu() + (0.5 - rows).relu()).square().mean())
-        assert ("row_penalty" in run.train_step(1.0)) == (weight > 0 and run.step % 4 == 1)
-    assert seen[1.0] < 0.5 * seen[0.0]
+        seen[weight] = float(row_penalty(trace, run.settings))
+        assert ("row_penalty" in run.train_step(1.0)) == (run.step % 4 == 1)
+    assert seen[3.0] < 0.5 * seen[1e-9]
+    plain = trainer(tokens, tmp_path / "plain", "SM(t)+ScFuFFN")
+    plain.run(4, None)
+    begun = Trainer(plain.config, Settings(row_weight=1.0, length=32), tokens, tmp_path / "begun", start=plain.model)
+    assert begun.config.attn_row_offset and not plain.config.attn_row_offset  # type: ignore[union-attr]
+    assert (begun.model.eval()(ids) - plain.model.eval()(ids)).abs().max() < 1e-5
+    assert max(float(part.abs().max()) for name, part in begun.model.named_parameters() if "row_offset.weight" in name) > 1e-3
 
 
 def test_entropy_is_recorded_over_training_and_does_not_change_it(tokens: Tokens, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ V_FRAC = 13
 SUM_FRAC = 13
 QKV_FRACS = (INPUT_FRAC, MATRIX_FRAC)  # input and weight of the map to q, k, v
 TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
-WIDEST_SUMS = 62  # of the sums of v where no maximum is taken
+WIDEST_SUMS, WIDEST_SHIFTED = 50, 62  # of the sums of v where no maximum is taken; and where offsets were learned for that
 SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
 
@@ -358,7 +358,7 @@ class CausalAttention(Node):
 
         def fits(within: RowRange) -> bool:
             widest = max(self._sum_bits(planning, within), within.window.bits)
-            return widest <= WIDEST_SUMS and within.has_tables(positions)
+            return widest <= (WIDEST_SHIFTED if self.row_offsets else WIDEST_SUMS) and within.has_tables(positions)
 
         headrooms = HEADROOMS if self.row_offsets else HEADROOMS[-1:]
         return chosen(planning.ranges[self.name], headrooms, fits, lambda within: self._sum_bits(planning, within))

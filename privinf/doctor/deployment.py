@@ -14,6 +14,7 @@ from privinf.client.setup import ClientStore, receive_bundle
 from privinf.doctor.finding import Check, roles_of, tried
 from privinf.session.messages import MAX_KINDS, End, Join, Key, Needs, Session, SessionSeed, Welcome, greet
 from privinf.transport.connection import Connection
+from privinf.transport.hint import hint_of
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import Waiting, dial, parse_address
 from privinf.trust import DEALER, TEXTS, TWO_PARTY
@@ -46,12 +47,13 @@ class Deployment:
             yield tried(f"gateway at {gateway}", lambda: self._gateway(gateway, api_key))
 
     @contextlib.contextmanager
-    def _dialled(self, role: str, address: str, *, mine: str = "client") -> Iterator[Connection]:
+    def _dialled(self, role: str, address: str, *, mine: str = "client", hint: str = "") -> Iterator[Connection]:
         """A connection past TLS and the comparison of versions."""
         if self._keys is None:
             raise ConfigError(f"the {role} answers only to parties with a certificate", remedy="give --keys")
         ours, limit = load_credentials(self._keys, mine), self._connect_s
-        with contextlib.closing(dial(address, ours, role, self._timeout, connect_s=limit, waiting=self._waiting)) as connection:
+        dialled = dial(address, ours, role, self._timeout, connect_s=limit, waiting=self._waiting, hint=hint)
+        with contextlib.closing(dialled) as connection:
             greet(connection)
             yield connection
 
@@ -82,7 +84,7 @@ class Deployment:
             connection.send_control(Needs(()))  # nor of the weights
             token = connection.receive_control(Session).token
             if dealer is not None and trust == DEALER:
-                with self._dialled("dealer", dealer) as link:
+                with self._dialled("dealer", dealer, hint=hint_of(token)) as link:
                     link.send_control(Join(token))
                     link.receive_control(SessionSeed)
             connection.send_control(End())

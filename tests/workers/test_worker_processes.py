@@ -104,6 +104,9 @@ def test_sessions_find_their_worker_at_the_dealer_and_a_limit_is_of_all_workers(
         assert reply(one) == reply(two)
         with pytest.raises(RefusedError, match="serves 2 sessions of this client already"):
             reply(both.client())
+    parties = ("--server", t.address_of(both.server), "--dealer", t.address_of(both.dealer))
+    with t.Process("doctor", "--keys", t.keys(), *parties, "--cache", both.cache, "--timeout", PATIENCE) as doctor:
+        assert doctor.wait() == 0 and "server and dealer opened one for us" in doctor.out
     for process in (both.server, both.dealer):
         assert probe(both.metrics(process), "/healthz") == probe(both.metrics(process), "/readyz") == (200, "ok\n")
         assert probe(both.metrics(process), "/other")[0] == 404

@@ -16,6 +16,7 @@ import hashlib
 import sys
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,8 +49,32 @@ UFUNCS = {
 }
 """Of two int64, the same bits as torch's, with less on the way."""
 EMPTY = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+VIEWS = frozenset(
+    (
+        "view",
+        "transpose",
+        "slice",
+        "select",
+        "expand",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "t",
+        "detach",
+        "split",
+        "split_with_sizes",
+        "unbind",
+    )
+)
+"""Of the memory of their operand, always."""
 LEAKS = ("_local_scalar_dense", "item", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
 """Operators that make a number, or a shape, of a value: what they lead to cannot be replayed."""
+
+
+@lru_cache(maxsize=1 << 10)
+def _schema(func: Any) -> tuple[str, bool]:
+    """An operator's name, and whether it changes an operand."""
+    return func._schema.name.removeprefix("aten::"), func._schema.is_mutable
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -83,6 +108,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     `constants` are tensors that are of no walk, weights say. With `tells` it also writes down `told`, which takes longer. Once more
     than `most` bytes were made it notes nothing any more, and holds nothing: what will not be replayed need not be kept.
+
+    Its attributes are what was recorded, and what is known of its memory meanwhile.
     """
 
     def __init__(self, constants: Sequence[Tensor] = (), *, tells: bool = True, most: int = sys.maxsize) -> None:
@@ -220,18 +247,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # ---- steps
 
     def _operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name, mutable = _schema(func)
+        if name in VIEWS:
+            return
         read = _tensors(args) + _tensors(kwargs.values())
         outs = _tensors(out) if isinstance(out, list | tuple) else [out] if isinstance(out, Tensor) else []
         if any(x.is_meta for x in read + outs):
             return
-        name = func._schema.name.removeprefix("aten::")
         if name == "index" and any(x is not None and x.dtype != torch.int64 for x in args[1]):
             self.why = self.why or "elements are chosen by a value"
         if name in LEAKS or not outs or not all(x.is_cpu for x in read + outs):
             self.why = self.why or f"{name} makes no tensor"
             return
         self._alive += (read, outs)
-        if func._schema.is_mutable and name != "detach_":
+        if mutable and name != "detach_":
             self._told.append((name, self._plain(args)))
             self.steps.append(_Operator(func, name, args, kwargs, None, read))
             return

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def serving(level: str | None = None) -> Iterator[None]:
     """Within it memory goes back and lines hold nobody up. Shows what a party logs from the level on, if one is given; with --debug all."""
-    from privinf.session.memory import few_arenas
+    from privinf.session.memory import few_arenas, rare_collections
     from privinf.session.outlet import unblocked
 
     few_arenas()
+    rare_collections()
     if level is not None and logging.getLogger().level > logging.DEBUG:
         logging.getLogger("privinf").setLevel(level.upper())
     with unblocked():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privinf.client.sampling import Sampling
-from privinf.session.memory import few_arenas
+from privinf.session.memory import few_arenas, rare_collections
 from privinf.session.options import Options
 from privinf.session.outlet import Outlet
 from privinf.transport.failure import Failure
@@ -281,6 +281,7 @@ def _placed(tokens: Iterable[Any]) -> Iterable[Any]:
 def main(role: str) -> int:
     """The process; returns its exit code."""
     few_arenas()
+    rare_collections()
     parent = Parent()
     # before the configuration is needed, so that the three parties load their libraries side by side
     importlib.import_module(f"privinf.{role}.{role}")

@@ -135,9 +135,10 @@ class Forks:
 
 def main(descriptor: int) -> str:
     """Forks parties until its socket ends; returns only in a party, whose role it is."""
-    from privinf.session.memory import few_arenas
+    from privinf.session.memory import few_arenas, rare_collections
 
     few_arenas()
+    rare_collections()
     for role in ("client", "server", "dealer"):
         importlib.import_module(f"privinf.{role}.{role}")
     with contextlib.suppress(Exception):  # where Numba does not load, each party says so for itself

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -31,7 +32,7 @@ class Born:
 
     def __init__(self, forks: Forks) -> None:
         self._forks, self._named, self._ended = forks, threading.Event(), threading.Event()
-        self._pid, self.returncode = 0, 0
+        self._pid, self.returncode, self.born = 0, 0, 0.0  # when it was forked, by the monotonic clock
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
 
@@ -43,7 +44,7 @@ class Born:
 
     def named(self, pid: int) -> None:
         """It lives."""
-        self._pid = pid
+        self._pid, self.born = pid, time.monotonic()
         self._named.set()
 
     def ended(self, code: int) -> None:

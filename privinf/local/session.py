@@ -33,8 +33,8 @@ from protocols.errors import ConfigError, PrivinfError, TransportError
 END_S = 10.0
 QUICK_END_S = 2.0
 """How long the processes may take to end by themselves when something has failed. They are ended by force then."""
-SILENCE_S = 30.0
-"""The longest time without a sign of life from a process that runs; loading its libraries may take a while on a cold disk."""
+SILENCE_S, LOADING_S = 30.0, 120.0
+"""The longest time without a sign of life from a process that runs, and until it does: loading may take a while on a cold disk."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -116,8 +116,9 @@ class PartyProcess:
             try:
                 event = self._queues[query].get(timeout=1.0)
             except queue.Empty:
-                if time.monotonic() - self._heard > SILENCE_S:
-                    message = f"no sign of life from the local {self.role} process for {SILENCE_S:g} s"
+                most = SILENCE_S if self.process.born else LOADING_S
+                if time.monotonic() - max(self._heard, self.process.born) > most:
+                    message = f"no sign of life from the local {self.role} process for {most:g} s"
                     raise TransportError(message, party=self.role, remedy="it was stopped, or the machine is overloaded") from None
                 continue
             if event is None:
@@ -346,7 +347,7 @@ class LocalSession:
             from privinf.server.models import open_model
 
             lowered = self._model if hasattr(self._model, "graph") else open_model(Path(self._model), self.options.cache)
-            asked, chosen = self._asked, Sampling(**self._asked["sampling"])
+            asked, chosen = self._asked, Sampling(**self._asked.get("sampling", {}))
             logits = bool(asked.get("logits", True)) or asked.get("logprobs") is not None or chosen.takes_logits
             seq, tokens = (max(1, self.result["padded"][name]) for name in ("prompt_tokens", "tokens"))
             chunk = self.options.chunk if self.result["prompt_tokens"] else 0

@@ -14,6 +14,7 @@ import typer.main
 
 from privinf.cli.signals import Stopped, install
 from privinf.cli.verbs import COMMAND, VERBS, Invocation, add_common, load_verb, log_to_stderr
+from privinf.workers import NURSERY
 from protocols.errors import PrivinfError
 
 DONE, DEFECT, USAGE, PROTOCOL, BROKEN_PIPE = 0, 1, 2, 4, 141
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     log_to_stderr(debug=False)
     try:
-        install()
+        if NURSERY not in os.environ:  # which forks, and so has no thread that watches for signals
+            install()
         command = typer.main.get_command(root)
         if COMPLETE in os.environ:  # a shell asks what may come next, and is told nothing else
             return int(command.main(words, "privinf", complete_var=COMPLETE, standalone_mode=False) or DONE)

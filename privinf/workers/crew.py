@@ -16,7 +16,7 @@ from typing import Any
 
 from privinf.session.board import Board
 from privinf.transport.handing import channel, hand
-from privinf.workers.nursery import NURSERY
+from privinf.workers import NURSERY
 from privinf.workers.summed import Packed
 from privinf.workers.words import Line
 

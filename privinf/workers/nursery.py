@@ -26,12 +26,11 @@ from privinf.session.options import Options
 from privinf.session.papers import Papers
 from privinf.session.service import Service
 from privinf.transport.handing import Handed
+from privinf.workers import NURSERY
 from privinf.workers.words import Line
 from privinf.workers.worker import work
 from protocols import kernels
 
-NURSERY = "PRIVINF_NURSERY"
-"""An environment variable: the descriptor on which the front talks to a nursery that it has started."""
 Make = Callable[[Handed, Board], Service]
 
 

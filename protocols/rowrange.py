@@ -20,7 +20,7 @@ WIDEST_TOP = 12  # nats
 HALVES = 2  # of a nat: the unit of a range
 WIDEST_FRAC = 26  # of results: beyond, the roundings of the table would show
 TOPMOST = math.exp(4)  # what a score above the top counts as, at most, where the top counts as 1
-MAX_TABLES = 5  # of the reciprocal: what is dealt for a row doubles with each
+MAX_TABLES = 6  # of the reciprocal: what is dealt for a row doubles with each
 MAX_EXACT = 2.0**10  # a sum, as it is scaled, whose reciprocal has digits enough
 MIN_SUM = 0.5  # of a row at the lower end, as it is scaled
 

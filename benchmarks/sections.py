@@ -250,13 +250,13 @@ def _pareto(results: Sequence[Result]) -> Entry:
     return "Perplexity against bytes", "pareto", "", [(head, lines)]
 
 
-def _plain(results: Sequence[Result], scenario: str, title: str) -> Entry:
+def _plain(results: Sequence[Result], scenario: str, title: str, picture: str = "") -> Entry:
     found = [m for result in choose.of_scenario(results, scenario) for m in result.measures]
     if scenario == "micro":
         text = "In-memory twin of the transport, both parties and the dealer in one process: seconds compare between commits alone."
         return title, "", text if found else "", [by_name(found)]
     goals = [goal for result in choose.of_scenario(results, scenario) for goal in result.budget]
-    return title, scenario, "", [budget(goals), (("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
+    return title, picture, "", [budget(goals), (("of", "what", "value"), [[m.of, m.name, number(m.value, m.unit)] for m in found])]
 
 
 BUDGET = (
@@ -290,7 +290,7 @@ def tables(results: Sequence[Result]) -> list[Entry]:
         _serving(results),
         _soak(results),
         _pareto(results),
-        _plain(results, "passes", "Many passes against float"),
+        _plain(results, "passes", "Many passes against float", "passes"),
         _plain(results, "precision", "Precision"),
         _plain(results, "micro", "Single protocols"),
     ]

@@ -129,6 +129,9 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Begin with these weights, architecture and tokenizer.")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Learn what this model of the same tokenizer expects next, not the text.")
+    ] = None,
     architecture: Architecture,
     duration: Duration,
     settings: Settings,
@@ -154,18 +157,16 @@ def train(
         torch.set_num_threads(threads)
     first = _first(context, start)
     shape = architecture.config(architecture.vocab, 0) if first is None else first.config  # refused before the work begins
-    limits = Limits(weight=range_weight) if 0 <= range_weight < float("inf") else {"weight": range_weight}
-    here = {"length": shape.n_positions, "bf16": bf16_is_fast() if bf16 is None else bf16, "limits": limits}
-    settings = Settings.checked(**{**dict(settings), **here})
+    settings = _whole(settings, shape.n_positions, bf16, range_weight)
     say = _Speaker(quiet=as_json)
     documents = corpora.read_corpus(text.corpus, text.files, say.line if text.corpus else lambda line: None)
-    checkpoint = output / "checkpoint"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    tokenizer, end = _tokenizer(checkpoint / "tokenizer.json", documents, architecture.vocab, first, say)
+    tokenizer, end = _tokenizer(output / "checkpoint" / "tokenizer.json", documents, architecture.vocab, first, say)
     config = first.config if first else architecture.config(tokenizer.get_vocab_size(), end)
+    taught = None if teacher is None else _teacher(teacher, tokenizer, config)
     say.line(f"turning {len(documents)} files into tokens")
     tokens = corpora.encode_corpus(documents, tokenizer)
-    trainer = Trainer(config, settings, tokens, output, corpora.fingerprint(documents), beside.compile, first.model if first else None)
+    begun, corpus_id = first.model if first else None, corpora.fingerprint(documents)
+    trainer = Trainer(config, settings, tokens, output, corpus_id, beside.compile, begun, taught)
     resumed = trainer.resume()
     write_run_file(output, _about(trainer, duration, documents, compiled=beside.compile, begun=start is not None))
     say.line(
@@ -177,6 +178,13 @@ def train(
     result = _run(trainer, tokenizer, duration, beside.entropy_every, output, say)
     if as_json:
         common.write_json(result)
+
+
+def _whole(settings: Settings, length: int, bf16: bool | None, range_weight: float) -> Settings:
+    """With what is not an option of its own."""
+    limits = Limits(weight=range_weight) if 0 <= range_weight < float("inf") else {"weight": range_weight}
+    here = {"length": length, "bf16": bf16_is_fast() if bf16 is None else bf16, "limits": limits}
+    return Settings.checked(**{**dict(settings), **here})
 
 
 class _First(NamedTuple):
@@ -207,6 +215,7 @@ def _tokenizer(file: Path, documents: list[Document], vocab: int, first: _First 
     from privinf.models.checkpoint import load_tokenizer, write_atomically
     from privinf.training import corpus as corpora
 
+    file.parent.mkdir(parents=True, exist_ok=True)
     if not file.is_file() and first is not None:
         if first.tokenizer is None:
             raise ConfigError(f"{first.place}: has no tokenizer", remedy="without it the corpus cannot become its tokens")
@@ -221,6 +230,21 @@ def _tokenizer(file: Path, documents: list[Document], vocab: int, first: _First 
     return tokenizer, end
 
 
+def _teacher(place: Path, tokenizer: Tokenizer, config: TrainedConfig) -> Trained:
+    """The model to learn from; ConfigError where its tokens are not the run's."""
+    from privinf.models.checkpoint import load_tokenizer
+    from privinf.training.families import load_trained
+
+    model, theirs, data = load_trained(place)
+    same = data is not None and load_tokenizer(data).to_str() == tokenizer.to_str()
+    if not same or theirs.vocab_size != config.vocab_size or theirs.n_positions < config.n_positions:
+        raise ConfigError(
+            f"--teacher {place}: its tokenizer or vocabulary is another, or its texts are shorter",
+            remedy="take one of the same tokenizer, such as the model of --from",
+        )
+    return model
+
+
 def _about(trainer: Trainer, duration: Duration, documents: list[Document], *, compiled: bool, begun: bool) -> dict[str, Any]:
     """All that the run follows from, for its file."""
     import torch
@@ -233,6 +257,7 @@ def _about(trainer: Trainer, duration: Duration, documents: list[Document], *, c
         "steps": duration.steps,
         "minutes": duration.longest,
         "started_from": {"sha256": trainer.started_from} if begun else None,
+        "teacher": {"sha256": trainer.taught_by} if trainer.taught_by else None,
         "corpus": {
             "files": len(documents),
             "sha256": trainer.corpus_id,

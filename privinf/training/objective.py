@@ -1,4 +1,4 @@
-"""What training minimises: cross entropy, penalties on values and rows beyond their ranges, one on entropies of heads."""
+"""What training minimises: cross entropy or a teacher's divergence, penalties on values and rows beyond their ranges and on entropies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ HELD_EVERY = 4  # steps between those that have the range penalty, at so many ti
 
 
 class Objective:
-    """The loss of a model under its settings; `theta` are the learnable thresholds of the heads' entropies (n_layer, n_head), if any."""
+    """The loss of a model under its settings; `theta` are the learnable thresholds of the heads' entropies (n_layer, n_head), if any.
 
-    def __init__(self, model: Trained, settings: Settings, *, compile: bool) -> None:
+    With a `teacher` of the same vocabulary, whose weights stay, the divergence from its next tokens takes the place of the cross entropy.
+    """
+
+    def __init__(self, model: Trained, settings: Settings, *, compile: bool, teacher: Trained | None = None) -> None:
         self.model, self.settings = model, settings
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         if isinstance(model, Recurrent) and (settings.entropy_lambda > 0 or settings.row_weight > 0):
             raise ConfigError("this family has no rows of scores to penalise", remedy="leave --entropy-lambda and --row-weight out")
         per_head = torch.full((model.config.n_layer, model.config.n_head), settings.entropy_theta)
@@ -42,6 +46,8 @@ class Objective:
         logits = logits.float()
         cross_entropy = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         total, added = cross_entropy, {}
+        if self.teacher is not None:
+            total = added["divergence"] = self._divergence(ids, logits)
         if trace is not None and held and self.settings.limits.weight > 0:
             added["range_penalty"] = HELD_EVERY * self.settings.limits.weight * self._excess(logits, trace)
             drift = logits.logsumexp(dim=-1).square().mean()  # keeps the logits from moving off together
@@ -54,6 +60,14 @@ class Objective:
             added["entropy_penalty"] = self.settings.entropy_lambda * penalty
             total = total + added["entropy_penalty"]
         return total, cross_entropy, added
+
+    def _divergence(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Of the model's next tokens from the teacher's, in nats per token: KL(teacher || model), at temperature 1 (Hinton et al. 2015)."""
+        assert self.teacher is not None
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            wanted = self.teacher(ids[:, :-1]).float().log_softmax(-1)
+        found = logits.log_softmax(-1)
+        return nn.functional.kl_div(found.flatten(0, 1), wanted.flatten(0, 1), reduction="batchmean", log_target=True)
 
     def _excess(self, logits: Tensor, trace: Activations) -> Tensor:
         """By how much values are beyond the limits, mean of squares."""

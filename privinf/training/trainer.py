@@ -67,6 +67,7 @@ class Trainer:
         corpus_id: str = "",
         compile: bool = False,
         start: Trained | None = None,  # weights to begin with, instead of drawn ones
+        teacher: Trained | None = None,  # whose next tokens are learned, instead of the text's
     ) -> None:
         if settings.length > config.n_positions:
             raise ConfigError(f"length: {settings.length} is more than n_positions, {config.n_positions}")
@@ -88,7 +89,7 @@ class Trainer:
         self.started_from = "" if start is None else _fingerprint(start)
         if settings.ffn_norm != "none":
             normalise_ffns(self.model, settings.ffn_norm, settings.seed)
-        self.objective = Objective(self.model, settings, compile=compile)
+        self.objective = Objective(self.model, settings, compile=compile, teacher=teacher)
         self.optimizers = Optimizers(self.objective.named, settings)
         self.metrics, self.watch = Metrics(directory), LossWatch(self.model)
         self.step, self.elapsed = 0, 0.0
@@ -99,6 +100,11 @@ class Trainer:
     def config(self) -> TrainedConfig:
         """The model's."""
         return self.model.config
+
+    @property
+    def taught_by(self) -> str:
+        """The hash of a teacher's weights; empty where there is none."""
+        return "" if self.objective.teacher is None else _fingerprint(self.objective.teacher)
 
     # ---- one step
 
@@ -199,6 +205,7 @@ class Trainer:
             "config": json.loads(self.config.to_json()),
             "settings": self.settings.model_dump(mode="json"),
             "started_from": self.started_from,
+            "teacher": self.taught_by,
         }
         with writing(self.metrics.directory / STATE):
             self.metrics.directory.mkdir(parents=True, exist_ok=True)
@@ -216,12 +223,14 @@ class Trainer:
         try:
             facts = json.loads(read_metadata(path)["run"])
             facts["settings"] = Settings().model_dump(mode="json") | facts["settings"]  # some of which earlier releases did not name
+            facts.setdefault("teacher", "")
             tensors = read_tensors(path)
             for what, here in (
                 ("config", json.loads(self.config.to_json())),
                 ("corpus", self.corpus_id),
                 ("settings", self.settings.model_dump(mode="json")),
                 ("started_from", self.started_from),
+                ("teacher", self.taught_by),
             ):
                 if facts[what] != here:
                     raise ConfigError(

@@ -259,10 +259,41 @@ def test_the_command_goes_on_from_a_checkpoint_and_writes_tensorboard(sources: P
     events = EventAccumulator(str(tmp_path / "b" / "tensorboard"))
     events.Reload()
     assert {"loss", "overload", "held_out_loss"} <= set(events.Tags()["scalars"]) and events.Tags()["histograms"] == ["entropy"]
+    taught = command("-o", str(tmp_path / "d"), "--steps", "2", *options, "--teacher", options[1])
+    assert taught.exit_code == 0, taught.output
+    about = json.loads((tmp_path / "d" / "run.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "d" / METRICS).read_text().splitlines()]
+    assert about["teacher"] == about["started_from"] and [abs(row["divergence"]) < 1e-2 for row in rows if "divergence" in row] == [True]
+    stranger = command(
+        "-o", str(tmp_path / "e"), "--corpus", str(sources), "--steps", "1", *SMALL_RUN, "--vocab", "290", "--teacher", options[1]
+    )
+    assert isinstance(stranger.exception, ConfigError) and "its tokenizer or vocabulary is another" in str(stranger.exception)
     clash = command("-o", str(tmp_path / "c"), "--steps", "2", *options, "--layers", "3")
     assert isinstance(clash.exception, ConfigError) and "--layers" in str(clash.exception)
     other = command("-o", str(tmp_path / "b"), "--steps", "3", *options, "--learning-rate", "0.1")
     assert isinstance(other.exception, ConfigError) and "settings differs in learning_rate" in str(other.exception)
+
+
+def test_a_teacher_is_learned_from_in_place_of_the_text(tokens: Tokens, tmp_path: Path) -> None:
+    """The loss is KL(teacher || model) by its definition, none at the teacher itself, and the teacher's weights stay as they are."""
+    teacher = trainer(tokens, tmp_path / "teacher", learning_rate=3e-2)
+    teacher.run(20, None)
+    before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+    settings = Settings(**(QUICK | {"limits": Limits(weight=0.0)}))
+    run = Trainer(teacher.config, settings, tokens, tmp_path / "run", teacher=teacher.model)
+    ids = torch.from_numpy(tokens.training[:132].astype("int64")).reshape(4, 33)
+    total, cross_entropy, added = run.objective.loss(ids)
+    p, q = (model.eval()(ids[:, :-1]).softmax(-1).double() for model in (teacher.model, run.model))
+    assert float(total) == float(added["divergence"]) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
+    assert float(cross_entropy) > float(total) > 0.01
+    run.run(40, None)
+    assert float(run.objective.loss(ids)[0]) < 0.5 * float(total)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
+    same = Trainer(teacher.config, settings, tokens, tmp_path / "same", start=teacher.model, teacher=teacher.model)
+    assert abs(float(same.objective.loss(ids)[2]["divergence"])) < 1e-5
+    plain = Trainer(teacher.config, settings, tokens, tmp_path / "run")
+    with pytest.raises(ConfigError, match="teacher differs"):
+        plain.resume()
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ def doctor(
     """Check the installation, the devices, the clock, the certificates and the peers.
 
     With a server it also asks for a session, without a query, so that the
-    server has to reach its dealer. Prints one line a check. The first failure decides the exit code; with
-    --json a failure leaves standard output empty, as for every verb.
+    server has to reach its dealer. Prints one line a check. The first failure
+    decides the exit code; with --json a failure leaves standard output empty,
+    as for every verb.
 
     Example: privinf doctor --keys keys/client --server s.example.org:7000 --dealer d.example.org:7001
     """

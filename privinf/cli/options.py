@@ -24,7 +24,12 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A lowered directory, or a checkpoint directory, which is lowered on the way.")
 ]
 OwnModel = Annotated[
-    Path | None, typer.Argument(metavar="[MODEL]", help="The same; without one, the model that comes with the package.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A lowered directory, or a checkpoint directory; without one, the model that comes with the package.",
+        show_default=False,
+    ),
 ]
 Expect = Annotated[str | None, Setting("Refuse any model but the one with this id.", "ID")]
 Logits = Annotated[bool, Setting("Ask for rounded logits too, which the server must allow.")]
@@ -33,7 +38,9 @@ Listen = Annotated[str, Setting("The address to listen on; port 0 takes any free
 DealerAddress = Annotated[str, Setting("Where the dealer listens.", "HOST:PORT")]
 Keys = Annotated[Path, Setting("What `privinf keys init` made, or this role's bundle of it.", "DIR")]
 Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics, and probes at /healthz and /readyz.", "HOST:PORT")]
-Workers = Annotated[int, Setting("Processes that serve behind the one address, and share the weights in memory.", "N", least=1, most=256)]
+Workers = Annotated[
+    int, Setting("Processes that serve behind the one address; a server's share the weights in memory.", "N", least=1, most=256)
+]
 Log = Annotated[str, Setting("Log each session once it is over, without content, or only what is wrong.", choices=("info", "warning"))]
 
 Trust = Annotated[str, Setting("Who makes the correlations: a dealer, or server and client alone.", choices=TRUSTS)]

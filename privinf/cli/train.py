@@ -143,7 +143,7 @@ def train(
     beside: Beside,
     as_json: common.Json = False,
 ) -> None:
-    """Train a variant of the ladder. Call it again with the same options to resume.
+    """Train a variant of the ladder, or of another family. Call it again with the same options to resume.
 
     Example: privinf train -o runs/small --variant "SM(t)+ScFuFFN" --layers 2 --width 64 --heads 2 --minutes 5
     """

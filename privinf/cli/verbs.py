@@ -32,7 +32,7 @@ VERBS = {
     "doctor": "Check the installation, the devices, the clock, the certificates and the peers.",
     "config": "Check a configuration file, and show what it means to a verb.",
     "cache": "List and remove what is kept between runs.",
-    "train": "Train a variant of the ladder, or of Llama's kind, on text or code.",
+    "train": "Train a variant of the ladder, or of another family, on text or code.",
     "analyze": "Show the entropy of a model's heads, and which FFNs it can do without.",
 }
 

@@ -69,7 +69,9 @@ class Door:
 
         named = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         if is_ours(host_of(named) or "", self._place.names, scope["server"][0]):
-            await self._behind(scope, receive, counted)
+            # where metrics are answered without the key, no page is to read them
+            behind = self._named if self._place.is_for_metrics(tuple(scope["server"])) else self._behind
+            await behind(scope, receive, counted)
             return
         message = f"this gateway does not go by the name {named[:100]!r}; if it should, start it with --host"
         await ApiError(421, message, code="unknown_host", close=True).response()(scope, receive, counted)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 import torch
+from starlette.responses import PlainTextResponse
 
 from privinf.gateway.chat import Chat
+from privinf.gateway.door import Door, Place
+from privinf.gateway.limits import Bounds
+from privinf.gateway.metrics import Requests
 from privinf.gateway.tools import read_calls
 from tests.support import trio as t
 from tests.support.gateway import MORE, Gateway, gateway, greedy_text, ids_of
@@ -236,3 +242,18 @@ def test_pages_of_named_origins_alone_may_read_what_it_answers(parties: Trio) ->
     with gateway(parties) as door, door.http() as caller:
         answer = caller.options("/v1/completions", headers={**mine, **asks})
         assert answer.status_code == 405 and "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_no_page_reads_metrics_without_the_key() -> None:
+    """Where they are answered without it, an origin that is named gets no more than any other."""
+    place = Place(metrics=("127.0.0.1", 9), origins=frozenset({"https://app.example"}))
+    door = Door(PlainTextResponse("numbers"), key="k", requests=Requests(), bounds=Bounds(), place=place)
+    mine, asks = {"Origin": "https://app.example"}, {"Access-Control-Request-Method": "GET"}
+
+    async def asked(port: int) -> list[tuple[int, bool]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url=f"http://127.0.0.1:{port}") as caller:
+            answers = await caller.get("/metrics", headers=mine), await caller.options("/metrics", headers={**mine, **asks})
+            return [(each.status_code, "access-control-allow-origin" in each.headers) for each in answers]
+
+    assert asyncio.run(asked(8)) == [(401, True), (200, True)]
+    assert asyncio.run(asked(9)) == [(200, False), (200, False)]

@@ -84,7 +84,7 @@ def errors(run: Run, work: Path, *, networks: int, count: int, first: int = 0, v
                 found = pass_(ids).client.reshape(-1)
                 worst[variant].append(float((found - float_logits(model, ids)).abs().max()))
     finally:
-        run.note(f"networks of seeds {first} to {first + networks - 1}; logits up to about {LOGITS:g}, revealed in units of 2^-8")
+        run.note(f"networks of seeds {first} to {first + networks - 1}; logits up to about {LOGITS:g}, revealed in units of 2^-10")
         every = [error for part in worst.values() for error in part]
         if every:
             run.budget.append(Goal(f"worst logit error of {len(every)} passes of random networks", "", "", 0.03, 0.01, max(every)))

@@ -132,7 +132,7 @@ class Sampler:
     The n-th choice of a seed takes bytes 8n to 8n+7 of one AES-128-CTR keystream as a little-endian integer, and of that the upper 53
     bits, as a number u in [0, 1): the chosen token is the first at which the running sum of probabilities passes u. The key is
     HKDF-Expand-SHA256 of the seed's 16 bytes, little-endian, for the purpose "privinf sampling". So equal seeds and equal logits give
-    equal tokens. Logits repeat only up to their rounding: two runs may differ by 2^-8, and then, rarely, in a token.
+    equal tokens. Logits repeat only up to their rounding: two runs may differ by a few units of 2^-10, and then, rarely, in a token.
     """
 
     def __init__(self, sampling: Sampling) -> None:

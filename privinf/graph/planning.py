@@ -28,7 +28,9 @@ DIAGONAL_FRAC = 14
 INPUT_FRAC, MATRIX_FRAC = 14, 16
 TABLE_FRAC = 14  # of the embedding's table
 COMPARED_FRAC = 14  # of what is compared elementwise
-LOGIT_FRAC = 8  # what is compared, and what a client may be given
+LOGIT_FRAC = 8  # of logits that are compared
+SHOWN_FRAC = 10  # of those that a client is given, as of any output that is revealed
+HEAD_FRAC = 12  # of what the head makes, for both: from there each is a reduction
 SMALLEST = 2.0**-8  # of a range: smaller ones are not told apart
 
 SMALLEST_RANGE = 2.0**-10  # of a value that is zero throughout

@@ -11,21 +11,20 @@ from torch import Tensor
 from privinf.crypten_adapter import Graph
 from privinf.graph.batch import Batch
 from privinf.graph.info import InputSpec
-from privinf.graph.planning import FRAC, LOGIT_FRAC
+from privinf.graph.planning import FRAC, LOGIT_FRAC, SHOWN_FRAC
 from privinf.graph.private import PrivinfTensor, Runtime, weights_of
 from privinf.lowering.setup import packed_bytes
 from protocols.correlations import Role
 from protocols.errors import ConfigError
 from protocols.maximum import row_argmax
 from protocols.opening import open_masked, private_input, reveal
-from protocols.party import Protocol_, Trace
+from protocols.party import Party, Protocol_, Trace
 from protocols.ring import blank, decode, encode
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.truncation import rescale
 
 Label = tuple[str, str]  # layer and operator
-OUTPUT_FRAC = 10  # of a lowered module's revealed output
 
 
 def _moved(runtime: Runtime, x: Tensor) -> Tensor:
@@ -103,12 +102,13 @@ def _tokens(graph: Graph, runtime: Runtime, ids: Tensor, logits: bool, output: b
     out, party = found.shares, runtime.party
 
     def choose() -> Protocol_[Tensor | None]:
+        rounded = yield from _reduced(party, out, SHOWN_FRAC if logits else LOGIT_FRAC)
         if logits:
-            value = yield from reveal(party, out, to=Role.CLIENT)
-            return None if value is None or value.is_meta else decode(value, out.bits, LOGIT_FRAC)
+            value = yield from reveal(party, rounded, to=Role.CLIENT)
+            return None if value is None or value.is_meta else decode(value, rounded.bits, rounded.frac)
         number, size = out.shape  # of sequences, and the vocabulary's
         bits = max(1, (size - 1).bit_length())
-        (wire,) = yield from open_masked(party, [out.map(lambda x: x.reshape(1, -1))])
+        (wire,) = yield from open_masked(party, [rounded.map(lambda x: x.reshape(1, -1))])
         place = yield from row_argmax(party, wire, Rows(size, 1, 0).times(number), bits)
         return (yield from reveal(party, place.narrow(bits), to=Role.CLIENT))
 
@@ -116,6 +116,12 @@ def _tokens(graph: Graph, runtime: Runtime, ids: Tensor, logits: bool, output: b
         result = party.run(choose())
     runtime.offset += ids.shape[1]
     return None if result is None else _back(result.reshape(-1, out.shape[-1]) if logits else result.reshape(-1))
+
+
+def _reduced(party: Party, x: Shares, frac: int) -> Protocol_[Shares]:
+    """With at most so many fraction bits, in a ring that is narrower by as many as are dropped: local."""
+    frac = min(frac, x.frac)
+    return (yield from rescale(party, x, bits=x.bits - (x.frac - frac), frac=frac))
 
 
 def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, observe: Any = None) -> Tensor | None:
@@ -132,10 +138,9 @@ def module_output(graph: Graph, runtime: Runtime, inputs: Sequence[Tensor], *, o
     out = graph(*(private(x) for x in inputs), observe=observe).shares
 
     def finish() -> Protocol_[Tensor | None]:
-        frac = min(OUTPUT_FRAC, out.frac)  # a vocabulary's head has fewer already
-        rounded: Shares = yield from rescale(party, out, bits=out.bits - (out.frac - frac), frac=frac)
+        rounded = yield from _reduced(party, out, SHOWN_FRAC)
         shown = yield from reveal(party, rounded, to=Role.CLIENT)
-        return None if shown is None or shown.is_meta else _back(decode(shown, rounded.bits, frac).float())
+        return None if shown is None or shown.is_meta else _back(decode(shown, rounded.bits, rounded.frac).float())
 
     with party.label("", "reveal"):
         return party.run(finish())

@@ -15,6 +15,7 @@ from privinf.graph.node import Node, Shape
 from privinf.graph.planning import (
     COMPARED_FRAC,
     FRAC,
+    HEAD_FRAC,
     INPUT_FRAC,
     LOGIT_FRAC,
     MATRIX_FRAC,
@@ -137,9 +138,9 @@ class Linear(Node):
         in_frac, weight_frac = max(INPUT_FRAC if maker is None else maker.precision for maker in makers), MATRIX_FRAC
         ring, raw, out_frac, out_bits = bits_for(self.name, in_frac + weight_frac, bound), 0, None, None
         if planning.reads_ids() and planning.is_output(self.name):
-            # the head: what is compared is a reduction of the product
+            # the head: what is compared, and what is shown, are reductions of the product
             in_frac, weight_frac = TIED_INPUT_FRAC if self.tied_to else HEAD_INPUT_FRAC, TABLE_FRAC
-            out_frac, out_bits = LOGIT_FRAC, bits_for(self.name, LOGIT_FRAC, bound)
+            out_frac, out_bits = HEAD_FRAC, bits_for(self.name, LOGIT_FRAC, bound) + HEAD_FRAC - LOGIT_FRAC
             ring = out_bits + in_frac + weight_frac - out_frac
         elif opens == {"product"}:
             (ring, in_frac, weight_frac), raw = self._opened(planning, readers), 1

@@ -34,7 +34,7 @@ QUESTIONS = [  # what comes next, the right one first
     ("with open(path) as", " f:", " 1:"),
 ]
 ERROR = 0.15
-"""Nats, of a continuation of a few tokens: logits are rounded to 2^-8, and come of fixed-point values."""
+"""Nats, of a continuation of a few tokens: logits are rounded to 2^-10, and come of fixed-point values."""
 
 
 def client(name: str) -> Any:

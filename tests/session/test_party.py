@@ -106,7 +106,7 @@ def test_logits(parties: Trio) -> None:
     for done, found in enumerate(client.logits):
         expected = t.float_logits([9, 8, 7, *tokens[:done]])
         assert float((found - expected).abs().max()) < LOGIT_ERROR
-        assert torch.equal(found * 256, (found * 256).round())  # no finer than 2^-8
+        assert torch.equal(found * 1024, (found * 1024).round())  # no finer than 2^-10
     torch.testing.assert_close(client.run(torch.tensor([[9, 8, 7]]))[0], t.float_logits([9, 8, 7]), atol=LOGIT_ERROR, rtol=0)
     for wrong in ((torch.tensor([[1.0]]),), (torch.tensor([1]), torch.tensor([1])), ()):
         with pytest.raises(ConfigError, match=r"the model takes ids \(1, T\)"):

@@ -24,7 +24,7 @@ LADDER = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM+ScFFN", "SM+ScFuFFN
 IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
 
 LOGIT_ERROR = 0.02
-"""How far a revealed logit of the tests' networks may be from float. Its rounding to units of 2^-8 takes 0.0039 of it, and the rest is
+"""How far a revealed logit of the tests' networks may be from float. Its rounding to units of 2^-10 takes 0.001 of it, and the rest is
 0.005 at most in thousands of passes of them. Networks that enlarge what enters them have more: `python -m benchmarks errors`."""
 
 

@@ -207,6 +207,7 @@ class Planning:
     def output_for_readers(self, name: str) -> tuple[int, int]:
         """(ring, fraction bits) in which the readers of a value want it, if all of them are linear maps; else those of the graph."""
         plans = [self.plans.get(reader.name) for reader in self.readers(name)]
-        rings = [None if plan is None else plan.input_ring(INPUT_FRAC) for plan in plans]
+        frac = FRAC if plans and all(getattr(plan, "in_frac", 0) >= FRAC for plan in plans) else INPUT_FRAC
+        rings = [None if plan is None else plan.input_ring(frac) for plan in plans]
         known = [ring for ring in rings if ring is not None]
-        return (max(known), INPUT_FRAC) if known and len(known) == len(rings) else (self.bits, self.frac)
+        return (max(known), frac) if known and len(known) == len(rings) else (self.bits, self.frac)

@@ -20,6 +20,7 @@ class JointLinear(Linear):
 
     op = "joint_linear"
     arity = 2
+    reads_stream = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         first, second = shapes

@@ -52,6 +52,8 @@ class Linear(Node):
     optional: ClassVar[tuple[str, ...]] = ("bias",)
     encoded: ClassVar[tuple[str, ...]] = ("weight",)
     rowwise = True
+    reads_stream: ClassVar[bool] = False
+    """Whether it reads the residual stream as it is: what is rounded there is in every later layer. It then has all its fraction bits."""
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """The table, if the weight is one's."""
@@ -148,6 +150,8 @@ class Linear(Node):
             # straight into the ring that is opened, by a reduction
             headroom = max(reader.wants(planning, name).headroom for name in readers for reader in readers[name])
             ring, out_frac, out_bits = max(ring, up(headroom + INPUT_FRAC + MATRIX_FRAC)), COMPARED_FRAC, headroom + COMPARED_FRAC
+        if self.reads_stream and in_frac == INPUT_FRAC and out_frac != HEAD_FRAC and not raw and ring < 64:
+            in_frac, ring = in_frac + 1, ring + 1
         return self.Plan(
             ring=ring,
             in_frac=in_frac,

@@ -54,7 +54,9 @@ def test_version(call: Call) -> None:
         (["--bogus"], "no such option: --bogus"),
         (["keys", "init", "--keys", "x", "--days", "0"], "--days"),
         (["keys", "init", "--keys", "x", "--days", "many"], "--days"),
-        (["run"], "missing argument 'model'"),
+        (["run"], "no prompt was given"),  # it has a model of its own
+        (["explain", "--seq", "4"], "missing argument 'model'"),
+        (["dealer", "--listen", "localhost:0", "--keys", "nowhere", "--workers", "0"], "--workers"),
         (["run", "m", "n", "--prompt", "x"], "unexpected extra argument"),
         (["run", "m", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["run", "m", "--prompt", "x", "--device", "abacus"], "abacus"),

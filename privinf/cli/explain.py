@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from privinf.cli import common
@@ -9,7 +10,8 @@ from privinf.cli.expand import expand
 from privinf.cli.options import NO_PEER, Embedding, Logits, Model, Trust
 from privinf.session.options import Lengths, Runtime
 from privinf.setting import Setting
-from privinf.trust import DEALER, TEXTS, TWO_PARTY
+from privinf.trust import DEALER, ENCRYPTED, TEXTS, TWO_PARTY
+from protocols.errors import ConfigError
 
 _COLUMNS = {
     "online_bytes": "online",
@@ -43,6 +45,9 @@ def explain(
     embedding: Embedding = None,
     batch: Annotated[int, Setting("Such prompts that go through the same passes.", "B", least=1, most=1024)] = 1,
     stock: Annotated[int, Setting("Without a dealer: rows come from a stock for N positions (`prepare --stock N`).", "N", least=0)] = 0,
+    link: Annotated[str | None, Setting("Predict seconds too, over loopback, lan, wan, 4g or RTTms:MBITS; with a dealer.", "LINK")] = None,
+    device: Annotated[str, Setting("With --link: where the parties compute.", choices=("cpu", "cuda"))] = "cpu",
+    measure: Annotated[bool, Setting("With --link: measure this machine anew, and do not take what is kept.")] = False,
     runtime: Runtime,
     as_json: common.Json = False,
 ) -> None:
@@ -55,20 +60,54 @@ def explain(
     answered together. With --stock N the query's rows come from a stock,
     whose own price stands below. Below them stands the ring plan: of each
     wire the bits that it travels in, how many are fraction, the largest value
-    that it is planned for, and what that follows from.
+    that it is planned for, and what that follows from. With --link LINK it
+    says seconds as well, from these costs and a measurement of this machine,
+    which takes half a minute or so once and is kept in the cache.
 
     Example: privinf explain models/pylib --seq 128
     """
     from privinf.lowering.explain import explain as predict
     from privinf.server.models import open_model
 
+    if link is not None:
+        _check_seconds(link, device, trust, embedding)
+    elif measure or device != "cpu":
+        raise ConfigError("without a link there are no seconds to predict", remedy="give --link too, for example --link loopback")
     lowered = open_model(model, runtime.cache)
     size: dict[str, int] = {"new_tokens": max_new_tokens, "chunk": lengths.chunk, "cached": cached, "batch": batch}
     prediction = predict(lowered, seq, logits=logits, scores=scores, **size, trust=trust, embedding=embedding, stock=stock)
+    if link is not None:
+        asked: dict[str, Any] = {"logits": logits, "scores": scores, **size}
+        del asked["new_tokens"]
+        prediction["seconds"] = _seconds(lowered, seq, link, device, runtime.cache, measure, asked)
     if as_json:
         common.write_json(prediction)
     else:
         _show(prediction, _ALONE if trust == TWO_PARTY else _COLUMNS)
+
+
+def _check_seconds(link: str, device: str, trust: str, embedding: str | None) -> None:
+    from privinf.session.devices import check_device
+    from privinf.session.pace import link_of
+
+    link_of(link)
+    check_device(device)
+    if trust == TWO_PARTY or embedding == ENCRYPTED:
+        raise ConfigError("seconds are predicted with a dealer and one-hots alone", remedy="leave --link out")
+
+
+def _seconds(lowered: Any, seq: int, link: str, device: str, cache: Path, measure: bool, asked: dict[str, Any]) -> dict[str, Any]:
+    """The JSON's `seconds`."""
+    from privinf.cli.screen import Screen
+    from privinf.local.pace import pace_of
+    from privinf.session.pace import link_of, seconds
+
+    with Screen(quiet=False, plain=True) as screen:
+        screen.say("measuring this machine, once")
+        pace = pace_of(cache, device, anew=measure)
+    found = link_of(link)
+    about = {"rtt_ms": found.rtt_ms, "mbit_s": found.mbit_s} if found else {"rtt_ms": None, "mbit_s": None}
+    return {**seconds(lowered, pace, found, seq, **asked), "link": about, "device": device, "machine": pace.speeds()}
 
 
 def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
@@ -89,6 +128,17 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
     columns = [Column(title, cells, words=title in ("from", "layers")) for title, cells in zip(heads, plan, strict=True)]
     show_table(console, Column("operator and wire", named, words=True), columns)
     console.print(f"\ntrust: {TEXTS[prediction['trust']]}")
+    if "seconds" in prediction:
+        _show_seconds(console, prediction["seconds"])
+
+
+def _show_seconds(console: Any, found: dict[str, Any]) -> None:
+    link = "loopback" if found["link"]["rtt_ms"] is None else f"{found['link']['rtt_ms']:g} ms, {found['link']['mbit_s']:g} Mbit/s"
+    text = f"prompt {found['prompt_s']:.2g} s, a process's first {found['first_prompt_s']:.2g} s"
+    if found["token_s"] is not None:
+        text += f", a further token {found['token_s']:.2g} s"
+    console.print(f"\nabout, set-up aside, over {link}, {found['device']}: {text}", style="bold")
+    console.print(f"this machine: {found['machine']}")
 
 
 def _show_kinds(console: Any, kinds: list[dict[str, Any]]) -> None:

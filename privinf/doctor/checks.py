@@ -54,6 +54,7 @@ def checks(
     why = cuda_missing()
     yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
     yield tried("kernels", lambda: _kernels(cache))
+    yield tried("speed", lambda: _speed(cache, device))
     yield tried("cache", lambda: _writable(cache))
     infos: list[KeyInfo] = []
     if keys is not None:
@@ -99,6 +100,14 @@ def _kernels(cache: Path) -> str:
     """Compiled or not, it works: what they are is what is to be known."""
     kernels.load(cache / "kernels")
     return kernels.status()
+
+
+def _speed(cache: Path, device: str) -> str:
+    """What is kept of it: measuring takes longer than all other checks."""
+    from privinf.session.pace import kept  # not before torch and the packages were looked at
+
+    found = kept(cache, device, kernels.status())
+    return found.speeds() if found else "not measured; `privinf explain MODEL --seq N --link loopback` does, once"
 
 
 def _writable(cache: Path) -> str:

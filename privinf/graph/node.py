@@ -142,6 +142,14 @@ class Node(Module):
             raise self.fail(f"the parameter {key} is not here: this graph came without weights")
         return self._parameters[key]
 
+    def encoded_value(self, key: str) -> Any:
+        """A parameter as it is encoded, where the plan has public factors of its columns."""
+        return self.value(key)
+
+    def as_planned(self, output: Tensor) -> Tensor:
+        """The node's value, of floats, as its shares have it: with the factors that its plan has."""
+        return output
+
     def maybe(self, key: str) -> Any:
         """An optional parameter, or None if this node has none."""
         return self.value(key) if key in self.parameter_shapes else None
@@ -217,7 +225,7 @@ class Node(Module):
         found = runtime.constants.get((self.name, key, frac))
         if found is None:
             with aside():
-                found = runtime.constants[self.name, key, frac] = encode(self.value(key).to(runtime.device), frac)
+                found = runtime.constants[self.name, key, frac] = encode(self.encoded_value(key).to(runtime.device), frac)
         return found
 
     def keep(self, runtime: Runtime, **parts: Kept) -> None:

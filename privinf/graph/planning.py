@@ -93,13 +93,15 @@ class Wanted(NamedTuple):
 
     `headroom`: the bits above the fraction that the map's ring must have, so that every truncation up to the opening is a reduction,
     which costs no message; `in_frac` and at most `weight_frac`: the fraction bits of what the map multiplies. `least`: the bits that do
-    where more are dear to the map, for messages in the node.
+    where more are dear to the map, for messages in the node. `fine`: columns, from and to before, that need fewer, and how many: what
+    the ring has besides can be fraction bits of their weight.
     """
 
     headroom: int
     in_frac: int = INPUT_FRAC
     weight_frac: int = MATRIX_FRAC
     least: int = 0
+    fine: tuple[int, int, int] = (0, 0, 0)
 
 
 class Shown(NamedTuple):
@@ -177,6 +179,14 @@ class Planning:
     def input_range(self, name: str, unknown: float) -> float:
         """The range of what a node reads first; of an input that was not measured, `unknown`."""
         return float(self.ranges.get(self.source(name), {}).get("out", unknown))
+
+    def sole_reader(self, name: str) -> bool:
+        """Whether one node reads a value, and as it is."""
+        return len(self._readers.get(name, ())) == 1 == len(self.readers(name)) and self.readers(name)[0].name in self._readers[name]
+
+    def fine(self, name: str) -> int:
+        """The fraction bits that columns of what a node reads have besides; those that it asked for."""
+        return int(getattr(self.plans.get(self.source(name)), "fine", 0))
 
     def readers(self, name: str) -> list[Any]:
         """The nodes that read a value, through those that only take its last position."""

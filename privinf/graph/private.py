@@ -28,7 +28,7 @@ def weights_of(graph: Graph) -> dict[str, tuple[Weight, Any, str]]:
 
 def encode_weights(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """S's encoded weights by name, each in its `dtype`, on a device."""
-    return {name: _encoded(node.value(key), weight, device) for name, (weight, node, key) in weights_of(graph).items()}
+    return {name: _encoded(node.encoded_value(key), weight, device) for name, (weight, node, key) in weights_of(graph).items()}
 
 
 def _encoded(value: Tensor, weight: Weight, device: torch.device | str) -> Tensor:

@@ -62,7 +62,8 @@ def _layers(lowered: Any, tokens: list[int], dump: Path) -> tuple[list[dict[str,
     layers: list[dict[str, Any]] = []
 
     def observe(node: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        error = float((reconstruct(dump, 0, node.name).reshape(output.shape) - output.double()).abs().max())
+        found, unit = reconstruct(dump, 0, node.name).reshape(output.shape), node.as_planned(torch.ones_like(output, dtype=torch.float64))
+        error = float((found / unit - output.double()).abs().max())
         layers.append({"name": node.name, "max_abs_error": error})
 
     with torch.no_grad():

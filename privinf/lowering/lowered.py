@@ -93,7 +93,7 @@ class Lowered:
     def _masked_items(self, *names: str) -> dict[str, SetupItem]:
         """What stands for the masked weights in the bundle; all, or those that are named."""
         return {
-            name: SetupItem.of(masked(encode(node.value(key).detach(), weight.frac), self.mask_seed, weight))
+            name: SetupItem.of(masked(encode(node.encoded_value(key).detach(), weight.frac), self.mask_seed, weight))
             for name, (weight, node, key) in weights_of(self.graph).items()
             if self.mask_seed is not None and (not names or name in names)
         }

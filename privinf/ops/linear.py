@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
@@ -38,6 +38,8 @@ from protocols.shares import Shares
 from protocols.truncation import rescale
 
 HEAD_INPUT_FRAC, TIED_INPUT_FRAC = 14, 13  # of what the head reads; its matrix has TABLE_FRAC, and may be the embedding's table
+Columns = Annotated[int, msgspec.Meta(ge=0, le=2**30)]
+MOST_FINE = 2  # fraction bits of columns beyond the others'
 LEAST_OPENED_FRAC = 8  # of a weight where what is opened is too large for more; 2^-9 |x| is then the error of it
 
 
@@ -64,13 +66,16 @@ class Linear(Node):
         """`in_frac`: to which the input is rounded first. `small`: see `protocols.linear.Weight`.
 
         `raw`: the reader gets the product as it is; otherwise it is rounded to `out_bits` and `out_frac`, where they are given, or to
-        the graph's.
+        the graph's. `fine`: the fraction bits that the columns from `fine_from` to before `fine_to` have besides.
         """
 
         ring: Bits
         in_frac: Bits
         weight_frac: Bits
         raw: Bits = 0
+        fine: Bits = 0
+        fine_from: Columns = 0
+        fine_to: Columns = 0
         out_frac: Bits | None = None
         out_bits: Bits | None = None
         small: Bits = 0
@@ -111,6 +116,16 @@ class Linear(Node):
         y = x.matmul(self.value("weight"))
         bias = self.maybe("bias")
         return y if bias is None else y.add(bias)
+
+    def encoded_value(self, key: str) -> Any:
+        return self.as_planned(self.value(key)) if key in ("weight", "bias") else self.value(key)
+
+    def as_planned(self, output: Tensor) -> Tensor:
+        if not self.plan.fine:
+            return output
+        scaled = output.clone()
+        scaled[..., self.plan.fine_from : self.plan.fine_to] *= 2.0**self.plan.fine
+        return scaled
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, party = self.plan, x.party
@@ -157,6 +172,7 @@ class Linear(Node):
             in_frac=in_frac,
             weight_frac=weight_frac,
             raw=raw,
+            **(self._fine(planning, readers[self.name], ring - in_frac - weight_frac, weight_frac) if raw and len(users) == 1 else {}),
             out_frac=out_frac,
             out_bits=out_bits,
             small=int(is_small(self.value("weight"), weight_frac)),
@@ -176,6 +192,17 @@ class Linear(Node):
             if ring + FRAC - in_frac <= 64:
                 return ring, in_frac, weight_frac
         raise next(iter(readers.values()))[0].unfit(planning)
+
+    def _fine(self, planning: Planning, readers: Sequence[Node], headroom: int, weight_frac: int) -> dict[str, int]:
+        """Fraction bits of columns whose reader needs less headroom than there is; no more than keep the weight as small as it is."""
+        if not planning.sole_reader(self.name):
+            return {}
+        start, stop, needed = readers[0].wants(planning, self.name).fine
+        weight = self.value("weight")
+        fine = max(0, min(MOST_FINE, headroom - needed)) if start < stop else 0
+        while fine and is_small(weight, weight_frac) and not is_small(weight[:, start:stop], weight_frac + fine):
+            fine -= 1
+        return {"fine": fine, "fine_from": start, "fine_to": stop} if fine else {}
 
     def headroom(self, planning: Planning, wanted: Wanted) -> int:
         """The bits above the fraction that a reader is given."""

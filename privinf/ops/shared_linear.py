@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from privinf.crypten_adapter import crypten_module
-from privinf.graph.node import Shape
+from privinf.graph.node import Node, Shape
 from privinf.graph.planning import FRAC, Bits, Planning, Shown, Wanted, is_small
 from privinf.graph.private import Runtime
 from privinf.ops.linear import Linear
@@ -114,6 +114,9 @@ class SharedLinear(Linear):
 
     def _differ(self, planning: Planning) -> bool:
         return any("down" in node.parameter_shapes for node in self.users(planning))
+
+    def _fine(self, planning: Planning, readers: Sequence[Node], headroom: int, weight_frac: int) -> dict[str, int]:
+        return {}  # the factors of a difference have none
 
     def headroom(self, planning: Planning, wanted: Wanted) -> int:
         return (wanted.least or wanted.headroom) if self._differ(planning) else wanted.headroom

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import msgspec
@@ -103,6 +104,7 @@ class CausalAttention(Node):
         row_depth: Bits = 0
         row_spread: Bits = 0
         row_by_length: Bits = 0
+        fine: Bits = 0  # fraction bits of k and v beyond those of q
 
         def __post_init__(self) -> None:
             """A peer's plan is held to what the protocol has tables and bits for."""
@@ -252,8 +254,7 @@ class CausalAttention(Node):
             return x.shares
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
         live = self._live(x, filled) if filled else None
-        # values are needed late: what it takes to have them in a wider ring goes beside the scores; of a row that stands alone
-        # a round is worth more than the bytes
+        # what it takes to have values in a wider ring goes beside the scores; of a single row a round is worth more than the bytes
         shift = {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked))} if self.row_offsets else {}
         out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live, **shift)
         # (B H, T, d_k) -> (B, T, d)
@@ -265,9 +266,9 @@ class CausalAttention(Node):
 
     def _part(self, x: PrivinfTensor, index: int) -> Shares:
         """q, k or v: (B, T, ...) -> (B H, T, d_k); where heads share, q (B kept, shared, T, d_k), k and v (B kept, 1, T, d_k)."""
-        count, (_, shared) = x.shares.shape[1], self.groups
-        apart = () if shared == 1 else (1 if index else shared,)
-        return x.shares.map(lambda v: self._columns(v, index).reshape(-1, *apart, count, self.head_dim))
+        count, apart = x.shares.shape[1], () if (shared := self.groups[1]) == 1 else (1 if index else shared,)
+        part = x.shares.map(lambda v: self._columns(v, index).reshape(-1, *apart, count, self.head_dim))
+        return replace(part, frac=part.frac + getattr(self.plan, "fine", 0)) if index else part
 
     def _turned(self, party: Party, x: Shares, windows: Sequence[tuple[int, int]], factor: float = 1.0) -> Shares:
         """Rows (..., T, d_k) at these positions, turned if there is a rotation, and then times a factor."""
@@ -317,8 +318,7 @@ class CausalAttention(Node):
                 remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
             )
         within, (q_frac, k_frac, qk_bits) = self._within(planning), self._scores()
-        v_bits = self._sum_bits(planning, within)
-        product_bits = SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2
+        v_bits, product_bits = self._sum_bits(planning, within), SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2
         if v_bits > 64 or product_bits > WIDEST:
             raise self.unfit(planning)
         out_bits, out_frac = planning.output_for_readers(self.name)
@@ -336,6 +336,7 @@ class CausalAttention(Node):
             frac=planning.frac,
             out_frac=out_frac,
             out_bits=out_bits,
+            fine=planning.fine(self.name),
             **rows,
         )
 
@@ -377,9 +378,11 @@ class CausalAttention(Node):
         more_q, more_k = (DIAGONAL_FRAC, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
         in_frac, weight_frac = TEMPERED_FRACS if tempered else QKV_FRACS
         headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
-        sums = max(headroom, self._sum_bits(planning, self._within(planning)) - V_FRAC)
+        sums = self._sum_bits(planning, self._within(planning)) - V_FRAC
         # where v cannot have its ring without fraction bits of the weight, it is widened on its own, beside the scores
-        return Wanted(sums if sums + weight_frac + FRAC <= 64 else headroom, in_frac, weight_frac, headroom)
+        of_v = sums if max(headroom, sums) + weight_frac + FRAC <= 64 else self._v_range(planning) + 2
+        fine = (self.width, self._offsets_at, max(bits - k_frac + more_k, of_v))  # of k and v
+        return Wanted(max(headroom, of_v), in_frac, weight_frac, headroom, fine)
 
     def unfit(self, planning: Planning) -> RangeError:
         return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)

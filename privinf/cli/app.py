@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if NURSERY not in os.environ:  # which forks, and so has no thread that watches for signals
             install()
         command = typer.main.get_command(root)
+        for param in command.params:  # those of completion, which Typer adds, too
+            param.metavar = ""
         if COMPLETE in os.environ:  # a shell asks what may come next, and is told nothing else
             return int(command.main(words, "privinf", complete_var=COMPLETE, standalone_mode=False) or DONE)
         with command.make_context("privinf", words, obj=state) as context:

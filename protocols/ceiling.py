@@ -106,23 +106,23 @@ def _size(table: Tensor) -> int:
 
 @Memo(32 * 2**20).kept(_size)
 def _coefficients(columns: int) -> Tensor:
-    """(columns, THRESHOLDS): public coefficients of the combinations, the same at every party and for ever; none is 0.
+    """(columns, THRESHOLDS), the highest threshold first: public coefficients, the same at every party and for ever; none is 0.
 
     They hang on nothing secret. Whoever knows them can look for scores that cancel, in its own prompt; its rows are then too large by e.
     """
     stream = Prg(derive(bytes(SEED_BYTES), "coefficients of thresholds")).stream(0)
-    return stream.uniform((columns, THRESHOLDS), HASH).clamp_min(1)
+    return torch.from_numpy(np.maximum(stream.uniform((columns, THRESHOLDS), HASH).numpy(), 1)[:, ::-1].copy())
 
 
 @constant()
 def _turns() -> Tensor:
     """(THRESHOLDS,): the thresholds from the highest down."""
-    return torch.arange(-LOWEST, LOWEST - 1, -1)
+    return torch.from_numpy(np.arange(-LOWEST, LOWEST - 1, -1))
 
 
 def combined(words: Tensor, public: Tensor, rows: Rows) -> Tensor:
     """A party's share of the combinations: words (H, N, n) of one-hots, public digits (H, N) -> (H, number, THRESHOLDS), highest first."""
-    table = _coefficients(rows.columns).flip(-1)
+    table = _coefficients(rows.columns)
     if kernels.fast is not None and words.is_cpu:
         out = torch.zeros((len(words), rows.number, THRESHOLDS), dtype=torch.int64)
         arrays = (words.contiguous().numpy(), public.contiguous().numpy(), np.ascontiguousarray(rows.lengths))
@@ -132,7 +132,7 @@ def combined(words: Tensor, public: Tensor, rows: Rows) -> Tensor:
     bits = words.gather(-1, places >> MAX_DIGIT) >> (places & 63) & 1
     reached = bits.cumsum(-1) & 1  # whether the score has this digit, or a higher one
     packed = (-reached).transpose(1, 2)  # (H, THRESHOLDS, N)
-    each = rows.unpack(packed) & like(table.T, packed)[:, None]  # (H, THRESHOLDS, number, columns)
+    each = rows.unpack(packed) & like(table, packed).T[:, None]  # (H, THRESHOLDS, number, columns)
     while each.shape[-1] > 1:
         half = each.shape[-1] // 2
         rest = each[..., 2 * half :]

@@ -123,9 +123,9 @@ class Linear(Node):
     def as_planned(self, output: Tensor) -> Tensor:
         if not self.plan.fine:
             return output
-        scaled = output.clone()
+        scaled = output.detach().numpy().copy()  # where the weights are, that is on the CPU, whatever device computes
         scaled[..., self.plan.fine_from : self.plan.fine_to] *= 2.0**self.plan.fine
-        return scaled
+        return torch.from_numpy(scaled)
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, party = self.plan, x.party

@@ -33,7 +33,7 @@ CLIENT_AT = [
     ("server:setup", 1),  # TLS is there, and nothing else
     ("server:setup", 3),
     ("server:setup", 10),  # in the set-up
-    ("server:setup", 15),  # the token comes, the dealer is not known
+    ("server:setup", 14),  # the token comes, the dealer is not known
     ("dealer:offline", 1),
     ("dealer:offline", 3),
     ("server:online", 1),  # before the first query
@@ -50,7 +50,7 @@ SERVER_AT = [
     ("dealer:offline", 1),
     ("dealer:offline", 3),
     ("dealer:offline", 4),  # the seed comes
-    ("client:setup", 15),  # the token is sent
+    ("client:setup", 14),  # the token is sent
     ("client:online", 1),
     ("dealer:offline", 5),  # asks for the first correlations
     ("client:offline", 4),
@@ -305,8 +305,8 @@ def test_a_child_of_a_local_session_is_stopped(tmp_path: Path, monkeypatch: pyte
 def test_killed_anywhere(made: Services, tmp_path: Path, role: str) -> None:
     """Every frame of a session of two tokens, one after the other, and where there are many, some of them."""
     places = {
-        "client": {"server:setup": 15, "dealer:offline": 8, "server:online": 124, "server:offline": 20},
-        "server": {"client:setup": 15, "dealer:offline": 7, "client:online": 124, "client:offline": 20},
+        "client": {"server:setup": 14, "dealer:offline": 8, "server:online": 124, "server:offline": 20},
+        "server": {"client:setup": 14, "dealer:offline": 7, "client:online": 124, "client:offline": 20},
         "dealer": {"server:offline": 7, "client:offline": 8},
     }
     for where, count in places[role].items():

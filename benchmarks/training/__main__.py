@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 DATA = Path("docs/softmax-only")
+ARCHITECTURES = Path("docs/architectures")
 Out = Annotated[Path, typer.Option(help="Where the runs are.")]
 
 
@@ -22,11 +24,32 @@ def ladder(
     target: Annotated[Path, typer.Option(help="The document of results.")] = DATA / "ladder.json",
 ) -> None:
     """Train the ladder. Interrupted, the same command goes on."""
-    from benchmarks.training.ladder import gather, train_ladder
+    from benchmarks.training.ladder import gather, train_rows
+    from benchmarks.training.rows import ROWS
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    train_ladder(out, steps, seeds, workers, only)
+    train_rows(out, ROWS, steps, seeds, workers, only)
     gather(out, target, steps)
+
+
+@app.command()
+def architectures(
+    out: Out = Path("runs/architectures"),
+    steps: Annotated[int, typer.Option(min=1)] = 400,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
+    only: Annotated[str | None, typer.Option(help="Rows with this in their name.")] = None,
+    target: Annotated[Path, typer.Option(help="The document of results.")] = ARCHITECTURES / "architectures.json",
+    timed: Annotated[bool, typer.Option("--timed", help="Also time a private session of each.")] = False,
+) -> None:
+    """Train networks of all families alike, and ask what each costs in private. Interrupted, the same command goes on."""
+    from benchmarks.training.architectures import ROWS, SIZES, gather
+    from benchmarks.training.compared import picture
+    from benchmarks.training.ladder import train_rows
+
+    train_rows(out, ROWS, steps, seeds, workers, only, SIZES)
+    gather(out, target, steps, timed)
+    if figure := picture(json.loads(target.read_text("utf-8"))):
+        figure.savefig(target.with_suffix(".png"), metadata={"Software": None})
 
 
 @app.command()
@@ -78,18 +101,19 @@ def card(model: Annotated[Path, typer.Argument()] = Path("models/pylib")) -> Non
 
 @app.command()
 def page(
-    path: Path = Path("docs/softmax-only.md"),
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a table differs from its file.")] = False,
 ) -> None:
-    """Fill the page's tables from the files of results."""
+    """Fill the pages' tables from the files of results."""
     from benchmarks.training.page import filled
 
-    text = path.read_text("utf-8")
-    new = filled(text, DATA)
-    if check and new != text:
-        raise SystemExit(f"{path}: a table differs from the files in {DATA}; run `python -m benchmarks.training page`")
-    if not check:
-        path.write_text(new, "utf-8")
+    for data in (DATA, ARCHITECTURES):
+        path = data.with_suffix(".md")
+        text = path.read_text("utf-8")
+        new = filled(text, data)
+        if check and new != text:
+            raise SystemExit(f"{path}: a table differs from the files in {data}; run `python -m benchmarks.training page`")
+        if not check:
+            path.write_text(new, "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine, versions
-from benchmarks.training.rows import ROWS, SMALL, Row, config_of
+from benchmarks.training.rows import ROWS, SMALL, Row
 from privinf.models.checkpoint import load_tokenizer, write_atomically
 from privinf.training import corpus
 from privinf.training.corpus import Tokens
@@ -48,7 +49,7 @@ def read_tokens(out: Path) -> tuple[Tokens, dict[str, Any]]:
     return Tokens(training, held_out, facts["held_out_bytes"]), facts
 
 
-def train_row(out: Path, row: Row, seed: int, steps: int) -> dict[str, Any]:
+def train_row(out: Path, row: Row, seed: int, steps: int, sizes: dict[str, Any]) -> dict[str, Any]:
     """One run; a finished one is not repeated, and one that was interrupted goes on."""
     import torch
 
@@ -62,7 +63,7 @@ def train_row(out: Path, row: Row, seed: int, steps: int) -> dict[str, Any]:
     if "limits" in extra:
         extra["limits"] = Limits(**extra["limits"])
     settings = Settings.checked(**(BASE | extra | {"seed": seed}))
-    trainer = Trainer(config_of(row.variant, SMALL), settings, tokens, directory, facts["sha256"])
+    trainer = Trainer(row.config(sizes), settings, tokens, directory, facts["sha256"])
     trainer.resume()
     result: dict[str, Any] = {"seed": seed, "diverged": None}
     started = time.process_time()
@@ -75,20 +76,22 @@ def train_row(out: Path, row: Row, seed: int, steps: int) -> dict[str, Any]:
     else:
         trainer.export(directory / "checkpoint")
         rows = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
-        last = [row for row in rows if "entropy" in row][-1]
-        result |= {"overload": last["overload"], "collapse": last["collapse"]}
+        for last in [row for row in rows if "entropy" in row][-1:]:  # a network without attention has none
+            result |= {"overload": last["overload"], "collapse": last["collapse"]}
         result["training_loss"] = statistics.fmean([row["loss"] for row in rows if "loss" in row][-5:])
     result |= {"steps": trainer.step, "cpu_seconds": round(time.process_time() - started, 1)}
     write_atomically(directory / RESULT, (json.dumps(result) + "\n").encode())
     return result
 
 
-def train_ladder(out: Path, steps: int, seeds: int, workers: int, only: str | None) -> None:
-    """All rows, seed by seed, so that what is there when it is interrupted is comparable. The page of results is renewed after each run."""
+def train_rows(
+    out: Path, rows: Sequence[Row], steps: int, seeds: int, workers: int, only: str | None = None, sizes: dict[str, Any] = SMALL
+) -> None:
+    """All rows, seed by seed, so that what is there when it is interrupted is comparable."""
     prepare(out)
-    rows = [row for row in ROWS if only is None or only in row.name]
+    rows = [row for row in rows if only is None or only in row.name]
     with ProcessPoolExecutor(workers) as pool:
-        jobs = {pool.submit(train_row, out, row, seed, steps): (row, seed) for seed in range(1, seeds + 1) for row in rows}
+        jobs = {pool.submit(train_row, out, row, seed, steps, sizes): (row, seed) for seed in range(1, seeds + 1) for row in rows}
         for job in as_completed(jobs):
             row, seed = jobs[job]
             result = job.result()
@@ -96,25 +99,32 @@ def train_ladder(out: Path, steps: int, seeds: int, workers: int, only: str | No
             print(f"{time.strftime('%H:%M:%S')} {row.name}, seed {seed}: {text} ({result['cpu_seconds']:.0f} s)", flush=True)
 
 
-def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
-    """Everything that was trained so far, as one document."""
-    tokens, facts = read_tokens(out)
+def trained(out: Path, row: Row) -> dict[str, Any]:
+    """What came of a row so far: its runs, and the mean perplexity of those that did not diverge; empty if there is none."""
+    runs = [json.loads(path.read_text()) for path in sorted((out / row.slug).glob(f"seed-*/{RESULT}"))]
+    perplexities = [math.exp(run["held_out_loss"]) for run in runs if run["diverged"] is None]
+    entry: dict[str, Any] = {}
+    if perplexities:
+        entry["perplexity"] = round(statistics.fmean(perplexities), 4)
+        entry["spread"] = round(statistics.stdev(perplexities), 4) if len(perplexities) > 1 else None
+    return entry | {"runs": runs} if runs else {}
+
+
+def gather(out: Path, target: Path, steps: int) -> None:
+    """Everything of the ladder that was trained so far, as one document."""
     rows = []
     for row in ROWS:
-        runs = [json.loads(path.read_text()) for path in sorted((out / row.slug).glob(f"seed-*/{RESULT}"))]
-        if not runs:
-            continue
-        losses = [run["held_out_loss"] for run in runs if run["diverged"] is None]
-        entry: dict[str, Any] = {"name": row.name, "variant": row.variant, "settings": row.settings, "aero": row.aero}
-        entry["diverges_at_aero"] = row.diverges_at_aero
-        if losses:
-            perplexities = [math.exp(loss) for loss in losses]
-            entry["perplexity"] = round(statistics.fmean(perplexities), 4)
-            entry["spread"] = round(statistics.stdev(perplexities), 4) if len(losses) > 1 else None
-        entry["runs"] = runs
-        rows.append(entry)
+        if found := trained(out, row):
+            told = {"name": row.name, "variant": row.variant, "settings": row.settings, "aero": row.aero}
+            rows.append({**told, "diverges_at_aero": row.diverges_at_aero, **found})
+    write_document(out, target, steps, SMALL, rows)
+
+
+def write_document(out: Path, target: Path, steps: int, sizes: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Rows of results, and under what they were trained."""
+    tokens, facts = read_tokens(out)
     document = {
-        "size": SMALL,
+        "size": sizes,
         "settings": BASE,
         "steps": steps,
         "training_tokens_seen": steps * BASE["batch"] * BASE["length"],
@@ -123,5 +133,5 @@ def gather(out: Path, target: Path, steps: int) -> dict[str, Any]:
         "versions": versions(),
         "rows": rows,
     }
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
-    return document

@@ -1,4 +1,7 @@
-"""The tables of docs/softmax-only.md, from the files of results beside it: what stands between two markers is written here, not by hand."""
+"""The tables of docs/softmax-only.md and docs/architectures.md, from the files of results in the directory of the page's name.
+
+What stands between two markers is written here, not by hand.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.output import size, table
+from benchmarks.training import compared
 
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -110,4 +114,7 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "speed": (_speed, "speed.json"),
     "removal": (_removal, "removal.json"),
     "ffn": (_ffn, "analysis.json"),
+    "quality": (compared.quality, "architectures.json"),
+    "cost": (compared.cost, "architectures.json"),
+    "alone": (compared.alone, "architectures.json"),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privinf.models.aero import AeroConfig
+from privinf.training.families import FamilyName, TrainedConfig, variant_config
 from privinf.training.ladder import ladder_config
 
 SMALL: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": 128}
@@ -15,13 +16,22 @@ GPT2: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a network of the ladder and how it is trained; `aero` is AERO's perplexity (CodeParrot, T = 128)."""
+    """One row of a table: a network and how it is trained; `aero` is AERO's perplexity (CodeParrot, T = 128).
+
+    `sizes` are what it does not share with the other rows, and whatever else its family asks for.
+    """
 
     name: str
     variant: str
     settings: dict[str, Any] = field(default_factory=dict)
     aero: float | None = None
     diverges_at_aero: bool = False
+    family: FamilyName = "aero"
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, sizes: dict[str, Any]) -> TrainedConfig:
+        """Of its network at these sizes."""
+        return variant_config(self.family, self.variant, **ENDS, **sizes | self.sizes)
 
     @property
     def slug(self) -> str:
@@ -30,6 +40,7 @@ class Row:
         return "-".join(part for part in kept.split("-") if part)
 
 
+ENDS: dict[str, Any] = {"tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0}
 EREG = {"entropy_lambda": 1e-2}
 # GPT-2's first weights, three times the rate, and nothing of ours that holds the stream: no range penalty, no clipping.
 UNHELD: dict[str, Any] = {"initial": "gpt2", "limits": {"weight": 0.0}, "learning_rate": 1e-2, "clip": 1e9}
@@ -64,4 +75,4 @@ STRUCTURES = ("SM+LN+G", "SM+LN+R", "SM+LN", "SM+G", "SM+R", "SM", "SM+ScFFN", "
 
 def config_of(variant: str, sizes: dict[str, Any]) -> AeroConfig:
     """`{half}` is half of the layers."""
-    return ladder_config(variant.format(half=sizes["n_layer"] // 2), tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **sizes)
+    return ladder_config(variant.format(half=sizes["n_layer"] // 2), **ENDS, **sizes)

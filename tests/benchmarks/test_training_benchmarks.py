@@ -16,10 +16,13 @@ from privinf.models.checkpoint import load_checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_has_what_the_files_have() -> None:
-    text = (ROOT / "docs" / "softmax-only.md").read_text("utf-8")
-    assert page.filled(text, ROOT / "docs" / "softmax-only") == text
-    assert {match["name"] for match in page.MARKED.finditer(text)} == set(page.TABLES)
+def test_the_pages_have_what_the_files_have() -> None:
+    names = []
+    for data in (ROOT / "docs" / "softmax-only", ROOT / "docs" / "architectures"):
+        text = data.with_suffix(".md").read_text("utf-8")
+        assert page.filled(text, data) == text
+        names += [match["name"] for match in page.MARKED.finditer(text)]
+    assert sorted(names) == sorted(page.TABLES)
 
 
 def test_the_rows_are_networks_of_the_ladder() -> None:
@@ -40,13 +43,14 @@ def test_rows_are_trained_once_gathered_and_what_diverges_is_said(tmp_path: Path
     (tmp_path / "corpus.json").write_text(json.dumps({"held_out_bytes": 8000, "sha256": "0", "files": 1}))
     threads = torch.get_num_threads()
     try:
-        runs = [ladder.train_row(tmp_path, row, seed, 4) for row in rows for seed in (1, 2)]
-        assert [ladder.train_row(tmp_path, row, seed, 4) for row in rows for seed in (1, 2)] == runs  # not again
+        runs = [ladder.train_row(tmp_path, row, seed, 4, sizes) for row in rows for seed in (1, 2)]
+        assert [ladder.train_row(tmp_path, row, seed, 4, sizes) for row in rows for seed in (1, 2)] == runs  # not again
     finally:
         torch.set_num_threads(threads)
     assert [run["diverged"] is None for run in runs] == [True, True, False, False]
     assert load_checkpoint(tmp_path / "fused" / "seed-1" / "checkpoint")[1].variant == "SM+ScFuFFN"
-    found = ladder.gather(tmp_path, tmp_path / "ladder.json", 4)
+    ladder.gather(tmp_path, tmp_path / "ladder.json", 4)
+    found = json.loads((tmp_path / "ladder.json").read_text())
     assert found["rows"][0]["perplexity"] > 1 and found["rows"][0]["spread"] >= 0 and "perplexity" not in found["rows"][1]
     table = page.filled("<!-- table: ladder -->\nold\n<!-- end -->\n", tmp_path)
     assert "| `fused` |" in table and "diverged, 2 of 2" in table and "NaN" in table and "old" not in table

@@ -134,7 +134,8 @@ def test_hostile_fields(name: str, number: int) -> None:
 def test_what_a_kind_says_of_its_memory_holds() -> None:
     """Each is dealt within what it declared, so that the bound is of what is there."""
     if kernels.fast is not None:
-        _direct_is_faster()  # which is measured once, with memory of its own
+        for dtype in (torch.int32, torch.int64):
+            _direct_is_faster(dtype)  # which is measured once, with memory of its own
     n, small = 48, 2**14
     dealer = dealer_of(n, 2**33)
     for kind in asked(n):

@@ -20,7 +20,23 @@ from protocols.shares import Shares
 from protocols.truncation import rescale
 
 
-class MaxPlus(Compared):
+class OfSums(Compared):
+    """What compares sums that it opens, and measures how large they are."""
+
+    def make_plan(self, planning: Planning) -> Compared.Plan:
+        compared, (out_bits, out_frac) = self._ring(planning), planning.output_for_readers(self.name)
+        fields = {"bits": planning.bits, "frac": planning.frac, "out_frac": out_frac, "out_bits": out_bits}
+        return self.Plan(compare_bits=compared, opened=compared, **fields)
+
+    def _ring(self, planning: Planning) -> int:
+        """Of the sums: any two of a row differ by less than half of it."""
+        return self.compared_in(self.name, float(planning.ranges[self.name]["sums"]))
+
+    def wants(self, planning: Planning, maker: str) -> Wanted:
+        return Wanted(self._ring(planning) - COMPARED_FRAC)
+
+
+class MaxPlus(OfSums):
     """x (..., n) -> max_i (x_i + W_ij), (..., m). weight (n, m), which S adds to its share: it is in no set-up."""
 
     op = "max_plus"
@@ -53,18 +69,6 @@ class MaxPlus(Compared):
 
     def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "sums", inputs[0].abs().amax(-1) + self.value("weight").abs().max()
-
-    def make_plan(self, planning: Planning) -> Compared.Plan:
-        compared, (out_bits, out_frac) = self._ring(planning), planning.output_for_readers(self.name)
-        fields = {"bits": planning.bits, "frac": planning.frac, "out_frac": out_frac, "out_bits": out_bits}
-        return self.Plan(compare_bits=compared, opened=compared, **fields)
-
-    def _ring(self, planning: Planning) -> int:
-        """Of the sums: any two of a row differ by less than half of it."""
-        return self.compared_in(self.name, float(planning.ranges[self.name]["sums"]))
-
-    def wants(self, planning: Planning, maker: str) -> Wanted:
-        return Wanted(self._ring(planning) - COMPARED_FRAC)
 
 
 @rule(torch.ops.privinf.max_plus.default)

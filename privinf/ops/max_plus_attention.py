@@ -12,9 +12,9 @@ from torch import Tensor
 
 from privinf.graph.builder import Builder, Value, rule
 from privinf.graph.node import Node, Shape
-from privinf.graph.planning import COMPARED_FRAC, Planning, Wanted
+from privinf.graph.planning import COMPARED_FRAC
 from privinf.graph.private import PrivinfTensor
-from privinf.ops.relu import Compared
+from privinf.ops.max_plus import OfSums
 from protocols.max_plus import MOST_BITS, tropical_mixed, tropical_scores
 from protocols.max_plus import max_plus_attention as of_shares
 from protocols.party import Protocol_
@@ -44,7 +44,7 @@ class KeptShares:
         return KeptShares(self.shares.with_value(blank(*self.shares.shape)))
 
 
-class MaxPlusAttention(Compared):
+class MaxPlusAttention(OfSums):
     """q, k, v side by side (B, T, 3 d) -> max_j (max_c (q_ic + k_jc) + v_j), over the positions j up to i, heads merged (B, T, d)."""
 
     op = "max_plus_attention"
@@ -107,17 +107,6 @@ class MaxPlusAttention(Compared):
     def measure(self, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[tuple[str, Tensor]]:
         q, k, v = self._parts(inputs[0])
         yield "sums", q.abs().amax() + k.abs().amax() + v.abs().amax()
-
-    def make_plan(self, planning: Planning) -> Compared.Plan:
-        compared, (out_bits, out_frac) = self._ring(planning), planning.output_for_readers(self.name)
-        fields = {"bits": planning.bits, "frac": planning.frac, "out_frac": out_frac, "out_bits": out_bits}
-        return self.Plan(compare_bits=compared, opened=compared, **fields)
-
-    def _ring(self, planning: Planning) -> int:
-        return self.compared_in(self.name, float(planning.ranges[self.name]["sums"]))
-
-    def wants(self, planning: Planning, maker: str) -> Wanted:
-        return Wanted(self._ring(planning) - COMPARED_FRAC)
 
 
 @rule(torch.ops.privinf.max_plus_attention.default)

@@ -212,6 +212,7 @@ def test_metrics_say_what_moved_and_nothing_else(parties: Trio) -> None:
         secret = "zq!Xy"
         door.openai().completions.create(model="privinf", prompt=secret, max_tokens=3, extra_body=MORE)
         caller.get("/v1/secret-path")
+        wait_for(lambda: not door.engine.active)  # the thread that made the reply leaves after its last word is out
         text = caller.get("/metrics").text
         assert secret not in text and KEY not in text and "secret-path" not in text
         samples = {

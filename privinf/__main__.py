@@ -11,7 +11,7 @@ def main() -> None:
     if sys.argv[1:2] == ["_parties"]:
         from privinf.local.forks import main as forked
 
-        sys.exit(_party(forked(int(sys.argv[2]))))
+        sys.exit(_party(forked()))
     from privinf.cli.app import main as run
 
     sys.exit(run())

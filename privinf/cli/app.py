@@ -14,7 +14,7 @@ import typer.main
 
 from privinf.cli.signals import Stopped, install
 from privinf.cli.verbs import COMMAND, VERBS, Invocation, add_common, load_verb, log_to_stderr
-from privinf.workers import NURSERY
+from privinf.forking import CHANNEL
 from protocols.errors import PrivinfError
 
 DONE, DEFECT, USAGE, PROTOCOL, BROKEN_PIPE = 0, 1, 2, 4, 141
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     log_to_stderr(debug=False)
     try:
-        if NURSERY not in os.environ:  # which forks, and so has no thread that watches for signals
+        if CHANNEL not in os.environ:  # which forks, and so has no thread that watches for signals
             install()
         command = typer.main.get_command(root)
         for param in command.params:  # those of completion, which Typer adds, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from privinf.cli import common
 from privinf.cli.signals import Stopped, allow, listen_again
 from privinf.cli.verbs import COMMAND
+from privinf.forking import CHANNEL
 from protocols.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,9 +100,9 @@ def serve_in_workers(
         raise ConfigError("several workers share the weights in main memory alone", remedy="leave --workers or --device out")
     if not sys.platform.startswith("linux"):
         raise ConfigError("several workers need Linux", remedy="leave --workers out")
-    from privinf.workers.nursery import asked, nurse
+    from privinf.workers.nursery import nurse
 
-    if asked():
+    if CHANNEL in os.environ:  # a front has started us
         nurse(load)
     from privinf.workers.front import Failed, Front
 

@@ -1,8 +1,8 @@
 """The processes of a local session are forked by one that has loaded the libraries: a third of the processor time until all are ready.
 
 Loading takes some two seconds of a core, most of it torch's, and the three parties load the same. That one, `python -m privinf
-_parties FD`, has one thread and has drawn nothing when it forks; what is random comes from the operating system, and OpenSSL and Python
-draw anew after a fork. A party gets its standard input, output and error over the socket FD, and is from then on what `_party ROLE` is.
+_parties`, has one thread and has drawn nothing when it forks; what is random comes from the operating system, and OpenSSL and Python
+draw anew after a fork. A party gets its standard input, output and error with the order, and is from then on what `_party ROLE` is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-MOST = 4096  # bytes of a message
+from privinf.forking import MOST, ask, fork, started, taken
+
 CLOSES_S = 2.0
 
 
@@ -77,19 +78,11 @@ class Forks:
     """This end of it. OSError where no process can be started."""
 
     def __init__(self, environment: Mapping[str, str], stderr: IO[bytes] | None) -> None:
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._children: list[Born] = []
-        with theirs:
-            # -P: not whatever lies in the directory where the caller happens to be
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "privinf", "_parties", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env=dict(environment),
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C reaches the one who started us, who then ends us
-            )
+        words = ["-P", "-m", "privinf", "_parties"]  # -P: not whatever lies in the directory where the caller happens to be
+        self.process, self._sock = started(
+            words, environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )  # a session of its own: Ctrl-C reaches the one who started us, who then ends us
         threading.Thread(target=self._read, name="privinf-forks", daemon=True).start()
 
     def bear(self, role: str, stderr: IO[bytes] | None) -> Born:
@@ -98,9 +91,9 @@ class Forks:
         (theirs_in, own_in), (own_out, theirs_out) = os.pipe(), os.pipe()
         child.stdin, child.stdout = os.fdopen(own_in, "wb"), os.fdopen(own_out, "rb")
         self._children.append(child)
-        message = json.dumps({"number": len(self._children) - 1, "role": role}).encode()
+        streams = [theirs_in, theirs_out, 2 if stderr is None else stderr.fileno()]
         try:
-            socket.send_fds(self._sock, [message], [theirs_in, theirs_out, 2 if stderr is None else stderr.fileno()])
+            ask(self._sock, streams, number=len(self._children) - 1, role=role)
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
@@ -134,8 +127,8 @@ class Forks:
 # ---- the process
 
 
-def main(descriptor: int) -> str:
-    """Forks parties until its socket ends; returns only in a party, whose role it is."""
+def main() -> str:
+    """Forks parties until its channel ends; returns only in a party, whose role it is."""
     from privinf.session.memory import few_arenas, rare_collections
 
     few_arenas()
@@ -145,7 +138,7 @@ def main(descriptor: int) -> str:
     with contextlib.suppress(Exception):  # where Numba does not load, each party says so for itself
         importlib.import_module("protocols.kernels.build")
     gc.freeze()  # or the first collection in each party would copy what they share
-    return _forking(socket.socket(fileno=descriptor))
+    return _forking(taken())
 
 
 def _forking(sock: socket.socket) -> str:
@@ -163,38 +156,25 @@ def _forking(sock: socket.socket) -> str:
                     woken.recv(MOST)
                     _reap(sock, numbers)
                     continue
-                data, descriptors, *_ = socket.recv_fds(sock, MOST, 3)
-                if not data:
+                found = fork(sock, woken, wakes)
+                if found is None:
                     sys.exit(0)
-                asked = json.loads(data)
-                pid = os.fork()
-                if not pid:
-                    break
-                for each in descriptors:
-                    os.close(each)
-                numbers[pid] = asked["number"]
-                sock.send(json.dumps({"number": asked["number"], "pid": pid}).encode())
-            else:
-                continue
-            break
-    role = str(asked["role"])
-    _become(role, descriptors, (sock, woken, wakes))
-    return role
+                if not found.pid:
+                    return _become(found.order["role"], found.descriptors)
+                numbers[found.pid] = found.order["number"]
+                sock.send(json.dumps({"number": found.order["number"], "pid": found.pid}).encode())
 
 
-def _become(role: str, descriptors: list[int], inherited: tuple[socket.socket, ...]) -> None:
-    """A forked process becomes a party: its name, a session of its own, its standard streams, and nothing of the one that forked it."""
+def _become(role: str, descriptors: list[int]) -> str:
+    """A forked process becomes a party: its name, a session of its own, its standard streams."""
     os.setsid()
     with contextlib.suppress(OSError):  # where there is a /proc: what `ps` and `top` call it
         Path("/proc/self/comm").write_text(f"privinf-{role}")
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for end in inherited:
-        end.close()
     for place, descriptor in enumerate(descriptors):
         os.dup2(descriptor, place)
         if descriptor > 2:
             os.close(descriptor)
+    return role
 
 
 def _reap(sock: socket.socket, numbers: dict[int, int]) -> None:

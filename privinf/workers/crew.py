@@ -8,15 +8,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from privinf.forking import ask, started
 from privinf.session.board import Board
 from privinf.transport.handing import channel, hand
-from privinf.workers import NURSERY
 from privinf.workers.summed import Packed
 from privinf.workers.words import Line
 
@@ -28,11 +27,7 @@ class Nursery:
     """One that was started: the same command again, with a channel to us. `about`: what it says once it has loaded."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            environment = {**os.environ, NURSERY: str(theirs.fileno())}
-            command = [sys.executable, "-m", "privinf", *words]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        self._process, self.channel = started(["-m", "privinf", *words], os.environ)
         self.about: dict[str, Any] | None = None
 
     def hear(self) -> bool:
@@ -47,7 +42,7 @@ class Nursery:
     def fork(self, worker_ends: Sequence[int], **order: Any) -> bool:
         """Asks for a worker; False where nobody is there."""
         try:
-            socket.send_fds(self.channel, [json.dumps(order).encode()], list(worker_ends))
+            ask(self.channel, worker_ends, **order)
         except OSError:
             return False
         return True

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from privinf.forking import Fork, fork, taken
 from privinf.session.board import Board
 from privinf.session.options import Options
 from privinf.session.papers import Papers
 from privinf.session.service import Service
 from privinf.transport.handing import Handed
-from privinf.workers import NURSERY
 from privinf.workers.words import Line
 from privinf.workers.worker import work
 from protocols import kernels
@@ -45,11 +45,6 @@ class Nursed:
     """That torch had before it was held to one."""
 
 
-def asked() -> bool:
-    """Whether this process was started as a nursery."""
-    return NURSERY in os.environ
-
-
 def prepare(options: Options, keys: str, role: str, clients: Path | None = None) -> None:
     """What every service needs, before its own: its keys are looked at, so that a mistake is named once, and compiled loops are there."""
     import torch
@@ -62,7 +57,7 @@ def prepare(options: Options, keys: str, role: str, clients: Path | None = None)
 
 def nurse(load: Callable[[], Nursed]) -> NoReturn:
     """Loads, says so, and forks until the front has gone; never returns. What `load` raises is the caller's to report."""
-    channel = socket.socket(fileno=int(os.environ.pop(NURSERY)))
+    channel = taken()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which the whole group gets: the front says what becomes of it
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries workers: the front sees that one is gone by its socket
@@ -70,36 +65,24 @@ def nurse(load: Callable[[], Nursed]) -> NoReturn:
     gc.collect()
     gc.freeze()  # a collection in a worker writes to none of it
     channel.send(json.dumps({"loaded": nursed.about}).encode())
-    while True:
-        try:
-            data, descriptors, _, _ = socket.recv_fds(channel, 4096, 4)
-        except OSError:
-            break
-        if not data:
-            break
-        _fork(nursed, channel, json.loads(data), descriptors)
+    while (found := fork(channel)) is not None:
+        if not found.pid:
+            _live(nursed, found)
     os._exit(0)
 
 
-def _fork(nursed: Nursed, channel: socket.socket, order: dict[str, Any], descriptors: list[int]) -> None:
-    sys.stderr.flush()
-    if os.fork():
-        for descriptor in descriptors:
-            os.close(descriptor)
-        return
+def _live(nursed: Nursed, born: Fork) -> NoReturn:
+    """A forked process becomes a worker."""
     code = 1
     try:
-        channel.close()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        line, end, keep = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
-        board = Board(descriptors[3], order["part"], order["workers"])
+        line, end, keep = (socket.socket(fileno=descriptor) for descriptor in born.descriptors[:3])
+        board = Board(born.descriptors[3], born.order["part"], born.order["workers"])
         if nursed.threads:
             import torch
 
             torch.set_num_threads(nursed.threads)
         with nursed.within():
-            work(lambda: nursed.make(Handed(end, order["address"], keep), board), Line(line))
+            work(lambda: nursed.make(Handed(end, born.order["address"], keep), board), Line(line))
         code = 0
     except BaseException as error:
         logging.getLogger("privinf").error("a worker ends: %s", error if isinstance(error, Exception) else type(error).__name__)

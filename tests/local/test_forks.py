@@ -75,7 +75,8 @@ def test_it_forks_before_it_has_threads() -> None:
 import os, socket, threading
 import privinf.local.forks as forks
 forks._forking = lambda sock: print(threading.active_count(), len(os.listdir("/proc/self/task")))
-forks.main(socket.socketpair()[0].detach())
+os.environ["PRIVINF_CHANNEL"] = str(socket.socketpair()[0].detach())
+forks.main()
 """
     out = subprocess.run([sys.executable, "-c", code], env=_environment(1), capture_output=True, text=True, check=True).stdout
     assert out.split() == ["1", "1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import choose
+from benchmarks import choose, trusts
 from benchmarks.output import number, size, spread
 from benchmarks.published import AERO, AERO_BEST, BASELINE, SMALLEST, SYSTEMS
 from benchmarks.schema import Link, Result, Setting, Total
@@ -29,6 +29,7 @@ def headline(results: Sequence[Result]) -> tuple[Sequence[str], list[list[object
         aero = f"AERO {times(best.gigabytes, least.gigabytes)}, at best {AERO_BEST['communication']} x{at}"
         lines.append(["online bytes", times(base.bytes_sent, small.bytes_sent), "", aero])
         lines.append(["online seconds", times(base.seconds, small.seconds), "", f"AERO {AERO_BEST['latency']} x{at}"])
+    lines += _alone(results)
     for result in results:
         if result.scenario != "ladder":
             for total in choose.totals([result], backend="crypten", phase="online"):
@@ -40,6 +41,10 @@ def headline(results: Sequence[Result]) -> tuple[Sequence[str], list[list[object
         lines.append(
             ["online bytes; seconds, the dealer's part included", f"{cost}; {number(m.value, 's')}", "", "no other system does it"]
         )
+    for m in choose.measures(results, name="one reply, tokens a second", link=Link())[-1:]:
+        batches = [b for b in choose.measures(results, link=Link(), of=m.of) if choose.same(b, m) and b.name.endswith(", tokens a second")]
+        lines.append([f"**Replies of {m.variant}**, {m.layers} layers of {m.width}, after {m.seq} tokens", "", "", ""])
+        lines += [[f"tokens a second, the dealer's part included: {b.name.split(',')[0]}", number(b.value), "", ""] for b in batches]
     return HEAD, lines
 
 
@@ -72,6 +77,23 @@ def _network(results: Sequence[Result], ours: Total, name: str = "") -> list[lis
     beside = error(results, theirs.setting, "crypten") if theirs is not None else ""
     lines.append(["worst logit error of a pass, least to most (passes)", error(results, ours.setting, "privinf"), beside, ""])
     return lines
+
+
+def _alone(results: Sequence[Result]) -> list[list[object]]:
+    """The largest network that the two parties have run without a dealer: before the query and within it."""
+    setting, ways = next(iter(trusts.networks(results)), (None, []))
+    ours = next((way for way in ways if way.name == trusts.NAMES["privinf", True][0]), None)
+    if setting is None or ours is None:
+        return []
+    rest = [way for way in ways if "all" in way.bytes]
+    others = [f"{way.name.split(',')[0]} {size(way.bytes['all'])}" for way in rest]
+    slower = [f"{way.name.split(',')[0]} {number(way.seconds['all'], 's')}" for way in rest if "all" in way.seconds]
+    shown = {what: [getattr(ours, what).get(phase) for phase in ("offline", "online")] for what in ("bytes", "seconds")}
+    return [
+        [f"**{setting.variant} without a dealer**, {setting.layers} layers of {setting.width}, {setting.seq} tokens", "", "", ""],
+        ["bytes before the query; of it", "; ".join(size(b) for b in shown["bytes"] if b is not None), "", "; ".join(others)],
+        ["seconds before the query; of it", "; ".join(number(s, "s") for s in shown["seconds"] if s is not None), "", "; ".join(slower)],
+    ]
 
 
 def _published(ours: Total) -> dict[str, str]:

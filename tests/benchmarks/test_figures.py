@@ -68,6 +68,7 @@ def made_up() -> list[Result]:
                 for what, unit in (("bytes", "B"), ("rounds", ""), ("seconds", "s"))
             ]
         more.append(Measure("first token, seconds", 0.5, "s", "privinf", *size[:3], seq))
+    more += [Measure(f"{who}, tokens a second", 30.0 * n, "1/s", "m", *size) for n, who in ((1, "one reply"), (3, "a batch of 8"))]
     more += [Measure("tokens a second, all clients", 8.0, "1/s", f"{n} clients", samples=(8.0, 9.0)) for n in (1, 2)]
     more += [Measure("memory, growth over 9 sessions", 1e6, "B", party, samples=(3e8, 3.1e8)) for party in ("server", "client")]
     found.append(Result("generate", **about, model={"m": "a" * 16}, measures=tuple(more)))
@@ -177,7 +178,12 @@ def test_what_is_kept_gives_the_same_page(results: list[Result], tmp_path: Path)
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     text = (tmp_path / "first" / "README.md").read_text()
-    assert "0.009 to 2 (2)" in text and "commit 0123456789ab" in text and "docs/figures/headline.png" in text
+    assert (
+        "the dealer's part included: a batch of 8 | 90 |" in text
+        and "0.009 to 2 (2)" in text
+        and "commit 0123456789ab" in text
+        and "docs/figures/headline.png" in text
+    )
 
 
 def test_trust_models_stand_side_by_side(results: list[Result]) -> None:
@@ -187,6 +193,7 @@ def test_trust_models_stand_side_by_side(results: list[Result]) -> None:
     lines = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in told.splitlines() if (cells := line.split("|"))[1:]}
     assert lines["privinf, two parties"][1:4] == ["1 MB", "9 MB", "5 MB"] and lines["privinf, dealer"][1:4] == ["1 MB", "1 MB", ""]
     assert lines["stock CrypTen"][1] == "1 GB" and lines["AERO"][1] == "all phases 6.29 GB" and lines["AERO"][4] == "254 s"
+    assert "| bytes before the query; of it | 9 MB; 1 MB |  | AERO 6.29 GB; SPU CHEETAH 4.65 GB |" in page.split("## Headline")[1]
     assert "| from a stock | AERO 6290 | 750 MB | 450 MB | not built |" in page
     without = [result for result in results if result.scenario not in ("trust", "two-party budget")]
     page = report.as_markdown(report.sections(without))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privinf.models.base import Activations, Config, Decoder, Family
+from privinf.models.folding import read, take_scalars, write
 from protocols.errors import ConfigError
 
 LADDER = ("norm", "ffn", "ffn_scaled", "ffn_removed", "attn_temperature", "attn_row_offset")
@@ -99,6 +100,11 @@ class AeroConfig(Config):
             ffn = ("Sc" if self.ffn_scaled else "") + ("G" if self.ffn == "gelu" else "R")
         parts = ["SM(t)" if self.attn_temperature else "SM", "LN" if self.norm == "layernorm" else "", ffn]
         return "+".join(part for part in parts if part) + (f"_i{len(self.ffn_removed)}" if self.ffn_removed else "")
+
+    @property
+    def blocks(self) -> int:
+        """How many there are for the layers that a token goes through."""
+        return self.n_layer
 
     def has_ffn(self, layer: int) -> bool:
         """Whether a layer still has its FFN."""
@@ -271,7 +277,7 @@ class AeroModel(Decoder):
         self.is_folded = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, block) for block in range(config.blocks))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "layernorm" else None
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # (V, d), as GPT-2 lays it
         if config.tie_word_embeddings:
@@ -290,8 +296,8 @@ class AeroModel(Decoder):
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, d)
         if trace is not None:
             trace.residual.append(x)
-        for index, block in enumerate(self.h):
-            x = block(x, self.future, last_only and index == len(self.h) - 1, trace)  # (B, T, d)
+        for layer in range(self.config.n_layer):
+            x = self.through(layer, x, last_only and layer == self.config.n_layer - 1, trace)  # (B, T, d)
         if last_only:
             x = x[:, -1]  # (B, d)
         if self.ln_f is not None:
@@ -299,13 +305,16 @@ class AeroModel(Decoder):
         logits: Tensor = self.lm_head(x)  # (B, T, V) or (B, V)
         return logits
 
+    def through(self, layer: int, x: Tensor, last_only: bool, trace: Activations | None) -> Tensor:
+        """What a layer makes of x, as `Block.forward`."""
+        found: Tensor = self.h[layer](x, self.future, last_only, trace)
+        return found
+
     @torch.no_grad()
     def folded(self) -> AeroModel:
-        """The same function without learnable scalars: what a private pass runs.
+        """The same function without learnable scalars (`privinf.models.folding`): what a private pass runs.
 
-        With x = p x~, where p is the product of the betas so far, the stream carries x~ and every residual is a plain sum. Maps that read
-        the stream take the factor p (a LayerNorm is blind to it, but for epsilon / p^2 and the sign), maps that write to it 1 / p, the FFN
-        also 1 / (alpha beta). 1 / sqrt(d_k) goes into the query weights, or with the temperature into `inverse_temperature`.
+        1 / sqrt(d_k) goes into the query weights, or with the temperature into `inverse_temperature`.
         """
         if self.is_folded:
             return self
@@ -315,10 +324,8 @@ class AeroModel(Decoder):
         for layer, block in enumerate(model.h):
             assert isinstance(block, Block)
             attn, mlp = block.attn, block.mlp
-            _read(block.ln_1, attn.c_attn.weight, p)
-            _read(None, None if attn.row_offset is None or block.ln_1 is not None else attn.row_offset.weight, p)
-            attn.c_proj.weight.div_(p)
-            attn.c_proj.bias.div_(p)
+            read(block.ln_1, [attn.c_attn.weight] + ([] if attn.row_offset is None else [attn.row_offset.weight]), p)
+            write(attn.c_proj.weight, attn.c_proj.bias, p)
             if attn.temperature is not None:
                 inverse = 1 / (attn.temperature.double() * math.sqrt(attn.head_width))
                 attn.inverse_temperature = nn.Parameter(inverse.to(attn.temperature.dtype), requires_grad=False)
@@ -329,31 +336,15 @@ class AeroModel(Decoder):
             attn.scale = None
             if mlp is None:
                 continue
-            _read(block.ln_2, mlp.first.weight, p)
-            if mlp.alpha is not None and mlp.beta is not None:
-                alpha, beta = float(mlp.alpha), float(mlp.beta)
-                if abs(p * beta) < 1e-12:
-                    raise ConfigError("beta is zero, or so small that the weights cannot take it up", layer=f"h.{layer}.mlp.beta")
-                p *= beta
-                mlp.last.weight.div_(alpha)
-                mlp.last.bias.div_(alpha)
-                mlp.alpha = mlp.beta = None
-            mlp.last.weight.div_(p)
-            mlp.last.bias.div_(p)
+            read(block.ln_2, [mlp.first.weight], p)
+            alpha, p = take_scalars(mlp, p, f"h.{layer}.mlp")
+            for factor in (alpha, p):
+                write(mlp.last.weight, mlp.last.bias, factor)
         if p != 1.0:
             if model.ln_f is None:
                 model.lm_head.weight = nn.Parameter(model.lm_head.weight * p, requires_grad=False)  # unties it
-            _read(model.ln_f, None, p)
+            read(model.ln_f, [], p)
         return model
-
-
-def _read(norm: nn.LayerNorm | None, weight: Tensor | None, p: float) -> None:
-    """Lets a map that reads x = p x~ read x~ instead: through its LayerNorm if it has one, else in its matrix (in, out)."""
-    if norm is not None:
-        norm.eps /= p * p
-        norm.weight.mul_(math.copysign(1, p))
-    elif weight is not None:
-        weight.mul_(p)
 
 
 class Aero(Family):
@@ -361,7 +352,9 @@ class Aero(Family):
 
     model_type = "aero"
     config: ClassVar[type[AeroConfig]] = AeroConfig
+    decoder: ClassVar[type[AeroModel]] = AeroModel
     state = ("keys", "values")
+    embedding = "wte.weight"
     prefix = "transformer."
     fixed = MappingProxyType({"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False})
 
@@ -375,9 +368,6 @@ class Aero(Family):
         if absent:
             raise ConfigError(f"{source}: " + "; ".join(f"{name}: missing" for name in absent))
         return self.config.checked({name: value for name, value in fields.items() if name in ours}, source)
-
-    def build(self, config: AeroConfig) -> Decoder:
-        return AeroModel(config)
 
     def zero_if_absent(self, name: str) -> bool:
         return name.endswith(".bias") and ".ln_" not in "." + name
@@ -395,6 +385,3 @@ class Aero(Family):
     def fault(self, name: str, tensor: Tensor) -> str:
         positive = name.endswith(("mlp.alpha", "attn.temperature"))
         return "a value is not positive" if positive and not bool((tensor > 0).all()) else ""
-
-    def tables(self, config: AeroConfig) -> Mapping[str, str]:
-        return {"lm_head.weight": "wte.weight"} if config.tie_word_embeddings else {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,12 +107,17 @@ class Decoder(nn.Module):
         """Makes anew, after its weights were loaded, what is no weight (a buffer that no checkpoint holds)."""
 
 
-class Family(ABC):
+class Family:
     """One family; a subclass with a `model_type` registers itself."""
 
     model_type: ClassVar[str] = ""
+    config: ClassVar[type[Config]] = Config
+    decoder: ClassVar[type[Decoder]] = Decoder
+    """The float module, made of a configuration."""
     state: ClassVar[tuple[str, ...]] = ()
     """What each layer keeps between tokens, under the names by which nodes of the lowered graph declare it."""
+    embedding: ClassVar[str] = ""
+    """The tensor that `lm_head.weight` is where a configuration ties them; without it a head is never tied."""
     prefix: ClassVar[str] = ""
     """What checkpoints may have in front of every tensor's name."""
     fixed: ClassVar[Mapping[str, Any]] = {}
@@ -125,13 +129,13 @@ class Family(ABC):
         if cls.model_type:
             Family.registry[cls.model_type] = cls
 
-    @abstractmethod
     def configure(self, fields: Mapping[str, Any], source: str) -> Config:
         """The configuration that these fields of a `config.json` say; ConfigError names every field at fault, and `source`."""
+        return self.config.checked(fields, source)
 
-    @abstractmethod
-    def build(self, config: Any) -> Decoder:
-        """The float module; its weights are zero."""
+    def build(self, config: Config) -> Decoder:
+        """The float module, without the weights of any checkpoint."""
+        return self.decoder(config)
 
     def zero_if_absent(self, name: str) -> bool:
         """Whether a checkpoint may leave this tensor out: it is zero then."""
@@ -147,7 +151,7 @@ class Family(ABC):
 
     def tables(self, config: Any) -> Mapping[str, str]:
         """Tensors that are another one, by the name of that one; a checkpoint may leave them out, or hold an equal one."""
-        return {}
+        return {"lm_head.weight": self.embedding} if self.embedding and config.tie_word_embeddings else {}
 
 
 def families() -> dict[str, type[Family]]:

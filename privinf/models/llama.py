@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privinf.models.base import Activations, Config, Decoder, Family
+from privinf.models.folding import read, take_scalars, write
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation, floats, turned
 
@@ -228,7 +229,7 @@ class LlamaModel(Decoder):
 
     @torch.no_grad()
     def folded(self) -> LlamaModel:
-        """The same function without learnable scalars, as `AeroModel.folded` has it: the stream carries x over p, the betas' product."""
+        """The same function without learnable scalars (`privinf.models.folding`)."""
         if self.is_folded or not self.config.ffn_scaled:
             return self
         model, p = copy.deepcopy(self).eval(), 1.0
@@ -236,43 +237,25 @@ class LlamaModel(Decoder):
         for layer, block in enumerate(model.model.layers):
             assert isinstance(block, Block)
             attention, mlp = block.self_attn, block.mlp
-            assert mlp.alpha is not None and mlp.beta is not None
-            _read(block.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], p)
-            _write(attention.o_proj, 1 / p)
-            _read(block.post_attention_layernorm, mlp.readers, p)
-            alpha, beta = float(mlp.alpha), float(mlp.beta)
-            if abs(p * beta) < 1e-12:
-                raise ConfigError("beta is zero, or so small that the weights cannot take it up", layer=f"model.layers.{layer}.mlp.beta")
-            p *= beta
-            _write(mlp.down_proj, 1 / (alpha * p))
-            mlp.alpha = mlp.beta = None
+            read(block.input_layernorm, [each.weight for each in (attention.q_proj, attention.k_proj, attention.v_proj)], p)
+            write(attention.o_proj.weight, attention.o_proj.bias, p)
+            read(block.post_attention_layernorm, [each.weight for each in mlp.readers], p)
+            alpha, p = take_scalars(mlp, p, f"model.layers.{layer}.mlp")
+            write(mlp.down_proj.weight, mlp.down_proj.bias, alpha * p)
         if model.model.norm is None and p != 1.0:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight * p, requires_grad=False)  # unties it
-        _read(model.model.norm, [], p)
+        read(model.model.norm, [], p)
         return model
-
-
-def _read(norm: nn.RMSNorm | None, maps: list[nn.Linear], p: float) -> None:
-    """Lets maps that read x = p x~ read x~ instead: through their norm, which is blind to all but the sign, else in their matrices."""
-    if norm is not None:
-        norm.eps = (norm.eps or 0.0) / (p * p)
-        norm.weight.mul_(math.copysign(1, p))
-        return
-    for each in maps:
-        each.weight.mul_(p)
-
-
-def _write(each: nn.Linear, factor: float) -> None:
-    each.weight.mul_(factor)
-    if each.bias is not None:
-        each.bias.mul_(factor)
 
 
 class Llama(Family):
     """Such a directory comes from elsewhere, so fields that we do not know are ignored, unless they change the function."""
 
     model_type = "llama"
+    config = LlamaConfig
+    decoder = LlamaModel
     state = ("keys", "values")
+    embedding = "model.embed_tokens.weight"
     fixed = MappingProxyType({"quantization_config": None, "rope_interleaved": False})
 
     def configure(self, fields: Mapping[str, Any], source: str) -> LlamaConfig:
@@ -305,18 +288,12 @@ class Llama(Family):
         attention = fields.get("attention_bias", False)
         return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": fields.get("mlp_bias", False)}
 
-    def build(self, config: LlamaConfig) -> LlamaModel:
-        return LlamaModel(config)
-
     def unread(self, name: str, tensor: Tensor, config: LlamaConfig) -> bool:
         """Old files carry the angles of one position."""
         return name.endswith("rotary_emb.inv_freq")
 
     def fault(self, name: str, tensor: Tensor) -> str:
         return "a value is not positive" if name.endswith("mlp.alpha") and not bool((tensor > 0).all()) else ""
-
-    def tables(self, config: LlamaConfig) -> Mapping[str, str]:
-        return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
 def _shown(value: Any) -> str:

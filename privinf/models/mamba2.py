@@ -9,19 +9,19 @@ and C.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.base import Activations, Config, Decoder, Family
+from privinf.models.base import Activations
+from privinf.models.recurrent import Recurrent, RecurrentConfig, RecurrentModel
 from protocols.recurrence import recurrence, short_convolution
 
 
-class Mamba2Config(Config):
+class Mamba2Config(RecurrentConfig):
     """One model of Mamba-2's kind. More than a dozen attributes: what its file has."""
 
     model_type: Literal["mamba2"]
@@ -29,10 +29,7 @@ class Mamba2Config(Config):
     n_state: int = Field(default=16, ge=1, le=65_536)
     decay: Literal["softplus", "relu", "fixed"] = "softplus"
     conv: int = Field(default=4, ge=0, le=64)
-    norm: Literal["rmsnorm", "none"] = "rmsnorm"
     gate: Literal["silu", "relu", "linear", "none"] = "silu"
-    norm_epsilon: float = Field(default=1e-5, gt=0, lt=1)
-    tie_word_embeddings: bool = False
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Mamba2Config:
@@ -71,7 +68,7 @@ class Mixer(nn.Module):
         self.conv_weight = nn.Parameter(torch.zeros(config.conv, 1, inner + 2 * state)) if config.conv else None
         self.conv_bias = nn.Parameter(torch.zeros(inner + 2 * state)) if config.conv else None
         self.D = nn.Parameter(torch.ones(config.n_head)) if config.conv else None
-        self.norm = nn.RMSNorm(inner, config.norm_epsilon) if config.norm == "rmsnorm" else None
+        self.norm = config.rms_norm(inner)
         self.out_proj = nn.Linear(inner, config.n_embd, bias=False)
 
     def activated(self, x: Tensor) -> Tensor:
@@ -114,56 +111,26 @@ class Block(nn.Module):
 
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.n_embd, config.norm_epsilon) if config.norm == "rmsnorm" else None
+        self.norm = config.rms_norm()
         self.mixer = Mixer(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, d) -> (B, T, d)."""
+    def forward(self, x: Tensor, trace: Activations | None = None) -> Tensor:
+        """x (B, T, d) -> (B, T, d); there is nothing to trace."""
         found: Tensor = x + self.mixer(x if self.norm is None else self.norm(x))
         return found
 
 
-class Mamba2Model(Decoder):
-    """Ids (B, T) to logits (B, T, V)."""
+class Mamba2Model(RecurrentModel):
+    """Of such blocks."""
 
     config: Mamba2Config
-
-    def __init__(self, config: Mamba2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm_f = nn.RMSNorm(config.n_embd, config.norm_epsilon) if config.norm == "rmsnorm" else None
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embeddings.weight
-
-    def forward(self, ids: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
-        """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position. The trace gets the stream alone."""
-        x = self.embeddings(ids)  # (B, T, d)
-        for block in self.layers:
-            if trace is not None:
-                trace.residual.append(x)
-            x = block(x)
-        if trace is not None:
-            trace.residual.append(x)
-        if last_only:
-            x = x[:, -1]  # (B, d)
-        logits: Tensor = self.lm_head(x if self.norm_f is None else self.norm_f(x))
-        return logits
+    block = Block
 
 
-class Mamba2(Family):
-    """Ours: its configuration is small, and no checkpoint of elsewhere is read."""
+class Mamba2(Recurrent):
+    """See `Recurrent`."""
 
     model_type = "mamba2"
+    config = Mamba2Config
+    decoder = Mamba2Model
     state = ("state",)
-
-    def configure(self, fields: Mapping[str, Any], source: str) -> Mamba2Config:
-        return Mamba2Config.checked(fields, source)
-
-    def build(self, config: Mamba2Config) -> Mamba2Model:
-        return Mamba2Model(config)
-
-    def tables(self, config: Mamba2Config) -> Mapping[str, str]:
-        return {"lm_head.weight": "embeddings.weight"} if config.tie_word_embeddings else {}

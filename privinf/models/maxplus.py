@@ -7,14 +7,14 @@ layer after a linear one; Hashemi et al., "Tropical Attention", arXiv 2505.17190
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block, FeedForward
-from privinf.models.base import Activations, Decoder
+from privinf.models.base import Activations
 from protocols.max_plus import tropical, tropical_mixed, tropical_scores
 
 
@@ -104,8 +104,5 @@ class MaxPlus(Aero):
     """Our own checkpoints, as the ladder's."""
 
     model_type = "maxplus"
-    config: ClassVar[type[AeroConfig]] = MaxPlusConfig
-
-    def build(self, config: AeroConfig) -> Decoder:
-        assert isinstance(config, MaxPlusConfig)
-        return MaxPlusModel(config)
+    config = MaxPlusConfig
+    decoder = MaxPlusModel

@@ -8,15 +8,15 @@ B batch, T tokens, L layers (blocks that a token goes through), K loops, so L / 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from privinf.models.aero import Aero, AeroConfig, AeroModel, Block, Projection
-from privinf.models.base import Activations, Decoder, Sharing
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Projection
+from privinf.models.base import Activations, Sharing
 
 
 class RecursiveConfig(AeroConfig):
@@ -68,34 +68,17 @@ def _maps(block: nn.Module) -> dict[str, Projection]:
     return {name: part for name, part in block.named_modules() if isinstance(part, Projection)}
 
 
-class RecursiveModel(Decoder):
-    """Ids (B, T) to logits (B, T, V). Its weights are zero until they are drawn or loaded."""
+class RecursiveModel(AeroModel):
+    """A network of the ladder with fewer blocks than layers, and each layer's differences."""
 
     config: RecursiveConfig
-    future: Tensor
 
     def __init__(self, config: RecursiveConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config, block) for block in range(config.blocks))
-        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "layernorm" else None
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.wte.weight
-        for embedding in (self.wte.weight, self.wpe.weight, self.lm_head.weight):
-            nn.init.zeros_(embedding)
+        super().__init__(config)
         self.differences = nn.ModuleList(  # of each layer, by the name of the matrix
             nn.ModuleDict({name.replace(".", "_"): Difference(of, config.rank) for name, of in _maps(self.block(layer)).items()})
             for layer in range(config.n_layer if config.rank else 0)
         )
-        self.register_buffer("future", None, persistent=False)
-        self.restore()
-
-    def restore(self) -> None:
-        """The causal mask, as in `AeroModel`."""
-        self.future = torch.ones(self.config.n_positions, self.config.n_positions, dtype=torch.bool).triu(1)
 
     def block(self, layer: int) -> nn.Module:
         """The one that a layer runs."""
@@ -109,18 +92,10 @@ class RecursiveModel(Decoder):
         assert isinstance(differences, nn.ModuleDict)
         return {f"{name}.weight": of.weight + differences[name.replace(".", "_")]() for name, of in _maps(self.block(layer)).items()}
 
-    def forward(self, ids: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
-        """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position."""
-        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, d)
-        if trace is not None:
-            trace.residual.append(x)
-        for layer in range(self.config.n_layer):
-            last = last_only and layer == self.config.n_layer - 1
-            x = functional_call(self.block(layer), self.weights(layer), (x, self.future, last, trace))  # (B, T, d)
-        if last_only:
-            x = x[:, -1]  # (B, d)
-        logits: Tensor = self.lm_head(x if self.ln_f is None else self.ln_f(x))
-        return logits
+    def through(self, layer: int, x: Tensor, last_only: bool, trace: Activations | None) -> Tensor:
+        """By its block, with its own matrices."""
+        found: Tensor = functional_call(self.block(layer), self.weights(layer), (x, self.future, last_only, trace))
+        return found
 
     @torch.no_grad()
     def unrolled(self, *, differences: bool = True) -> AeroModel:
@@ -148,8 +123,5 @@ class Recursive(Aero):
     """Our own checkpoints, as the ladder's."""
 
     model_type = "recursive"
-    config: ClassVar[type[AeroConfig]] = RecursiveConfig
-
-    def build(self, config: AeroConfig) -> Decoder:
-        assert isinstance(config, RecursiveConfig)
-        return RecursiveModel(config)
+    config = RecursiveConfig
+    decoder = RecursiveModel

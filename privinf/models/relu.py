@@ -5,14 +5,14 @@ Source: Wortsman et al., "Replacing softmax with ReLU in Vision Transformers", a
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
 from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block
-from privinf.models.base import Activations, Decoder
+from privinf.models.base import Activations
 from protocols.relu_attention import mean_weights
 
 SMALL = 1e-6
@@ -75,8 +75,5 @@ class Relu(Aero):
     """Our own checkpoints, as the ladder's."""
 
     model_type = "relu"
-    config: ClassVar[type[AeroConfig]] = ReluConfig
-
-    def build(self, config: AeroConfig) -> Decoder:
-        assert isinstance(config, ReluConfig)
-        return ReluModel(config)
+    config = ReluConfig
+    decoder = ReluModel

@@ -8,28 +8,24 @@ B batch, T tokens, H heads of width P, d = H P model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privinf.models.base import Activations, Config, Decoder, Family
+from privinf.models.base import Activations
+from privinf.models.recurrent import Recurrent, RecurrentConfig, RecurrentModel
 from protocols.recurrence import inner_descent
 
 
-class TttConfig(Config):
+class TttConfig(RecurrentConfig):
     """One model of TTT-Linear's kind."""
 
     model_type: Literal["ttt"]
-    n_inner: int = Field(ge=1, le=10_000_000)
     mini_batch: int = Field(default=16, ge=1, le=1024)
-    norm: Literal["rmsnorm", "none"] = "rmsnorm"
     ffn: Literal["swiglu", "relu", "none"] = "swiglu"
-    norm_epsilon: float = Field(default=1e-5, gt=0, lt=1)
-    tie_word_embeddings: bool = False
 
     @model_validator(mode="after")
     def _fields_agree(self) -> TttConfig:
@@ -52,7 +48,7 @@ class Learner(nn.Module):
         width, self.batch = config.n_embd // config.n_head, config.mini_batch
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.n_embd, config.n_embd, bias=False) for _ in range(3))
         self.weight = nn.Parameter(torch.zeros(config.n_head, width, width))
-        self.norm = nn.RMSNorm(config.n_embd, config.norm_epsilon) if config.norm == "rmsnorm" else None
+        self.norm = config.rms_norm()
         self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, trace: Activations | None = None) -> Tensor:
@@ -88,11 +84,10 @@ class Block(nn.Module):
 
     def __init__(self, config: TttConfig) -> None:
         super().__init__()
-        normed = config.norm == "rmsnorm"
-        self.norm = nn.RMSNorm(config.n_embd, config.norm_epsilon) if normed else None
+        self.norm = config.rms_norm()
         self.learner = Learner(config)
         self.mlp = None if config.ffn == "none" else FeedForward(config)
-        self.mlp_norm = nn.RMSNorm(config.n_embd, config.norm_epsilon) if normed and self.mlp is not None else None
+        self.mlp_norm = None if self.mlp is None else config.rms_norm()
 
     def forward(self, x: Tensor, trace: Activations | None = None) -> Tensor:
         """x (B, T, d) -> (B, T, d)."""
@@ -103,47 +98,17 @@ class Block(nn.Module):
         return found
 
 
-class TttModel(Decoder):
-    """Ids (B, T) to logits (B, T, V)."""
+class TttModel(RecurrentModel):
+    """Of such blocks."""
 
     config: TttConfig
-
-    def __init__(self, config: TttConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm_f = nn.RMSNorm(config.n_embd, config.norm_epsilon) if config.norm == "rmsnorm" else None
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embeddings.weight
-
-    def forward(self, ids: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
-        """ids (B, T), 1 <= T <= n_positions -> logits (B, T, V), or (B, V) of the last position. The trace gets the stream, and keys."""
-        x = self.embeddings(ids)  # (B, T, d)
-        stream = [x]
-        for block in self.layers:
-            x = block(x, trace)
-            stream.append(x)
-        if trace is not None:
-            trace.residual.extend(stream)
-        if last_only:
-            x = x[:, -1]  # (B, d)
-        logits: Tensor = self.lm_head(x if self.norm_f is None else self.norm_f(x))
-        return logits
+    block = Block
 
 
-class Ttt(Family):
-    """Ours: its configuration is small, and no checkpoint of elsewhere is read."""
+class Ttt(Recurrent):
+    """See `Recurrent`."""
 
     model_type = "ttt"
+    config = TttConfig
+    decoder = TttModel
     state = ("start", "now")
-
-    def configure(self, fields: Mapping[str, Any], source: str) -> TttConfig:
-        return TttConfig.checked(fields, source)
-
-    def build(self, config: TttConfig) -> TttModel:
-        return TttModel(config)
-
-    def tables(self, config: TttConfig) -> Mapping[str, str]:
-        return {"lm_head.weight": "embeddings.weight"} if config.tie_word_embeddings else {}

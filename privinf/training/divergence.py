@@ -10,8 +10,8 @@ from torch import Tensor
 from privinf.models.aero import AeroModel
 from privinf.models.base import Activations
 from privinf.models.llama import LlamaModel
+from privinf.models.recurrent import RecurrentModel
 from privinf.training.families import Trained
-from privinf.training.recurrent import Recurrent
 from protocols.errors import PrivinfError
 
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
@@ -52,7 +52,7 @@ class LossWatch:
         first = next((index for index, size in enumerate(sizes) if not math.isfinite(size)), None)
         places = ["the embedding"]
         for layer in range(self._model.config.n_layer):
-            if isinstance(self._model, Recurrent):
+            if isinstance(self._model, RecurrentModel):
                 places.append(f"layers.{layer}")
                 continue
             has_ffn = self._model.config.has_ffn(layer) if isinstance(self._model, AeroModel) else True

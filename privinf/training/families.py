@@ -10,21 +10,23 @@ from typing import Any, Literal
 import torch
 
 from privinf.models.aero import AeroConfig, AeroModel
+from privinf.models.base import families
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
-from privinf.models.mamba2 import Mamba2Config, Mamba2Model
-from privinf.models.maxplus import MaxPlusConfig, MaxPlusModel
-from privinf.models.recursive import RecursiveConfig, RecursiveModel
-from privinf.models.relu import ReluConfig, ReluModel
-from privinf.models.ttt import TttConfig, TttModel
+from privinf.models.mamba2 import Mamba2Model
+from privinf.models.maxplus import MaxPlusConfig
+from privinf.models.recurrent import RecurrentConfig, RecurrentModel
+from privinf.models.recursive import RecursiveConfig
+from privinf.models.relu import ReluConfig
+from privinf.models.ttt import TttModel
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from privinf.training.recurrent import first_of_mamba2, first_of_ttt, mamba2_config, ttt_config
 from protocols.errors import ConfigError
 from protocols.rotary import Rotation
 
-Trained = AeroModel | LlamaModel | RecursiveModel | Mamba2Model | TttModel
-TrainedConfig = AeroConfig | LlamaConfig | Mamba2Config | TttConfig
+Trained = AeroModel | LlamaModel | RecurrentModel
+TrainedConfig = AeroConfig | LlamaConfig | RecurrentConfig
 FamilyName = Literal["aero", "llama", "recursive", "relu", "maxplus", "mamba2", "ttt"]
 USUAL: dict[FamilyName, str] = {
     "aero": "SM(t)+ScFuFFN",
@@ -125,34 +127,24 @@ def with_offsets(config: TrainedConfig) -> TrainedConfig:
 
 def built(config: TrainedConfig) -> Trained:
     """The float module, its weights not yet drawn."""
-    if isinstance(config, RecursiveConfig):
-        return RecursiveModel(config)
-    if isinstance(config, Mamba2Config):
-        return Mamba2Model(config)
-    if isinstance(config, MaxPlusConfig):
-        return MaxPlusModel(config)
-    if isinstance(config, ReluConfig):
-        return ReluModel(config)
-    if isinstance(config, TttConfig):
-        return TttModel(config)
-    return AeroModel(config) if isinstance(config, AeroConfig) else LlamaModel(config)
+    model = families()[config.model_type]().build(config)
+    assert isinstance(model, Trained)
+    return model
 
 
 def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
     """Draws the weights of a model that is to be trained: of Llama's kind as `initialise` does it for the ladder."""
     if isinstance(model, LlamaModel):
         _first_of_llama(model, seed, recipe)
-        return
-    if isinstance(model, Mamba2Model):
+    elif isinstance(model, Mamba2Model):
         first_of_mamba2(model, seed)
-        return
-    if isinstance(model, TttModel):
+    elif isinstance(model, TttModel):
         first_of_ttt(model, seed)
-        return
-    initialise(model, seed, recipe)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".up"):
-            torch.nn.init.zeros_(parameter)  # at first all loops are the same
+    elif isinstance(model, AeroModel):
+        initialise(model, seed, recipe)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".up"):
+                torch.nn.init.zeros_(parameter)  # at first all loops are the same
 
 
 @torch.no_grad()

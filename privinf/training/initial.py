@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 
 from privinf.models.aero import AeroModel
-from privinf.models.recursive import RecursiveModel
 
 
 @torch.no_grad()
-def initialise(model: AeroModel | RecursiveModel, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
+def initialise(model: AeroModel, seed: int, recipe: Literal["ours", "gpt2"] = "ours") -> None:
     """Draws the weights of a model that is to be trained.
 
     With LayerNorm: GPT-2's own recipe. Without it nothing rescales the stream, so the embeddings start larger, queries and keys at twice

@@ -13,13 +13,14 @@ import torch
 from torch.nn.utils import parametrizations
 
 from privinf.models.aero import AeroModel, Block
+from privinf.models.recursive import RecursiveModel
 from privinf.training.families import Trained
 from protocols.errors import ConfigError
 
 
 def normalise_ffns(model: Trained, kind: Literal["weight", "spectral"], seed: int) -> None:
     """Lets FFN matrices be learnt as length and direction per output (`weight`), or divided by the largest singular value (`spectral`)."""
-    if not isinstance(model, AeroModel):
+    if not isinstance(model, AeroModel) or isinstance(model, RecursiveModel):
         raise ConfigError("--ffn-norm is for networks of the ladder", remedy="leave it out, or choose a scaled variant such as SM+ScGLU")
     for block in model.h:
         assert isinstance(block, Block)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from privinf.models.base import Activations
+from privinf.models.recurrent import RecurrentModel
 from privinf.training.entropy import entropy_penalty
 from privinf.training.families import Trained
-from privinf.training.recurrent import Recurrent
 from privinf.training.rows import STRANGE_PART, row_penalty, strange
 from privinf.training.settings import Settings
 from protocols.errors import ConfigError
@@ -25,7 +25,7 @@ class Objective:
     def __init__(self, model: Trained, settings: Settings, *, compile: bool, teacher: Trained | None = None) -> None:
         self.model, self.settings = model, settings
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
-        if isinstance(model, Recurrent) and (settings.entropy_lambda > 0 or settings.row_weight > 0):
+        if isinstance(model, RecurrentModel) and (settings.entropy_lambda > 0 or settings.row_weight > 0):
             raise ConfigError("this family has no rows of scores to penalise", remedy="leave --entropy-lambda and --row-weight out")
         per_head = torch.full((model.config.n_layer, model.config.n_head), settings.entropy_theta)
         self.theta = nn.Parameter(per_head) if settings.entropy_lambda > 0 else None

@@ -12,8 +12,6 @@ from privinf.models.mamba2 import Mamba2Config, Mamba2Model
 from privinf.models.ttt import TttConfig, TttModel
 from protocols.errors import ConfigError
 
-Recurrent = Mamba2Model | TttModel
-"""They have no rows of scores, and so no entropy."""
 OF_MAMBA2 = re.compile(r"M2\((?P<decay>sp|relu|fix)\)(?P<conv>\+Conv)?(?P<norm>\+RN)?(?:\+(?P<gate>SiLU|R|GLU))?")
 DECAYS = {"sp": "softplus", "relu": "relu", "fix": "fixed"}
 GATES = {"SiLU": "silu", "R": "relu", "GLU": "linear", None: "none"}

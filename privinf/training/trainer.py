@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
+from privinf.models.recurrent import RecurrentModel
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
@@ -32,7 +33,6 @@ from privinf.training.metrics import Metrics, writing
 from privinf.training.normalisation import folded_norms, normalise_ffns
 from privinf.training.objective import HELD_EVERY, Objective
 from privinf.training.optimizers import Optimizers
-from privinf.training.recurrent import Recurrent
 from privinf.training.rows import fit_offsets, strange
 from privinf.training.settings import Settings, rate_at
 from protocols.errors import ConfigError
@@ -166,7 +166,7 @@ class Trainer:
                 rate = rate_at(self.settings, self.step, fraction)
                 report(Progress(self.step, fraction, extra["held_out_loss"], rate, recent, self.elapsed, extra))
                 validated = time.monotonic()
-            if entropy_every and not isinstance(self.model, Recurrent) and (ended or self.step % entropy_every == 0):
+            if entropy_every and not isinstance(self.model, RecurrentModel) and (ended or self.step % entropy_every == 0):
                 self._record_entropy(sample)
             if ended:
                 whole = self.validate(final_windows)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -70,12 +68,8 @@ class Own(Family):
 
     model_type = "own"
     state = ("keys", "values")
-
-    def configure(self, fields: Mapping[str, Any], source: str) -> OwnConfig:
-        return OwnConfig.checked(fields, source)
-
-    def build(self, config: OwnConfig) -> OwnModel:
-        return OwnModel(config)
+    config = OwnConfig
+    decoder = OwnModel
 
 
 @pytest.fixture(params=[False, True], ids=["one after the other", "parallel"])

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from privinf.cli.train import train
 from privinf.lowering import convert
 from privinf.models.checkpoint import load_checkpoint
+from privinf.models.recurrent import RecurrentModel
 from privinf.training.families import built, variant_config
 from privinf.training.objective import Objective
-from privinf.training.recurrent import Recurrent
 from privinf.training.settings import Settings
 from protocols.errors import ConfigError
 from tests.support.ladder import run
@@ -42,7 +42,7 @@ def test_it_learns_and_resumes_and_what_it_leaves_runs_privately(tmp_path: Path,
     result = json.loads(found.stdout)
     assert result["steps"] == 40 and result["variant"] == variant and result["held_out_loss"] < 5.5  # guessing evenly: 5.7
     model, config, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
-    assert isinstance(model, Recurrent) and tokenizer is not None and config.model_type == family
+    assert isinstance(model, RecurrentModel) and tokenizer is not None and config.model_type == family
     ids = list(range(3, 15))
     exact = model(torch.tensor([ids]))[0, -1]
     assert float((run(convert(tmp_path / "run" / "checkpoint"), ids).client - exact).abs().max()) < TRAINED_ERROR

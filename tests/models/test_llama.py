@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privinf.lowering import convert
-from privinf.lowering.explain import explain
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from protocols.errors import ConfigError
 from tests.support.alone import Alone
 from tests.support.batches import Batches
-from tests.support.duo import duo
-from tests.support.ladder import LOGIT_ERROR, run, walker
-from tests.support.trio import trio
-from tests.support.two_party import Dealt, Weights
+from tests.support.families import generation_follows, pass_follows, refused, two_alone_follow
+from tests.support.ladder import IDS, LOGIT_ERROR
+from tests.support.two_party import Dealt
 
 SIZES: dict[str, Any] = {"vocab_size": 201, "max_position_embeddings": 80, "hidden_size": 24, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "initializer_range": 0.15}
-IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
 FLOAT = 2e-5  # of two float32 evaluations in different order, times the size of the logits
 STRETCHED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 40}
 
@@ -80,26 +77,14 @@ def test_ours_is_theirs(tmp_path: Path, kind: str, fields: dict[str, Any]) -> No
     torch.testing.assert_close(found, wanted, rtol=0, atol=FLOAT * max(1.0, float(wanted.abs().max())))
     lowered = convert(tmp_path)
     assert [node.op for node in lowered.graph.nodes if node.op in ("rotary", "repeat")] == []  # attention has taken them over
-    outcome = run(lowered, IDS)
-    assert float((outcome.client - wanted[-1]).abs().max()) < LOGIT_ERROR
-    counted, total = outcome.counted["online"], explain(lowered, len(IDS), logits=True)["total"]
-    assert (counted["payload"], counted["rounds"]) == (total["online_bytes"], total["rounds"])
+    pass_follows(lowered, wanted[-1], alone=False)
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_cached_generation_follows_float(tmp_path: Path, count: int) -> None:
     """Keys are turned before they are kept; every token is float's best, or within the error of it."""
-    model, prompt = saved(tmp_path / "theirs"), list(IDS[:5])
-    lowered = convert(tmp_path / "theirs")
-    with trio(lowered) as parties, parties.client(fresh=True) as client:
-        tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=count, logits=True, ignore_eos=True)]
-        logits, result = client.logits, client.result
-    assert result is not None and len(tokens) == count
-    exact = theirs(model, prompt + tokens[:-1])[len(prompt) - 1 :]
-    assert float((torch.stack(logits).reshape(count, -1) - exact).abs().max()) < LOGIT_ERROR
-    assert float((exact.amax(-1) - exact[torch.arange(count), tokens]).max()) < 2 * LOGIT_ERROR
-    total = explain(lowered, len(prompt), new_tokens=count, logits=True)["total"]
-    assert (total["online_bytes"], total["rounds"]) == (result["traffic"]["online"]["payload"], result["traffic"]["online"]["rounds"])
+    model = saved(tmp_path)
+    generation_follows(convert(tmp_path), partial(theirs, model), list(IDS[:5]), count)
 
 
 def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
@@ -117,22 +102,9 @@ def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
 def test_without_a_dealer(tmp_path: Path) -> None:
     """A prompt, and what follows it over cached keys that heads share; for exactly what was predicted."""
     model = saved(tmp_path / "theirs", num_hidden_layers=1)
-    lowered, sources = convert(tmp_path / "theirs"), list[Alone]()
-
-    def source(weights: Weights, device: str) -> Alone:
-        sources.append(Alone(weights, device))
-        return sources[0]
-
-    outcome = walker(lowered, source=source)(IDS)
-    assert float((outcome.client - theirs(model, IDS)[-1]).abs().max()) < LOGIT_ERROR
-    assert (outcome.counted["offline"]["payload"], outcome.counted["offline"]["rounds"]) == (
-        outcome.predicted.peer_offline_bytes + sources[0].predicted[0][0],
-        sources[0].predicted[0][1],
-    )
-    with duo(lowered, cache=tmp_path / "cache") as pair, pair.client(fresh=True) as client:
-        tokens = [token.id for token in client.generate(ids=list(IDS[:4]), max_new_tokens=3, logits=True, ignore_eos=True)]
-        found = torch.stack(client.logits).reshape(3, -1)
-    assert float((found - theirs(model, [*IDS[:4], *tokens[:-1]])[3:]).abs().max()) < LOGIT_ERROR
+    lowered = convert(tmp_path / "theirs")
+    pass_follows(lowered, theirs(model, IDS)[-1])
+    two_alone_follow(lowered, partial(theirs, model), list(IDS[:4]), tmp_path / "cache")
 
 
 def test_what_we_write_is_read_by_transformers(tmp_path: Path) -> None:
@@ -189,11 +161,7 @@ def test_its_tokenizer_comes_along(tmp_path: Path) -> None:
 )
 def test_what_is_not_supported_is_told_in_a_line(tmp_path: Path, changes: dict[str, Any], told: str, whole: Path) -> None:
     shutil.copytree(whole, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
-    with pytest.raises(ConfigError, match=told) as caught:
-        load_checkpoint(tmp_path / "model")
-    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    refused(tmp_path / "model", told, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.recursive import RecursiveModel
 from privinf.training.families import built, first_weights, variant_config
 from protocols.errors import ConfigError
-from tests.support.alone import Alone
-from tests.support.duo import duo
+from tests.support.families import generation_follows, ladder_logits, pass_follows, refused, softmax_attention, two_alone_follow
 from tests.support.ladder import IDS, LOGIT_ERROR, walker
 from tests.support.trio import trio
-from tests.support.two_party import Weights
 
 SIZES = {"n_layer": 6, "n_head": 2, "n_embd": 24, "vocab_size": 201, "n_positions": 80}
 
@@ -46,35 +43,7 @@ def saved(directory: Path, variant: str, **fields: Any) -> Path:
 
 def reference(directory: Path, ids: list[int] | tuple[int, ...]) -> Tensor:
     """(T, V) in float64 from the file's tensors alone."""
-    w, fields = load_file(directory / "model.safetensors"), json.loads((directory / "config.json").read_text())
-    w = {name: tensor.double() for name, tensor in w.items()}
-    heads, count, loops = fields["n_head"], len(ids), fields["loops"]
-    blocks = fields["n_layer"] // loops
-    x = w["wte.weight"][list(ids)] + w["wpe.weight"][:count]
-    width = x.shape[1]
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        if fields["norm"] == "none":
-            return x
-        x = x - x.mean(-1, keepdim=True)
-        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    for loop in range(loops):
-        for block in range(blocks):
-
-            def apply(x: Tensor, name: str, block: int = block, layer: int = loop * blocks + block) -> Tensor:
-                y = x @ w[f"h.{block}.{name}.weight"] + w[f"h.{block}.{name}.bias"]
-                own = f"differences.{layer}.{name.replace('.', '_')}"
-                return y + x @ w[f"{own}.down"] @ w[f"{own}.up"] if f"{own}.up" in w else y
-
-            q, k, v = apply(norm(x, f"h.{block}.ln_1"), "attn.c_attn").reshape(count, 3, heads, width // heads).permute(1, 2, 0, 3)
-            if f"h.{block}.attn.temperature" in w:
-                q = q / w[f"h.{block}.attn.temperature"][:, :count, None]
-            scores = q @ k.mT / math.sqrt(width // heads) + torch.full((count, count), -math.inf).double().triu(1)
-            x = x + apply((scores.softmax(-1) @ v).transpose(0, 1).reshape(count, width), "attn.c_proj")
-            y = norm(x, f"h.{block}.ln_2")
-            x = x + (apply(y, "mlp.fused") if fields["ffn"] == "fused" else apply(apply(y, "mlp.c_fc").relu(), "mlp.c_proj"))
-    return norm(x, "ln_f") @ w.get("lm_head.weight", w["wte.weight"]).T
+    return ladder_logits(directory, ids, softmax_attention)
 
 
 def set_up(lowered: Lowered) -> dict[str, int]:
@@ -102,24 +71,14 @@ def test_a_private_pass_follows_float(tmp_path: Path, variant: str, fields: dict
     with torch.no_grad():
         found = load_checkpoint(directory)[0](torch.tensor([IDS]))[0]
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
-    lowered, sources = convert(directory), list[Alone]()
+    lowered = convert(directory)
     maps = [node for node in lowered.graph.nodes if node.op == "shared_linear"]
     loops, layers = fields.get("loops", 3), fields.get("n_layer", 6)
     assert len([node for node in maps if node.shared_with is None]) * loops == len(maps)
     assert {node.layer for node in maps if node.shared_with is None} == {f"h.{block}" for block in range(layers // loops)}
     assert all(("down" in node.parameter_shapes) == bool(fields["rank"]) for node in maps)
 
-    def source(weights: Weights, device: str) -> Alone:
-        sources.append(Alone(weights, device))
-        return sources[0]
-
-    outcome, alone = walker(lowered)(IDS), walker(lowered, source=source)(IDS)
-    for each in (outcome, alone):
-        assert float((each.client - exact[-1]).abs().max()) < LOGIT_ERROR
-    assert alone.counted["online"]["payload"] == alone.predicted.online_bytes
-    assert alone.counted["offline"]["payload"] == alone.predicted.peer_offline_bytes + sources[0].predicted[0][0]
-    total = explain(lowered, len(IDS), logits=True)["total"]
-    assert (outcome.counted["online"]["payload"], outcome.counted["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
+    pass_follows(lowered, exact[-1])
     lowered.save(tmp_path / "lowered")
     again = Lowered.load(tmp_path / "lowered")
     assert again.id == lowered.id and Lowered.from_bundle(lowered.bundle()).id == lowered.id
@@ -153,25 +112,13 @@ def test_a_set_up_sends_a_shared_weight_once(tmp_path: Path, rank: int, monkeypa
 @pytest.mark.parametrize("count", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_cached_generation_follows_float(tmp_path: Path, count: int) -> None:
     """Token by token; each loop has its own keys and values of the weights that it shares."""
-    directory, prompt = saved(tmp_path / "checkpoint", "SM+FuFFN", rank=2, n_layer=3), [5, 7, 2, 11, 3]
-    lowered = convert(directory)
-    with trio(lowered) as parties, parties.client(fresh=True) as client:
-        tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=count, logits=True, ignore_eos=True)]
-        logits, result = client.logits, client.result
-    assert result is not None and len(tokens) == count
-    exact = reference(directory, prompt + tokens[:-1])[len(prompt) - 1 :]
-    assert float((torch.stack(logits).reshape(count, -1) - exact).abs().max()) < LOGIT_ERROR
-    assert float((exact.amax(-1) - exact[torch.arange(count), tokens]).max()) < 2 * LOGIT_ERROR
-    total = explain(lowered, len(prompt), new_tokens=count, logits=True)["total"]
-    assert (total["online_bytes"], total["rounds"]) == (result["traffic"]["online"]["payload"], result["traffic"]["online"]["rounds"])
+    directory = saved(tmp_path, "SM+FuFFN", rank=2, n_layer=3)
+    generation_follows(convert(directory), partial(reference, directory), [5, 7, 2, 11, 3], count)
 
 
 def test_two_parties_alone_generate(tmp_path: Path) -> None:
     directory = saved(tmp_path / "checkpoint", "SM+FuFFN", rank=2, n_layer=3)
-    with duo(convert(directory), cache=tmp_path / "cache") as pair, pair.client(fresh=True) as client:
-        tokens = [token.id for token in client.generate(ids=[5, 7, 2], max_new_tokens=3, logits=True, ignore_eos=True)]
-        found = torch.stack(client.logits).reshape(3, -1)
-    assert float((found - reference(directory, [5, 7, 2, *tokens[:-1]])[2:]).abs().max()) < LOGIT_ERROR
+    two_alone_follow(convert(directory), partial(reference, directory), [5, 7, 2], tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -189,12 +136,7 @@ def test_two_parties_alone_generate(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_told_in_a_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    directory = saved(tmp_path, "SM+FuFFN", rank=2)
-    config = directory / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
-    with pytest.raises(ConfigError, match=told) as caught:
-        load_checkpoint(directory)
-    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    refused(saved(tmp_path, "SM+FuFFN", rank=2), told, **changes)
 
 
 def test_a_weight_that_is_nobodys_is_refused(tmp_path: Path) -> None:

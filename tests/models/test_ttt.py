@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from privinf.models.ttt import TttModel
 from privinf.training.families import built, first_weights, variant_config
 from protocols import reference
 from protocols.errors import ConfigError, RangeError
-from tests.support.alone import Alone
-from tests.support.duo import duo
-from tests.support.ladder import IDS, LOGIT_ERROR, run, walker
-from tests.support.trio import trio
+from tests.support.families import generation_follows, pass_follows, refused, root_mean_square, two_alone_follow
+from tests.support.ladder import IDS
 
 VARIANTS = ("TTT", "TTT+R", "TTT+RN+SwiGLU")
 SIZES: dict[str, int] = {"n_layer": 2, "n_head": 4, "n_embd": 24, "vocab_size": 201, "n_positions": 80, "mini_batch": 5}
@@ -45,30 +43,24 @@ def made(directory: Path, variant: str, **sizes: int) -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in model.state_dict().items()}
 
 
-def normed(x: Tensor, tensors: dict[str, Tensor], name: str) -> Tensor:
-    """Of rows, if there is such a norm."""
-    weight = tensors.get(f"{name}.weight")
-    return x if weight is None else x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
-
-
 def plain(tensors: dict[str, Tensor], config: Any, ids: list[int]) -> Tensor:
     """Logits (T, V), from the published formulas: gradient by gradient."""
     x = tensors["embeddings.weight"][ids]
     for layer in range(config.n_layer):
         at = f"layers.{layer}"
-        u = normed(x, tensors, f"{at}.norm")
+        u = root_mean_square(x, tensors, f"{at}.norm")
         q, k, v = (
             (u @ tensors[f"{at}.learner.{part}_proj.weight"].T).reshape(len(u), config.n_head, -1).transpose(0, 1) for part in "qkv"
         )  # (H, T, P)
         z, _ = reference.inner_linear(q, k, v, tensors[f"{at}.learner.weight"], config.mini_batch)
         z = z.transpose(0, 1).reshape(len(u), -1)
-        x = x + normed(z, tensors, f"{at}.learner.norm") @ tensors[f"{at}.learner.o_proj.weight"].T
+        x = x + root_mean_square(z, tensors, f"{at}.learner.norm") @ tensors[f"{at}.learner.o_proj.weight"].T
         if config.ffn != "none":
-            u = normed(x, tensors, f"{at}.mlp_norm")
+            u = root_mean_square(x, tensors, f"{at}.mlp_norm")
             up = u @ tensors[f"{at}.mlp.up_proj.weight"].T
             inner = up.clamp(min=0) if config.ffn == "relu" else F.silu(u @ tensors[f"{at}.mlp.gate_proj.weight"].T) * up
             x = x + inner @ tensors[f"{at}.mlp.down_proj.weight"].T
-    return normed(x, tensors, "norm_f") @ tensors["lm_head.weight"].T
+    return root_mean_square(x, tensors, "norm_f") @ tensors["lm_head.weight"].T
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -81,25 +73,14 @@ def test_every_variant_is_gradient_descent(tmp_path: Path, variant: str) -> None
         with torch.no_grad():
             found = model.train(training)(torch.tensor([IDS]))[0]
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
-    lowered, sources = convert(tmp_path), list[Alone]()
+    lowered = convert(tmp_path)
     assert {"ttt", "rms_norm", "silu", "relu", "mul"} & {node.op for node in lowered.graph.nodes} == {
         "TTT": {"ttt"},
         "TTT+R": {"ttt", "relu"},
         "TTT+RN+SwiGLU": {"ttt", "rms_norm", "silu", "mul"},
     }[variant]
 
-    def source(weights: object, device: str) -> Alone:
-        sources.append(Alone(weights, device))  # type: ignore[arg-type]
-        return sources[0]
-
-    outcome = run(lowered, IDS)
-    assert float((outcome.client - wanted[-1]).abs().max()) < LOGIT_ERROR
-    if variant == "TTT+RN+SwiGLU":
-        alone = walker(lowered, source=source)(IDS)
-        assert float((alone.client - wanted[-1]).abs().max()) < LOGIT_ERROR
-        assert alone.counted["online"]["payload"] == alone.predicted.online_bytes
-    total = explain(lowered, len(IDS), logits=True)["total"]
-    assert (outcome.counted["online"]["payload"], outcome.counted["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
+    pass_follows(lowered, wanted[-1], alone=variant == "TTT+RN+SwiGLU")
 
 
 @pytest.mark.parametrize(
@@ -107,26 +88,15 @@ def test_every_variant_is_gradient_descent(tmp_path: Path, variant: str) -> None
 )
 def test_cached_generation_follows_float(tmp_path: Path, variant: str, count: int) -> None:
     """A prompt in pieces that end within mini-batches, and then token by token over the weights alone; for what was predicted."""
-    tensors, prompt = made(tmp_path, variant), list(IDS[:7])
-    lowered, (_, config, _) = convert(tmp_path), load_checkpoint(tmp_path)
-    with trio(lowered) as parties, parties.client(fresh=True, chunk=3) as client:
-        tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=count, logits=True, ignore_eos=True)]
-        logits, result = client.logits, client.result
-    assert result is not None and len(tokens) == count
-    exact = plain(tensors, config, prompt + tokens[:-1])[len(prompt) - 1 :]
-    assert float((torch.stack(logits).reshape(count, -1) - exact).abs().max()) < LOGIT_ERROR
-    assert float((exact.amax(-1) - exact[torch.arange(count), tokens]).max()) < 2 * LOGIT_ERROR
-    total = explain(lowered, len(prompt), new_tokens=count, logits=True, chunk=3)["total"]
-    assert (total["online_bytes"], total["rounds"]) == (result["traffic"]["online"]["payload"], result["traffic"]["online"]["rounds"])
+    tensors = made(tmp_path, variant)
+    _, config, _ = load_checkpoint(tmp_path)
+    generation_follows(convert(tmp_path), partial(plain, tensors, config), list(IDS[:7]), count, chunk=3)
 
 
 def test_without_a_dealer_over_a_weight(tmp_path: Path) -> None:
     tensors = made(tmp_path / "model", "TTT", n_layer=1)
-    lowered, (_, config, _) = convert(tmp_path / "model"), load_checkpoint(tmp_path / "model")
-    with duo(lowered, cache=tmp_path / "cache") as pair, pair.client(fresh=True) as client:
-        tokens = [token.id for token in client.generate(ids=list(IDS[:4]), max_new_tokens=3, logits=True, ignore_eos=True)]
-        found = torch.stack(client.logits).reshape(3, -1)
-    assert float((found - plain(tensors, config, [*IDS[:4], *tokens[:-1]])[3:]).abs().max()) < LOGIT_ERROR
+    _, config, _ = load_checkpoint(tmp_path / "model")
+    two_alone_follow(convert(tmp_path / "model"), partial(plain, tensors, config), list(IDS[:4]), tmp_path / "cache")
 
 
 def test_a_token_costs_the_same_at_any_length(tmp_path: Path) -> None:
@@ -176,11 +146,7 @@ def test_steps_that_may_not_settle_are_told(tmp_path: Path) -> None:
 )
 def test_what_is_not_supported_is_told_in_a_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     made(tmp_path, "TTT+R")
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
-    with pytest.raises(ConfigError, match=told) as caught:
-        load_checkpoint(tmp_path)
-    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    refused(tmp_path, told, **changes)
 
 
 def test_what_is_no_variant_is_told() -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from privinf.cli.train import train
 from privinf.lowering import convert
-from privinf.lowering.explain import explain
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.llama import LlamaModel
 from privinf.training.families import built, first_weights, variant_config
 from protocols.errors import ConfigError
-from tests.support.alone import Alone
-from tests.support.ladder import LOGIT_ERROR, run, walker
-from tests.support.training import SMALL_RUN
+from tests.support.families import learnt, pass_follows
+from tests.support.ladder import IDS
 
 VARIANTS = ("SM+RN+SwiGLU", "SM+RN+GLU", "SM+ScGLU", "SM+RN+FuFFN", "SM+ScFuFFN")
-IDS = (5, 7, 200, 11, 3, 3, 9, 100, 42, 17, 0, 96)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -39,42 +32,18 @@ def test_every_variant_runs_as_float_does(tmp_path: Path, variant: str) -> None:
             elif parameter.dim() == 2:
                 parameter.mul_(5 if config.norm == "rmsnorm" else 1.5)
     save_checkpoint(model, config, tmp_path / "checkpoint", torch.float32)
-    lowered, sources = convert(tmp_path / "checkpoint"), list[Alone]()
+    lowered = convert(tmp_path / "checkpoint")
     ops = {node.op for node in lowered.graph.nodes}
     assert ({"rms_norm"} <= ops, {"silu"} <= ops, {"mul"} <= ops) == ("+RN" in variant, "SwiGLU" in variant, "GLU" in variant)
     exact = load_checkpoint(tmp_path / "checkpoint")[0].double()(torch.tensor([IDS]))[0, -1]
 
-    def source(weights: object, device: str) -> Alone:
-        sources.append(Alone(weights, device))  # type: ignore[arg-type]
-        return sources[0]
-
-    outcome, alone = run(lowered, IDS), walker(lowered, source=source)(IDS)
-    for found in (outcome, alone):
-        assert float((found.client - exact).abs().max()) < LOGIT_ERROR
-    assert alone.counted["online"]["payload"] == alone.predicted.online_bytes
-    total = explain(lowered, len(IDS), logits=True)["total"]
-    assert (outcome.counted["online"]["payload"], outcome.counted["online"]["rounds"]) == (total["online_bytes"], total["rounds"])
+    pass_follows(lowered, exact)
 
 
 @pytest.mark.parametrize("variant", ["SM+RN+SwiGLU", "SM+ScFuFFN"])
 def test_it_learns_and_resumes_and_what_it_leaves_runs_privately(tmp_path: Path, variant: str) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for n in range(20):
-        (text / f"m{n}.py").write_text(f"def area_{n}(width, height):\n    return width * height + {n}\n" * 30)
-    app = typer.Typer()
-    app.command()(train)
-    words = ["-o", str(tmp_path / "run"), "--corpus", str(text), "--family", "llama", "--variant", variant, *SMALL_RUN, "--kv-heads", "1"]
-    for steps in (20, 40):
-        found = CliRunner().invoke(app, [*words, "--steps", str(steps)])
-        assert found.exit_code == 0, found.output
-    result = json.loads(found.stdout)
-    assert result["steps"] == 40 and result["variant"] == variant and result["held_out_loss"] < 4.5  # guessing evenly: 5.7
-    model, config, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
-    assert isinstance(model, LlamaModel) and tokenizer is not None and config.model_type == "llama"
-    ids = list(range(3, 15))
-    exact = model(torch.tensor([ids]))[0, -1]
-    assert float((run(convert(tmp_path / "run" / "checkpoint"), ids).client - exact).abs().max()) < LOGIT_ERROR
+    model, _ = learnt(tmp_path, "llama", variant, 4.5, "--variant", variant, "--kv-heads", "1")
+    assert isinstance(model, LlamaModel)
 
 
 @pytest.mark.parametrize(

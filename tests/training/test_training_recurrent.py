@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-import typer
-from typer.testing import CliRunner
 
-from privinf.cli.train import train
-from privinf.lowering import convert
-from privinf.models.checkpoint import load_checkpoint
 from privinf.models.recurrent import RecurrentModel
 from privinf.training.families import built, variant_config
 from privinf.training.objective import Objective
 from privinf.training.settings import Settings
 from protocols.errors import ConfigError
-from tests.support.ladder import run
-from tests.support.training import SMALL_RUN
+from tests.support.families import learnt
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 24, "vocab_size": 201, "n_positions": 16}
 
@@ -29,23 +21,8 @@ TRAINED_ERROR = 0.05  # of networks without a norm, whose logits reach 30 here: 
 
 @pytest.mark.parametrize(("family", "variant"), [("mamba2", "M2(fix)"), ("mamba2", "M2(sp)+Conv+RN+SiLU"), ("ttt", "TTT")])
 def test_it_learns_and_resumes_and_what_it_leaves_runs_privately(tmp_path: Path, family: str, variant: str) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for n in range(20):
-        (text / f"m{n}.py").write_text(f"def area_{n}(width, height):\n    return width * height + {n}\n" * 30)
-    app = typer.Typer()
-    app.command()(train)
-    words = ["-o", str(tmp_path / "run"), "--corpus", str(text), "--family", family, "--variant", variant, *SMALL_RUN]
-    for steps in (20, 40):
-        found = CliRunner().invoke(app, [*words, "--steps", str(steps)])
-        assert found.exit_code == 0, found.output
-    result = json.loads(found.stdout)
-    assert result["steps"] == 40 and result["variant"] == variant and result["held_out_loss"] < 5.5  # guessing evenly: 5.7
-    model, config, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
-    assert isinstance(model, RecurrentModel) and tokenizer is not None and config.model_type == family
-    ids = list(range(3, 15))
-    exact = model(torch.tensor([ids]))[0, -1]
-    assert float((run(convert(tmp_path / "run" / "checkpoint"), ids).client - exact).abs().max()) < TRAINED_ERROR
+    model, _ = learnt(tmp_path, family, variant, 5.5, "--variant", variant, within=TRAINED_ERROR)
+    assert isinstance(model, RecurrentModel)
 
 
 @pytest.mark.parametrize(

@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from privinf.cli.train import train
-from privinf.lowering import convert
-from privinf.models.checkpoint import load_checkpoint
 from privinf.models.recursive import RecursiveModel
 from privinf.training.families import built, first_weights, variant_config
 from protocols.errors import ConfigError
-from tests.support.ladder import LOGIT_ERROR, run
-from tests.support.training import SMALL_RUN
+from tests.support.families import learnt
 
 SIZES: dict[str, Any] = {"n_layer": 6, "n_head": 2, "n_embd": 24, "vocab_size": 201, "n_positions": 16}
 
 
 def test_they_learn_and_resume_and_what_is_left_runs_privately(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for n in range(20):
-        (text / f"m{n}.py").write_text(f"def area_{n}(width, height):\n    return width * height + {n}\n" * 30)
-    app = typer.Typer()
-    app.command()(train)
-    words = ["-o", str(tmp_path / "run"), "--corpus", str(text), "--family", "recursive", *SMALL_RUN, "--layers", "3", "--rank", "2"]
-    for steps in (20, 40):
-        found = CliRunner().invoke(app, [*words, "--steps", str(steps)])
-        assert found.exit_code == 0, found.output
-    result = json.loads(found.stdout)
-    assert result["steps"] == 40 and result["variant"] == "SM+FuFFN_x3_r2" and result["held_out_loss"] < 4.8  # guessing evenly: 5.7
-    model, config, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
-    assert isinstance(model, RecursiveModel) and tokenizer is not None and (config.n_layer, model.config.blocks) == (3, 1)
+    model, config = learnt(tmp_path, "recursive", "SM+FuFFN_x3_r2", 4.8, "--layers", "3", "--rank", "2")
+    assert isinstance(model, RecursiveModel) and (config.n_layer, model.config.blocks) == (3, 1)
     ups = [parameter for name, parameter in model.named_parameters() if name.endswith(".up")]
     assert len(ups) == 9 and all(float(up.abs().max()) > 0 for up in ups)  # every loop has become another
-    ids = list(range(3, 15))
-    exact = model(torch.tensor([ids]))[0, -1]
-    assert float((run(convert(tmp_path / "run" / "checkpoint"), ids).client - exact).abs().max()) < LOGIT_ERROR
 
 
 def test_all_loops_begin_alike() -> None:

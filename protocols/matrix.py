@@ -114,14 +114,10 @@ def _compiled(x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
         y, transposed = y.transpose(-1, -2), not transposed
     rows, columns = x.shape[-2], y.shape[-2 if transposed else -1]
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    narrow, x = y.dtype is torch.int32, x.to(y.dtype)
+    x = x.to(y.dtype)
     out = x.new_empty((*batch, rows, columns))
     left, right = (z.expand(*batch, *z.shape[-2:]).reshape(math.prod(batch), *z.shape[-2:]).contiguous() for z in (x, y))
-    fast = kernels.fast
-    if narrow:
-        product = fast.product_narrow_transposed if transposed else fast.product_narrow
-    else:
-        product = fast.product_transposed if transposed else fast.product
+    product = kernels.fast.product_transposed if transposed else kernels.fast.product
     product(left.numpy(), right.numpy(), out.view(math.prod(batch), rows, columns).numpy())
     return out.to(torch.int64)
 

@@ -24,16 +24,16 @@ from protocols.compiled import KEEPING
 BESIDE = Path(__file__).parent / "__pycache__" / "kernels"
 """Where they are kept if this user can write there, or if they were compiled there ahead."""
 COMPLETE = "complete"
-_entries: list[tuple[Any, Any]] = []  # in the order in which they call each other
+_entries: list[tuple[Any, tuple[Any, ...]]] = []  # in the order in which they call each other
 
 
-def compiled(signature: Any) -> Callable[[Callable[..., None]], Any]:
-    """Of a function that `read` compiles for its signature; without one it is part of those that call it."""
+def compiled(*signatures: Any) -> Callable[[Callable[..., None]], Any]:
+    """Of a function that `read` compiles for its signatures; without one it is part of those that call it."""
 
     def decorate(function: Callable[..., None]) -> Any:
         made = numba.njit(nogil=True)(function)
-        if signature is not None:
-            _entries.append((made, signature))
+        if signatures:
+            _entries.append((made, signatures))
         return made
 
     return decorate
@@ -70,8 +70,9 @@ def read(directory: Path | None) -> Any:
                     made.enable_caching()
             finally:
                 numba.config.CACHE_DIR = before
-    for made, signature in _entries:
-        made.compile(signature)
+    for made, signatures in _entries:
+        for signature in signatures:
+            made.compile(signature)
         made.disable_compile()
     return found
 

@@ -5,8 +5,6 @@ from protocols.kernels.elements import counters_many as counters_many
 from protocols.kernels.elements import pack as pack
 from protocols.kernels.elements import pack_rest as pack_rest
 from protocols.kernels.elements import product as product
-from protocols.kernels.elements import product_narrow as product_narrow
-from protocols.kernels.elements import product_narrow_transposed as product_narrow_transposed
 from protocols.kernels.elements import product_transposed as product_transposed
 from protocols.kernels.elements import uniform as uniform
 from protocols.kernels.elements import uniform_many as uniform_many

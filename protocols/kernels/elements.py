@@ -19,11 +19,11 @@ _OCTETS = 512
 _READ: Any = types.Array(types.uint8, 1, "C", readonly=True)
 _VOID, _INT = types.void, types.int64
 _I8, _U1 = types.int64[::1], types.uint8[::1]
-_C8, _C4 = types.int64[:, :, ::1], types.int32[:, :, ::1]
+_PRODUCTS = [types.void(each, each, each) for each in (types.int64[:, :, ::1], types.int32[:, :, ::1])]
 _COLUMNS = 512
 
 
-@compiled(None)
+@compiled()
 def _transposed(x):
     """An 8 x 8 matrix of bits, a row a byte, transposed (Hacker's Delight, 7-3)."""
     t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
@@ -34,7 +34,7 @@ def _transposed(x):
     return x ^ t ^ (t << np.uint64(28))
 
 
-@compiled(None)
+@compiled()
 def _pack_bytes(x, size, place, out):
     """The bytes of an element from bit `place` on, `size` of them, little endian."""
     shift = np.uint64(place)
@@ -58,7 +58,7 @@ def _pack_bytes(x, size, place, out):
                 out[8 * i + k] = np.uint8(v >> np.uint64(8 * k))
 
 
-@compiled(None)
+@compiled()
 def _pack_planes(x, number, place, out):
     """A plane for each of `number` bits from bit `place` on; in blocks of a few hundred octets, so that each loop is one of vectors."""
     count, length = x.size, (x.size + 7) // 8
@@ -114,7 +114,7 @@ def pack_rest(x, share, xor, bits, out):
     pack(rest, bits, out)
 
 
-@compiled(None)
+@compiled()
 def _unpack_bytes(raw, size, place, out):
     shift = np.uint64(place)
     if size == 1:
@@ -137,7 +137,7 @@ def _unpack_bytes(raw, size, place, out):
             out[i] |= np.int64(v)
 
 
-@compiled(None)
+@compiled()
 def _unpack_planes(raw, number, place, out):
     count, length = out.size, (out.size + 7) // 8
     shift, octet = np.uint64(place), np.uint64(255)
@@ -238,9 +238,12 @@ def uniform_many(raw, starts, counts, sizes, bits, out):
         at = stop
 
 
-@compiled(None)
-def _product(x, y, out):
-    """x @ y: (b, n, d), (b, d, m) -> (b, n, m). Columns in blocks that the cache holds, four of y's rows at a time."""
+@compiled(*_PRODUCTS)
+def product(x, y, out):
+    """x @ y: (b, n, d), (b, d, m) -> (b, n, m). Columns in blocks that the cache holds, four of y's rows at a time.
+
+    Modulo 2^64, or of int32 modulo 2^32: twice as many in an instruction, of half the memory.
+    """
     batch, rows, inner = x.shape
     columns = y.shape[2]
     for b in range(batch):
@@ -270,43 +273,17 @@ def _product(x, y, out):
                 k += 1
 
 
-@compiled(_VOID(_C8, _C8, _C8))
-def product(x, y, out):
-    """x @ y modulo 2^64: (b, n, d), (b, d, m) -> (b, n, m)."""
-    _product(x, y, out)
-
-
-@compiled(_VOID(_C4, _C4, _C4))
-def product_narrow(x, y, out):
-    """The same modulo 2^32, of int32: twice as many in an instruction, of half the memory."""
-    _product(x, y, out)
-
-
-@compiled(_VOID(_C8, _C8, _C8))
+@compiled(*_PRODUCTS)
 def product_transposed(x, y, out):
-    """x @ y^T modulo 2^64: (b, n, d), (b, m, d) -> (b, n, m)."""
+    """x @ y^T, as `product`: (b, n, d), (b, m, d) -> (b, n, m)."""
     batch, rows, inner = x.shape
+    kind = out.dtype.type  # a sum of int32 would be an int64, and take its instructions
     for b in range(batch):
         for j in range(y.shape[1]):
             row = y[b, j]
             for r in range(rows):
                 own = x[b, r]
-                total = np.int64(0)
+                total = kind(0)
                 for k in range(inner):
-                    total += own[k] * row[k]
+                    total = kind(total + own[k] * row[k])
                 out[b, r, j] = total
-
-
-@compiled(_VOID(_C4, _C4, _C4))
-def product_narrow_transposed(x, y, out):
-    """The same modulo 2^32, of int32."""
-    batch, rows, inner = x.shape
-    for b in range(batch):
-        for j in range(y.shape[1]):
-            row = y[b, j]
-            for r in range(rows):
-                own = x[b, r]
-                total = np.uint32(0)
-                for k in range(inner):
-                    total = np.uint32(total + np.uint32(own[k]) * np.uint32(row[k]))
-                out[b, r, j] = np.int32(total)

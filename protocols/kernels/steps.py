@@ -17,7 +17,7 @@ _I8, _C8 = types.int64[::1], types.int64[:, :, ::1]
 _M8, _D8 = types.int64[:, ::1], types.int64[:, :, :, ::1]
 
 
-@compiled(None)
+@compiled()
 def _mask(bits):
     """2^bits - 1; -1 for 64."""
     return -1 if bits == 64 else (1 << bits) - 1
@@ -54,7 +54,7 @@ def rescaled(x, offset, bits, shift, top, mine, theirs, own, shared, server, out
         out[i] = (((x[i] + added) >> shift) & mask) - ((top[i] - product) << wrap) + more
 
 
-@compiled(None)
+@compiled()
 def _parity(x):
     x ^= x >> 32
     x ^= x >> 16
@@ -196,7 +196,7 @@ def read(words, index, sums, out):
                     out[t, i] += sums[row, t]
 
 
-@compiled(None)
+@compiled()
 def _ones(x):
     """`protocols.table.ones`."""
     x = x - ((x >> 1) & 0x5555555555555555)

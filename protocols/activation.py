@@ -207,7 +207,7 @@ def softplus(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protoc
     """log(1 + e^x) of any shape, in Z_2^bits, the same fraction bits.
 
     Steps, rounds, bits, and what each learns: those of `silu`.
-    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 1.3e-4, near and beyond the edges 3.4e-4, and one unit.
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 2.5e-4, near and beyond the edges 3.4e-4, and one unit.
     """
     return _curve(party, x, "softplus", compare_bits, bits)
 

@@ -22,7 +22,7 @@ from protocols.declared import NONE, UP, Declared
 from protocols.matrix import NARROW, matmul, matmul_transposed, product_held
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import Prg, derive
-from protocols.ring import BLOCK, Packing, add, blank, known, packed_size, reduce
+from protocols.ring import BLOCK, Packing, add, blank, known, packed_size
 from protocols.shares import Shares
 
 
@@ -63,14 +63,8 @@ def weight_mask(seed: bytes, weight: Weight, device: torch.device | str = "cpu")
     return out
 
 
-def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
-    """W~ = W + B, what S sends to C once."""
-    assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
-    return reduce(encoded.to(torch.int64) + weight_mask(seed, weight, encoded.device), weight.bits)
-
-
 def masked_weight(encoded: Tensor, seed: bytes, weight: Weight) -> memoryview:
-    """The same, packed as it travels."""
+    """W~ = W + B, packed, what S sends to C once."""
     assert tuple(encoded.shape) == weight.shape, f"{weight.name}: a mask must cover its tensor once"
     flat = encoded.reshape(-1)
     packing = Packing(flat.numel(), weight.bits)

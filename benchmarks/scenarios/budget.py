@@ -50,11 +50,6 @@ def bounded(network: Network) -> bool:
     return all(node.plan.within is not None for node in network.lowered.graph.nodes if node.op == "attention")
 
 
-def over_a_link(rounds: float, size: float, seconds: float, link: Link = FAR) -> float:
-    """Rounds x RTT / 2 + bytes / rate + seconds on loopback; bytes of the fuller direction."""
-    return rounds * (link.rtt_ms or 0.0) / 2000 + size / ((link.mbit_s or 1.0) * 125_000) + seconds
-
-
 def _table(run: Run, network: Network, seq: int, used: PrivinfBackend) -> None:
     def bytes_of(phase: str, party: str, peer: str | None, *, both: bool = True) -> int:
         rows = [r for r in run.rows if r.phase == phase and r.party == party and peer in (None, r.peer)]

@@ -35,7 +35,6 @@ Expect = Annotated[str | None, Setting("Refuse any model but the one with this i
 Logits = Annotated[bool, Setting("Ask for rounded logits too, which the server must allow.")]
 Retry = Annotated[int, Setting("Where a connection breaks, go on in a fresh session, N times at most.", "N", least=0)]
 Listen = Annotated[str, Setting("The address to listen on; port 0 takes any free one.", "HOST:PORT")]
-DealerAddress = Annotated[str, Setting("Where the dealer listens.", "HOST:PORT")]
 Keys = Annotated[Path, Setting("What `privinf keys init` made, or this role's bundle of it.", "DIR")]
 Metrics = Annotated[str | None, Setting("Answer Prometheus there, at /metrics, and probes at /healthz and /readyz.", "HOST:PORT")]
 Workers = Annotated[

@@ -37,7 +37,6 @@ CENTRES = 32
 """Centres of tables in a unit."""
 NEAR = 2.0**-46
 """How near a word is told from a float."""
-_PRECISION = 192
 _FINE = 160  # bits of fixed-point numbers
 _WORDS = 1 << 17
 

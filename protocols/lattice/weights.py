@@ -125,11 +125,6 @@ def forms(kinds: Iterable[Kind]) -> list[Form]:
     return list(found)
 
 
-def encrypted_size(form: Form) -> int:
-    """Bytes of all parts."""
-    return form.size
-
-
 def polynomials(seed: bytes, first: int, count: int, ring: Budget) -> list[Array]:
     """The public a of rows, or of `PUBLIC_KEY`, (count, N) for each prime, as values of the whole transform."""
     return uniform_rows(derive(seed, f"a {ring.degree} {ring.primes}"), first, count, ring)

@@ -16,7 +16,7 @@ from protocols.lattice import kernels
 from protocols.lattice.hiding import largest, over
 from protocols.lattice.lattice import Lattice
 from protocols.lattice.parameters import limit
-from protocols.lattice.weights import LIMB, EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, encrypted_size, forms
+from protocols.lattice.weights import LIMB, EncryptedWeight, Form, LatticeKeys, WeightKeys, encrypt_weight, forms
 from protocols.linear import LinearMask, Weight
 from protocols.ring import blank, pack, packed_size, reduce, unpack
 from tests.lattice.two_ends import AMOUNTS, ROLES, Clear, Run, drawn, make_noise_largest, run, trace
@@ -121,7 +121,7 @@ def test_encryption_is_the_same_each_time_and_keys_are_kept() -> None:
     parts = list(encrypt_weight(KEYS, form, matrix))
     again = list(encrypt_weight(LatticeKeys.from_bytes(KEYS.to_bytes()), form, matrix))
     assert parts == again and [len(part) for part in parts] == list(form.part_sizes()) and len(parts) > 1
-    assert sum(map(len, parts)) == encrypted_size(form)
+    assert sum(map(len, parts)) == form.size
     assert parts[0] != next(encrypt_weight(LatticeKeys(), form, matrix))
     assert max(map(len, parts[1:])) <= 1 << 22
     with pytest.raises(ConfigError, match="another size"):

@@ -21,10 +21,10 @@ from privinf.models.checkpoint import save_checkpoint
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from protocols.errors import ConfigError, HandshakeError, PrivinfError
-from protocols.linear import mask_weight
 from protocols.ring import pack
 from tests.support import trio as t
 from tests.support.lowering_modules import Blocks, Temperature
+from tests.support.two_party import mask_weight
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 

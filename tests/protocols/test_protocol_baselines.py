@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protocols.activation import cost_gelu, cost_relu, cost_silu, gelu, relu, silu
+from protocols.activation import cost_gelu, cost_relu, cost_silu, cost_softplus, gelu, relu, silu, softplus
 from protocols.declared import Declared
 from protocols.norm import centred, compared, cost_layer_norm, cost_rms_norm, layer_norm, rms_norm
 from protocols.party import Party, Protocol_
@@ -75,16 +75,22 @@ def test_gelu_costs(count: int) -> None:
         check_cost(outcome, cost_gelu(count, 20, bits))
 
 
-@pytest.mark.parametrize(("frac", "compare_bits"), [(14, 32), (12, 31), (8, 20)])
-def test_silu_at_every_point_of_its_curve_and_at_the_ends_of_its_domain(frac: int, compare_bits: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "frac", "compare_bits"), [("silu", 14, 32), ("silu", 12, 31), ("silu", 8, 20), ("softplus", 12, 31), ("softplus", 8, 20)]
+)
+def test_a_curve_at_every_point_and_at_the_ends_of_its_domain(form: str, frac: int, compare_bits: int) -> None:
+    protocol, cost, exactly, near, far = {
+        "silu": (silu, cost_silu, F.silu, 5e-4, 1.8e-3),
+        "softplus": (softplus, cost_softplus, F.softplus, 2.5e-4, 3.4e-4),
+    }[form]
     end = (1 << compare_bits - 2) - 1
     ends = torch.tensor([-end, 1 - end, end - 1, end, -end // 2, end // 2])
     x = torch.cat([torch.arange(-9 << frac, (9 << frac) + 1), ends])
-    outcome = run(lambda p: silu(p, input_of(p, x, 40, frac), compare_bits=compare_bits, bits=38))
+    outcome = run(lambda p: protocol(p, input_of(p, x, 40, frac), compare_bits=compare_bits, bits=38))
     exact = x.double() / 2.0**frac
-    error = (outcome.value() - F.silu(exact)).abs()
-    assert (error <= torch.where(exact.abs() < 6, 5e-4, 1.8e-3) + 2.0**-frac).all()
-    check_cost(outcome, cost_silu(x.numel(), compare_bits, 38))
+    error = (outcome.value() - exactly(exact)).abs()
+    assert (error <= torch.where(exact.abs() < 6, near, far) + 2.0**-frac).all()
+    check_cost(outcome, cost(x.numel(), compare_bits, 38))
 
 
 def norm_rows(rows: int, width: int) -> dict[str, Tensor]:

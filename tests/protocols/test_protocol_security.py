@@ -20,7 +20,7 @@ from protocols.ceiling import row_ceiling
 from protocols.comparison import CompareMask, compare
 from protocols.correlations import Role, unpack_parts
 from protocols.exponential import exponential
-from protocols.linear import Weight, linear, lookup, mask_weight, scale, weight_mask
+from protocols.linear import Weight, linear, lookup, scale, weight_mask
 from protocols.max_plus import max_plus, max_plus_attention
 from protocols.maximum import row_argmax, row_maximum, upper_wire
 from protocols.norm import layer_norm
@@ -36,7 +36,7 @@ from protocols.sequences import gather, put
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention, softmax
 from protocols.truncation import rescale
-from tests.support.two_party import Outcome, Session, offline_walk, run, uniform
+from tests.support.two_party import Outcome, Session, mask_weight, offline_walk, run, uniform
 
 Z = 7.5
 """Where a test fails, in standard deviations: by chance with probability 6.4e-14, two-sided. A run of this file makes fewer

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.linear import Weight, mask_weight, masked_weight, weight_mask
+from protocols.linear import Weight, masked_weight, weight_mask
 from protocols.ring import (
     BLOCK,
     add,
@@ -26,6 +26,7 @@ from protocols.ring import (
     subtract,
     unpack,
 )
+from tests.support.two_party import mask_weight
 
 WIDTHS = range(1, 65)
 words = st.integers(-(2**63), 2**63 - 1)

@@ -18,7 +18,7 @@ from benchmarks.threads import at_both
 from privinf.transport.memory import memory_pair
 from protocols.correlations import Kind, Part, Role
 from protocols.kind_hash import KindHash
-from protocols.linear import Weight, mask_weight, weight_mask
+from protocols.linear import Weight, weight_mask
 from protocols.party import Cost, Engine, Item, Offline, Online, Party, Protocol_, Received, Tables, Trace
 from protocols.prg import new_seed
 from protocols.ring import decode, encode, reduce, signed
@@ -127,6 +127,11 @@ class Source(Protocol):
 
     def end_pass(self, kinds: list[Kind]) -> None:
         """The walk before the query is over at C."""
+
+
+def mask_weight(encoded: Tensor, seed: bytes, weight: Weight) -> Tensor:
+    """W~ = W + B, the plain twin of `masked_weight`."""
+    return reduce(encoded.to(torch.int64) + weight_mask(seed, weight, encoded.device), weight.bits)
 
 
 class Dealt:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import SERVICE, Keys, Listen, Log, Metrics, Workers, make_options
+from privinf.cli.options import SERVICE, Engine, Keys, Listen, Log, Metrics, Workers, make_options
 from privinf.session.options import Admission, DealerLimits, Ending, Runtime
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def dealer(
     keys: Keys,
     metrics: Metrics = None,
     workers: Workers = 1,
+    cluster: Engine,
     admission: Admission = ADMISSION,
     limits: DealerLimits,
     ending: Ending = SERVICE,
@@ -34,7 +35,8 @@ def dealer(
     Run it on a machine that belongs to neither the server's owner nor the
     client. It serves until Ctrl-C or SIGTERM. On SIGHUP it reads its
     certificate anew. With --workers several processes serve, and on SIGHUP
-    they are replaced one by one, with all read anew.
+    they are replaced one by one, with all read anew. With --engine ray the
+    workers are actors on a Ray cluster, whose machines are the dealer then.
 
     Example: privinf dealer --listen 0.0.0.0:7001 --keys keys/dealer
     """
@@ -51,6 +53,13 @@ def dealer(
             about, lambda end, board: DealerService(listen=end, keys=str(keys), options=options, board=board), lambda: serving(log)
         )
 
+    if cluster.engine == "ray":
+        from privinf.dealer.farm import FarmedDealer
+
+        where: dict[str, Any] = {"workers": workers, "ray_address": cluster.ray_address}
+        with serving(log), FarmedDealer(listen=listen, keys=str(keys), options=options, **where) as farmed:
+            serve_until_stopped(farmed, {"role": "dealer", "engine": "ray", "workers": workers}, as_json, metrics=metrics)
+        return
     if workers > 1:
         serve_in_workers(load, role="dealer", listen=listen, workers=workers, options=options, metrics=metrics, as_json=as_json, late=True)
         return

@@ -69,6 +69,21 @@ class Peers:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """Where a verb's own work is done: here, or on a cluster."""
+
+    engine: Annotated[str, Setting("Work on this machine, or by actors on a Ray cluster.", choices=("here", "ray"))] = "here"
+    ray_address: Annotated[str, Setting("The cluster; auto: the one of this machine.", "ADDRESS")] = "auto"
+
+
+@dataclass(frozen=True)
+class Cluster(Engine):
+    """And by how many sessions there."""
+
+    sessions: Annotated[int, Setting("With --engine ray: actors, each with a session of its own.", "N", least=1)] = 2
+
+
+@dataclass(frozen=True)
 class PromptText:
     """Exactly one of the three; not shown, for a prompt is a secret."""
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from privinf.cli import common
 from privinf.cli.expand import expand
-from privinf.cli.options import Asked, Expect, Peers, make_options
+from privinf.cli.options import Asked, Cluster, Expect, Peers, make_options
 from privinf.session.options import Lengths, Runtime
 from privinf.setting import Setting
+from protocols.errors import ConfigError
 
 
 @expand(without=("ignore_eos",))
@@ -20,6 +21,7 @@ def prepare(
     expect: Expect = None,
     asked: Asked,
     count: Annotated[int, Setting("How many queries for each length.", "K", least=1)] = 1,
+    cluster: Cluster,
     lengths: Lengths,
     runtime: Runtime,
     as_json: common.Json = False,
@@ -35,17 +37,30 @@ def prepare(
     positions: any later query, of whatever length, takes its rows from there
     for as long as there are enough. `explain --stock N` says what that saves.
 
+    With --engine ray the queries are prepared by actors on a Ray cluster, and
+    kept here.
+
     Example: privinf prepare --server s.example.org:7000 --dealer d.example.org:7001 --keys keys/client --seq 128 --count 4
     """
     options = make_options(runtime, lengths, expect=expect, trust=peers.trust)
+    if cluster.engine == "ray" and stock:
+        raise ConfigError("a stock of rows is made by one session", remedy="leave --engine or --stock out")
     from privinf.cli.screen import Screen
     from privinf.client.client import Client
 
     with Screen(quiet=as_json, plain=True) as screen:
         screen.say(f"connecting to {peers.server}")
         told: dict[str, Any] = {"progress": screen.progress, "waiting": screen.waiting}
-        with Client(peers.server, dealer=peers.dealer, keys=str(peers.keys), options=options, **told) as client:
-            found = client.prepare(seq or [], stock=stock, max_new_tokens=asked.max_new_tokens, logits=asked.logits, count=count)
+        whom: dict[str, Any] = {"dealer": peers.dealer, "keys": str(peers.keys), "options": options}
+        wanted: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "logits": asked.logits, "count": count}
+        if cluster.engine == "ray":
+            from privinf.jobs.preparing import prepare as on_cluster
+
+            where: dict[str, Any] = {"sessions": cluster.sessions, "ray_address": cluster.ray_address, "progress": screen.progress}
+            found = on_cluster(peers.server, seq=seq or [], **whom, **wanted, **where)
+        else:
+            with Client(peers.server, **whom, **told) as client:
+                found = client.prepare(seq or [], stock=stock, **wanted)
     if as_json:
         common.write_json(found)
         return

@@ -75,7 +75,8 @@ def _answer(stack: contextlib.ExitStack, about: dict[str, Any], metrics: str, fa
 
 def _say(about: dict[str, Any], address: str, as_json: bool) -> None:
     model = f" with {about['variant']}, id {about['model']}, {common.tokenizer_line(about['tokenizer'])}" if "model" in about else ""
-    several = f" in {about['workers']} processes" if "workers" in about else ""
+    unit = "actors of a cluster" if about.get("engine") == "ray" else "processes"
+    several = f" in {about['workers']} {unit}" if "workers" in about else ""
     print(f"{about['role']} listens on {address}{several}{model}", file=sys.stderr, flush=True)
     if as_json:
         common.write_json({**about, "address": address})

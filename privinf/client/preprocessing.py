@@ -13,9 +13,12 @@ C holds its lane's lock during an exchange, so that processes which share a cach
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ from privinf.session.messages import (
     Terms,
 )
 from privinf.session.pool import Pool, PoolLane
-from privinf.session.prepared import Header, Prepared
+from privinf.session.prepared import Header, Prepared, Writer
 from protocols.correlations import Role
 from protocols.errors import ConfigError, ProtocolDesync
 from protocols.party import Party
@@ -50,8 +53,19 @@ Walk = Callable[[Pass | Run, Runtime, PartySource, list[Tensor], Callable[[float
 """What a session does offline for a pass: the request, its runtime, where correlations go, inputs on shapes, who is told the share done."""
 
 
-def _request(kind: type[Prepare] | type[Spend], shelf: PoolLane, held: dict[int, bytes]) -> Prepare | Spend:
-    return kind(shelf.lane.terms, shelf.spent, tuple(held.items()))
+@dataclass(frozen=True)
+class Shelf:
+    """What whoever keeps a lane's files knows of it: the highest spent index, and index and serial of each query that may be used."""
+
+    spent: int
+    held: tuple[tuple[int, bytes], ...]
+
+
+def told(lane: Lane, index: int, size: int) -> dict[str, Any]:
+    """What is said of a prepared query."""
+    terms = lane.terms
+    lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
+    return {**lengths, "logits": terms.logits, "index": index, "bytes": size}
 
 
 class Preprocessing:
@@ -66,37 +80,63 @@ class Preprocessing:
         """A lane of this session's, see `Pool.open`."""
         return self._pool.open(lane, self._peers.options.timeout, self._found.connection.peer_until)
 
-    def _lane(self, terms: Terms) -> Lane:
+    def lane(self, terms: Terms) -> Lane:
+        """Where queries of these terms lie."""
         return Lane(*self._parties, terms, self._found.trust, self._found.embedding)
 
     def prepare(self, terms: Terms, walk: Walk) -> dict[str, Any]:
         """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""
-        connection, source = self._found.connection, self._found.source
-        lane = self._lane(terms)
-        connection.meter.phase = "offline"
+        lane = self.lane(terms)
         with self._open(lane) as shelf:
-            held = shelf.held()
-            if len(held) >= MAX_HELD:
-                what = f"{MAX_HELD} queries are prepared for these lengths already"
-                raise ConfigError(what, remedy="use them first, or `privinf cache rm`")
-            connection.send_control(_request(Prepare, shelf, held))
-            reserved = connection.receive_control(Reserved)
-            if reserved.index <= max(shelf.spent, *held, 0):
-                raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=self._peers.named)
+            reserved = self._reserve(lane, shelf.spent, shelf.held())
+        with self._written(self._pool, lane, reserved, walk) as writer, self._open(lane) as shelf:
+            shelf.add(writer)
+            try:
+                self._agree()
+            except BaseException:
+                shelf.discard(reserved.index)  # the server has none
+                raise
+        return told(lane, reserved.index, writer.size)
+
+    @contextlib.contextmanager
+    def for_another(self, terms: Terms, walk: Walk, shelf: Shelf, scratch: Path) -> Iterator[Writer]:
+        """Prepares one whose file another process keeps, in a lane as it is on `shelf`; that must have been done at the end of the block.
+
+        The file is in `scratch` until then, without a name.
+        """
+        lane = self.lane(terms)
+        reserved = self._reserve(lane, shelf.spent, dict(shelf.held))
+        with self._written(Pool(scratch, Role.CLIENT), lane, reserved, walk) as writer:
+            yield writer
+            self._agree()
+
+    def _reserve(self, lane: Lane, spent: int, held: dict[int, bytes]) -> Reserved:
+        """Tells S what is spent and held here, and is told the new query's index."""
+        connection = self._found.connection
+        connection.meter.phase = "offline"
+        if len(held) >= MAX_HELD:
+            what = f"{MAX_HELD} queries are prepared for these lengths already"
+            raise ConfigError(what, remedy="use them first, or `privinf cache rm`")
+        connection.send_control(Prepare(lane.terms, spent, tuple(held.items())))
+        reserved = connection.receive_control(Reserved)
+        if reserved.index <= max(spent, *held, 0):
+            raise ProtocolDesync("the server hands out an index that is in use", party="client", peer=self._peers.named)
+        return reserved
+
+    @contextlib.contextmanager
+    def _written(self, pool: Pool, lane: Lane, reserved: Reserved, walk: Walk) -> Iterator[Writer]:
+        """The whole file, which has no name yet."""
+        source = self._found.source
         header = Header(Role.CLIENT, lane.name(Role.CLIENT), reserved.index, reserved.serial, source.reseed(), lane.trust)
-        with self._pool.writer(lane, header) as writer:
-            self._record(terms, source.recorder(writer), walk)
+        with pool.writer(lane, header) as writer:
+            self._record(lane.terms, source.recorder(writer), walk)
             writer.seal()
-            with self._open(lane) as shelf:
-                shelf.add(writer)
-                try:
-                    connection.send_control(Kept())
-                    connection.receive_control(Kept)
-                except BaseException:
-                    shelf.discard(reserved.index)  # the server has none
-                    raise
-        lengths = {"seq": terms.seq, "max_new_tokens": terms.tokens, "chunk": terms.chunk}
-        return {**lengths, "logits": terms.logits, "index": reserved.index, "bytes": writer.size}
+            yield writer
+
+    def _agree(self) -> None:
+        """This party's file has its name; now S's gets it."""
+        self._found.connection.send_control(Kept())
+        self._found.connection.receive_control(Kept)
 
     def _record(self, terms: Terms, store: PartySource, walk: Walk) -> None:
         """Computes and records this party's part of every pass, from an empty context on."""
@@ -106,16 +146,16 @@ class Preprocessing:
         sketch = Runtime.of(self._found.lowered.graph, party, self._peers.options.device, fills=self._found.runtime.fills)
         for done, request in enumerate(passes):
 
-            def told(share: float, done: int = done) -> None:
+            def progress(share: float, done: int = done) -> None:
                 self._peers.progress("prepare", (done + share) / len(passes))
 
             sketch = sketch.sketch(Party(Role.CLIENT, None, weights))
-            walk(request, sketch, store, [torch.empty((1, request.count), dtype=torch.int64, device="meta")], told)
+            walk(request, sketch, store, [torch.empty((1, request.count), dtype=torch.int64, device="meta")], progress)
             store.end_pass()
 
     def spend(self, terms: Terms) -> Prepared | None:
         """A prepared query that fits, spent at all three parties; None where there is none, and then the dealer deals as ever."""
-        for lane in self._pool.lanes(self._lane(terms)):
+        for lane in self._pool.lanes(self.lane(terms)):
             self._found.connection.meter.phase = "offline"
             try:
                 with self._open(lane) as shelf:
@@ -130,7 +170,7 @@ class Preprocessing:
     def _spend(self, shelf: PoolLane) -> Prepared | None:
         connection = self._found.connection
         while held := shelf.held():
-            request = _request(Spend, shelf, held)
+            request = Spend(shelf.lane.terms, shelf.spent, tuple(held.items()))
             connection.send_control(request)
             chosen = connection.receive_control(Chosen)
             shelf.clear(chosen.spent)

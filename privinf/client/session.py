@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from privinf.client.joining import Joined
 from privinf.client.lines import Lines
 from privinf.client.payload import OneWay
-from privinf.client.preprocessing import Preprocessing
+from privinf.client.preprocessing import Preprocessing, Shelf
 from privinf.graph.private import Runtime
 from privinf.lowering.program import module_output, next_token, next_tokens
 from privinf.lowering.steps import padded
@@ -24,7 +25,7 @@ from privinf.session.blame import sane
 from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Run, Step, Terms
 from privinf.session.options import Options
-from privinf.session.prepared import Prepared
+from privinf.session.prepared import Prepared, Writer
 from privinf.session.replays import Replays
 from protocols.correlations import Kind, Role
 from protocols.errors import Code, ConfigError, HandshakeError, ProtocolDesync, TransportError
@@ -107,6 +108,16 @@ class ClientSession:
 
     def prepare(self, seq: int, max_new_tokens: int, logits: bool) -> dict[str, Any]:
         """Prepares one query, see `Client.prepare`."""
+        return self.preprocessing.prepare(self.preparing(seq, max_new_tokens, logits), self._walk_offline)
+
+    def prepare_for_another(
+        self, seq: int, max_new_tokens: int, logits: bool, shelf: Shelf, scratch: Path
+    ) -> contextlib.AbstractContextManager[Writer]:
+        """Prepares one whose file another process keeps, see `Preprocessing.for_another`."""
+        return self.preprocessing.for_another(self.preparing(seq, max_new_tokens, logits), self._walk_offline, shelf, scratch)
+
+    def preparing(self, seq: int, max_new_tokens: int, logits: bool) -> Terms:
+        """The terms of a query that is to be prepared; ConfigError for lengths that do not fit the model."""
         if logits:
             self.want_logits()
         n_positions = self.lowered.info.n_positions
@@ -114,7 +125,7 @@ class ClientSession:
             raise ConfigError("this model is no language model; nothing can be prepared for it")
         if not 1 <= seq <= n_positions:
             raise ConfigError(f"a prompt has 1 to {n_positions} tokens with this model, not {seq}")
-        return self.preprocessing.prepare(self.terms(seq, max_new_tokens, logits), self._walk_offline)
+        return self.terms(seq, max_new_tokens, logits)
 
     def stock(self, positions: int) -> dict[str, Any]:
         """Makes a stock of rows, see `Client.prepare`."""

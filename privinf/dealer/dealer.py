@@ -5,15 +5,14 @@ It learns the public shapes of what is asked for, and the seed of the weight mas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from privinf.dealer.making import Dealing, Maker
 from privinf.session.access import SHORT, Tally, name_of, one_line
 from privinf.session.blame import as_told
 from privinf.session.board import Board
@@ -44,10 +43,9 @@ from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import from_wire
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
 from protocols.kind_hash import KindHash
-from protocols.linear import Weight, weight_mask
+from protocols.linear import Weight
 from protocols.prg import new_seed
-from protocols.sources.dealer import ELEMENT, Dealer
-from protocols.sources.dealing import DealtTapes
+from protocols.sources.dealer import ELEMENT
 
 log = logging.getLogger("privinf.dealer")
 MAX_CONTROL = 4 * 2**20
@@ -82,11 +80,9 @@ class DealerService(Service):
     def __init__(self, *, listen: str | Handed, keys: str, options: Options | None = None, board: Board | None = None) -> None:
         super().__init__(listen=listen, keys=keys, allowed_roles={"server", "client"}, options=options or Options(), board=board)
         self._sessions: dict[bytes, _Session] = {}
-        self._masks: OrderedDict[tuple[bytes, tuple[Weight, ...]], dict[str, Tensor]] = OrderedDict()
-        self._tapes: tuple[dict[str, Tensor], DealtTapes] | None = None  # with the masks that they were written with
+        self._maker = Maker(self.options.device, self.options.memory)
         self._pool = Pool(self.options.cache, self.role)
         self._lock = threading.Lock()
-        self._expanding = threading.Lock()
 
     def handle(self, connection: Connection) -> None:
         """One party's connection. The server's thread serves the session; the client's only joins it."""
@@ -131,8 +127,17 @@ class DealerService(Service):
             connection.establish()
             connection.timeout = self.options.idle + self.options.timeout  # longer than a server's, which says so to its client
             who = f"{name_of(connection)} for the client {session.client[:SHORT]}"
-            with one_line(self.say_of_a_session, who, lambda: connection, lambda: session.connection) as session.tally:
-                self._deal(connection, session, lambda: self._weight_masks(register.mask_seed, weights), server_seed)
+            told = one_line(self.say_of_a_session, who, lambda: connection, lambda: session.connection)
+            with told as session.tally, contextlib.ExitStack() as stack:
+
+                def made(server: bytes, client: bytes) -> Dealing:
+                    """For the seeds of a query; it ends with the session, or as another begins."""
+                    stack.close()
+                    dealer = self.dealing(session.client, server, client, register.mask_seed, weights)
+                    stack.callback(dealer.end)
+                    return dealer
+
+                self._deal(connection, session, made, server_seed)
         except Exception as error:
             if session.connection is not None:
                 self.tell(session.connection, as_told(error, self.role))
@@ -143,14 +148,12 @@ class DealerService(Service):
             if session.connection is not None:
                 self.retire(session.connection)
 
-    def _deal(self, connection: Connection, session: _Session, masks: Callable[[], dict[str, Tensor]], server_seed: bytes) -> None:
-        dealer: Dealer | None = None  # made when it is first needed: a query that was prepared needs none
+    def _deal(self, connection: Connection, session: _Session, made: Callable[[bytes, bytes], Dealing], server_seed: bytes) -> None:
+        dealer: Dealing | None = None  # made when it is first needed: a query that was prepared needs none
         prefetched: _Prefetch | None = None
         while True:
             request = connection.receive_control(Deal | Prefetch | Prefetched | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
-                if dealer is not None:
-                    dealer.end()
                 self.leave(connection)
                 return
             if not session.joined.wait(self.options.timeout):
@@ -174,7 +177,7 @@ class DealerService(Service):
                 connection.send_control(SessionSeed(server_seed))
                 client.send_control(SessionSeed(session.seed))
                 continue
-            dealer = dealer or self._dealer(server_seed, session.seed, masks())
+            dealer = dealer or made(server_seed, session.seed)
             first = dealer.next_name
             head, dealt = self._read(dealer, request)
             payload: Iterable[bytearray] = self._messages(dealt)
@@ -186,12 +189,9 @@ class DealerService(Service):
             else:
                 self._send(session, client, head, payload, len(request.kinds))
 
-    def _dealer(self, server: bytes, client: bytes, masks: dict[str, Tensor]) -> Dealer:
-        """One for these seeds, with the tapes of the weights' masks that were asked for last."""
-        with self._expanding:
-            if self._tapes is None or self._tapes[0] is not masks:
-                self._tapes = masks, DealtTapes()
-            return Dealer(server, client, masks, self.options.device, self.options.memory, self._tapes[1])
+    def dealing(self, client: str, server_seed: bytes, client_seed: bytes, mask_seed: bytes, weights: tuple[Weight, ...]) -> Dealing:
+        """What deals for a query of this client."""
+        return self._maker.dealer(server_seed, client_seed, mask_seed, weights)
 
     def _mark(self, server: Connection, client: Connection, request: Mark) -> Marked:
         """Keeps what is spent of the prepared queries of this pair of certificates, both of which are here."""
@@ -203,7 +203,7 @@ class DealerService(Service):
             log.warning("what is spent of a client's prepared queries cannot be kept: %s", error)
             return Marked(request.spent, False)
 
-    def _read(self, dealer: Dealer, request: Deal | Prefetch) -> tuple[Dealt, Iterator[bytes]]:
+    def _read(self, dealer: Dealing, request: Deal | Prefetch) -> tuple[Dealt, Iterator[bytes]]:
         """What its client is told of a pass, and its payloads, of which nothing is made yet: all of it is checked and bounded first."""
         kinds, digest = [from_wire(data) for data in request.kinds], KindHash(dealer.next_name)
         for kind in kinds:
@@ -236,15 +236,6 @@ class DealerService(Service):
         self.counters.count(passes=1, correlations=correlations)
         session.tally["passes"] += 1
         session.tally["correlations"] += correlations
-
-    def _weight_masks(self, seed: bytes, weights: tuple[Weight, ...]) -> dict[str, Tensor]:
-        """The masks of a model's weights, kept for the model that was asked for last."""
-        with self._expanding:  # not the lock of the sessions: a large model takes seconds
-            found = self._masks.get((seed, weights))
-            if found is None:
-                self._masks.clear()
-                found = self._masks[seed, weights] = {w.name: weight_mask(seed, w, self.options.device) for w in weights}
-            return found
 
 
 def _marked(shelf: PoolLane, request: Mark) -> Marked:

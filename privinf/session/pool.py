@@ -195,6 +195,20 @@ class PoolLane:
         with refusals(path):
             move_into_place(writer.part, path)
 
+    def adopt(self, part: Path) -> int:
+        """Takes a whole file that was written elsewhere for this lane; its index. ConfigError where it is none, or its index is in use."""
+        try:
+            header = read_header(part)
+            self._check(header, header.index)
+        except Damaged as error:
+            raise ConfigError(f"a prepared query cannot be kept: {error}", party=self._role) from None
+        path = self._path(header.index)
+        if header.index <= self.spent or path.exists():
+            raise ConfigError(f"a prepared query cannot be kept: its index {header.index} is in use", party=self._role)
+        with refusals(path):
+            move_into_place(part, path)
+        return header.index
+
     def _check(self, header: Header, index: int) -> None:
         if (header.role, header.lane, header.index) != (self._role, self.lane.name(self._role), index):
             raise Damaged("it is of another model, client, server or place")

@@ -1,0 +1,37 @@
+"""Commands of what several processes, or the machines of a cluster, do together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.options import Files
+from benchmarks.perform import perform
+from privinf.cli.expand import expand
+from protocols.errors import ConfigError
+
+SHIPPED = Path("models/pylib")
+
+
+@expand()
+def jobs(
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL")] = SHIPPED,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Of 16 tokens, all different.")] = 2000,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New ones of each.")] = 8,
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Of the job, at a time.")] = 2,
+    kills: Annotated[int, typer.Option("--kills", min=0, help="Of the job, by SIGKILL at random moments.")] = 10,
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="A Ray cluster of so many on this machine, of which one is removed.")] = 0,
+    alone: Annotated[int, typer.Option("--alone", min=0, help="Prompts that are asked one by one too.")] = 50,
+    files: Files,
+) -> None:
+    """`privinf batch` killed, or its cluster cut: each prompt answered once. `python -m benchmarks jobs --prompts 200 --kills 3`"""
+    from benchmarks.scenarios.jobs import Extent
+    from benchmarks.scenarios.jobs import jobs as scenario
+
+    if nodes == 1:
+        raise ConfigError("a cluster of which a node is removed has two at least", remedy="give --nodes 3, or 0 for none")
+    extent = Extent(prompts, tokens, sessions, kills, nodes, alone)
+    perform("jobs", (files.json, files.csv, files.markdown), lambda run, work: scenario(run, work, model=model, extent=extent))

@@ -22,6 +22,7 @@ WIDEST_FRAC = 26  # of results: beyond, the roundings of the table would show
 TOPMOST = math.exp(4)  # what a score above the top counts as, at most, where the top counts as 1
 MAX_TABLES = 6  # of the reciprocal: what is dealt for a row doubles with each
 MAX_EXACT = 2.0**10  # a sum, as it is scaled, whose reciprocal has digits enough
+SHORT = 16  # elements: with the tables of such rows, sums just above the range are not read from the widest lines
 MIN_SUM = 0.5  # of a row at the lower end, as it is scaled
 
 
@@ -61,8 +62,8 @@ class RowRange:
         return math.ldexp(1.0, self.window.frac - TABLE_FRAC)
 
     def largest(self, columns: int) -> float:
-        """The largest sum that a row of at most this length can have, whatever its scores."""
-        most = min(float(columns), 2 * math.exp((self.top - self.high) / HALVES)) if self.by_length else columns
+        """The largest sum that a row of at most this length can have, whatever its scores; short ones `by_length` share tables."""
+        most = min(float(max(columns, SHORT)), 2 * math.exp((self.top - self.high) / HALVES)) if self.by_length else columns
         return self.scale * TOPMOST * 1.01 * most
 
     @property

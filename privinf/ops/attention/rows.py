@@ -14,8 +14,10 @@ from protocols.rowrange import HALVES, TOPMOST, RowRange
 from protocols.softmax import DROP, SCORE_BITS
 
 MOST = 64  # halves of a nat that a plan's field holds
-# nats, at either end, and what rounding up to halves adds; 4 more come above: a score up there counts as more than the top
-HEADROOMS = (1.5, 1.0, 0.5)  # the first that fits where the scores have offsets, which were made for it; elsewhere the last
+# Nats above and below, and what rounding up to halves adds. A row above its range may lose up to all that it is above by, one below it
+# has its reciprocal from coarser lines, 5e-4 off where it is half a nat below: room is spent above first.
+HEADROOMS = ((2.0, 1.0), (2.0, 0.5), (1.5, 0.0), (1.5, -0.5), (1.0, 0.0), (0.5, 0.5))
+"""The first that fits where the scores have offsets, which were made for it; elsewhere the last."""
 ROW_PARTS = {
     "row_score": "a row's score above 0",
     "row_sum": "a row's log-sum-exp above 0",
@@ -38,11 +40,12 @@ def measured_rows(scores: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{part}_low", (-total).relu()
 
 
-def row_ranges(ranges: Mapping[str, float], headroom: float) -> Iterator[RowRange]:
+def row_ranges(ranges: Mapping[str, float], headroom: tuple[float, float]) -> Iterator[RowRange]:
     """What may be chosen where the rows were measured: of log-sum-exps, and of log-mean-exps."""
+    up, down = headroom
     for part in ("row_sum", "row_mean"):
-        seen = [ranges.get(f"{each}_seen") for each in ("row_score", part, f"{part}_low")]
-        score, high, low = (math.inf if each is None else each + headroom for each in seen)
+        seen = ((f"{each}_seen", more) for each, more in (("row_score", up), (part, up), (f"{part}_low", down)))
+        score, high, low = (max(ranges.get(each, math.inf) + more, 0.0) for each, more in seen)
         if max(score, high, low) >= MOST / HALVES:
             continue
         top, above, below = (math.ceil(HALVES * each) for each in (score, high, low))
@@ -60,7 +63,7 @@ def bound_of_rows(part: str, within: RowRange | None) -> float:
 
 def chosen(
     ranges: Mapping[str, float],
-    headrooms: Sequence[float],
+    headrooms: Sequence[tuple[float, float]],
     fits: Callable[[RowRange], bool],
     width: Callable[[RowRange], int],
 ) -> RowRange | None:

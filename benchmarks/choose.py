@@ -20,7 +20,7 @@ def matches(thing: Any, **fields: Any) -> bool:
     return all(getattr(thing, name) == value for name, value in fields.items())
 
 
-def same(a: Setting, b: Setting) -> bool:
+def same(a: Setting | Measure, b: Setting | Measure) -> bool:
     """Whether both are of one network, length and link, whatever ran it."""
     return all(getattr(a, name) == getattr(b, name) for name in ("variant", "layers", "width", "seq", "link"))
 

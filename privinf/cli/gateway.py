@@ -105,13 +105,14 @@ def gateway(
     template = None if callers.chat_template is None else _template(callers.chat_template)
     options = make_options(runtime, pins, lengths, trust=peers.trust, embedding=peers.embedding)
     from privinf.gateway.engine import Engine
-    from privinf.gateway.serve import listen_on, serve
+    from privinf.gateway.serve import serve
+    from privinf.transport.listener import bound
 
     # a signal is how a service ends: exit code 0, once everything has been ended
     with serving(), _until_stopped(), contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(listen_on(callers.http))]
+        listeners = [stack.enter_context(bound(callers.http, "--http"))]
         if callers.metrics is not None:
-            listeners.append(stack.enter_context(listen_on(callers.metrics, "--metrics")))
+            listeners.append(stack.enter_context(bound(callers.metrics, "--metrics")))
         client, watch = _client(peers, options, stack)
         engine = Engine(client, limits, template)
         stack.callback(engine.close)

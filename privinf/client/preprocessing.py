@@ -90,7 +90,7 @@ class Preprocessing:
         with self._open(lane) as shelf:
             reserved = self._reserve(lane, shelf.spent, shelf.held())
         with self._written(self._pool, lane, reserved, walk) as writer, self._open(lane) as shelf:
-            shelf.add(writer)
+            shelf.add(writer.part, writer.header.index)
             try:
                 self._agree()
             except BaseException:

@@ -70,7 +70,7 @@ class ClientStock:
     def _keep(self, writer: Writer) -> None:
         writer.seal()
         with self._open() as shelf:
-            shelf.add_stock(writer)
+            shelf.add(writer.part, writer.header.index)
             try:
                 self._connection.send_control(Kept())
                 self._connection.receive_control(Kept)

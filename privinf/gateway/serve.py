@@ -22,31 +22,11 @@ from privinf.gateway.engine import Engine
 from privinf.gateway.limits import Bounds
 from privinf.gateway.metrics import Requests
 from privinf.gateway.page import Watch
-from privinf.transport.listener import format_address, parse_address
-from protocols.errors import ConfigError
+from privinf.transport.listener import format_address
 
 CUT_S = 1
 """When the time for an orderly end is over: how long callers may take to be told so, and then their connections to end."""
 Say = Callable[[str], None]
-
-
-def listen_on(place: str, option: str = "--http") -> socket.socket:
-    """A listening socket; ConfigError if the address cannot be had."""
-    host, port = parse_address(place)
-    try:
-        family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        made = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(at)
-            made.listen(128)
-        except BaseException:
-            made.close()
-            raise
-        return made
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen on {place}: {reason}", remedy=f"choose another {option}") from None
 
 
 class HttpServer(uvicorn.Server):

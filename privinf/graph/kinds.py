@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from privinf.graph.node import Node, Shape, broadcast
-from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, Shown, bits_for
+from privinf.graph.planning import DIAGONAL_FRAC, FRAC, Bits, Planning, ProductPlan, Shown, bits_for
 from privinf.graph.private import PrivinfTensor
 from protocols.opening import open_masked
 from protocols.party import Protocol_
@@ -60,6 +60,14 @@ class Table(Node):
             raise self.fail("weight must be (rows, d)")
 
 
+def matrix_output(node: Node, shape: Shape) -> Shape:
+    """Of rows (..., in) that go through the node's weight (in, out)."""
+    rows, columns = node.parameter_shapes["weight"]
+    if not shape or shape[-1] != rows:
+        raise node.fail(f"input {list(shape)} does not end in {rows}")
+    return (*shape[:-1], columns)
+
+
 class Product(Node):
     """A node whose output is a product that is rounded to the graph's fraction bits."""
 
@@ -84,3 +92,30 @@ class Product(Node):
         values = [x.shares.narrow(self.plan.ring)] if other is x else [value.shares.narrow(self.plan.ring) for value in (x, other)]
         wires = yield from open_masked(x.party, values)
         return wires[0], wires[-1]
+
+
+class Weighing(Product):
+    """A node whose product is with a private weight, element by element."""
+
+    required = ("weight",)
+    encoded = ("weight",)
+
+    class Plan(ProductPlan, frozen=True, kw_only=True):
+        """With the fraction bits of the weight."""
+
+        ring: Bits
+        weight_frac: Bits
+        bits: Bits
+        frac: Bits
+
+    plan: Plan
+
+    def make_plan(self, planning: Planning) -> Plan:
+        ring = bits_for(self.name, FRAC + DIAGONAL_FRAC, planning.out(self.name))
+        return self.Plan(ring=ring, weight_frac=DIAGONAL_FRAC, bits=planning.bits, frac=planning.frac)
+
+    def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
+        yield Shown("product", self.plan.ring, FRAC + self.plan.weight_frac, own.get("out"))
+
+    def encoding(self, key: str) -> tuple[int, int, bool]:
+        return self.plan.ring, self.plan.weight_frac, False

@@ -13,8 +13,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block, FeedForward
-from privinf.models.base import Activations
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Block, FeedForward
+from privinf.models.attention import OperatorAttention
 from protocols.max_plus import tropical, tropical_mixed, tropical_scores
 
 
@@ -47,29 +47,21 @@ class MaxPlusConfig(AeroConfig):
         return "+".join([attention, *(["LN"] if self.norm == "layernorm" else []), ffn]) + removed
 
 
-class MaxPlusAttention(Attention):
+class MaxPlusAttention(OperatorAttention):
     """Causal attention by max-plus products: y_i = max_j (max_c (q_ic + k_jc) + v_j)."""
 
-    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
-        """As `Attention.forward`; there are no weights, and a trace has the softmax of the scores in their place."""
-        batch, tokens, width = x.shape
-        qkv = self.c_attn(x)  # (B, T, 3 d)
-        if self.training or trace is not None:
-            q, k, v = qkv.reshape(batch, tokens, 3, self.n_head, self.head_width).permute(2, 0, 3, 1, 4)  # each (B, H, T, d_k)
-            q = self.scaled_queries(q, 0, tokens)
-            scores = tropical_scores(q, k)  # (B, H, T, T)
-            if trace is not None:
-                trace.queries.append(q)
-                trace.keys.append(k)
-            if trace is not None and trace.keep_attention:
-                trace.attention.append(scores.masked_fill(future[:tokens, :tokens], float("-inf")).softmax(-1))
-            y = tropical_mixed(scores, v).transpose(1, 2).reshape(batch, tokens, width)
-        else:  # one operator where a graph is made of it
-            if self.scale is not None:
-                qkv = torch.cat([qkv[..., :width] * self.scale, qkv[..., width:]], -1)
-            y = torch.ops.privinf.max_plus_attention(qkv, self.n_head)
-        out: Tensor = self.c_proj(y[:, -1:] if last_only else y)
-        return out
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor, kept: list[Tensor] | None) -> Tensor:
+        """As there; it has no weights, and what is kept is the softmax of the scores in their place."""
+        scores = tropical_scores(q, k)  # (B, H, T, T)
+        if kept is not None:
+            kept.append(scores.masked_fill(future, float("-inf")).softmax(-1))
+        found: Tensor = tropical_mixed(scores, v)
+        return found
+
+    def operator(self, qkv: Tensor) -> Tensor:
+        """As there."""
+        found: Tensor = torch.ops.privinf.max_plus_attention(qkv, self.n_head)
+        return found
 
 
 class MaxPlusFeedForward(FeedForward):

@@ -11,8 +11,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from privinf.models.aero import Aero, AeroConfig, AeroModel, Attention, Block
-from privinf.models.base import Activations
+from privinf.models.aero import Aero, AeroConfig, AeroModel, Block
+from privinf.models.attention import OperatorAttention
 from protocols.relu_attention import mean_weights
 
 SMALL = 1e-6
@@ -35,30 +35,20 @@ class ReluConfig(AeroConfig):
         return "RA" + super().variant.removeprefix("SM")
 
 
-class ReluAttention(Attention):
+class ReluAttention(OperatorAttention):
     """Causal attention with relu(q k^T / sqrt(d_k)) / length in place of a softmax."""
 
-    def forward(self, x: Tensor, future: Tensor, last_only: bool = False, trace: Activations | None = None) -> Tensor:
-        """As `Attention.forward`; entropies of a trace are those of weights that are divided by their sum."""
-        batch, tokens, width = x.shape
-        qkv = self.c_attn(x)  # (B, T, 3 d)
-        if self.training or trace is not None:
-            q, k, v = qkv.reshape(batch, tokens, 3, self.n_head, self.head_width).permute(2, 0, 3, 1, 4)  # each (B, H, T, d_k)
-            q = self.scaled_queries(q, 0, tokens)
-            weights = mean_weights(q @ k.transpose(2, 3))  # (B, H, T, T)
-            if trace is not None:
-                trace.queries.append(q)
-                trace.keys.append(k)
-            if trace is not None and trace.keep_attention:
-                trace.attention.append(weights / (weights.sum(-1, keepdim=True) + SMALL))
-            y = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
-        else:  # one operator where a graph is made of it
-            scale = self.scale
-            if scale is not None:
-                qkv = torch.cat([qkv[..., :width] * scale, qkv[..., width:]], -1)
-            y = torch.ops.privinf.relu_attention(qkv, self.n_head)
-        out: Tensor = self.c_proj(y[:, -1:] if last_only else y)
-        return out
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor, kept: list[Tensor] | None) -> Tensor:
+        """As there; what is kept are the weights over their sum."""
+        weights = mean_weights(q @ k.transpose(2, 3))  # (B, H, T, T)
+        if kept is not None:
+            kept.append(weights / (weights.sum(-1, keepdim=True) + SMALL))
+        return weights @ v
+
+    def operator(self, qkv: Tensor) -> Tensor:
+        """As there."""
+        found: Tensor = torch.ops.privinf.relu_attention(qkv, self.n_head)
+        return found
 
 
 class ReluModel(AeroModel):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from privinf.crypten_adapter import Graph
 from privinf.graph.builder import Builder, Constant, Value, aten, rule
+from privinf.graph.kinds import matrix_output
 from privinf.graph.node import Node, Shape
 from privinf.graph.planning import (
     COMPARED_FRAC,
@@ -107,10 +108,7 @@ class Linear(Node):
             raise self.fail("weight must be (in, out) and bias (out)")
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        rows, columns = self.parameter_shapes["weight"]
-        if not shapes[0] or shapes[0][-1] != rows:
-            raise self.fail(f"input {list(shapes[0])} does not end in {rows}")
-        return (*shapes[0][:-1], columns)
+        return matrix_output(self, shapes[0])
 
     def generic(self, x: Any, *others: Any) -> Any:
         y = x.matmul(self.value("weight"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from privinf.graph.builder import Builder, Value, as_constant, rule
+from privinf.graph.kinds import matrix_output
 from privinf.graph.node import Shape
 from privinf.graph.planning import COMPARED_FRAC, Planning, Wanted
 from privinf.graph.private import PrivinfTensor
@@ -48,10 +49,7 @@ class MaxPlus(OfSums):
             raise self.fail("weight must be (in, out)")
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        rows, columns = self.parameter_shapes["weight"]
-        if not shapes[0] or shapes[0][-1] != rows:
-            raise self.fail(f"input {list(shapes[0])} does not end in {rows}")
-        return (*shapes[0][:-1], columns)
+        return matrix_output(self, shapes[0])
 
     def generic(self, x: Any, *others: Any) -> Any:
         if not isinstance(x, Tensor):

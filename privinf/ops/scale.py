@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privinf.graph.builder import Builder, Constant, Value, as_number, broadcast_shape
-from privinf.graph.kinds import Product
+from privinf.graph.kinds import Weighing
 from privinf.graph.node import Affine, Node, Shape, broadcast
-from privinf.graph.planning import DIAGONAL_FRAC, FRAC, Bits, Planning, ProductPlan, Shown, bits_for
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.cat import expand
 from privinf.ops.mul_constant import MulConstant
@@ -37,31 +35,10 @@ class Broadcast(Node):
         return len(self.parameter_shapes["weight"]) <= 1
 
 
-class Scale(Broadcast, Product):
+class Scale(Broadcast, Weighing):
     """x (...) times a private tensor that broadcasts into it."""
 
     op = "scale"
-    encoded = ("weight",)
-
-    class Plan(ProductPlan, frozen=True, kw_only=True):
-        """With the fraction bits of the weight."""
-
-        ring: Bits
-        weight_frac: Bits
-        bits: Bits
-        frac: Bits
-
-    plan: Plan
-
-    def make_plan(self, planning: Planning) -> Plan:
-        ring = bits_for(self.name, FRAC + DIAGONAL_FRAC, planning.out(self.name))
-        return self.Plan(ring=ring, weight_frac=DIAGONAL_FRAC, bits=planning.bits, frac=planning.frac)
-
-    def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
-        yield Shown("product", self.plan.ring, FRAC + self.plan.weight_frac, own.get("out"))
-
-    def encoding(self, key: str) -> tuple[int, int, bool]:
-        return self.plan.ring, self.plan.weight_frac, False
 
     def affine(self, width: int) -> Affine | None:
         return (torch.ones(width, dtype=torch.float64) * self.value("weight").double(), None) if self.rowwise else None

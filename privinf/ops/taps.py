@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from privinf.graph.builder import Builder, Value, as_constant, as_value, rule
-from privinf.graph.kinds import Product
+from privinf.graph.kinds import Weighing
 from privinf.graph.node import Shape
-from privinf.graph.planning import DIAGONAL_FRAC, FRAC, Bits, Planning, ProductPlan, bits_for
 from privinf.graph.private import PrivinfTensor
 from protocols.linear import scale
 from protocols.party import Protocol_
@@ -20,24 +19,12 @@ from protocols.scan import State
 from protocols.shares import Shares
 
 
-class Taps(Product):
+class Taps(Weighing):
     """y_t = sum_k weight_k x_(t - K + 1 + k), x (B, T, d), weight (K, 1, d): each column by itself, zeros before the first position."""
 
     op = "taps"
-    required = ("weight",)
-    encoded = ("weight",)
     state = ("state",)
     any_length = True
-
-    class Plan(ProductPlan, frozen=True, kw_only=True):
-        """With the fraction bits of the weight."""
-
-        ring: Bits
-        weight_frac: Bits
-        bits: Bits
-        frac: Bits
-
-    plan: Plan
 
     def check(self) -> None:
         weight = self.parameter_shapes["weight"]
@@ -67,13 +54,6 @@ class Taps(Product):
         self.keep(runtime, state=State(Shares(all_[:, count:], x.shares.bits, x.shares.frac)))
         y = yield from scale(x.party, stacked, runtime.weights[f"{self.name}.weight"], bits=plan.ring)
         return (yield from self.canonical(x.party, y.map(lambda v: v.sum(0, keepdim=True))))
-
-    def make_plan(self, planning: Planning) -> Plan:
-        ring = bits_for(self.name, FRAC + DIAGONAL_FRAC, planning.out(self.name))
-        return self.Plan(ring=ring, weight_frac=DIAGONAL_FRAC, bits=planning.bits, frac=planning.frac)
-
-    def encoding(self, key: str) -> tuple[int, int, bool]:
-        return self.plan.ring, self.plan.weight_frac, False
 
 
 @rule(torch.ops.privinf.taps.default)

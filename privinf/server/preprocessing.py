@@ -95,7 +95,7 @@ class Preprocessing:
             writer.seal()
             connection.receive_control(Kept)
             with self._open(terms) as shelf:
-                shelf.add(writer)
+                shelf.add(writer.part, writer.header.index)
         connection.send_control(Kept())
 
     def _check_room(self, new: int) -> None:

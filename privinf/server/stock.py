@@ -66,7 +66,7 @@ class ServerStock:
             writer.seal()
             connection.receive_control(Kept)
             with self._open() as shelf:
-                shelf.add_stock(writer)
+                shelf.add(writer.part, writer.header.index)
         connection.send_control(Kept())
 
     def _check_room(self, new: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
 
+from privinf.session.messages import Index, SessionToken
 from privinf.version import VERSION
 
 
@@ -13,18 +14,25 @@ class Damaged(Exception):
     """A file that is not a whole one of its kind and of this release; the text says why."""
 
 
-class Versioned(Protocol):
-    """A header, which says of which release it is."""
+class Versioned(msgspec.Struct, frozen=True, kw_only=True):
+    """Of which release a file is."""
 
-    @property
-    def version(self) -> str:
-        """The release that wrote it."""
+    version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
 
 
-H = TypeVar("H", bound=Versioned)
+class Placed(Versioned, frozen=True):
+    """And whose it is. `serial` is the same in both parties' files of one prepared query or stock."""
+
+    role: Annotated[str, msgspec.Meta(max_length=16)]
+    lane: Annotated[str, msgspec.Meta(max_length=200)]
+    index: Index
+    serial: SessionToken
 
 
-def headed(magic: bytes, header: Versioned) -> bytes:
+H = TypeVar("H", bound=Placed)
+
+
+def headed(magic: bytes, header: Placed) -> bytes:
     """The beginning of a file."""
     encoded = msgspec.msgpack.encode(header)
     return magic + len(encoded).to_bytes(4, "big") + encoded

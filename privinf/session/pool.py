@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from privinf.files import locked, move_into_place, part_file, refusals, sweep, write_private
-from privinf.session.headed import Damaged
+from privinf.session.headed import Damaged, Placed
 from privinf.session.marks import LANE_NAME, Lane, Marks, lock_of
 from privinf.session.messages import MAX_HELD
 from privinf.session.prepared import Header, Prepared, Writer, read_header
@@ -189,11 +189,11 @@ class PoolLane:
             return prepared
         return None
 
-    def add(self, writer: Writer) -> None:
+    def add(self, part: Path, index: int) -> None:
         """Takes what a writer has sealed; ConfigError."""
-        path = self._path(writer.header.index)
+        path = self._path(index)
         with refusals(path):
-            move_into_place(writer.part, path)
+            move_into_place(part, path)
 
     def adopt(self, part: Path) -> int:
         """Takes a whole file that was written elsewhere for this lane; its index. ConfigError where it is none, or its index is in use."""
@@ -202,14 +202,12 @@ class PoolLane:
             self._check(header, header.index)
         except Damaged as error:
             raise ConfigError(f"a prepared query cannot be kept: {error}", party=self._role) from None
-        path = self._path(header.index)
-        if header.index <= self.spent or path.exists():
+        if header.index <= self.spent or self._path(header.index).exists():
             raise ConfigError(f"a prepared query cannot be kept: its index {header.index} is in use", party=self._role)
-        with refusals(path):
-            move_into_place(part, path)
+        self.add(part, header.index)
         return header.index
 
-    def _check(self, header: Header, index: int) -> None:
+    def _check(self, header: Placed, index: int) -> None:
         if (header.role, header.lane, header.index) != (self._role, self.lane.name(self._role), index):
             raise Damaged("it is of another model, client, server or place")
 

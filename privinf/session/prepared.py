@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from privinf.files import finish, refusals
-from privinf.session.headed import Damaged, headed, read_headed
-from privinf.session.messages import Index, SessionToken
+from privinf.session.headed import Damaged, Placed, headed, read_headed
+from privinf.session.messages import SessionToken
 from privinf.trust import DEALER
-from privinf.version import VERSION
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Correlation, Kind, Role, from_wire, on_wire, pack_parts, size_of, unpack_parts
 from protocols.errors import CorrelationError
@@ -37,16 +36,11 @@ MAX_HEADER = 1 << 16
 _TAIL = 8 + 32
 
 
-class Header(msgspec.Struct, frozen=True):
-    """Whose file it is. `serial` is the same in both parties' files of one prepared query."""
+class Header(Placed, frozen=True):
+    """Of a prepared query."""
 
-    role: Annotated[str, msgspec.Meta(max_length=16)]
-    lane: Annotated[str, msgspec.Meta(max_length=200)]
-    index: Index
-    serial: SessionToken
     seed: SessionToken  # of what is drawn; where the two are alone nothing is
     trust: Annotated[str, msgspec.Meta(max_length=32)] = DEALER
-    version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
 
     def __repr__(self) -> str:
         return f"Header({self.role}, {self.lane}, {self.index}, seed hidden)"

@@ -25,13 +25,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from privinf.files import finish, move_into_place, part_file, refusals, sweep
+from privinf.files import finish, part_file, refusals, sweep
 from privinf.lowering.stocking import MOST
-from privinf.session.headed import Damaged, headed, read_headed
+from privinf.session.headed import Damaged, Placed, headed, read_headed
 from privinf.session.marks import Lane
-from privinf.session.messages import Index, SessionToken
 from privinf.session.pool import Pool, PoolLane
-from privinf.version import VERSION
 from protocols.correlations import Part, Role, pack_parts, size_of, unpack_parts
 from protocols.lattice.rows import TOGETHER, Map
 
@@ -44,16 +42,11 @@ assert TOGETHER % PAGE == 0
 _DIGEST = 32
 
 
-class Header(msgspec.Struct, frozen=True):
-    """Whose file it is. `serial` is the same in both parties' files of one stock."""
+class Header(Placed, frozen=True):
+    """Of a stock."""
 
-    role: Annotated[str, msgspec.Meta(max_length=16)]
-    lane: Annotated[str, msgspec.Meta(max_length=200)]
-    index: Index
-    serial: SessionToken
     positions: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
     maps: Annotated[tuple[Map, ...], msgspec.Meta(min_length=1, max_length=1 << 16)]
-    version: Annotated[str, msgspec.Meta(max_length=64)] = VERSION
 
     @property
     def last(self) -> int:
@@ -186,7 +179,7 @@ class StockLane(PoolLane):
             path, header = self._path(index), None
             with self._sound(index), path.open("rb") as file:
                 header, _ = _read_header(file)
-                self._check_stock(header, index)
+                self._check(header, index)
             if header is not None and header.last > spent:
                 yield path, header
             elif header is not None:
@@ -206,16 +199,6 @@ class StockLane(PoolLane):
                 pass
             return found
         return None
-
-    def add_stock(self, writer: Writer) -> None:
-        """Takes what a writer has sealed; ConfigError."""
-        path = self._path(writer.header.index)
-        with refusals(path):
-            move_into_place(writer.part, path)
-
-    def _check_stock(self, header: Header, index: int) -> None:
-        if (header.role, header.lane, header.index) != (self._role, self.lane.name(self._role), index):
-            raise Damaged("it is of another model, client, server or place")
 
 
 def _erase(path: Path, header: Header, before: int, spent: int) -> None:

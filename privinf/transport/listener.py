@@ -57,23 +57,32 @@ def format_address(host: str, port: int) -> str:
 
 def listening(address: str, party: str) -> tuple[socket.socket, str]:
     """A socket that listens there and blocks nobody, and the actual HOST:PORT; ConfigError."""
+    sock = bound(address, "--listen", _BACKLOG, party=party, before=tune)  # which accepted sockets inherit
+    sock.setblocking(False)
+    return sock, format_address(parse_address(address)[0], sock.getsockname()[1])
+
+
+def bound(
+    address: str, option: str, backlog: int = 128, *, party: str = "", before: Callable[[socket.socket], None] | None = None
+) -> socket.socket:
+    """A socket that listens there; ConfigError, which names the option that said where. `before`: what is done to it first."""
     host, port = parse_address(address)
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tune(sock)  # accepted sockets inherit it, and the window's scale is fixed when they connect
+            if before is not None:
+                before(sock)
             sock.bind(place)
-            sock.listen(_BACKLOG)
-            sock.setblocking(False)
+            sock.listen(backlog)
         except BaseException:
             sock.close()
             raise
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen on {address}: {reason}", party=party, remedy="choose another --listen") from None
-    return sock, format_address(host, sock.getsockname()[1])
+        raise ConfigError(f"cannot listen on {address}: {reason}", party=party, remedy=f"choose another {option}") from None
+    return sock
 
 
 @dataclass(frozen=True)

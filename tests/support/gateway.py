@@ -18,7 +18,8 @@ from privinf.gateway.door import Place
 from privinf.gateway.engine import Engine
 from privinf.gateway.limits import Bounds, Limits
 from privinf.gateway.metrics import Requests
-from privinf.gateway.serve import HttpServer, listen_on
+from privinf.gateway.serve import HttpServer
+from privinf.transport.listener import bound
 from tests.support import trio as t
 from tests.support.duo import Duo
 from tests.support.trio import Trio, wait_for
@@ -55,7 +56,7 @@ def serving(
     app: Any, requests: Requests | None = None, bounds: Bounds | None = None, halt: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, HttpServer]]:
     """An application of any kind, over a socket: its address, and what serves it, in a thread."""
-    listener = listen_on("127.0.0.1:0")
+    listener = bound("127.0.0.1:0", "--http")
     service = HttpServer(app, requests or Requests(), bounds or Bounds(), halt=halt)
     thread = threading.Thread(target=lambda: asyncio.run(service.serve(sockets=[listener])), daemon=True)
     thread.start()

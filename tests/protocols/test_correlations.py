@@ -20,7 +20,7 @@ from protocols.comparison import CompareMask
 from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, Mask, Role, from_wire, on_wire
 from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash
-from protocols.linear import LinearMask, Weight, linear, mask_weight, weight_mask
+from protocols.linear import LinearMask, Weight, linear, weight_mask
 from protocols.opening import open_masked
 from protocols.party import Item, Offline, Online, Party, Protocol_, Trace
 from protocols.prg import Prg, new_seed
@@ -30,7 +30,7 @@ from protocols.shares import Shares, Wire
 from protocols.softmax import softmax
 from protocols.sources.dealer import Dealer, Store
 from protocols.truncation import OrMask
-from tests.support.two_party import Session, execute, input_of, run, uniform
+from tests.support.two_party import Session, execute, input_of, mask_weight, run, uniform
 
 OR = OrMask((5,), 7)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,25 @@ import torch
 from benchmarks.backends.plain import one_thread
 from benchmarks.training.ladder import trained, write_document
 from benchmarks.training.rows import Row
+from privinf.local.pace import pace_of
 from privinf.local.session import LocalSession
 from privinf.lowering import convert
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
 from privinf.models.base import Config, Decoder, families
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
-from privinf.session.options import Options
+from privinf.session.options import Options, default_cache
 from privinf.trust import DEALER, TWO_PARTY
+from protocols import kernels
 from protocols.errors import PrivinfError
 
 POSITIONS = 144  # while training: no other size of these networks, so that what hangs on it is told by it
 SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": POSITIONS}
 LONG = 1024  # positions at which a network's costs are asked: as many as a Llama's are planned for
-PROMPT, FURTHER, TOKENS = 128, (128, LONG - 1), 8
+PROMPT, FURTHER, TOKENS, ASKED = 128, (128, LONG - 1), 8, 3
 WIDER = {"n_embd": 184}  # as many parameters as GPT-2's, where an FFN is one matrix
 DEEPER = {"n_layer": 7}  # the same, where a layer has half as many
+SHORT = 100  # steps, of what takes ten times as long to train
 ROWS = (
     Row("GPT-2: `SM+LN+G`", "SM+LN+G"),
     Row("AERO: `SM+ScFFN`", "SM+ScFFN"),
@@ -54,6 +59,10 @@ ROWS = (
     Row("TTT: `TTT+RN+SwiGLU`", "TTT+RN+SwiGLU", family="ttt"),
     Row("TTT: `TTT+RN`", "TTT+RN", family="ttt"),
     Row("TTT: `TTT`", "TTT", family="ttt"),
+    Row("GPT-2: `SM+LN+G`, 100 steps", "SM+LN+G", steps=SHORT),
+    Row("AERO: `SM(t)+ScFuFFN`, 100 steps", "SM(t)+ScFuFFN", steps=SHORT),
+    Row("Max-plus: `SM+ScMP`, 100 steps", "SM+ScMP", family="maxplus", steps=SHORT),
+    Row("Max-plus: `MP+ScFuFFN`, 100 steps", "MP+ScFuFFN", family="maxplus", steps=SHORT),
 )
 
 
@@ -83,37 +92,44 @@ def costs(lowered: Lowered) -> dict[str, Any]:
 
 
 def seconds(lowered: Lowered) -> dict[str, float]:
-    """Of a prompt with its one token, and of a further token, the median of a session's; the dealer's part is included."""
-    with tempfile.TemporaryDirectory() as cache, LocalSession(lowered, Options(cache=Path(cache))) as session:
-        ids = list(range(1, PROMPT + 1))
-        for _ in session.generate(ids=ids, max_new_tokens=2):
-            pass  # set-up, and what is compiled
-        times = [time.perf_counter()]
-        for _ in session.generate(ids=ids, max_new_tokens=1 + TOKENS):
-            times.append(time.perf_counter())
-    steps = [later - earlier for earlier, later in pairwise(times)]
-    return {"prompt": steps[0], "token": statistics.median(steps[1:])}
+    """Of a prompt with its one token, and of a further token, medians of a session's; the dealer's part is included."""
+    kernels.load(default_cache() / "kernels")
+    steps: list[list[float]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        if (default_cache() / "kernels").is_dir():
+            shutil.copytree(default_cache() / "kernels", Path(cache) / "kernels")
+        with LocalSession(lowered, Options(cache=Path(cache))) as session:
+            for _ in range(1 + ASKED):
+                times = [time.perf_counter()]
+                for _ in session.generate(ids=list(range(1, PROMPT + 1)), max_new_tokens=1 + TOKENS, ignore_eos=True):
+                    times.append(time.perf_counter())
+                steps.append([later - earlier for earlier, later in pairwise(times)])
+    again = steps[1:]  # the first has set-up in it, and writes tapes
+    return {"prompt": statistics.median(each[0] for each in again), "token": statistics.median(step for each in again for step in each[1:])}
 
 
-def float_rate(model: Decoder) -> float:
-    """Tokens a second of a prompt in float32 on one thread."""
+def float_speed(model: Decoder, first: Decoder) -> dict[str, float]:
+    """Tokens a second of a prompt in float32 on one thread, and as a multiple of the `first` row's.
+
+    Both in turn, by the thread's own time: what else runs here is not in it.
+    """
     ids = torch.arange(PROMPT)[None] % model.config.vocab_size
+    took: list[list[float]] = [[], []]
     with torch.no_grad(), one_thread():
-        took = []
-        for _ in range(8):
-            started = time.perf_counter()
-            model(ids)
-            took.append(time.perf_counter() - started)
-    return PROMPT / statistics.median(took[1:])
+        for _ in range(65):
+            for which, each in enumerate((first, model)):
+                started = time.thread_time()
+                each(ids)
+                took[which].append(time.thread_time() - started)
+    theirs, mine = (statistics.median(each[1:]) for each in took)
+    return {"float_tokens_per_s": PROMPT / mine, "float_times_first": theirs / mine}
 
 
-def private(checkpoint: Path, timed: bool) -> dict[str, Any]:
-    """What a trained network costs, in seconds too if `timed`; what cannot be run in private says why instead."""
+def private(checkpoint: Path, first: Path, timed: bool) -> dict[str, Any]:
+    """What a trained network costs, in seconds too if `timed`; what cannot be run in private says why instead. `first` row's beside."""
     model, config, _ = load_checkpoint(checkpoint)
-    found: dict[str, Any] = {
-        "parameters": sum(each.numel() for each in model.parameters()),
-        "float_tokens_per_s": float_rate(model.folded()),
-    }
+    parameters = sum(each.numel() for each in model.parameters())
+    found: dict[str, Any] = {"parameters": parameters, **float_speed(model.folded(), load_checkpoint(first)[0].folded())}
     with tempfile.TemporaryDirectory() as directory:
         save_checkpoint(*stretched(model, config, LONG), directory, torch.float32)
         try:
@@ -125,12 +141,17 @@ def private(checkpoint: Path, timed: bool) -> dict[str, Any]:
 
 def gather(out: Path, target: Path, steps: int, timed: bool = True) -> None:
     """Everything that was trained so far with its costs, as one document."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first: Path | None = None
     for row in ROWS:
         found = trained(out, row)
         good = [run["seed"] for run in found.get("runs", ()) if run["diverged"] is None]
         if found:
-            entry = {"name": row.name, "family": row.family, "variant": row.variant, "sizes": row.sizes, **found}
-            rows.append(entry | (private(out / row.slug / f"seed-{good[0]}" / "checkpoint", timed) if good else {}))
+            about = {"name": row.name, "family": row.family, "variant": row.variant, "sizes": row.sizes}
+            rows.append(about | {"settings": row.settings, "steps": row.steps or steps, **found})
+            if good:
+                checkpoint = out / row.slug / f"seed-{good[0]}" / "checkpoint"
+                first = first or checkpoint
+                rows[-1] |= private(checkpoint, first, timed)
             print(row.name, {name: value for name, value in rows[-1].items() if name not in ("runs", "costs")}, flush=True)
-    write_document(out, target, steps, SIZES, rows)
+    write_document(out, target, steps, SIZES, rows, {"pace": asdict(pace_of(default_cache()))})

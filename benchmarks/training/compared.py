@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,9 +10,12 @@ from matplotlib.figure import Figure
 from benchmarks import style
 from benchmarks.output import size, table
 from benchmarks.training.architectures import FURTHER, PROMPT
+from privinf.session.pace import Pace, link_of, on_link
 from privinf.trust import DEALER, TWO_PARTY
 
 NEAR, FAR = (f"token at {cached}" for cached in FURTHER)
+WALKED = ("mamba2", "ttt")  # further tokens too: none of theirs is replayed
+LINKS = ("loopback", "lan", "wan")
 LOOKS = dict(zip(("aero", "llama"), ((style.BLUE, "o"), (style.ORANGE, "^")), strict=True))
 OTHERS = ((style.GREEN, "s"), (style.VERMILION, "D"), (style.PURPLE, "v"), (style.SKY, "P"), (style.GREY, "X"))
 
@@ -24,10 +28,21 @@ def quality(found: dict[str, Any]) -> str:
         value = f"{row['perplexity']:.2f}" if "perplexity" in row else "diverged"
         if row.get("spread"):
             value += f" ± {row['spread']:.2f}"
-        rate = f"{row['float_tokens_per_s']:,.0f}" if "float_tokens_per_s" in row else ""
+        rate = ""
+        if "float_tokens_per_s" in row:
+            speed, multiple = row["float_tokens_per_s"], row["float_times_first"]
+            rate = f"{speed:,.0f} tokens/s" if row is found["rows"][0] else f"× {multiple:.2f}"
         parameters = f"{row['parameters'] / 1e6:.2f} M" if "parameters" in row else ""
         rows.append([row["name"], parameters, value, f"{len(row['runs'])}" + (f", {stopped} diverged" if stopped else ""), rate])
-    return table(["network", "parameters", "perplexity", "seeds", "float, tokens/s"], rows)
+    return table(["network", "parameters", "perplexity", "seeds", "float, speed as a multiple"], rows)
+
+
+def _times(row: dict[str, Any], first: dict[str, Any], value: Callable[[dict[str, Any]], float | None], form: str) -> str:
+    """What hangs on the machine: of the first row itself, of others as a multiple of that."""
+    mine, base = value(row), value(first)
+    if mine is None or base is None:
+        return ""
+    return form.format(base) if row is first else f"× {mine / base:.2f}"
 
 
 def cost(found: dict[str, Any]) -> str:
@@ -38,12 +53,30 @@ def cost(found: dict[str, Any]) -> str:
         prompt, near, far = (with_dealer[name] for name in ("prompt", NEAR, FAR))
         sizes = [size(prompt["online_bytes"]), prompt["rounds"], size(prompt["dealer_bytes"])]
         sizes += [size(near["online_bytes"]), size(far["online_bytes"]), near["rounds"], size(prompt["setup_bytes"])]
-        if "seconds" in row:
-            sizes += [f"{row['seconds']['prompt']:.2f} s", f"{1000 * row['seconds']['token']:.0f} ms"]
         rows.append([row["name"], *sizes])
     head = [f"prompt of {PROMPT}, online", "rounds", "dealer", f"{NEAR}, online", FAR, "rounds", "set-up"]
-    head += ["prompt", "token"] if rows and len(rows[0]) > 1 + len(head) else []
     return table(["network", *head], rows)
+
+
+def times(found: dict[str, Any]) -> str:
+    """Seconds of a prompt and of a token with a dealer, as `explain --link` predicts them by this machine's pace, and measured."""
+    pace, rows = Pace.checked(found["pace"]), _priced(found)
+    first = rows[0] if rows else {}
+
+    def predicted(row: dict[str, Any], what: str, link: str) -> float:
+        total = row["costs"][DEALER][what]
+        walks = what == "prompt" or row["family"] in WALKED
+        return (pace.walked(total) if walks else pace.token(total)) + on_link(total, link_of(link))
+
+    asked = [(what, link) for link in LINKS for what in ("prompt", NEAR)]
+    measured = [what for what in ("prompt", "token") if any("seconds" in row for row in rows)]
+    told = []
+    for row in rows:
+        cells = [_times(row, first, lambda each, of=of: predicted(each, *of), "{:.3g} s") for of in asked]  # type: ignore[misc]
+        cells += [_times(row, first, lambda each, of=what: each.get("seconds", {}).get(of), "{:.3g} s") for what in measured]  # type: ignore[misc]
+        told.append([row["name"], *cells])
+    head = [f"{what}, {link}" for what, link in asked] + [f"{what}, measured" for what in measured]
+    return table(["network", *head], told)
 
 
 def alone(found: dict[str, Any]) -> str:
@@ -74,6 +107,8 @@ def picture(found: dict[str, Any]) -> Figure | None:
     """Perplexity against all bytes of a prompt with a dealer, with the line of those that nothing beats."""
     points = []
     for row in _priced(found):
+        if row["steps"] != found["steps"]:
+            continue  # what learned from less text is of another picture
         total = row["costs"][DEALER]["prompt"]
         sent = sum(total[name] for name in ("online_bytes", "dealer_bytes", "peer_offline_bytes"))
         points.append((sent / 1e6, row["perplexity"], row["name"].replace("`", ""), row["family"]))

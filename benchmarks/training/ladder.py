@@ -91,7 +91,9 @@ def train_rows(
     prepare(out)
     rows = [row for row in rows if only is None or only in row.name]
     with ProcessPoolExecutor(workers) as pool:
-        jobs = {pool.submit(train_row, out, row, seed, steps, sizes): (row, seed) for seed in range(1, seeds + 1) for row in rows}
+        jobs = {
+            pool.submit(train_row, out, row, seed, row.steps or steps, sizes): (row, seed) for seed in range(1, seeds + 1) for row in rows
+        }
         for job in as_completed(jobs):
             row, seed = jobs[job]
             result = job.result()
@@ -120,8 +122,10 @@ def gather(out: Path, target: Path, steps: int) -> None:
     write_document(out, target, steps, SMALL, rows)
 
 
-def write_document(out: Path, target: Path, steps: int, sizes: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Rows of results, and under what they were trained."""
+def write_document(
+    out: Path, target: Path, steps: int, sizes: dict[str, Any], rows: list[dict[str, Any]], more: dict[str, Any] | None = None
+) -> None:
+    """Rows of results, under what they were trained, and what `more` is known."""
     tokens, facts = read_tokens(out)
     document = {
         "size": sizes,
@@ -131,6 +135,7 @@ def write_document(out: Path, target: Path, steps: int, sizes: dict[str, Any], r
         "corpus": facts | {"training_tokens": len(tokens.training), "held_out_tokens": len(tokens.held_out)},
         "machine": machine(),
         "versions": versions(),
+        **(more or {}),
         "rows": rows,
     }
     target.parent.mkdir(parents=True, exist_ok=True)

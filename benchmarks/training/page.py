@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.output import size, table
 from benchmarks.training import compared
+from privinf.training.removal import RULES
 
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -90,7 +91,9 @@ def _speed(found: dict[str, Any]) -> str:
 def _removal(found: dict[str, Any]) -> str:
     rows = []
     for entry in found["removals"]:
-        for name, label in (("recommended", "recommended"), ("deepest", "deepest (AERO's rule)")):
+        for name, label in RULES.items():
+            if name not in entry:
+                continue
             rule = entry[name]
             after = f"{math.exp(rule['trained_held_out_loss']):.2f}" if "trained_held_out_loss" in rule else ""
             layers = ", ".join(map(str, rule["layers"]))
@@ -117,4 +120,5 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "quality": (compared.quality, "architectures.json"),
     "cost": (compared.cost, "architectures.json"),
     "alone": (compared.alone, "architectures.json"),
+    "times": (compared.times, "architectures.json"),
 }

@@ -18,7 +18,7 @@ GPT2: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size"
 class Row:
     """One row of a table: a network and how it is trained; `aero` is AERO's perplexity (CodeParrot, T = 128).
 
-    `sizes` are what it does not share with the other rows, and whatever else its family asks for.
+    `sizes` are what it does not share with the other rows, and whatever else its family asks for; so are `steps`, if any.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Row:
     diverges_at_aero: bool = False
     family: FamilyName = "aero"
     sizes: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
     def config(self, sizes: dict[str, Any]) -> TrainedConfig:
         """Of its network at these sizes."""

@@ -45,8 +45,8 @@ class Looked:
 class Removal:
     """Which FFNs are removed, and the training after that."""
 
-    remove: Annotated[int | None, Setting("Say which K FFNs to remove, and compare with AERO's K deepest.", "K")] = None
-    train_steps: Annotated[int, Setting("Then train both for so many steps.", "N", least=0)] = 0
+    remove: Annotated[int | None, Setting("Say which K FFNs to remove, and compare with AERO's K deepest and what traces say.", "K")] = None
+    train_steps: Annotated[int, Setting("Then train each choice for so many steps.", "N", least=0)] = 0
     learning_rate: Annotated[float, Setting("The rate of that training.", "X")] = 1e-3
 
     def check(self, config: AeroConfig) -> None:
@@ -131,7 +131,7 @@ def _look(
     found["text"]["source"] = source if text.corpus is None or tokenizer is None else "the given corpus"
     if removal.remove is not None:
         where: dict[str, Any] = {"output": output, "tokenizer": stored, "told": told}
-        where |= {name: sizes[name] for name in ("windows", "length")}
+        where |= {name: sizes[name] for name in ("windows", "length")} | {"traced": found["ffn"]["traced"]}
         found["removal"] = analyze_removal(network, tokens, removal.remove, settings=settings, steps=removal.train_steps, **where)
     return found
 
@@ -145,13 +145,15 @@ def _over_training(run: Path | None) -> list[dict[str, Any]] | None:
 
 
 def _show(found: dict[str, Any], output: Path) -> None:
+    from privinf.training.removal import RULES
+
     entropy, ffn, removal = (found[name] for name in ("entropy", "ffn", "removal"))
     print(f"entropy: {entropy['overload']:.0%} of the heads in overload, {entropy['collapse']:.0%} in collapse")
     for row in ffn["ablation"]:
         print(f"without the FFN of layer {row['layer']}: {row['increase']:+.4f} nats per token")
     if removal:
-        for name in ("recommended", "deepest"):
+        for name in [name for name in RULES if name in removal]:
             rule = removal[name]
             later = f", {math.exp(rule['trained_held_out_loss']):.2f} after training" if removal["trained_steps"] else ""
-            print(f"{name}: remove {rule['layers']}: held-out perplexity {math.exp(rule['held_out_loss']):.2f}{later}")
+            print(f"{RULES[name]}: remove {rule['layers']}: held-out perplexity {math.exp(rule['held_out_loss']):.2f}{later}")
     print(f"the page: {output / 'report.html'}")

@@ -19,6 +19,8 @@ from privinf.models.base import Activations
 from privinf.models.recurrent import Recurrent, RecurrentConfig, RecurrentModel
 from protocols.recurrence import inner_descent
 
+SIZED = 64  # a trace's keys are larger by its root and a mini-batch's: what training holds scores to, 32, is half a step that settles
+
 
 class TttConfig(RecurrentConfig):
     """One model of TTT-Linear's kind."""
@@ -55,7 +57,7 @@ class Learner(nn.Module):
         """x (B, T, d) -> (B, T, d)."""
         descend, k = inner_descent if self.training else torch.ops.privinf.ttt, self.k_proj(x)
         if trace is not None:
-            sized = k * math.sqrt(64 * self.batch)  # so that what training holds scores to, 32, is half a step that settles
+            sized = k * math.sqrt(SIZED * self.batch)
             trace.keys.append(sized.reshape(*x.shape[:2], len(self.weight), -1).transpose(1, 2))
             trace.queries.append(trace.keys[-1])
         z = descend(self.q_proj(x), k, self.v_proj(x), self.weight, self.batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from privinf.models.tokenizer import TOKENIZER
 from privinf.training.corpus import END, Document, Tokens, encode_corpus
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads, evaluate, spread_windows, token_loss
-from privinf.training.removal import deepest, ffn_layers, loss_without, recommend, without_ffns
+from privinf.training.removal import deepest, ffn_layers, least, loss_without, recommend, without_ffns
 from privinf.training.settings import Settings
 from privinf.training.tracing import PLACES, SPAN, choose_prompts, trace_prompts
 from privinf.training.trainer import Progress, Trainer
@@ -65,12 +65,12 @@ def analyze_model(
         ablation.append({"layer": layer, "loss": loss, "increase": loss - base})
         told("ablation", (done + 1) / len(ffn_layers(config)))
     tracing: dict[str, Any] | None = None
-    traced: dict[str, float] | None = None
+    traced: dict[str, dict[str, tuple[float, float]]] | None = None
     if prompts:
         chosen = choose_prompts(folded, spread_windows(tokens.training, CANDIDATES * prompts, prompt_length), prompts)
         effects = trace_prompts(folded, chosen, seed, told=lambda done: told("tracing", done))
         tracing = dataclasses.asdict(effects) | {"places": list(PLACES), "span": SPAN, "prompt_length": chosen.shape[1] - 1}
-        traced = {str(layer): sum(effects.probability["FFN"][layer]) for layer in ffn_layers(config)}
+        traced = {name: {str(layer): of_kind["FFN"][layer] for layer in ffn_layers(config)} for name, of_kind in effects.whole.items()}
     return {
         "model": {
             "variant": config.variant,
@@ -100,11 +100,17 @@ def analyze_removal(
     output: Path,
     tokenizer: bytes | None,
     told: Told,
+    traced: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> dict[str, Any]:
-    """The recommendation beside AERO's rule at the same `count`; with `steps` both again after so much training, saved in `output`."""
+    """The recommendation beside AERO's rule at the same `count`, and beside what was `traced`: `least_probability`, `least_entropy`.
+
+    With `steps` all again after so much training each, saved in `output`.
+    """
     config, folded = model.config, model.folded()
     ids = spread_windows(tokens.training, windows, length)
     rules = {"recommended": recommend(folded, ids, count, partial(told, "choosing")), "deepest": deepest(config, count)}
+    for effect, by_layer in (traced or {}).items():
+        rules["least_" + effect] = least({int(layer): mean for layer, (mean, _) in by_layer.items()}, count)
     found: dict[str, Any] = {
         "remove": count,
         "trained_steps": steps,

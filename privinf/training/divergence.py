@@ -15,6 +15,7 @@ from privinf.training.families import Trained
 from protocols.errors import PrivinfError
 
 LOST_AFTER, LOST_BY = 50, 1.0  # steps, and nats above the loss of guessing evenly: far beyond what noise does
+MOST = 5.0  # nats above it that one step counts for: a few early spikes of a network without a norm are no lost run
 
 
 class Diverged(PrivinfError):
@@ -32,8 +33,9 @@ class LossWatch:
 
     def check(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
         """Raises Diverged before the weights are touched."""
-        self._smooth = loss if self._smooth is None else 0.9 * self._smooth + 0.1 * loss
         guessing = math.log(self._model.config.vocab_size)
+        counted = min(loss, guessing + MOST)
+        self._smooth = counted if self._smooth is None else 0.9 * self._smooth + 0.1 * counted
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite and (step < LOST_AFTER or self._smooth < guessing + LOST_BY):
             return

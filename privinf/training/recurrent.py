@@ -7,9 +7,11 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from privinf.models.base import Activations
 from privinf.models.mamba2 import Mamba2Config, Mamba2Model
-from privinf.models.ttt import TttConfig, TttModel
+from privinf.models.ttt import SIZED, Block, TttConfig, TttModel
 from protocols.errors import ConfigError
 
 OF_MAMBA2 = re.compile(r"M2\((?P<decay>sp|relu|fix)\)(?P<conv>\+Conv)?(?P<norm>\+RN)?(?:\+(?P<gate>SiLU|R|GLU))?")
@@ -70,9 +72,28 @@ def first_of_mamba2(model: Mamba2Model, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * inward * (0.3 if normed else 1))
         else:
             std = inward * (branch if name.endswith("out_proj.weight") else 1.0)
+            # an output is a product of three maps of the stream: one that starts small, and no map larger, or seven layers run away
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-            if name.endswith("in_proj.weight") and not normed:
-                parameter[config.n_inner :].mul_(4)  # the stream starts small, and an output is a product of three maps of it
+
+
+SETTLED = 0.5  # of the norm of a mini-batch's K^T K: half of what lowering plans for, a quarter of where the inner descent runs away
+
+
+@torch.no_grad()
+def settle_keys(model: TttModel, ids: Tensor) -> None:
+    """ids (B, T): keys of a head with which a mini-batch's step is larger than `SETTLED` are made smaller, so that none is.
+
+    A penalty does not do it: without FFNs or at a high rate what the loss gains by larger steps outweighs it, until the descent runs away.
+    """
+    trace, heads = Activations(), model.config.n_head
+    model(ids, trace=trace)
+    for block, sized in zip(model.layers, trace.keys, strict=True):
+        assert isinstance(block, Block)
+        k = sized.float() / math.sqrt(SIZED * model.config.mini_batch)  # (B, H, T, P)
+        steps = [torch.linalg.matrix_norm(part.mT @ part, 2) for part in torch.split(k, model.config.mini_batch, 2)]  # (B, H) each
+        steepest = torch.stack(steps).amax(dim=(0, 1))  # (H,)
+        factor = (SETTLED / steepest.clamp_min(SETTLED)).sqrt()
+        block.learner.k_proj.weight.mul_(factor.repeat_interleave(model.config.n_embd // heads)[:, None])
 
 
 OF_TTT = re.compile(r"TTT(?P<norm>\+RN)?(?:\+(?P<ffn>SwiGLU|R))?")

@@ -1,12 +1,13 @@
 """Which FFNs a model can do without: each one's cost by ablation, the choice of k, and the model that is left.
 
 AERO removes the FFNs of the deepest layers. Here the choice is made by the loss on training text, and theirs is one of the candidates.
+Two others go by causal traces: the FFNs that have the least effect on the next token's probability, and on the attention's entropy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -17,6 +18,13 @@ from privinf.models.aero import AeroConfig, AeroModel, Block, FeedForward
 from privinf.training.evaluation import token_loss
 from protocols.errors import ConfigError
 
+RULES = {
+    "recommended": "recommended",
+    "deepest": "the deepest, AERO's rule",
+    "least_probability": "the least effect on the next token",
+    "least_entropy": "the least effect on the entropy",
+}
+"""By which FFNs are chosen, and what each is called."""
 MOST_SETS = 60  # of k layers that are all tried; beyond, one layer after the other is taken
 
 
@@ -58,6 +66,11 @@ def loss_without(folded: AeroModel, ids: Tensor, layers: Sequence[int]) -> float
 def deepest(config: AeroConfig, count: int) -> tuple[int, ...]:
     """AERO's rule: the FFNs nearest to the output."""
     return tuple(ffn_layers(config)[-count:])
+
+
+def least(effects: Mapping[int, float], count: int) -> tuple[int, ...]:
+    """The `count` layers of the least effect by size: of what is traced, what the network would miss least."""
+    return tuple(sorted(sorted(effects, key=lambda layer: abs(effects[layer]))[:count]))
 
 
 def recommend(folded: AeroModel, ids: Tensor, count: int, told: Callable[[float], None] = lambda share: None) -> tuple[int, ...]:

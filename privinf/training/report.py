@@ -11,6 +11,7 @@ from typing import Any
 
 from privinf.models.checkpoint import write_atomically
 from privinf.training import pictures
+from privinf.training.removal import RULES
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.25rem .6rem;text-align:right}
@@ -80,11 +81,15 @@ def _ffn(directory: Path, ffn: dict[str, Any]) -> list[str]:
     if not ffn["ablation"]:
         return [title, "<p>This model has no FFN.</p>"]
     rows = [
-        [row["layer"], f"{row['loss']:.4f}", f"{row['increase']:+.4f}", f"{carried[str(row['layer'])]:+.4f}" if carried else ""]
-        for row in ffn["ablation"]
+        [row["layer"], f"{row['loss']:.4f}", f"{row['increase']:+.4f}", *_with_errors(carried, row["layer"])] for row in ffn["ablation"]
     ]
-    table = _table(["layer", "loss without its FFN", "added", "indirect effect of the FFN"], rows)
+    effects = [f"indirect effect of the FFN on the {name}, its standard error" for name in carried or ()]
+    table = _table(["layer", "loss without its FFN", "added", *effects], rows)
     return [title, table, _image(directory / "ffn.png", "Loss added by removing one FFN")]
+
+
+def _with_errors(traced: dict[str, Any] | None, layer: int) -> list[str]:
+    return ["{:+.4f} ± {:.4f}".format(*of_layer[str(layer)]) for of_layer in (traced or {}).values()]
 
 
 def _tracing(directory: Path, tracing: dict[str, Any]) -> list[str]:
@@ -101,7 +106,7 @@ def _tracing(directory: Path, tracing: dict[str, Any]) -> list[str]:
 
 
 def _removal(removal: dict[str, Any]) -> list[str]:
-    sets = [("recommended", removal["recommended"]), ("the deepest, AERO's rule", removal["deepest"])]
+    sets = [(label, removal[name]) for name, label in RULES.items() if name in removal]
     trained = removal["trained_steps"]
     return [
         f"<h2>Removing {removal['remove']}</h2>",

@@ -28,7 +28,10 @@ PLACES = ("first corrupted", "other corrupted", "next", "between", "last")
 
 @dataclass
 class Effects:
-    """Means over prompts. `probability` and `entropy` have one number for each kind, layer and place; an FFN that is not there has 0."""
+    """Means over prompts. `probability` and `entropy` have one number for each kind, layer and place; an FFN that is not there has 0.
+
+    `whole` has of each of them, kind and layer the sum over a prompt's places: the mean over prompts and its standard error.
+    """
 
     prompts: int
     clean_probability: float
@@ -36,6 +39,7 @@ class Effects:
     total_entropy_change: float  # mean over heads of |E_corrupted - E_clean| of the last position's attention, nats
     probability: dict[str, list[list[float]]]
     entropy: dict[str, list[list[float]]]
+    whole: dict[str, dict[str, list[tuple[float, float]]]]
 
 
 @torch.no_grad()
@@ -58,7 +62,7 @@ def trace_prompts(
     deviation = NOISE * float(model.wte.weight.std())
     layers, tokens = model.config.n_layer, prompts.shape[1] - 1
     span = min(SPAN, tokens - 1)
-    sums = {name: torch.zeros(len(KINDS), layers, len(PLACES), dtype=torch.float64) for name in ("probability", "entropy")}
+    each = {name: torch.zeros(len(prompts), len(KINDS), layers, len(PLACES), dtype=torch.float64) for name in ("probability", "entropy")}
     seen = torch.zeros(len(PLACES), dtype=torch.float64)
     clean_p = corrupted_p = change = 0.0
     for number, row in enumerate(prompts):
@@ -86,15 +90,23 @@ def trace_prompts(
                     again = _run(model, ids.expand(draws * tokens, -1), target, noises.repeat_interleave(tokens, dim=0))
                 gained = again.probability.reshape(draws, tokens) - broken.probability[:, None]
                 nearer = apart[:, None] - (again.entropy - clean.entropy).abs().mean(dim=(1, 2)).reshape(draws, tokens)
-                sums["probability"][kind, layer] += gained.mean(dim=0).double() @ share
-                sums["entropy"][kind, layer] += nearer.mean(dim=0).double() @ share
+                each["probability"][number, kind, layer] = gained.mean(dim=0).double() @ share
+                each["entropy"][number, kind, layer] = nearer.mean(dim=0).double() @ share
         told((number + 1) / len(prompts))
     means = {
-        name: {kind: (total / seen.clamp_min(1)).tolist() for kind, total in zip(KINDS, values, strict=True)}
-        for name, values in sums.items()
+        name: {kind: (total / seen.clamp_min(1)).tolist() for kind, total in zip(KINDS, values.sum(dim=0), strict=True)}
+        for name, values in each.items()
     }
+    whole = {name: dict(zip(KINDS, mean_and_error(values.sum(dim=-1)), strict=True)) for name, values in each.items()}
     count = len(prompts)
-    return Effects(count, clean_p / count, corrupted_p / count, change / count, means["probability"], means["entropy"])
+    return Effects(count, clean_p / count, corrupted_p / count, change / count, means["probability"], means["entropy"], whole)
+
+
+def mean_and_error(values: Tensor) -> list[list[tuple[float, float]]]:
+    """values (N, kinds, layers) -> for each kind and layer the mean of N, and its standard error, 0 where N is 1."""
+    count = len(values)
+    error = values.std(dim=0) / count**0.5 if count > 1 else torch.zeros_like(values[0])
+    return [list(zip(*rows, strict=True)) for rows in zip(values.mean(dim=0).tolist(), error.tolist(), strict=True)]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import read_metadata, read_tensors, save_checkpoint, write_atomically, write_tensors
 from privinf.models.recurrent import RecurrentModel
+from privinf.models.ttt import TttModel
 from privinf.training.corpus import Tokens, batch_at
 from privinf.training.divergence import LossWatch
 from privinf.training.entropy import bands
@@ -33,6 +34,7 @@ from privinf.training.metrics import Metrics, writing
 from privinf.training.normalisation import folded_norms, normalise_ffns
 from privinf.training.objective import HELD_EVERY, Objective
 from privinf.training.optimizers import Optimizers
+from privinf.training.recurrent import settle_keys
 from privinf.training.rows import fit_offsets, strange
 from privinf.training.settings import Settings, rate_at
 from protocols.errors import ConfigError
@@ -124,6 +126,8 @@ class Trainer:
             for name, parameter in self.optimizers.named:
                 if name.endswith(("temperature", "alpha")):
                     parameter.clamp_(min=1e-2)
+        if isinstance(self.model, TttModel) and self.step % HELD_EVERY == 0:
+            settle_keys(self.model, ids[: max(1, len(ids) // 4), :-1])
         self.step += 1
         self.between_steps = True
         return {"loss": loss, "rate": rate, "gradient_norm": norm} | {name: float(x.detach()) for name, x in added.items()}

@@ -21,7 +21,7 @@ ROWS = (Row("AERO: `SM+ScFuFFN`", "SM+ScFuFFN"), Row("Llama: `SM+ScFuFFN`", "SM+
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ladder, "BASE", {"batch": 2, "length": 32, "warmup_steps": 2})
-    for name, value in {"ROWS": ROWS, "SIZES": SIZES, "LONG": 80, "PROMPT": 8, "FURTHER": (8, 79), "TOKENS": 2}.items():
+    for name, value in {"ROWS": ROWS, "SIZES": SIZES, "LONG": 80, "PROMPT": 8, "FURTHER": (8, 79), "TOKENS": 2, "ASKED": 1}.items():
         monkeypatch.setattr(architectures, name, value)
     monkeypatch.setattr(compared, "NEAR", "token at 8")
     monkeypatch.setattr(compared, "FAR", "token at 79")
@@ -46,7 +46,7 @@ def test_rows_of_two_families_are_priced_and_shown(trained: Path) -> None:
     for row in found["rows"]:
         near, far = row["costs"][DEALER]["token at 8"], row["costs"][DEALER]["token at 79"]
         assert 0 < near["online_bytes"] < far["online_bytes"] and row["seconds"]["token"] > 0
-    for make in (compared.quality, compared.cost, compared.alone):
+    for make in (compared.quality, compared.cost, compared.alone, compared.times):
         text = make(found)
         assert all(f"| {row.name} |" in text for row in ROWS)
     assert "AERO: SM+ScFuFFN" in compared.picture(found).get_label()  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ from privinf.training.evaluation import continue_text, entropy_of_heads, token_l
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from privinf.training.removal import deepest, loss_without, recommend, without_ffns
-from privinf.training.tracing import KINDS, PLACES, choose_prompts, trace_prompts
+from privinf.training.tracing import KINDS, PLACES, choose_prompts, mean_and_error, trace_prompts
 from protocols.errors import ConfigError
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 3, "n_head": 2}
@@ -123,6 +123,15 @@ def test_restoring_the_last_state_restores_everything_and_the_past_nothing() -> 
     assert found.probability["FFN"][2] == [0.0] * len(PLACES)  # is not there
     assert found.entropy["state"][2] == pytest.approx([0.0] * len(PLACES), abs=1e-6)  # attention is over by then
     assert trace_prompts(model, choose_prompts(model, some_ids(40, 9), 4)) == found
+    mean, error = found.whole["probability"]["state"][2]
+    assert mean == pytest.approx(whole, abs=1e-5)
+    assert 0 < error < whole and found.whole["entropy"]["state"][2][1] < 1e-6
+
+
+def test_effects_have_the_standard_error_of_their_mean() -> None:
+    values = torch.tensor([[[1.0, 5.0]], [[3.0, 5.0]], [[8.0, 5.0]]])  # three prompts, one kind, two layers
+    (first, second), *others = mean_and_error(values)[0], *mean_and_error(values[:1])[0]
+    assert first == pytest.approx((4.0, math.sqrt(13 / 3))) and second == (5.0, 0.0) and others == [(1.0, 0.0), (5.0, 0.0)]
 
 
 def test_prompts_are_those_whose_end_the_model_expects() -> None:
@@ -185,6 +194,9 @@ def test_the_command_analyses_removes_trains_and_writes_one_page(sources: Path, 
     removal = found["removal"]
     assert removal["deepest"]["layers"] == [2] and removal["recommended"]["loss"] <= removal["deepest"]["loss"]
     assert removal["recommended"]["trained_held_out_loss"] < removal["recommended"]["held_out_loss"]
+    for effect in ("probability", "entropy"):
+        sizes = {int(layer): abs(mean) for layer, (mean, _) in found["ffn"]["traced"][effect].items()}
+        assert removal["least_" + effect]["layers"] == [min(sizes, key=sizes.__getitem__)]
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5 and "http" not in page and str(tmp_path) not in page
     _, config, tokenizer = load_checkpoint(out / "recommended" / "checkpoint")

@@ -21,7 +21,7 @@ from privinf.cli.train import train
 from privinf.models.base import Activations
 from privinf.models.checkpoint import load_checkpoint
 from privinf.training.corpus import Tokens, read_corpus
-from privinf.training.divergence import Diverged
+from privinf.training.divergence import Diverged, LossWatch
 from privinf.training.entropy import bands
 from privinf.training.evaluation import entropy_of_heads
 from privinf.training.ladder import ladder_config
@@ -170,6 +170,15 @@ def test_a_loss_far_above_guessing_is_divergence_too(tokens: Tokens, tmp_path: P
     run.settings = run.settings.model_copy(update={"learning_rate": 1e-9})
     with pytest.raises(Diverged, match=r"step 50.*guessing evenly: 5\.70.*residual stream goes from .* no LayerNorm.*--ffn-norm"):
         run.run(80, None)
+
+
+def test_a_few_steps_far_off_are_no_lost_run(tokens: Tokens, tmp_path: Path) -> None:
+    watch, ids = LossWatch(trainer(tokens, tmp_path, "SM").model), torch.zeros(2, 9, dtype=torch.long)
+    for step in range(80):
+        watch.check(step, 1e9 if step < 20 else 5.5, 1.0, ids)
+    with pytest.raises(Diverged, match=r"loss 7\.5"):
+        for step in range(80, 100):
+            watch.check(step, 7.5, 1.0, ids)
 
 
 def test_divergence_keeps_the_last_good_state(tokens: Tokens, tmp_path: Path) -> None:

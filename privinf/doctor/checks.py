@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib
 import importlib.metadata
@@ -21,7 +22,9 @@ from privinf.version import VERSION
 from protocols import kernels
 from protocols.errors import ConfigError, PrivinfError
 
-PACKAGES = ("numpy", "cryptography", "msgspec", "pydantic", "safetensors", "tokenizers", "PyYAML", "rich", "typer")
+PACKAGES = ("numpy", "cryptography", "msgspec", "PyYAML", "rich", "typer")
+WHOLE = ("pydantic", "safetensors", "tokenizers")
+"""What every party but a dealer needs too, beside CrypTen; see `deploy/dealer.txt`."""
 SOON_DAYS = 30
 _FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
 
@@ -46,15 +49,17 @@ def checks(
     id of the model that they are to have. `waiting` is told while one cannot be reached.
     """
     yield tried("privinf", lambda: f"{VERSION}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
-    yield tried("packages", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES))
+    dealers = _dealers(keys)
+    yield tried("packages", lambda: _packages(dealers))
     yield tried("torch", _torch)
-    yield tried("crypten", _crypten)
+    yield Check("crypten", True, "not installed, and no dealer needs it") if dealers else tried("crypten", _crypten)
     yield tried("TLS 1.3", _tls)
     yield tried("cpu", _cpu)
     why = cuda_missing()
     yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
     yield tried("kernels", lambda: _kernels(cache))
-    yield tried("speed", lambda: _speed(cache, device))
+    if not dealers:
+        yield tried("speed", lambda: _speed(cache, device))
     yield tried("cache", lambda: _writable(cache))
     infos: list[KeyInfo] = []
     if keys is not None:
@@ -67,10 +72,29 @@ def checks(
         yield _certificate(info)
     if keys is not None and infos:
         yield tried("keys", lambda: _loadable(keys))
-    if server or dealer or gateway:
+    if dealers and (server or dealer or gateway):
+        yield Check("peers", False, "a dealer's installation has no client to ask them with; do that where privinf is installed whole")
+    elif server or dealer or gateway:
         from privinf.doctor.deployment import Deployment  # not before torch and the packages were looked at
 
         yield from Deployment(keys, timeout, connect_s, expect, cache, waiting).checks(server, dealer, gateway, api_key)
+
+
+def _dealers(keys: Path | None) -> bool:
+    """Whether this is a dealer's installation: nothing that only the others need is there, nor a bundle of another's."""
+    for name in ("crypten", "safetensors", "tokenizers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            return False
+    try:
+        return keys is None or "dealer" in roles_of(keys)
+    except PrivinfError:
+        return True
+
+
+def _packages(dealers: bool) -> str:
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (*PACKAGES, *(() if dealers else WHOLE)))
+    return f"{found}: what a dealer needs, and no other party" if dealers else found
 
 
 def _torch() -> str:

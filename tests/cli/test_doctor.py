@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from privinf.cli import app
+from privinf.doctor import checks
 from privinf.transport import keys
 from protocols import kernels
 from protocols.kernels import build
@@ -218,3 +219,24 @@ def test_where_no_loops_can_be_compiled_one_line_says_so_and_nothing_fails(
     done = call("doctor", "--cache", tmp_path)
     lines = [line for line in done.out.splitlines() if "kernels" in line]
     assert lines == ["ok    kernels: plain: Numba does not load: OSError: Could not find or load libllvmlite.so"] and not done.err
+
+
+def test_a_dealers_installation_is_well_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without what `deploy/dealer.txt` leaves out; and not for a party that needs it, nor to ask others."""
+    version, absent = checks.importlib.metadata.version, {"crypten", "safetensors", "tokenizers", "pydantic"}
+
+    def found(name: str) -> str:
+        if name in absent:
+            raise checks.importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(checks.importlib.metadata, "version", found)
+
+    def failed(**words: object) -> list[str]:
+        return [check.name for check in checks.checks(cache=tmp_path, **words) if not check.ok]  # type: ignore[arg-type]
+
+    assert failed() == failed(keys=t.keys() / "dealer") == []
+    assert failed(keys=t.keys() / "server") == ["packages", "crypten"]
+    assert failed(dealer="127.0.0.1:1") == ["peers"]
+    absent -= {"tokenizers"}  # a server's, of which a part is missing
+    assert failed() == ["packages", "crypten"]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv as venvs
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,89 @@ def test_the_container_file() -> None:
     text = re.sub(r"\\\n", " ", (DEPLOY / "Containerfile").read_text("utf-8"))
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [line.split(None, 1) for line in lines]
-    assert {word for word, _ in words} <= {"FROM", "ARG", "RUN", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"} and words[0][0] == "FROM"
+    assert {word for word, _ in words} <= {"FROM", "ARG", "RUN", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"} and [
+        word for word, _ in words[:2]
+    ] == ["ARG", "FROM"]
     for word, rest in words:
-        if word == "COPY":
+        if word == "COPY" and not rest.startswith("--from="):
             assert all((DEPLOY.parent / source).exists() for source in rest.split()[:-1]), rest
-    assert [rest for word, rest in words if word == "USER"] == ["privinf"]
+    stages = [rest.split(" AS ")[1] for word, rest in words if word == "FROM"]
+    assert stages == ["base", "dealer-made", "dealer", "parties"]  # without a target it is the last
+    assert [rest for word, rest in words if word == "USER"] == ["privinf"] * 2
+
+
+# ---- `slim.sh`
+
+
+def slimmed(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    here = {**os.environ, **environment}
+    return subprocess.run(["sh", DEPLOY / "slim.sh", venv], env=here, capture_output=True, text=True, timeout=PATIENCE)
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    """One with packages of these names in it, that load; each file is a name for what becomes of it."""
+    made = tmp_path / "venv"
+    venvs.create(made, symlinks=True)
+    (site,) = made.glob("lib/python*/site-packages")
+    for name in ("privinf/dealer/dealer", "privinf/cli/dealer", "privinf/session/metrics", "privinf/pylib/goes", "pip/goes", "sympy/goes"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / f"{name}.py").touch()
+    (site / "numba.py").write_text("njit = lambda f: f\n")
+    (site / "torch").mkdir()
+    (site / "torch" / "__init__.py").write_text(
+        "int64 = 0\nclass ones:\n __init__ = lambda *_, **k: None\n __matmul__ = lambda x, y: x\n sum = lambda x: 4\n"
+    )
+    for name in ("torch/include/goes.h", "torch/nn/stays.py", "torch/nn/tests/goes.py", "torch/goes.pyi", "torch/testing/stays.py"):
+        (site / name).parent.mkdir(exist_ok=True, parents=True)
+        (site / name).touch()
+    for name in ("sympy-1.dist-info", "torch-2.dist-info"):
+        (site / name).mkdir()
+    library = next(
+        path for path in Path(sys.prefix).rglob("*.so") if b".symtab" in path.read_bytes() and 2**17 < path.stat().st_size < 2**21
+    )
+    for name in ("torch/lib.so", "torch.libs/patched.so"):
+        (site / name).parent.mkdir(exist_ok=True)
+        os.link(shutil.copy(library, tmp_path / f"{Path(name).stem}.so"), site / name)
+    (site / "torch" / "no.so").write_bytes(bytes(2**17))
+    return made
+
+
+def test_slim_takes_what_no_dealer_loads_and_leaves_the_rest(venv: Path, tmp_path: Path) -> None:
+    (site,) = venv.glob("lib/python*/site-packages")
+    without = tmp_path / "bin"
+    without.mkdir()
+    for tool in ("cut", "du", "find", "rm", "sh"):
+        (without / tool).symlink_to(str(shutil.which(tool)))
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    done = slimmed(venv, PATH=str(without))
+    assert done.returncode == 0 and "there is no strip" in done.stderr and " MB, now " in done.stdout, done.stderr
+    after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    assert after == {path: data for path, data in before.items() if not path.stem.startswith("goes")}
+    assert not (site / "sympy-1.dist-info").exists() and (site / "torch-2.dist-info").exists()
+    if shutil.which("strip") is None:
+        pytest.skip("there is no strip")
+    assert slimmed(venv).stderr == ""
+    stripped = {path.name for path in after if path.read_bytes() != after[path]}
+    assert stripped == {"lib.so"} and (tmp_path / "lib.so").read_bytes() == after[site / "torch" / "lib.so"]
+    assert not list(site.rglob("*.stripped"))
+
+
+@pytest.mark.parametrize("how", ["nothing", "no-privinf", "whole", "broken"])
+def test_slim_refuses_what_it_would_break(venv: Path, how: str) -> None:
+    (site,) = venv.glob("lib/python*/site-packages")
+    says = {"nothing": "no virtual environment", "no-privinf": "not installed", "whole": "has CrypTen", "broken": "does not work"}[how]
+    if how == "nothing":
+        (venv / "pyvenv.cfg").unlink()
+    elif how == "no-privinf":
+        shutil.rmtree(site / "privinf")
+    elif how == "whole":
+        (site / "crypten").mkdir()
+    else:
+        (site / "numba.py").write_text("import sympy.goes")
+    done = slimmed(venv)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("slim.sh: ") and says in done.stderr
+    assert (site / "torch" / "include" / "goes.h").exists() == (how != "broken")
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

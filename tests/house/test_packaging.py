@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,24 @@ def test_a_verb_says_which_extra_brings_what_it_needs(absent: str, words: tuple[
 
 def test_a_dealer_deals_with_what_its_list_has() -> None:
     """A pass with a dealer in whose process nothing else of what we require can be imported."""
+    listed = dealers()
+    everything = {re.split("[>=]", line)[0] for name in ("gateway", "training") for line in setup_lines(name, "options.extras_require")}
+    everything |= {re.split("[>=]", line)[0] for line in setup_lines("install_requires")}
+    assert listed < everything
+    modules = {name: module for module, name in DISTRIBUTIONS.items()}
+    absent = {modules.get(name, name) for name in everything - listed} - {"pydantic"}
+    assert {"crypten", "matplotlib", "fastapi", "tokenizers"} <= absent
+    deals(lambda *words: without(absent, *words), ROOT)
+
+
+def dealers() -> set[str]:
+    """The distributions that a dealer asks for."""
+    lines = (ROOT / "deploy" / "dealer.txt").read_text("utf-8").splitlines()
+    return {re.split("[>=]", line)[0] for line in lines if line[:1] not in "#"}
+
+
+def deals(command: Callable[..., list[str]], cwd: Path, **environment: str) -> None:
+    """A reply with a dealer that is started so."""
     from privinf.client.client import Client
     from privinf.server.server import Server
     from privinf.session.options import Options
@@ -248,15 +268,9 @@ def test_a_dealer_deals_with_what_its_list_has() -> None:
     from tests.support.waiting import PATIENCE
 
     torch.set_num_threads(1)
-    listed = {re.split("[>=]", line)[0] for line in (ROOT / "deploy" / "dealer.txt").read_text("utf-8").splitlines() if line[:1] not in "#"}
-    everything = {re.split("[>=]", line)[0] for name in ("gateway", "training") for line in setup_lines(name, "options.extras_require")}
-    everything |= {re.split("[>=]", line)[0] for line in setup_lines("install_requires")}
-    assert listed < everything
-    modules = {name: module for module, name in DISTRIBUTIONS.items()}
-    absent = {modules.get(name, name) for name in everything - listed} - {"pydantic"}
-    assert {"crypten", "matplotlib", "fastapi", "tokenizers"} <= absent
     words = ("dealer", "--listen", "127.0.0.1:0", "--keys", str(t.keys()), "--cache", str(t.scratch() / "dealer"), "--json")
-    dealer = subprocess.Popen(without(absent, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    here = {**os.environ, **environment}
+    dealer = subprocess.Popen(command(*words), cwd=cwd, env=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert dealer.stdout is not None
         place, options = json.loads(dealer.stdout.readline())["address"], Options(timeout=PATIENCE, cache=t.scratch() / "cache")
@@ -266,3 +280,45 @@ def test_a_dealer_deals_with_what_its_list_has() -> None:
     finally:
         dealer.terminate()
         dealer.wait(60)
+
+
+def with_what_they_ask_for(names: set[str]) -> dict[str, Distribution]:
+    """The distributions of these names in this environment, and all that these ask for."""
+    found: dict[str, Distribution] = {}
+    left = set(names)
+    while left:
+        name = left.pop()
+        try:
+            each = found[name] = distribution(name)
+        except PackageNotFoundError:  # for another platform or Python
+            continue
+        asked = {re.split(r"[ <>=!~;(\[]", line)[0] for line in each.requires or () if "extra ==" not in line}
+        left |= asked - set(found)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None or shutil.which("strip") is None, reason="of a CPU build of torch, and with binutils")
+def test_a_slim_dealers_environment_is_small_and_deals(tmp_path: Path) -> None:
+    """Made of what this environment has of its distributions: below 700 MB once loops are compiled in it, and a reply with it as dealer."""
+    made = tmp_path / "venv"
+    venv.create(made, symlinks=True)
+    (site,) = made.glob("lib/python*/site-packages")
+    for each in with_what_they_ask_for(dealers()).values():
+        for file in each.files or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(str(file.locate()), site / file)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
+    alone = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["sh", ROOT / "deploy" / "slim.sh", made], env=alone, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    python = str(made / "bin" / "python")
+    code = "from protocols import kernels; kernels.load(None); print(kernels.status())"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "compiled\n", done.stdout + done.stderr
+    deals(lambda *words: [python, "-m", "privinf", *words], tmp_path, PYTHONPATH="", PYTHONDONTWRITEBYTECODE="1")
+    assert sum(512 * path.lstat().st_blocks for path in made.rglob("*")) < 700e6
+    done = subprocess.run([python, "-m", "privinf", "doctor", "--cache", tmp_path], cwd=tmp_path, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0 and "crypten: not installed, and no dealer needs it" in done.stdout, done.stdout

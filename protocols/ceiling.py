@@ -26,7 +26,7 @@ from protocols.memo import Memo, constant
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
 from protocols.prg import SEED_BYTES, Prg, derive
-from protocols.ring import blank, known, like, nbytes
+from protocols.ring import array, blank, known, like, nbytes
 from protocols.rows import Rows
 from protocols.shares import Shares, Wire
 
@@ -125,8 +125,8 @@ def combined(words: Tensor, public: Tensor, rows: Rows) -> Tensor:
     table = _coefficients(rows.columns)
     if kernels.fast is not None and words.is_cpu:
         out = torch.zeros((len(words), rows.number, THRESHOLDS), dtype=torch.int64)
-        arrays = (words.contiguous().numpy(), public.contiguous().numpy(), np.ascontiguousarray(rows.lengths))
-        kernels.fast.thresholds(*arrays, -LOWEST, table.contiguous().numpy(), out.numpy())
+        arrays = (array(words.contiguous()), array(public.contiguous()), np.ascontiguousarray(rows.lengths))
+        kernels.fast.thresholds(*arrays, -LOWEST, array(table.contiguous()), array(out))
         return out
     places = (public[..., None] - like(_turns(), public)) & ((1 << WIDTH) - 1)  # (H, N, THRESHOLDS): from the highest digit down
     bits = words.gather(-1, places >> MAX_DIGIT) >> (places & 63) & 1

@@ -19,7 +19,7 @@ from protocols import kernels
 from protocols.correlations import Bits, Correlation, Fit, Flag, Kind, Known, Number, Part, Related, Shape, Shapes, Tensors, fits
 from protocols.declared import Declared, dealt, exchanged
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import flat, known, parity, reduce
+from protocols.ring import array, flat, known, parity, reduce
 from protocols.rows import MAX_SINGLE
 
 MAX_DIGIT = 6  # a one-hot digit is one 64-bit word; a digit that stands alone may be wider
@@ -51,6 +51,25 @@ def _joint(number: int) -> tuple[tuple[int, ...], ...]:
     """The products of two or more variables' masks that the terms need."""
     found = {c for term in _terms(number) for size in range(2, len(term) + 1) for c in combinations(sorted(term), size)}
     return tuple(sorted(found))
+
+
+@lru_cache
+def _joint_masks(number: int) -> tuple[np.ndarray, ...]:
+    """Of the elements that hold the products: the variables of each of theirs, as bits."""
+    masks = np.array([sum(1 << variable for variable in product) for product in _joint(number)], np.int64)
+    return tuple(masks[at : at + JOINT_BITS] for at in range(0, len(masks), JOINT_BITS))
+
+
+def _joint_products(variables: Tensor, masks: np.ndarray) -> Tensor:
+    """An element of those products of a word's variables that these masks say, a bit each."""
+    if kernels.fast is not None and variables.is_cpu:
+        out = torch.empty(variables.shape, dtype=torch.int64)
+        kernels.fast.joint(flat(variables), masks, flat(out))
+        return out
+    out = torch.zeros_like(variables)
+    for bit, mask in enumerate(masks.tolist()):
+        out |= (variables & mask == mask).long() << bit
+    return out
 
 
 def joint_widths(number: int) -> tuple[int, ...]:
@@ -120,14 +139,8 @@ class CompareMask(Kind, frozen=True):
         values = [
             one << place if width <= MAX_DIGIT else wide_hot(place, width) for place, (_, width) in zip(places, self.digits, strict=True)
         ]
-        for bit, product in enumerate(_joint(len(self.digits))):
-            variables = server[1] ^ client[1]
-            value = variables >> product[0]
-            for variable in product[1:]:
-                value = value & (variables >> variable)
-            if bit % JOINT_BITS == 0:
-                values.append(torch.zeros_like(variables))
-            values[-1] |= (value & 1) << (bit % JOINT_BITS)
+        masks = _joint_masks(len(self.digits))
+        values += [_joint_products(server[1] ^ client[1], each) for each in masks]
         return values, server[0] ^ client[0] ^ (r >> (self.bits - 1))
 
 
@@ -165,10 +178,10 @@ def _compiled(party: Party, c: Tensor, kind: CompareMask, correlation: Correlati
     """The rest of `compare` by compiled loops."""
     number, plain = len(kind.digits), flat(c)
     borrow, inputs = torch.empty(plain.size, dtype=torch.int64), torch.zeros(plain.size, dtype=torch.int64)
-    less, variables = borrow.numpy(), inputs.numpy()
+    less, variables = array(borrow), array(inputs)
     for k, (word, (at, width)) in enumerate(zip(correlation.shares, kind.digits, strict=False)):
         if width > MAX_DIGIT:
-            words = word.expand(*c.shape, -1).reshape(-1, word.shape[-1]).contiguous().numpy()
+            words = array(word.expand(*c.shape, -1).reshape(-1, word.shape[-1]).contiguous())
             kernels.fast.wide_digit(plain, at, width, words, less)
         else:
             places = -1 if k == number - 1 else k, number - 2 + k if k else -1

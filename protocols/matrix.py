@@ -17,7 +17,7 @@ from torch import Tensor
 
 from protocols import kernels
 from protocols.memo import constant
-from protocols.ring import blank, known
+from protocols.ring import array, blank, known
 
 WIDEST = 22  # bits of a limb: a 64-bit element is three of them
 BLOCK = 1 << 18  # elements that are cut at a time: what the CPU's cache holds, and no new memory for each
@@ -118,7 +118,7 @@ def _compiled(x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
     out = x.new_empty((*batch, rows, columns))
     left, right = (z.expand(*batch, *z.shape[-2:]).reshape(math.prod(batch), *z.shape[-2:]).contiguous() for z in (x, y))
     product = kernels.fast.product_transposed if transposed else kernels.fast.product
-    product(left.numpy(), right.numpy(), out.view(math.prod(batch), rows, columns).numpy())
+    product(array(left), array(right), array(out.view(math.prod(batch), rows, columns)))
     return out.to(torch.int64)
 
 

@@ -20,7 +20,7 @@ from protocols.declared import Declared, dealt
 from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
-from protocols.ring import blank, known, like, reduce
+from protocols.ring import array, blank, known, like, reduce
 from protocols.rows import INDEX, Group, Rows, group_sizes, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 
@@ -47,7 +47,7 @@ def _public_differences(x: Tensor, index: Tensor, bits: int) -> Tensor:
     if kernels.fast is None or not x.is_cpu:
         return reduce(_differences(x[:, like(index, x)]), bits)
     out = torch.empty((len(x), len(index), len(_pairs(index.shape[1]))), dtype=torch.int64)
-    kernels.fast.differences(x.contiguous().numpy(), index.numpy(), bits, out.numpy())
+    kernels.fast.differences(array(x.contiguous()), array(index), bits, array(out))
     return out
 
 
@@ -55,7 +55,7 @@ def _patterns(beta: Tensor, size: int) -> Tensor:
     """(H, groups, pairs) -> (H, groups, size - 1): for each candidate but the last, a bit for each opponent that it beats, but for rho."""
     if kernels.fast is not None and beta.is_cpu:
         out = torch.empty((*beta.shape[:-1], size - 1), dtype=torch.int64)
-        kernels.fast.patterns(beta.contiguous().numpy(), size, out.numpy())
+        kernels.fast.patterns(array(beta.contiguous()), size, array(out))
         return out
     which, second = (like(constant, beta) for constant in _opponents(size))
     alpha = beta[..., which] ^ second  # the first of equals wins
@@ -214,11 +214,11 @@ class _Selector:
         """
         size = self.group.size
         if kernels.fast is not None and x.is_cpu:
-            shares, masks = self.products.contiguous().numpy(), torch.zeros_like(x) if r is None else r
-            more = shares if shared is None else shared.contiguous().numpy()
-            out, values = torch.empty(self.pattern.shape[:-1], dtype=torch.int64), (x.contiguous().numpy(), masks.contiguous().numpy())
-            end = self.group.index.numpy(), int(server), out.numpy()
-            kernels.fast.selected(self.pattern.numpy(), _expansion(size - 1).numpy(), shares, more, int(shared is not None), *values, *end)
+            shares, masks = array(self.products.contiguous()), torch.zeros_like(x) if r is None else r
+            more = shares if shared is None else array(shared.contiguous())
+            out, values = torch.empty(self.pattern.shape[:-1], dtype=torch.int64), (array(x.contiguous()), array(masks.contiguous()))
+            end = array(self.group.index), int(server), array(out)
+            kernels.fast.selected(array(self.pattern), array(_expansion(size - 1)), shares, more, int(shared is not None), *values, *end)
             return out
         index = like(self.group.index, x)
         x, r = x[:, index], torch.zeros_like(x)[:, index] if r is None else r[:, index]

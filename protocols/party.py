@@ -70,8 +70,14 @@ class Trace:
         self.costs: dict[tuple[str, str], Cost] = {}
         self.early: list[list[Part]] = []
         self.label = ("", "")
-        self._first = first_name
+        self.first = first_name
         self._depth = (0, 0)  # of the chains of messages that end at S and at C
+
+    def of_others(self, kinds: list[Kind], first_name: int) -> Trace:
+        """Of a walk that differs in what its kinds name alone."""
+        found = Trace(self.role, first_name, costs=self._counts)
+        found.kinds, found.costs, found.early = kinds, self.costs, self.early
+        return found
 
     @property
     def cost(self) -> Cost:
@@ -86,7 +92,7 @@ class Trace:
         self.kinds.append(kind)
         if self._counts:
             self.cost.dealer_bytes += kind.shared_bytes
-        return Correlation(kind, self._first + len(self.kinds) - 1, self.role)
+        return Correlation(kind, self.first + len(self.kinds) - 1, self.role)
 
     def perform(self, items: Sequence[Item]) -> Received:
         """Records what is sent early; counts bytes, and rounds as the client sees them: the depth of the chain of dependent messages."""

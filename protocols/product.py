@@ -6,6 +6,7 @@ A wire is opened once; every product that reads it costs the dealer a sharing of
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -69,10 +70,11 @@ class MatmulMask(Kind, frozen=True):
     def _joined(self, shapes: Shapes) -> tuple[int, ...]:
         """Of all that `y` names."""
         found = [shapes.mask(name) for name in self.y]
-        *batch, _, width = found[0]
-        fits(*((*each[:-2], each[-1]) == (*batch, width) for each in found))
-        rows = sum(each[-2] for each in found)
-        fits(not self.reach or (found[0][-2] > 0 and rows <= self.reach))
+        *batch, first, width = found[0]
+        alike = Counter(found)  # most of them are a row each
+        fits(*((*each[:-2], each[-1]) == (*batch, width) for each in alike))
+        rows = sum(each[-2] * count for each, count in alike.items())
+        fits(not self.reach or (first > 0 and rows <= self.reach))
         return (*batch, self.reach or rows, width)
 
     def joined(self, known: Known) -> Tensor:

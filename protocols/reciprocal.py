@@ -23,7 +23,7 @@ from protocols.declared import Declared, dealt, exchanged
 from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Item, Party, Protocol_
-from protocols.ring import blank, flat, known, like
+from protocols.ring import array, blank, flat, known, like
 from protocols.shares import Shares, Wire
 from protocols.table import WORD, hot_held, one_hot, read
 from protocols.truncation import cost_rescale, rescale
@@ -158,17 +158,17 @@ class ReciprocalMask(Kind, frozen=True):
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         r, lines = known.mask(self.sum), server[0] + client[0]
         words, values = torch.empty_like(shares[0]), []
-        products = [torch.ones_like(r)]
+        products = torch.ones_like(r)[None]
         for table in reversed(range(self.number)):
             at, low = self.tables.places(self.frac, table)
             words[table], sign = one_hot(r >> at, shares[0][table])
             part, (a, b) = (r & ((1 << at) - 1)) >> low, lines[table]
-            terms = [sign, sign * b, sign * part, sign * (b * part - a)]
-            values += [term * product for product in products for term in terms]
+            terms = torch.stack([sign, sign * b, sign * part, sign * (b * part - a)])
+            values.append((products[:, None] * terms).flatten(0, 1))  # (products, 4, ...) -> (4 products, ...)
             if table:
                 rho = (server[1] ^ client[1]) >> (table - 1) & 1
-                products += [product * rho for product in products]
-        return (words, torch.stack(values)), None
+                products = torch.cat([products, products * rho])
+        return (words, torch.cat(values)), None
 
 
 def _line(party: Party, s: Wire, tables: Tables, bits: int, frac: int) -> Protocol_[Shares]:
@@ -200,7 +200,7 @@ def _chosen(s: Wire, lines: Tensor, beta: Tensor, products: Tensor, tables: Tabl
     """This party's share of the chosen table's line: the choice of a lower table is beta + (1 - 2 beta) rho."""
     if kernels.fast is not None and s.masked.is_cpu:
         out, number, count = torch.empty(s.shape, dtype=torch.int64), tables.number, s.masked.numel()
-        opened, shares = (x.contiguous().view(*size, count).numpy() for x, size in ((lines, (number, 2)), (products, (len(products),))))
+        opened, shares = (array(x.contiguous().view(*size, count)) for x, size in ((lines, (number, 2)), (products, (len(products),))))
         kernels.fast.chosen_line(flat(s.masked), opened, flat(beta), shares, _all_places(tables, s.frac), flat(out))
         return out
     result, coefficients, at_product = torch.zeros_like(s.masked), [torch.ones_like(s.masked)], 0

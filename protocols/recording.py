@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from protocols import kernels
 from protocols.memo import set_aside
+from protocols.ring import array
 
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
 Told = tuple[Any, ...]
@@ -78,7 +79,7 @@ def _schema(func: Any) -> tuple[str, bool]:
 
 
 def _numpy(x: Tensor) -> np.ndarray:
-    return x.detach().numpy()
+    return array(x)
 
 
 def _again(out: Tensor, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -324,7 +325,7 @@ class _Operator(NamedTuple):
 def _is_take(args: tuple[Any, ...]) -> bool:
     """Whether it is elements at places of one axis, which are within it, as torch has found."""
     index = args[1]
-    return index[-1] is not None and index[-1].dim() == 1 and all(each is None for each in index[:-1])
+    return index[-1] is not None and all(each is None for each in index[:-1])
 
 
 def _take(x: np.ndarray, index: np.ndarray, axis: int, out: np.ndarray) -> None:
@@ -340,15 +341,18 @@ def _operand(x: Any) -> np.ndarray:
 
 
 class _Outside:
-    """See `Recorder.outside`."""
+    """See `Recorder.outside`: operators do not come to the recorder at all."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._guard: Any = torch._C._DisableTorchDispatch()
 
     def __enter__(self) -> None:
         self._recorder._paused += 1
+        self._guard.__enter__()
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._guard.__exit__(*error)
         self._recorder._paused -= 1
 
 

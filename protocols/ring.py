@@ -81,7 +81,15 @@ def common_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
 
 def flat(x: Tensor) -> np.ndarray:
     """A tensor of the CPU as compiled loops read it, (n,); where it lies in order, the same memory."""
-    return (x if x.is_contiguous() else x.contiguous()).view(-1).numpy()
+    return array((x if x.is_contiguous() else x.contiguous()).view(-1))
+
+
+def array(x: Tensor) -> np.ndarray:
+    """A tensor's memory, as `Tensor.numpy`, which takes as long as several operators where what this thread computes is recorded."""
+    if not kernels.watched():
+        return x.numpy()
+    with torch._C._DisableTorchDispatch():
+        return x.numpy()
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:

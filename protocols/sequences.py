@@ -21,7 +21,7 @@ from protocols.declared import Declared
 from protocols.matrix import product_held
 from protocols.party import Party
 from protocols.product import beaver, cost_scores, cost_weighted, grouped
-from protocols.ring import blank, known
+from protocols.ring import array, blank, known
 from protocols.rows import INDEX, Rows, Stacked
 from protocols.shares import Hidden, Shares, Wire
 
@@ -164,7 +164,7 @@ def scored(q: Tensor, k: Tensor, starts: Sequence[int], parts: Sequence[Rows], b
     """q k^T for each sequence, packed: q (H, R, d), k (H, S, d) -> (H, N)."""
     if _rows_alone(q, k, parts):
         out = torch.empty((len(q), sum(part.first for part in parts)), dtype=torch.int64)
-        kernels.fast.scored(q.contiguous().numpy(), k.contiguous().numpy(), *_places(starts, parts), out.numpy())
+        kernels.fast.scored(array(q.contiguous()), array(k.contiguous()), *_places(starts, parts), array(out))
         return out
     found, at = [], 0
     for start, part in zip(starts, parts, strict=True):
@@ -179,7 +179,7 @@ def mixed(p: Tensor, v: Tensor, starts: Sequence[int], parts: Sequence[Rows], bi
     """p v for each sequence, p packed: p (H, N), v (H, S, d) -> (H, R, d)."""
     if _rows_alone(p, v, parts):
         out = torch.empty((len(p), len(parts), v.shape[-1]), dtype=torch.int64)
-        kernels.fast.mixed(p.contiguous().numpy(), v.contiguous().numpy(), *_places(starts, parts), out.numpy())
+        kernels.fast.mixed(array(p.contiguous()), array(v.contiguous()), *_places(starts, parts), array(out))
         return out
     found, at = [], 0
     for start, part in zip(starts, parts, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protocols import kernels
 from protocols.memo import constant
-from protocols.ring import flat, like
+from protocols.ring import array, flat, like
 
 WORD = 64
 BLOCK = 1 << 14  # entries that are read at a time
@@ -94,6 +94,6 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
 def _compiled(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
     sums, number = _octet_sums(tables).flatten(0, 1), words.shape[-1]
     out = torch.empty((len(tables), *index.shape), dtype=torch.int64)
-    rows = out.view(len(tables), index.numel()).numpy()
-    kernels.fast.read(words.reshape(index.numel(), number).contiguous().numpy(), flat(index), sums.numpy(), rows)
+    rows = array(out.view(len(tables), index.numel()))
+    kernels.fast.read(array(words.reshape(index.numel(), number).contiguous()), flat(index), array(sums), rows)
     return out

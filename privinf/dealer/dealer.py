@@ -24,6 +24,7 @@ from privinf.session.messages import (
     Deal,
     Dealt,
     End,
+    Further,
     Join,
     Mark,
     Marked,
@@ -151,8 +152,9 @@ class DealerService(Service):
     def _deal(self, connection: Connection, session: _Session, made: Callable[[bytes, bytes], Dealing], server_seed: bytes) -> None:
         dealer: Dealing | None = None  # made when it is first needed: a query that was prepared needs none
         prefetched: _Prefetch | None = None
+        head = Dealt(bytes(32), 0)  # of the pass that was asked for last
         while True:
-            request = connection.receive_control(Deal | Prefetch | Prefetched | Reseed | Mark | End, MAX_KINDS)
+            request = connection.receive_control(Deal | Prefetch | Further | Prefetched | Reseed | Mark | End, MAX_KINDS)
             if isinstance(request, End):
                 self.leave(connection)
                 return
@@ -179,15 +181,19 @@ class DealerService(Service):
                 continue
             dealer = dealer or made(server_seed, session.seed)
             first = dealer.next_name
-            head, dealt = self._read(dealer, request)
+            if isinstance(request, Further):
+                count, dealt = dealer.deal_further()  # of the same digest and size as the pass before it
+            else:
+                count = len(request.kinds)
+                head, dealt = self._read(dealer, request)
             payload: Iterable[bytearray] = self._messages(dealt)
-            if isinstance(request, Prefetch):
+            if isinstance(request, Prefetch | Further):
                 if head.size <= MOST_PREFETCHED:
                     with self.turns.turn(session.client):
                         payload = list(payload)
-                prefetched = _Prefetch(first, len(request.kinds), head, payload)
+                prefetched = _Prefetch(first, count, head, payload)
             else:
-                self._send(session, client, head, payload, len(request.kinds))
+                self._send(session, client, head, payload, count)
 
     def dealing(self, client: str, server_seed: bytes, client_seed: bytes, mask_seed: bytes, weights: tuple[Weight, ...]) -> Dealing:
         """What deals for a query of this client."""

@@ -30,6 +30,7 @@ from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Kind, from_wire, on_wire
 from protocols.errors import ConfigError, TransportError
 from protocols.linear import Weight
+from protocols.sources.fitting import Asked, further
 
 PIECE = 2**20
 """Bytes of what a worker sends at a time, at least."""
@@ -205,6 +206,7 @@ class FarmDealer:
         self._passes: list[tuple[int, bytes]] = []  # those that stand: the first name, and what was asked for, packed
         self._kept = 0
         self._place: _Place | None = None
+        self._last: Asked | None = None
 
     def __repr__(self) -> str:
         return f"FarmDealer(next_name={self.next_name}, seeds hidden)"
@@ -239,7 +241,15 @@ class FarmDealer:
         """See `Dealing`."""
         wire = [bytes(data) for data in on_wire(kinds)]
         self._ask("read", wire, digest)
+        self._last = Asked(kinds, self.next_name, digest)
         return self._dealt(wire, digest)
+
+    def deal_further(self) -> tuple[int, Iterator[bytes]]:
+        """See `Dealing`; a worker is told what that takes."""
+        last, self._last = self._last, None
+        kinds = further(last, self.next_name)
+        assert last is not None, "or nothing tells"
+        return len(kinds), self.deal_pass(kinds, last.digest)
 
     def _dealt(self, wire: list[bytes], digest: bytes) -> Iterator[bytes]:
         sent = 0
@@ -268,7 +278,7 @@ class FarmDealer:
         """See `Dealing`."""
         if name != self.next_name:
             self._passes = [(first, packed) for first, packed in self._passes if first < name]
-            self.next_name = name
+            self.next_name, self._last = name, None
             self._ask("rewind", name)
 
     def end(self) -> None:

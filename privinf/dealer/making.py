@@ -22,6 +22,9 @@ class Dealing(Protocol):
     def deal_pass(self, kinds: Sequence[Kind], digest: bytes = b"") -> Iterator[bytes]:
         """The client's payloads of a pass, dealt as they are read; checked now."""
 
+    def deal_further(self) -> tuple[int, Iterator[bytes]]:
+        """The same of what is one position further than the last pass, and how many correlations these are."""
+
     def rewind(self, name: int) -> None:
         """Takes back what was dealt from this name on."""
 

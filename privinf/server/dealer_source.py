@@ -21,6 +21,7 @@ from privinf.session.messages import (
     MAX_KINDS,
     Deal,
     End,
+    Further,
     Mark,
     Marked,
     Needs,
@@ -180,9 +181,9 @@ class DealerSource(ServerSource):
             return request.following if request.output and any(count == 1 for _, count in request.new) else None
         return request if request.count == 1 and request.output else None
 
-    def prefetch(self, kinds: Sequence[Kind]) -> None:
+    def prefetch(self, kinds: Sequence[Kind], *, further: bool = False) -> None:
         """The sooner D has it the better; but what does not fit the sockets' buffers waits while C and D may wait for each other."""
-        self._waiting = msgspec.msgpack.encode(Prefetch(on_wire(kinds)))
+        self._waiting = msgspec.msgpack.encode(Further() if further else Prefetch(on_wire(kinds)))
         if len(self._waiting) <= CONTROL_LIMIT:
             self.flush()
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from privinf.graph.batch import Batch
 from privinf.graph.private import Runtime
 from privinf.lowering.program import module_output, next_token, next_tokens, unbatched
 from privinf.server.budget import Allowance
 from privinf.server.models import ServedModel
 from privinf.server.preprocessing import Pieces, Preprocessing
+from privinf.server.sketches import Request, Sketched, Sketches
 from privinf.session.access import Tally
 from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Prepare, Run, Spend, Step, Stock, Terms
@@ -25,8 +27,6 @@ from privinf.transport.connection import Connection
 from protocols.correlations import Kind, Role, size_of
 from protocols.errors import Code, HandshakeError, ProtocolDesync
 from protocols.party import Online, Party, Trace
-
-Request = Pass | Step | Run
 
 
 def _same(made: Request, asked: Request) -> bool:
@@ -45,7 +45,7 @@ class ServerSession:
         self.store = source.party  # or that of a prepared query
         self._preprocessing = Preprocessing(service.options, model.lowered.id, service.credentials.fingerprint, connection, source)
         self._prepared: tuple[Prepared, deque[Pass]] | None = None  # the prepared query that is used, and its passes to come
-        self._prefetched: tuple[Pass | Step, Runtime, Trace] | None = None  # the pass that is made ahead, and the state after it
+        self._prefetched: Sketched | None = None  # the pass that is made ahead
         self._allowance = Allowance(service, connection, model.budget)
         party = Party(Role.SERVER, None, model.encoded)
         party.on_label = lambda label: setattr(connection.meter, "label", label)
@@ -53,6 +53,7 @@ class ServerSession:
         self._fills = model.lowered.info.n_positions if source.fills else 0
         self.runtime = Runtime.of(model.lowered.graph, party, self.store.device, fills=self._fills)
         self._replays = Replays(model.tapes, self.runtime)
+        self._sketches = Sketches(self.runtime, self._walk_in_turn, costs=service.options.session_bytes > 0)  # nothing else asks for them
 
     def serve(self) -> None:
         """Answers the client's requests until it ends the session; raises what breaks it."""
@@ -170,60 +171,60 @@ class ServerSession:
         party.tables = self.source.tables
         sketch = Runtime.of(self.model.lowered.graph, party, self.store.device, fills=self._fills)
         for request in terms.passes:
-            sketch, trace = self.ask(request, sketch, first)
+            found = self.ask(request, sketch, first)
+            assert found.after is not None, "it was walked"
+            sketch, trace = found.after, found.trace
             first += len(trace.kinds)
             yield trace, iter(self.source.record(trace.kinds)), self._receive_early(trace)
 
-    def ask(self, request: Request, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
-        """Asks for a pass's correlations, from the state of this runtime; the state after it, and what it needs."""
-        sketch, trace = self._sketched(request, runtime, first)
-        self._afford(trace)
-        self.source.ask(trace.kinds)
-        return sketch, trace
+    def ask(self, request: Request, runtime: Runtime, first: int) -> Sketched:
+        """Asks for a pass's correlations, from the state of this runtime."""
+        found = self._sketches.of(request, runtime, first)
+        self._afford(found.trace)
+        self.source.ask(found.trace.kinds)
+        return found
 
     def _afford(self, trace: Trace, *made: Trace) -> None:
         """RefusedError where a pass that is to be made, after those that are made and not computed, moves more than the session may."""
         if self.service.options.session_bytes:
             self._allowance.afford([*made, trace], self.source.cost(trace.kinds))
 
-    def _sketched(self, request: Request, runtime: Runtime, first: int) -> tuple[Runtime, Trace]:
-        """A pass walked on shapes."""
-        trace = Trace(Role.SERVER, first, costs=self.service.options.session_bytes > 0)  # nothing else asks for them
-        sketch = runtime.sketch(Party(Role.SERVER, trace))
+    def _walk_in_turn(self, sketch: Runtime, request: Request) -> None:
+        """On shapes."""
         with self.service.turns.turn(self.connection.peer_fingerprint):
             self._walk(sketch, request)
-        return sketch, trace
 
     def _preprocess(self, request: Request) -> tuple[deque[memoryview], Sequence[Kind]]:
         """Has this pass made, and after a token the next one while this one is computed. What C sends ahead, and what the pass takes."""
         prefetched, self._prefetched = self._prefetched, None
-        if prefetched is not None and _same(prefetched[0], request):
-            sketch, trace = prefetched[1:]
+        if prefetched is not None and _same(prefetched.request, request):
+            made, trace = prefetched, prefetched.trace
             if self.source.meanwhile is None:  # else its making has begun, and was paid for then
                 self._afford(trace)
             self.source.ask_prefetched()
         else:
             if prefetched is not None:
                 self.source.drop_prefetched()
-            sketch, trace = self.ask(request, self.runtime, self.store.next_name)
+            made = self.ask(request, self.runtime, self.store.next_name)
+            trace = made.trace
         self.source.make(trace.kinds)
-        if (likely := self._likely(request, sketch)) is not None:
-            self._prefetched = likely, *self._sketched(likely, sketch, self.store.next_name + len(trace.kinds))
-            self.source.prefetch(self._prefetched[2].kinds)
+        if (likely := self._likely(request)) is not None:
+            self._prefetched = following = self._sketches.following(made, likely)
+            self.source.prefetch(following.trace.kinds, further=following.further)
             if self.source.meanwhile is not None:
-                self._afford(self._prefetched[2], trace)
+                self._afford(following.trace, trace)
         early = deque(self._receive_early(trace))
         self.source.flush()
         return early, trace.kinds
 
-    def _likely(self, request: Request, after: Runtime) -> Pass | Step | None:
+    def _likely(self, request: Request) -> Pass | Step | None:
         """What comes after a pass where its source makes that meanwhile, if the context has room for it."""
         following = None if isinstance(request, Run) else self.source.follows(request)
         most = self.model.lowered.info.n_positions
-        if isinstance(following, Step):
-            assert after.batch is not None
-            return following if all(after.batch.after[number] < most for number, _ in following.new) else None
-        return following if after.offset < most else None
+        if isinstance(request, Step) and isinstance(following, Step):
+            after = (self.runtime.batch or Batch()).step(request.new, request.ended).after
+            return following if all(after[number] < most for number, _ in following.new) else None
+        return following if not isinstance(request, Run) and self.runtime.offset + request.count < most else None
 
     def _receive_early(self, trace: Trace) -> Iterator[memoryview]:
         """What the client sends ahead of a pass."""

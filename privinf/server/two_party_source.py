@@ -141,7 +141,7 @@ class TwoPartySource(ServerSource):
         """See `ServerSource`: the client says so, who must do the same; of a batch nobody knows who goes on."""
         return request.following if isinstance(request, Pass) and request.more else None
 
-    def prefetch(self, kinds: Sequence[Kind]) -> None:
+    def prefetch(self, kinds: Sequence[Kind], *, further: bool = False) -> None:
         """See `ServerSource`."""
         self._place.ahead = self._together.joint.source.room(kinds)  # one position's: too little to wait for
         self.party.begin_pass(kinds)

@@ -2,9 +2,9 @@
 
 Client and server: Hello, Welcome, Needs(bundle), [bundle], Needs(weights), [masked weights], Session; then a Pass, Step or Run for
 each query; End. Where the two are alone (`trust`), Key comes before the second Needs, whose weights are encrypted; where the embedding
-alone is encrypted, Key, a third Needs and its encrypted table come after the masked weights. Server and dealer:
-Register, Seed, then a Deal for each pass, or a Prefetch while the one before it is computed and a Prefetched. Client and dealer: Join,
-Seed, then a Dealt and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
+alone is encrypted, Key, a third Needs and its encrypted table come after the masked weights. Server and dealer: Register, Seed, then a
+Deal for each pass, or, while the one before it is computed, a Prefetch or Further, and then a Prefetched. Client and dealer: Join, Seed,
+then a Dealt and the payload for each pass. All of it is public or addressed to its receiver alone; no message depends on a secret.
 
 To prepare a query (`ahead`): Prepare, Mark and Marked between server and dealer, Reseed, Reserved, a Seed to each, the passes' Deals and
 Dealts, Kept both ways. To spend one: Spend, Mark and Marked, Chosen, Taken, Mark and Marked, Go.
@@ -315,6 +315,10 @@ class Prefetch(msgspec.Struct, frozen=True, tag=True):
 
 class Prefetched(msgspec.Struct, frozen=True, tag=True):
     """S to D: that pass follows. Any other request drops what was dealt for it, of which nobody has seen anything."""
+
+
+class Further(msgspec.Struct, frozen=True, tag=True):
+    """S to D: as Prefetch, of the kinds of the pass that was asked for last, moved on by a position (`protocols.kind_hash.moved_on`)."""
 
 
 class Dealt(msgspec.Struct, frozen=True):

@@ -123,6 +123,16 @@ def program(shape: Shape) -> Program:
     return isinstance(shape[0], tuple), shape[1]
 
 
+def shape_of(request: Pass | Step, offset: int, batch: Batch | None, fills: int) -> tuple[Shape | None, Batch | None]:
+    """The shape of a pass after so many positions, if it is over one more token and has one; and where its sequences lie, if of several."""
+    if request.every or not (offset and request.output and fills):
+        return None, None
+    if isinstance(request, Pass):
+        return ((min(reach(offset + 1), fills), request.logits) if request.count == 1 else None), None
+    step = (batch or Batch()).step(request.new, request.ended, fills)
+    return ((step.shape, request.logits) if step.settled else None), step
+
+
 def largest(shape: Shape) -> int:
     """Bytes of a tape, at most."""
     return min(MOST, LARGEST * sum(rows > 0 for rows in shape[0])) if isinstance(shape[0], tuple) else LARGEST
@@ -156,15 +166,13 @@ class Replays:
 
     def _shape(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
         runtime, self._batch = self._runtime, None
-        if not isinstance(request, Pass | Step) or request.every or not (runtime.offset and request.output and runtime.fills):
+        if not isinstance(request, Pass | Step):
             return None
         fits = kernels.fast is not None and str(runtime.device) == "cpu" and isinstance(store, Store) and runtime.party.tables is None
         if not fits or getattr(probe, "observes", False) or not self._tapes.allowed((isinstance(request, Step), request.logits)):
             return None
-        if isinstance(request, Pass):
-            return (min(reach(runtime.offset + 1), runtime.fills), request.logits) if request.count == 1 else None
-        self._batch = (runtime.batch or Batch()).step(request.new, request.ended, runtime.fills)
-        return (self._batch.shape, request.logits) if self._batch.settled else None
+        shape, self._batch = shape_of(request, runtime.offset, runtime.batch, runtime.fills)
+        return shape
 
     @property
     def _position(self) -> int:

@@ -53,8 +53,8 @@ class ServerSource(ABC):
         """The pass that most likely comes after this one, where the source makes it meanwhile."""
 
     @abstractmethod
-    def prefetch(self, kinds: Sequence[Kind]) -> None:
-        """Says what that pass will need."""
+    def prefetch(self, kinds: Sequence[Kind], *, further: bool = False) -> None:
+        """Says what that pass will need; `further`: the kinds are those of the pass that was asked for last, `moved_on`."""
 
     @abstractmethod
     def flush(self) -> None:

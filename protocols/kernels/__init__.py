@@ -80,6 +80,11 @@ def watch(watcher: Watcher | None) -> None:
     _watching.by = watcher
 
 
+def watched() -> bool:
+    """Whether this thread has a watcher."""
+    return _watching.by is not None
+
+
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any) -> None:

@@ -13,6 +13,7 @@ from protocols.kernels.elements import unpack_many as unpack_many
 from protocols.kernels.steps import chosen_line as chosen_line
 from protocols.kernels.steps import differences as differences
 from protocols.kernels.steps import exponential as exponential
+from protocols.kernels.steps import joint as joint
 from protocols.kernels.steps import masked_bit as masked_bit
 from protocols.kernels.steps import mixed as mixed
 from protocols.kernels.steps import narrow_digit as narrow_digit

@@ -54,6 +54,16 @@ def rescaled(x, offset, bits, shift, top, mine, theirs, own, shared, server, out
         out[i] = (((x[i] + added) >> shift) & mask) - ((top[i] - product) << wrap) + more
 
 
+@compiled(_VOID(_I8, _I8, _I8))
+def joint(variables, masks, out):
+    """`protocols.comparison._joint_products`: bit k says whether all of the variables of masks[k] are 1."""
+    for i in range(variables.size):
+        word = 0
+        for k in range(masks.size):
+            word |= (1 << k) if variables[i] & masks[k] == masks[k] else 0
+        out[i] = word
+
+
 @compiled()
 def _parity(x):
     x ^= x >> 32

@@ -7,7 +7,6 @@ bounded, before anything of it is made; it has no code for any kind, but evaluat
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from protocols.correlations import (
     MAX_KINDS,
     Correlation,
-    Fit,
     Kind,
     Role,
     blanks,
@@ -31,85 +29,12 @@ from protocols.prg import Prg
 from protocols.sources.base import PartySource
 from protocols.sources.dealing import DealtTapes, Taping
 from protocols.sources.expansion import MOST, Drawn, Streamed, Together, Whole, counts_of, draw_both, together
+from protocols.sources.fitting import ENTRY, Asked, Sketch, further
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
 MEMORY = 8 * 2**30
 ELEMENT = 8  # bytes
-OWN, SHARED = 3, 7  # times a part: drawn, in its ring, and where it is shared subtracted, packed and joined
-ENTRY = 64  # elements that a mask counts beyond its own
-
-
-def _parts_held(kind: Kind) -> int:
-    """Elements that the parts of a kind take at a time while it is dealt, at most."""
-    parts = parts_of(kind)
-    own = sum([part.count for part in parts.server + parts.client])
-    return OWN * own + SHARED * sum([part.count for part in parts.shared])
-
-
-class _Sketch:
-    """A pass on shapes: see `Shapes`."""
-
-    def __init__(self, dealer: Dealer) -> None:
-        self._dealer = dealer
-        self._left: dict[int, tuple[int, ...]] = {}
-        self._shared: set[int] = set()  # those that are left in shares that a sum joins
-        self._last: dict[int, int] = {}  # the place of the last kind that names a mask of this pass
-        self._place = 0
-        self._before = dealer.held  # elements of the masks that are there already
-
-    def mask(self, name: int) -> tuple[int, ...]:
-        found = self._left.get(name)
-        if found is None:
-            return tuple(self._dealer.mask(name).shape)
-        self._last[name] = self._place
-        return found
-
-    def server_mask(self, name: int) -> tuple[int, ...]:
-        shape = self.mask(name)
-        if name not in self._shared and not self._dealer.leaves_share(name):
-            raise LookupError("a mask that is not shared by addition")
-        return shape
-
-    def weight_mask(self, name: str) -> tuple[int, ...]:
-        return tuple(self._dealer.weight_mask(name).shape)
-
-    def of(self, kinds: Sequence[Kind], first: int) -> list[list[int]]:
-        """After each kind, the masks that no later one names; CorrelationError for what does not fit or is too much."""
-        needs, elements, macs = [], 0, 0
-        for self._place, kind in enumerate(kinds):
-            fit = self._fit(kind)
-            needs.append(fit.held + _parts_held(kind))
-            elements, macs = elements + needs[-1], macs + fit.macs
-            if fit.left is not None:
-                self._left[first + self._place] = fit.left
-                self._last[first + self._place] = self._place
-                if kind.leaves_share():
-                    self._shared.add(first + self._place)
-            self._dealer.afford(self._before + needs[-1], elements, macs)
-        gone: list[list[int]] = [[] for _ in kinds]
-        for name, place in self._last.items():
-            if not kinds[name - first].outlives:
-                gone[place].append(name)
-        now = self._before
-        for place, need in enumerate(needs):
-            left = self._left.get(first + place)
-            own = 0 if left is None else ENTRY + math.prod(left)
-            self._dealer.afford(now + max(need, own), elements, macs)
-            now += own
-            for name in gone[place]:
-                now -= ENTRY + math.prod(self._left[name])
-        return gone
-
-    def _fit(self, kind: Kind) -> Fit:
-        name = type(kind).__name__
-        try:
-            fit = kind.fit(self)
-        except (ValueError, LookupError) as error:
-            raise CorrelationError(f"the fields of a {name} do not fit the masks that they name", party="dealer") from error
-        if fit.values != tuple([part.shape for part in parts_of(kind).shared]):
-            raise CorrelationError(f"the shape of a {name} does not fit the masks that it names", party="dealer")
-        return fit
 
 
 class Store(PartySource):
@@ -243,7 +168,8 @@ class Store(PartySource):
 class Dealer:
     """Deals for one session. It knows both parties' seeds and the weight masks, and sees no weight and no query.
 
-    `memory`: the bytes that the session may hold at a time, its weight masks included.
+    `memory`: the bytes that the session may hold at a time, its weight masks included. Its attributes are what the session begins with, and
+    what passes leave to later ones.
     """
 
     def __init__(
@@ -265,6 +191,7 @@ class Dealer:
         self._leave: dict[int, Kind] = {}  # by whom each was left
         self._replaced: dict[int, int] = {}  # kept masks that no pass after this kind's names
         self.next_name = 1
+        self._last: Asked | None = None
         self._taping = Taping(tapes) if tapes is not None and str(device) == "cpu" else None
 
     def __repr__(self) -> str:
@@ -313,12 +240,30 @@ class Dealer:
         if len(kinds) > MAX_KINDS:
             raise CorrelationError(f"one pass asks for more than {MAX_KINDS} correlations", party="dealer")
         self._drop_replaced()
-        gone = _Sketch(self).of(kinds, self.next_name)
-        if digest and self._taping is not None and self._taping.fits(kinds):
+        sketch = Sketch(self)
+        gone = sketch.of(kinds, self.next_name)
+        taped = bool(digest) and self._taping is not None and self._taping.fits(kinds)
+        self._last = Asked(kinds, self.next_name, digest, sketch if taped else None)
+        if taped and self._taping is not None:
             return self._taped(self._taping, kinds, digest)
         if self._taping is not None:
             self._taping.interrupted()
         return self._dealt(kinds, gone)
+
+    def deal_further(self) -> tuple[int, Iterator[bytes]]:
+        """`deal_pass` of what is one position further than the last pass, with its digest; how many correlations these are, and payloads.
+
+        CorrelationError unless that pass was dealt to its end, and its kinds tell what follows.
+        """
+        last, self._last = self._last, None
+        kinds = further(last, self.next_name)
+        assert last is not None, "or nothing tells"
+        if last.sketch is None or self._taping is None or not self._taping.writes:
+            return len(kinds), self.deal_pass(kinds, last.digest)
+        self._drop_replaced()
+        last.sketch.further(kinds, self.next_name)
+        self._last = last._replace(kinds=kinds, first=self.next_name)
+        return len(kinds), self._taped(self._taping, kinds, last.digest)
 
     def _taped(self, taping: Taping, kinds: Sequence[Kind], digest: bytes) -> Iterator[bytes]:
         """The same by a tape, see `protocols.sources.dealing`."""
@@ -357,7 +302,7 @@ class Dealer:
 
     def deal(self, kind: Kind) -> bytes:
         """The client's payload of the next correlation of a pass that goes on."""
-        _Sketch(self).of([kind], self.next_name)
+        Sketch(self).of([kind], self.next_name)
         return self._deal(kind)
 
     def _draw(self, kind: Kind, name: int) -> Drawn:
@@ -386,7 +331,7 @@ class Dealer:
 
     def rewind(self, name: int) -> None:
         """Takes back what was dealt from this name on, in a pass that has ended and of which nothing was sent to anyone."""
-        self.next_name = name
+        self.next_name, self._last = name, None
         self._replaced = {old: by for old, by in self._replaced.items() if by < name}
         self._kept = {kept: mask for kept, mask in self._kept.items() if kept < name}
         self._leave = {kept: kind for kept, kind in self._leave.items() if kept < name}

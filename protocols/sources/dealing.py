@@ -22,7 +22,7 @@ from protocols.kind_hash import way
 from protocols.prg import Prg
 from protocols.product import MatmulMask, joined_rows
 from protocols.recording import Recorder, Step, replay
-from protocols.ring import flat
+from protocols.ring import array, flat
 from protocols.sequences import PutRowsMask
 from protocols.sources.expansion import Whole
 
@@ -84,7 +84,7 @@ class _Stacked:
 
     def put(self, rows: Tensor) -> None:
         """A further row of each."""
-        self.out.numpy()[..., self._places + self._further.positions, :] = rows.numpy()
+        array(self.out)[..., self._places + self._further.positions, :] = array(rows)
 
 
 class DealtTape:
@@ -102,13 +102,17 @@ class DealtTape:
         self.made: list[Tensor] = []
         self.bytes = 0
         self.further = _Further()
+        starts = [(place, _first_place(kind)) for place, kind in enumerate(kinds) if kind.moves]
+        self._starts = [(place, start) for place, start in starts if start >= 0]
+
+    def follows(self, kinds: Sequence[Kind]) -> bool:
+        """Whether all that moves on in a pass of these kinds, whose digest is that of the tape's, is as many positions further here."""
+        return len({_first_place(kinds[place]) - start for place, start in self._starts}) <= 1
 
     def deal(self, masks: Masks, prgs: tuple[Prg, Prg], kinds: Sequence[Kind], first: int) -> dict[int, Tensor]:
-        """The pass of these kinds, whose digest is that of the tape's; what outlives it, by name. The payload is then there."""
+        """The pass of these kinds, which it `follows`; what outlives it, by name. The payload is then there."""
         self._draw(prgs, first)
-        places = [(_first_place(new), _first_place(old)) for new, old in zip(kinds, self.kinds, strict=True) if new.moves]
-        moved = [new - old for new, old in places if new >= 0]
-        self.further.positions = moved[0] if moved else 0
+        self.further.positions = next((_first_place(kinds[place]) - start for place, start in self._starts), 0)
         names = [_names(kinds[rows.place]) for rows in self.rows]
         for rows, (before, _) in zip(self.rows, names, strict=True):
             if rows.names != before:
@@ -183,9 +187,9 @@ class _Further:
 
     positions = 0
 
-    def shift(self, out: Tensor, weight: Tensor, first: int, end: int) -> None:
+    def shift(self, out: np.ndarray, weight: np.ndarray, first: int, end: int) -> None:
         """What lies so much further in a window of a weight's mask."""
-        out.copy_(weight[:, first + self.positions : end + self.positions])
+        out[...] = weight[:, first + self.positions : end + self.positions]
 
 
 def _largest(kinds: Sequence[Kind]) -> int:
@@ -237,7 +241,7 @@ class _Writing:
             out = weight.clone()
         self._recorder.given(out)
         for first, end in zip(window[::2], window[1::2], strict=True):
-            self._recorder.note(self._tape.further.shift, out[:, first:end], weight, first, end)
+            self._recorder.note(self._tape.further.shift, array(out[:, first:end]), array(weight), first, end)
         return out
 
     def put(self, kind: PutRowsMask) -> Tensor:
@@ -278,6 +282,11 @@ class DealtTapes:
         self._agreed = set[object]()
         self._refused = False
 
+    @property
+    def writes(self) -> bool:
+        """Whether any pass has a tape."""
+        return kernels.fast is not None and not self._refused
+
     def agreed(self, kinds: Sequence[Kind]) -> bool:
         """Whether two recordings of passes that go this way were the same."""
         return way(kinds) in self._agreed
@@ -285,7 +294,7 @@ class DealtTapes:
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """Whether a pass of these may have a tape: a further token's, and small."""
         further = any(isinstance(kind, PutRowsMask) or (isinstance(kind, MatmulMask) and kind.reach) for kind in kinds)
-        if kernels.fast is None or self._refused or not further:
+        if not self.writes or not further:
             return False
         elements, most = 0, _largest(kinds)
         for part in (part for kind in kinds for each in parts_of(kind) for part in each):
@@ -335,6 +344,11 @@ class Taping:
         self._held: tuple[bytes, DealtTape] | None = None
         self._next = 0  # the name after the last pass that had the tape; what it holds of the caches is of that one
 
+    @property
+    def writes(self) -> bool:
+        """See `DealtTapes`."""
+        return self._tapes.writes
+
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """See `DealtTapes`."""
         return self._tapes.fits(kinds)
@@ -348,6 +362,10 @@ class Taping:
             held[1].forget()
         self._next = first + len(kinds)
         tape = held[1] if held is not None and held[0] == digest else self._tapes.take(digest)
+        if tape is not None and not tape.follows(kinds):  # a digest does not say how one kind's positions lie to another's
+            if held is None or held[1] is not tape:
+                self._tapes.give(digest, tape)
+            tape = None
         if tape is not None:
             left = tape.deal(masks, prgs, kinds, first)
         else:

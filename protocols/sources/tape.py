@@ -27,7 +27,7 @@ from protocols.kind_hash import KindHash
 from protocols.party import Party
 from protocols.product import Cached, joined_rows
 from protocols.recording import Recorder, Step, Told, replay
-from protocols.ring import blank, packed_size
+from protocols.ring import array, blank, packed_size
 from protocols.rounds import Channel, Item, Received
 from protocols.sequences import Stack
 from protocols.shares import Wire
@@ -83,8 +83,8 @@ class _Stacked:
     def put(self, masked: Tensor, mask: Tensor) -> None:
         """A further row of each."""
         places = self._places + self._now.further
-        self.masked.numpy()[..., places, :] = masked.numpy()
-        self.mask.numpy()[..., places, :] = mask.numpy()
+        array(self.masked)[..., places, :] = array(masked)
+        array(self.mask)[..., places, :] = array(mask)
 
     def advance(self, first: int) -> None:
         """A pass whose correlations are named from the first on is over."""
@@ -113,6 +113,10 @@ class _Now:
     def vary(self, out: Tensor, make: Callable[[int], Tensor]) -> None:
         """A value that hangs on how many positions there are."""
         out.copy_(make(self.further))
+
+    def shift(self, out: np.ndarray, weight: np.ndarray, first: int, end: int) -> None:
+        """What lies so many positions further in a window of a weight."""
+        out[...] = weight[:, first + self.further : end + self.further]
 
 
 class _Round:
@@ -148,7 +152,7 @@ def _laid(values: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, Pieces]:
     sizes = [packed_size(x.numel(), bits) for x, bits in values]
     whole, at, pieces = np.empty(sum(sizes), np.uint8), 0, []
     for (x, bits), size in zip(values, sizes, strict=True):
-        pieces.append((x.view(-1).numpy(), bits, whole[at : at + size]))
+        pieces.append((array(x.view(-1)), bits, whole[at : at + size]))
         at += size
     return whole, pieces
 
@@ -341,7 +345,7 @@ class Writer:
             out = weight.clone()
         self.recorder.given(out)
         for start, stop in pairs:
-            self.recorder.note(self.tape.now.vary, out[:, start:stop], _window(weight, start, stop))
+            self.recorder.note(self.tape.now.shift, array(out[:, start:stop]), array(weight), start, stop)
         return out
 
     def extended(self, key: tuple[str, str], before: Cached, wire: Wire, columns: int) -> tuple[Cached, Cached]:
@@ -368,10 +372,6 @@ class Writer:
         self.recorder.note(slot.put, wire.masked, wire.mask)
         self.tape.slots.append(slot)
         return slot.kept()
-
-
-def _window(weight: Tensor, first: int, end: int) -> Callable[[int], Tensor]:
-    return lambda further: weight[:, first + further : end + further]
 
 
 class _Windowed(Mapping[str, Tensor]):

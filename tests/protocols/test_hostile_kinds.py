@@ -23,7 +23,8 @@ from protocols.errors import CorrelationError
 from protocols.matrix import _direct_is_faster
 from protocols.prg import Prg
 from protocols.rows import _layouts
-from protocols.sources.dealer import ELEMENT, Dealer, _parts_held, _Sketch
+from protocols.sources.dealer import ELEMENT, Dealer
+from protocols.sources.fitting import Sketch, _parts_held
 from tests.support.allocations import watched
 from tests.support.every_kind import asked, masks
 
@@ -140,7 +141,7 @@ def test_what_a_kind_says_of_its_memory_holds() -> None:
     n, small = 48, 2**14
     dealer = dealer_of(n, 2**33)
     for kind in asked(n):
-        fit, drawn = _Sketch(dealer)._fit(kind), Prg(bytes(16)).stream(1)
+        fit, drawn = Sketch(dealer)._fit(kind), Prg(bytes(16)).stream(1)
         own, client, shares = (
             [drawn.uniform(part.shape, part.bits) for part in parts]
             for parts in (kind.server_parts(), kind.client_parts(), kind.shared_parts())

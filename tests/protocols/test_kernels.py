@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from protocols import kernels
+from protocols.comparison import _joint, _joint_masks, _joint_products
 from protocols.correlations import Kind, Mask, Part, Role, pack_parts
 from protocols.kernels import build
 from protocols.matrix import matmul, matmul_transposed
@@ -189,3 +190,19 @@ def test_what_others_can_write_to_is_not_read(tmp_path: Path) -> None:
     os.chmod(tmp_path / "own", 0o770)
     assert not kernels._trusted(tmp_path / "own") and not kernels._writable(tmp_path / "own")
     assert not kernels._trusted(tmp_path / "missing") and not kernels._writable(Path(os.devnull) / "below")
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_products_of_a_words_variables(number: int) -> None:
+    """Each bit is the product of the variables that stand in `_joint`, in its order."""
+    x, masks = torch.randint(0, 1 << 2 * (number - 1), (3, 211)), _joint_masks(number)
+    x[0, :9] = (1 << 2 * (number - 1)) - 1
+    bits = [
+        bit
+        for mask in masks
+        for bit in both(lambda mask=mask: _joint_products(x, mask))[0][None] >> torch.arange(len(mask))[:, None, None] & 1
+    ]
+    assert all(torch.equal(*both(lambda mask=mask: _joint_products(x, mask))) for mask in masks)
+    assert len(bits) == len(_joint(number)) == 3 * 2 ** (number - 1) - 2 * number - 1
+    for bit, product in zip(bits, _joint(number), strict=True):
+        assert torch.equal(bit, torch.stack([x >> variable & 1 for variable in product]).prod(0))

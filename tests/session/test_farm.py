@@ -15,6 +15,7 @@ from privinf.dealer.making import Maker
 from privinf.session.options import Options
 from protocols.correlations import Kind
 from protocols.errors import ConfigError, CorrelationError, TransportError
+from protocols.kind_hash import moved_on
 from protocols.linear import Weight
 from protocols.prg import new_seed
 from tests.support import trio as t
@@ -42,7 +43,13 @@ def asked() -> tuple[Deals, tuple[Weight, ...]]:
                 found.append((made.next_name, (kinds, digest)))
                 return deal_pass(kinds, digest)
 
-            made.deal_pass = deal  # type: ignore[method-assign]
+            def further() -> tuple[int, Iterator[bytes]]:
+                first, (last, digest) = found[-1]
+                kinds = moved_on(last, first)
+                assert kinds is not None
+                return len(kinds), deal(kinds, digest)
+
+            made.deal_pass, made.deal_further = deal, further  # type: ignore[method-assign]
             return made
 
         patched.setattr(DealerService, "dealing", noted)
@@ -179,3 +186,20 @@ def test_what_a_farm_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     where: dict[str, Any] = {"listen": "127.0.0.1:0", "keys": str(t.keys())}
     with pytest.raises(ConfigError, match=r"a worker of the cluster has privinf 9\.9\.9"):
         FarmedDealer(**where, options=Options(cache=t.scratch() / "cache"))
+
+
+def test_what_moves_on_is_dealt_there_as_here(asked: tuple[Deals, tuple[Weight, ...]]) -> None:
+    """From the last pass alone, also where the worker that dealt it is lost."""
+    deals, weights = asked
+    wanted = query(weights)
+    machines = Machines(lambda method, count: "before" if (method, count) == ("read", 3) else "")
+    made, dealer = farmed(machines, 2, wanted)
+    one = plain(wanted)
+    for each in (dealer, one):
+        with pytest.raises(CorrelationError, match="nothing tells which"):
+            each.deal_further()
+        dealt(each, deals[:3])
+    count, payload = dealer.deal_further()
+    assert count == len(deals[3][1][0]) and [b"".join(payload)] == dealt(one, deals[3:]) and dealer.next_name == one.next_name
+    dealer.end()
+    made.end()

@@ -14,6 +14,7 @@ import pytest
 
 from privinf.session.messages import (
     Deal,
+    Further,
     Hello,
     Join,
     Needs,
@@ -97,7 +98,7 @@ def test_a_client_that_never_joins(caplog: pytest.LogCaptureFixture) -> None:
 NONSENSE = [[["Nope", 1]], [["Mask"]], [[]], [["Mask", [1 << 30, 1 << 30], 64, 0]], [["LinearMask", "w", [4], 4, 99, 0, 0, []]]]
 
 
-@pytest.mark.parametrize("asked", [*map(Deal, NONSENSE), *map(Prefetch, NONSENSE[:1]), Prefetched()])
+@pytest.mark.parametrize("asked", [*map(Deal, NONSENSE), *map(Prefetch, NONSENSE[:1]), Prefetched(), Further()])
 def test_a_server_that_asks_the_dealer_for_nonsense(parties: Trio, caplog: pytest.LogCaptureFixture, asked: Any) -> None:
     words = "asked for as prefetched" if isinstance(asked, Prefetched) else "was asked for"
     token, fingerprint = secrets.token_bytes(16), load_fingerprint(t.keys() / "client" / "cert.pem")

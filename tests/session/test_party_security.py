@@ -138,7 +138,7 @@ def test_what_the_dealer_receives_depends_on_public_shapes_alone(record: Record,
     assert len(views) == 4 and all(view == views[0] for view in views)
     (joined,), asked = [m for m in views[0]["dealer", "client"] if m.get("type") == "Join"], views[0]["dealer", "server"]
     assert joined == {"type": "Join"}
-    assert [message.get("type") for message in asked] == [None, "Register", "Deal", "Deal", "Prefetch", "Prefetched", "Prefetch", "End"]
+    assert [message.get("type") for message in asked] == [None, "Register", "Deal", "Deal", "Further", "Prefetched", "Further", "End"]
     assert set(asked[1]) == {"type", "client", "weights"}
 
 

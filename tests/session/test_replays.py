@@ -16,15 +16,18 @@ from torch import Tensor
 import privinf.dealer.dealer
 from privinf.client.conversation import Conversation
 from privinf.client.shared import Shared
+from privinf.dealer.dealer import DealerService
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
+from privinf.server import sketches
+from privinf.server.sketches import Sketches
 from privinf.session.options import Options
 from privinf.session.replays import Tapes
 from protocols import kernels
 from protocols.comparison import CompareMask
 from protocols.correlations import Mask, Role
 from protocols.recording import Recorder, replay
-from protocols.sources.dealer import Store
+from protocols.sources.dealer import Dealer, Store
 from protocols.sources.dealing import DealtTape, DealtTapes
 from protocols.sources.tape import Tape
 from tests.support import trio as t
@@ -353,3 +356,45 @@ def test_dumped_passes_are_walked(tmp_path: Path) -> None:
     for role in ("server", "client"):
         passes = [{path.name.split(".", 2)[2] for path in directory.glob(f"{number}.{role}.*")} for number in range(5)]
         assert passes[0] and len({frozenset(names) for names in passes}) == 1
+
+
+# ---- passes that are not walked on shapes
+
+
+def asked_of_the_dealer(cache: Path, patch: pytest.MonkeyPatch, tokens: int) -> tuple[list[str], list[int]]:
+    """The server's messages about passes in a session, and its reply."""
+    asked: list[str] = []
+    read = DealerService._read
+    further = Dealer.deal_further
+
+    def told(service: DealerService, dealer: Dealer, request: Any) -> Any:
+        asked.append(type(request).__name__)
+        return read(service, dealer, request)
+
+    def moved(dealer: Dealer) -> Any:
+        asked.append("Further")
+        return further(dealer)
+
+    patch.setattr(DealerService, "_read", told)
+    patch.setattr(Dealer, "deal_further", moved)
+    with t.trio(cache=cache) as parties:
+        reply = [token.id for token in parties.client().generate(ids=PROMPT, max_new_tokens=tokens, ignore_eos=True)]
+    return asked, reply
+
+
+def test_a_pass_that_moves_on_is_not_walked_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once one of its way was walked to see that it is so; where a row is filled up, what follows is walked."""
+    walked: list[int] = []
+    of = Sketches.of
+    monkeypatch.setattr(Sketches, "of", lambda *args: (walked.append(1), of(*args))[1])
+    asked, reply = asked_of_the_dealer(tmp_path, monkeypatch, 16)
+    # of 15 further tokens the first, and the one for which a row is filled up to 32, are asked for by all their kinds; one is dealt in vain
+    assert t.is_greedy(PROMPT, reply) and asked == ["Deal", "Deal", *["Further"] * 6, "Prefetch", *["Further"] * 8]
+    assert len(walked) == 5  # the prompt, two tokens, and around that one it and the one before it
+
+
+def test_passes_that_do_not_move_on_as_they_should_are_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = sketches.moved_on
+    monkeypatch.setattr(sketches, "moved_on", lambda kinds, first: [*(moved(kinds, first) or ()), Mask((1,), 1)])
+    asked, reply = asked_of_the_dealer(tmp_path, monkeypatch, 5)
+    assert t.is_greedy(PROMPT, reply) and asked == ["Deal", "Deal", *["Prefetch"] * 4]

@@ -101,8 +101,12 @@ def serve_in_workers(
         raise ConfigError("several workers share the weights in main memory alone", remedy="leave --workers or --device out")
     if not sys.platform.startswith("linux"):
         raise ConfigError("several workers need Linux", remedy="leave --workers out")
+    from privinf.session.board import PEERS
     from privinf.workers.nursery import nurse
 
+    most = PEERS // 2 if late else PEERS  # where a session has two peers
+    if options.sessions > most:
+        raise ConfigError(f"several workers have room for {most} sessions", remedy="give a smaller --sessions, or leave --workers out")
     if CHANNEL in os.environ:  # a front has started us
         nurse(load)
     from privinf.workers.front import Failed, Front

@@ -40,6 +40,7 @@ from privinf.session.pool import Pool, PoolLane
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.handing import Handed
+from privinf.transport.hint import hint_of
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import from_wire
 from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
@@ -123,6 +124,8 @@ class DealerService(Service):
             if register.token in self._sessions:
                 raise HandshakeError("this session token is in use", party="dealer")
             self._sessions[register.token] = session
+        if self.board is not None:
+            self.board.named(hint_of(register.token))
         try:
             connection.send_control(SessionSeed(server_seed))
             connection.establish()

@@ -16,9 +16,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from protocols.errors import DefectError
+
 PART, COMMON = 2**20, 8 * 2**20
 """Bytes of a process's part, and of what is common; of both only what is used takes memory."""
 _HEAD = 4
+PEERS = 13_000
+"""Of one process that its part has room for: 74 bytes each."""
 
 
 class Peer(NamedTuple):
@@ -40,8 +44,9 @@ Sent = dict[str, tuple[float, int]]
 class Board:
     """`workers` share it. Safe in threads; one object for each process, made after it began. Not for secrets, and there are none."""
 
-    def __init__(self, descriptor: int, part: int, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, descriptor: int, part: int, workers: int, named: Callable[[str], object] = lambda hint: None) -> None:
+        """`named` is told the hint of a session that one of its own peers has begun, see `transport.hint`."""
+        self.workers, self.named = workers, named
         self._file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)  # a lock of our own, which one inherited were not
         self._map = mmap.mmap(self._file, 0)
         self._own, self._parts = part, (len(self._map) - COMMON) // PART
@@ -68,8 +73,9 @@ class Board:
         return bytes(self._map[at + _HEAD : at + _HEAD + size]) if size <= most - _HEAD else b""
 
     def _put(self, at: int, most: int, data: bytes) -> None:
-        if len(data) <= most - _HEAD:
-            self._map[at : at + _HEAD + len(data)] = len(data).to_bytes(_HEAD) + data
+        if len(data) > most - _HEAD:
+            raise DefectError(f"what processes tell each other takes {len(data)} bytes, and there is room for {most - _HEAD}")
+        self._map[at : at + _HEAD + len(data)] = len(data).to_bytes(_HEAD) + data
 
     def _part(self, number: int) -> _Part:
         data = self._bytes(COMMON + number * PART, PART)

@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from privinf.session.metrics import counter, gauge
 from privinf.transport.listener import listening
 from privinf.workers.crew import Crew, Nursery, Worker
+from privinf.workers.hints import Hints
 from privinf.workers.porch import Porch
 from privinf.workers.summed import Packed, counts, summed
 from privinf.workers.worker import packed
@@ -31,7 +32,6 @@ LOOK_S = 4.0
 """How long an answer to whoever asks for metrics waits for workers."""
 GOING_S = 30.0
 """How long a nursery may take to say why it could not load."""
-HINTS = 1 << 16
 _STEP_S, _MINUTE_S, _SOON_S, _LATE_S = 0.25, 60.0, 0.1, 30.0
 
 
@@ -54,7 +54,7 @@ class Front:
         listener, self.address = listening(listen, role)
         self.crew = Crew(workers, self.address)
         self._porch = Porch(listener, self._give, looks=looks)
-        self._hints: OrderedDict[str, Worker] = OrderedDict()
+        self._hints: Hints[Worker] = Hints()
         self._changes = _Changes()
         self._looks = _Looks()
         self._log = logging.getLogger(f"privinf.{role}")
@@ -150,6 +150,8 @@ class Front:
         for word in worker.line.heard():
             if "up" in word:
                 worker.pid = word["up"]
+            elif "hint" in word:
+                self._hints.known(word["hint"], worker)
             elif "families" in word:
                 worker.families, worker.ready = word["families"], word.get("ready", "it ends")
                 self._looks.answer(worker, word.get("looked", 0))
@@ -162,6 +164,7 @@ class Front:
     def _gone(self, worker: Worker) -> None:
         self._porch.forget(worker.line.sock)
         self.crew.bury(worker)
+        self._hints.forget(worker)
         self._looks.bury(worker)
         if not worker.ending:
             self._changes.died()
@@ -170,15 +173,11 @@ class Front:
 
     def _give(self, sock: socket.socket, hint: str) -> None:
         """Hands a connection to the worker that has its session, or else to the least busy one."""
-        found = self._hints.get(hint) if hint else None
-        if found is None or found not in self.crew.all:
-            found = None
+        found = self._hints[hint] if hint else None
         for worker in [found] if found is not None else self.crew.least_busy():
             if worker.hand(sock):
                 if hint:
-                    self._hints[hint] = worker
-                    if len(self._hints) > HINTS:
-                        self._hints.popitem(last=False)
+                    self._hints.seen(hint, worker)
                 return
         sock.close()
 

@@ -76,13 +76,14 @@ def _live(nursed: Nursed, born: Fork) -> NoReturn:
     code = 1
     try:
         line, end, keep = (socket.socket(fileno=descriptor) for descriptor in born.descriptors[:3])
-        board = Board(born.descriptors[3], born.order["part"], born.order["workers"])
+        front = Line(line)
+        board = Board(born.descriptors[3], born.order["part"], born.order["workers"], lambda hint: front.say(hint=hint))
         if nursed.threads:
             import torch
 
             torch.set_num_threads(nursed.threads)
         with nursed.within():
-            work(lambda: nursed.make(Handed(end, born.order["address"], keep), board), Line(line))
+            work(lambda: nursed.make(Handed(end, born.order["address"], keep), board), front)
         code = 0
     except BaseException as error:
         logging.getLogger("privinf").error("a worker ends: %s", error if isinstance(error, Exception) else type(error).__name__)

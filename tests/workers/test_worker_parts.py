@@ -14,14 +14,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from privinf.server.budget import SetUps
 from privinf.server.room import Room
-from privinf.session.board import Board, Peer
+from privinf.session.board import PEERS, Board, Peer
 from privinf.session.readiness import Readiness
 from privinf.transport.handing import Handed, channel, hand
 from privinf.transport.hint import PREFIX, hint_of, read_hint
+from privinf.workers.hints import Hints
 from privinf.workers.porch import Porch
 from privinf.workers.summed import counts, summed
 from privinf.workers.worker import packed
-from protocols.errors import RefusedError
+from protocols.errors import DefectError, RefusedError
 from tests.support.waiting import PATIENCE, wait_for
 
 
@@ -91,6 +92,33 @@ def test_set_ups_of_all_processes_count_together(board: int) -> None:
     with pytest.raises(RefusedError, match="so much in 1 hours"):
         each[1].spend("alice", 60)
     each[1].spend("alice", 40)
+
+
+def test_what_has_no_room_on_the_board_is_an_error(board: int) -> None:
+    """And not forgotten: the limits of all would count too little. As many as `--sessions` may say have room."""
+    one, two = Board(board, 0, 2), Board(board, 1, 2)
+    peers = [Peer("server", f"{n:064x}") for n in range(PEERS)]
+    with one.peers() as (_, say):
+        say(peers)
+        with pytest.raises(DefectError, match="there is room for"):
+            say(peers * 2)
+    with two.peers() as (others, _):
+        assert others == peers
+
+
+def test_strangers_push_out_no_hint_of_a_session() -> None:
+    hints: Hints[str] = Hints(3)
+    hints.seen("session", "one")
+    hints.known("session", "one")
+    for number in range(10):
+        hints.seen(f"made up {number}", "two")
+    hints.seen("session", "two")  # which a stranger who heard it on the wire says too
+    assert hints["session"] == "one" and hints["made up 6"] is None and hints["made up 7"] == "two"
+    hints.forget("two")
+    assert hints["made up 9"] is None
+    for number in range(3):  # sessions alone push out sessions
+        hints.known(str(number), "two")
+    assert hints["session"] is None and [hints[str(number)] for number in range(3)] == ["two"] * 3
 
 
 def test_room_that_another_process_gives_back_is_taken(board: int) -> None:

@@ -62,7 +62,6 @@ ROWS = (
     Row("GPT-2: `SM+LN+G`, 100 steps", "SM+LN+G", steps=SHORT),
     Row("AERO: `SM(t)+ScFuFFN`, 100 steps", "SM(t)+ScFuFFN", steps=SHORT),
     Row("Max-plus: `SM+ScMP`, 100 steps", "SM+ScMP", family="maxplus", steps=SHORT),
-    Row("Max-plus: `MP+ScFuFFN`, 100 steps", "MP+ScFuFFN", family="maxplus", steps=SHORT),
 )
 
 

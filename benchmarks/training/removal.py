@@ -14,7 +14,7 @@ from benchmarks.machine import versions
 from privinf.models.checkpoint import write_atomically
 
 TRAINED = 2  # so many removed FFNs are followed by a second training, of each choice
-PROMPTS = 32  # to trace
+PROMPTS = 16  # to trace
 PICTURES = ("entropy", "ffn", "tracing_probability", "tracing_entropy")
 
 

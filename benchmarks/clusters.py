@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from benchmarks.options import Files
+from benchmarks.options import Files, listed
 from benchmarks.perform import perform
 from privinf.cli.expand import expand
 from protocols.errors import ConfigError
@@ -35,3 +35,23 @@ def jobs(
         raise ConfigError("a cluster of which a node is removed has two at least", remedy="give --nodes 3, or 0 for none")
     extent = Extent(prompts, tokens, sessions, kills, nodes, alone)
     perform("jobs", (files.json, files.csv, files.markdown), lambda run, work: scenario(run, work, model=model, extent=extent))
+
+
+@expand()
+def farm(
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL")] = SHIPPED,
+    workers: Annotated[str, typer.Option("--workers", metavar="A,B", help="How many prepare at a time.")] = "1,2,4",
+    each: Annotated[int, typer.Option("--each", min=1, help="Queries that each of them prepares, after a first one.")] = 6,
+    seq: Annotated[int, typer.Option("--seq", min=1, help="Prompt tokens of a query.")] = 16,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens of a query.")] = 8,
+    files: Files,
+) -> None:
+    """Prepared queries a second by workers of a Ray cluster on this machine, and the bound beyond. `python -m benchmarks farm`"""
+    from benchmarks.scenarios.farm import farm as scenario
+
+    words = listed(workers)
+    if not words or not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise ConfigError(f"--workers {workers!r} is no list of counts", remedy="give one like 1,2,4")
+    chosen: dict[str, Any] = {"counts": [int(word) for word in words], "each": each, "seq": seq, "tokens": tokens}
+    perform("farm", (files.json, files.csv, files.markdown), lambda run, work: scenario(run, work, model=model, **chosen))

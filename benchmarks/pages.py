@@ -69,6 +69,10 @@ def everything(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what has a complete result of this commit in DIR.")] = False,
     model: Annotated[Path, typer.Option("--model", metavar="MODEL")] = Path("models/pylib"),
     device: Device = "cpu",
+    engine: Annotated[
+        str, typer.Option("--engine", help="here, or ray: a stage is a task that has a node of a cluster to itself.")
+    ] = "here",
+    ray_address: Annotated[str, typer.Option("--ray-address", help="The cluster; auto: the one of this machine.")] = "auto",
     docs: Annotated[
         bool, typer.Option("--docs", help="Also write docs/figures.md, its results, and README's block, once nothing is lacking.")
     ] = False,
@@ -88,7 +92,7 @@ def everything(
             by_name = "  (by name only)" if stage.long else ""
             print(f"{stage.name:9} {stage.minutes:4g} min  python -m benchmarks {' '.join(stage.words)}{by_name}")
         return
-    results, lacking = run_all(chosen, out, fresh=fresh, named=wanted)
+    results, lacking = run_all(chosen, out, fresh=fresh, named=wanted, engine=engine, address=ray_address)
     write(results, out=out / "figures.md", html=out / "report.html", kept=out / "figures" / "results.json")
     print(f"{out / 'report.html'}")
     if docs and lacking:

@@ -16,6 +16,7 @@ from benchmarks import machine
 from benchmarks.networks import model_id
 from benchmarks.published import BASELINE, SMALLEST
 from benchmarks.schema import Result, read
+from benchmarks.spread import spread
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -58,14 +59,17 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
     return found if quick else [*found, Stage("soak", ("soak", name), 32, long=True)]
 
 
-def everything(chosen: Sequence[Stage], out: Path, *, fresh: bool, named: Collection[str] = ()) -> tuple[list[Result], list[str]]:
+def everything(
+    chosen: Sequence[Stage], out: Path, *, fresh: bool, named: Collection[str] = (), engine: str = "here", address: str = "auto"
+) -> tuple[list[Result], list[str]]:
     """Runs what `out` has no complete result of (all, if `fresh`) that the code and the words of now would give again.
 
     A stage that fails is said and does not stop the others. Where stages are `named`, they alone are run. The results of now, and the
-    names of the stages that lack a complete one, but for long ones.
+    names of the stages that lack a complete one, but for long ones. With the engine `ray` each stage has a node of a cluster to itself.
     """
     out.mkdir(parents=True, exist_ok=True)
     began, now = time.monotonic(), machine.commit()
+    elsewhere: list[tuple[Stage, Path]] = []
     runs = [stage for stage in chosen if (stage.name in named if named else not stage.long)]
     for number, stage in enumerate(runs):
         path = out / f"{stage.name}.json"
@@ -73,9 +77,17 @@ def everything(chosen: Sequence[Stage], out: Path, *, fresh: bool, named: Collec
         left = sum(one.minutes for one in runs[number:])
         state = "kept" if kept else f"about {stage.minutes:g} min, {left:g} min to go"
         _say(f"[{time.monotonic() - began:5.0f} s] {stage.name}: {state}")
-        if not kept:
-            path.unlink(missing_ok=True)
-            _measure(stage, path)
+        if kept:
+            continue
+        path.unlink(missing_ok=True)
+        if engine == "here":
+            _tell(stage, path, measure(stage, path))
+        else:
+            elsewhere.append((stage, path))
+    if elsewhere:
+        for place, came in spread(measure_there, elsewhere, workers=len(elsewhere), engine=engine, address=address, alone=True):
+            stage, path = elsewhere[place]
+            _tell(stage, path, _brought(path, *came))
     found = {stage.name: result for stage in chosen if (result := _kept(out / f"{stage.name}.json", stage, now)) is not None}
     if not found:
         raise ConfigError("no stage left a result", remedy=f"look at the logs in {out}")
@@ -97,10 +109,33 @@ def _kept(path: Path, stage: Stage, commit: str, *, complete: bool = False) -> R
     return found if same and (found.complete or not complete) else None
 
 
-def _measure(stage: Stage, path: Path) -> None:
-    """One stage; SystemExit where it was interrupted."""
+def measure(stage: Stage, path: Path) -> int:
+    """One stage, with its result and its log; the exit code."""
+    words = [sys.executable, "-m", "benchmarks", *stage.words, "--json", str(path)]
+    return _run(words, path.with_suffix(".log"), max(LEAST_S, 60 * PATIENCE * stage.minutes))
+
+
+def measure_there(stage: Stage, path: Path) -> tuple[int, bytes | None, bytes]:
+    """The same on another machine: the code, the result if there is one, and the log."""
+    here = ROOT / path
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.unlink(missing_ok=True)
+    os.chdir(ROOT)
+    code = measure(stage, path)
+    return code, here.read_bytes() if here.is_file() else None, here.with_suffix(".log").read_bytes()
+
+
+def _brought(path: Path, code: int, result: bytes | None, log: bytes) -> int:
+    """What came from there is here."""
+    path.with_suffix(".log").write_bytes(log)
+    if result is not None:
+        path.write_bytes(result)
+    return code
+
+
+def _tell(stage: Stage, path: Path, code: int) -> None:
+    """Says what came of a stage that failed; SystemExit where it was interrupted."""
     log = path.with_suffix(".log")
-    code = _run([sys.executable, "-m", "benchmarks", *stage.words, "--json", str(path)], log, max(LEAST_S, 60 * PATIENCE * stage.minutes))
     if code == 130:
         _say("interrupted")
         raise SystemExit(130)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,7 @@ def jobs(run: Run, work: Path, *, model: Path, extent: Extent) -> None:
             kills = 0 if cluster else _kill(words, output, extent)
             told = _finish(words, output, cluster, extent.prompts // 2)
             seconds = time.monotonic() - began
-    found = _replies(output)
-    many = sum(len(texts) != 1 for texts in found.values()) + len({str(n) for n in range(1, extent.prompts + 1)} ^ set(found))
-    differ = sum(found.get(str(number), [""])[0] != _text(network, reply) for number, (_, reply) in enumerate(wanted, 1))
+    many, differ = faults([_text(network, reply) for _, reply in wanted], _replies(output))
     what, now = f"of {extent.nodes} nodes, one removed" if extent.nodes else "killed", told["requests"] - told["before"]
     for name, value, unit in (
         ("prompts", extent.prompts, ""),
@@ -87,6 +85,13 @@ def jobs(run: Run, work: Path, *, model: Path, extent: Extent) -> None:
     run.require(f"of {extent.prompts} replies, not the reference's", "", 0, differ)
     run.require(f"of {min(extent.alone, len(wanted))} replies one by one, not the reference's", "", 0, unlike)
     run.require("prompts that failed", "", 0, told["failed"])
+
+
+def faults(wanted: Sequence[str], found: Mapping[str, Sequence[str]]) -> tuple[int, int]:
+    """How many prompts, numbered from 1, were not answered exactly once, or an answer has none; and how many otherwise than is wanted."""
+    names = {str(number): text for number, text in enumerate(wanted, 1)}
+    many = sum(len(found.get(name, ())) != 1 for name in names) + len(found.keys() - names.keys())
+    return many, sum(text != names.get(name, "") for name, texts in found.items() for text in texts)
 
 
 def _written(network: Network, extent: Extent, source: Path) -> list[tuple[list[int], list[int]]]:
@@ -211,20 +216,30 @@ def _finish(words: list[Any], output: Path, cluster: Any, lose_at: int) -> dict[
 
 
 @contextlib.contextmanager
-def _cluster(nodes: int) -> Iterator[Any]:
-    """A Ray cluster of so many nodes on this machine, a worker each; None for none."""
-    if not nodes:
-        yield None
-        return
+def one_machine(cpus: int) -> Iterator[Any]:
+    """A Ray cluster of one node, which has room for so many workers whatever this machine has."""
     try:
         from ray.cluster_utils import Cluster
     except ImportError:
         raise ConfigError("Ray is not installed", remedy="pip install 'privinf[ray]'") from None
     os.environ["PYTHONPATH"] = str(ROOT)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     try:
+        yield cluster
+    finally:
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def _cluster(nodes: int) -> Iterator[Any]:
+    """A Ray cluster of so many nodes on this machine, a worker each; None for none."""
+    if not nodes:
+        yield None
+        return
+    with one_machine(1) as cluster:
         cluster.lost, *_ = [cluster.add_node(num_cpus=1) for _ in range(nodes - 1)]
         cluster.wait_for_nodes()
         yield cluster
-    finally:
-        cluster.shutdown()

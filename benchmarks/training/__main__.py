@@ -8,9 +8,13 @@ from typing import Annotated
 
 import typer
 
+from protocols.errors import PrivinfError
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 DATA = Path("docs/softmax-only")
 ARCHITECTURES = Path("docs/architectures")
+Engine = Annotated[str, typer.Option(help="here, or ray: each run an actor on a Ray cluster whose nodes share the directory of the runs.")]
+RayAddress = Annotated[str, typer.Option(help="The cluster; auto: the one of this machine.")]
 Out = Annotated[Path, typer.Option(help="Where the runs are.")]
 
 
@@ -22,12 +26,14 @@ def ladder(
     workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
     only: Annotated[str | None, typer.Option(help="Rows with this in their name.")] = None,
     target: Annotated[Path, typer.Option(help="The document of results.")] = DATA / "ladder.json",
+    engine: Engine = "here",
+    ray_address: RayAddress = "auto",
 ) -> None:
     """Train the ladder. Interrupted, the same command goes on."""
     from benchmarks.training.ladder import gather, train_rows
     from benchmarks.training.rows import ROWS
 
-    train_rows(out, ROWS, steps, seeds, workers, only)
+    train_rows(out, ROWS, steps, seeds, workers, only, engine=engine, address=ray_address)
     gather(out, target, steps)
 
 
@@ -40,13 +46,15 @@ def architectures(
     only: Annotated[str | None, typer.Option(help="Rows with this in their name.")] = None,
     target: Annotated[Path, typer.Option(help="The document of results.")] = ARCHITECTURES / "architectures.json",
     timed: Annotated[bool, typer.Option("--timed", help="Also time a private session of each.")] = False,
+    engine: Engine = "here",
+    ray_address: RayAddress = "auto",
 ) -> None:
     """Train networks of all families alike, and ask what each costs in private. Interrupted, the same command goes on."""
     from benchmarks.training.architectures import ROWS, SIZES, gather
     from benchmarks.training.compared import picture
     from benchmarks.training.ladder import train_rows
 
-    train_rows(out, ROWS, steps, seeds, workers, only, SIZES)
+    train_rows(out, ROWS, steps, seeds, workers, only, SIZES, engine=engine, address=ray_address)
     gather(out, target, steps, timed)
     if figure := picture(json.loads(target.read_text("utf-8"))):
         figure.savefig(target.with_suffix(".png"), metadata={"Software": None})
@@ -117,4 +125,7 @@ def page(
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except PrivinfError as error:
+        raise SystemExit(f"error: {error}") from None

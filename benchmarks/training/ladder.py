@@ -7,13 +7,13 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import machine, versions
+from benchmarks.spread import spread
 from benchmarks.training.rows import ROWS, SMALL, Row
 from privinf.models.checkpoint import load_tokenizer, write_atomically
 from privinf.training import corpus
@@ -22,6 +22,7 @@ from privinf.training.divergence import Diverged
 from privinf.training.metrics import METRICS
 from privinf.training.settings import Limits, Settings
 from privinf.training.trainer import Trainer
+from protocols.errors import ConfigError
 
 BASE: dict[str, Any] = {"batch": 16, "length": 128, "learning_rate": 3e-3, "warmup_steps": 50}
 RESULT = "result.json"
@@ -43,7 +44,9 @@ def prepare(out: Path) -> None:
 
 
 def read_tokens(out: Path) -> tuple[Tokens, dict[str, Any]]:
-    """What `prepare` left."""
+    """What `prepare` left; ConfigError where it is not on this machine."""
+    if not (out / "corpus.json").is_file():
+        raise ConfigError(f"{out} has no corpus on this machine", remedy="give --out a directory that all nodes share")
     facts = json.loads((out / "corpus.json").read_text())
     training, held_out = (np.load(out / name, mmap_mode="r") for name in ("training.npy", "held_out.npy"))
     return Tokens(training, held_out, facts["held_out_bytes"]), facts
@@ -85,20 +88,23 @@ def train_row(out: Path, row: Row, seed: int, steps: int, sizes: dict[str, Any])
 
 
 def train_rows(
-    out: Path, rows: Sequence[Row], steps: int, seeds: int, workers: int, only: str | None = None, sizes: dict[str, Any] = SMALL
+    out: Path,
+    rows: Sequence[Row],
+    steps: int,
+    seeds: int,
+    workers: int,
+    only: str | None = None,
+    sizes: dict[str, Any] = SMALL,
+    **where: Any,
 ) -> None:
-    """All rows, seed by seed, so that what is there when it is interrupted is comparable."""
+    """All rows, seed by seed, so that what is there when it is interrupted is comparable; `where` is for `benchmarks.spread`."""
     prepare(out)
-    rows = [row for row in rows if only is None or only in row.name]
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = {
-            pool.submit(train_row, out, row, seed, row.steps or steps, sizes): (row, seed) for seed in range(1, seeds + 1) for row in rows
-        }
-        for job in as_completed(jobs):
-            row, seed = jobs[job]
-            result = job.result()
-            text = result["diverged"] or f"perplexity {result['held_out_perplexity']:.3f}"
-            print(f"{time.strftime('%H:%M:%S')} {row.name}, seed {seed}: {text} ({result['cpu_seconds']:.0f} s)", flush=True)
+    tasks = [(row, seed) for seed in range(1, seeds + 1) for row in rows if only is None or only in row.name]
+    given = [(out.absolute(), row, seed, row.steps or steps, sizes) for row, seed in tasks]
+    for place, result in spread(train_row, given, workers=workers, **where):
+        row, seed = tasks[place]
+        text = result["diverged"] or f"perplexity {result['held_out_perplexity']:.3f}"
+        print(f"{time.strftime('%H:%M:%S')} {row.name}, seed {seed}: {text} ({result['cpu_seconds']:.0f} s)", flush=True)
 
 
 def trained(out: Path, row: Row) -> dict[str, Any]:

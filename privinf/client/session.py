@@ -58,7 +58,7 @@ class ClientSession:
         """Sequences that the server takes at a time."""
         self.runtime, self.store = found.runtime, found.source.party
         self.preprocessing = Preprocessing(lines.peers, found)
-        self.replays = Replays(lines.tapes, self.runtime)
+        self.replays = Replays(lines.tapes, self.runtime, self.lowered.graph)
         self.prepared: Prepared | None = None
         """The prepared query that this session uses."""
 

@@ -46,6 +46,7 @@ class Node(Module):
     encoded: ClassVar[tuple[str, ...]] = ()  # of them, those that the client holds masked; S adds the others to its shares
     server_only: ClassVar[tuple[str, ...]] = ()  # attributes into which a private number may have been folded, and that C does not need
     state: ClassVar[tuple[str, ...]] = ()  # what it keeps between tokens
+    taped: ClassVar[bool] = False  # whether that is rows which `Recording` moves on, so that a further token's pass may be replayed
     peaks_kept: ClassVar[tuple[str, ...]] = ()  # measured parts of which the ranges hold the largest itself too, as `PART_seen`
     reads_ids: ClassVar[bool] = False  # token ids are what it reads, not a private value
     opens: ClassVar[Literal["product", "value"] | None] = (

@@ -1,4 +1,4 @@
-"""A job's workers as threads of this process, each with sessions of its own."""
+"""A job's workers as threads of this process, with sessions that they share or each its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import queue
 import threading
 from collections.abc import Iterator
 
+from privinf.client.shared import Shared
 from privinf.jobs.worker import Reply, Terms, Worker
 
 Line = tuple[int, str]
 
 
 class Threads:
-    """`replies` yields as they come; closing it ends what is being answered."""
+    """`replies` yields as they come; closing it ends what is being answered. `first` knows whether workers may share sessions."""
 
     def __init__(self, terms: Terms, count: int, first: Worker) -> None:
         self.workers = [first, *(Worker(terms) for _ in range(count - 1))]
+        if count > 1 and first.shareable:
+            shared = Shared(first.client, count)
+            for worker in self.workers:
+                worker.shared = shared
         self._lock = threading.Lock()
         self._over = threading.Event()
 

@@ -1,4 +1,8 @@
-"""Who answers a job's requests: a client with one query at a time, which tries again where that may help."""
+"""Who answers a job's requests: a client with one query at a time, which tries again where that may help.
+
+Workers of one process may share a session (`Shared`): then their replies are made in the same passes. A session that breaks ends all
+replies in it, and none of them is to be held to what another's request did: whatever is tried again is tried in a session of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from privinf.client.client import Client
-from privinf.client.text import Token
+from privinf.client.shared import Shared
+from privinf.client.text import Prompt, Token
 from privinf.gateway.wire import ApiError, as_api_error
 from privinf.gateway.writer import Said, Writer
 from privinf.jobs.request import Defaults, Request
+from privinf.lowering.program import unbatched
 from privinf.session.options import Options
+from privinf.session.pool import Pool
+from privinf.trust import DEALER
 from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
 
@@ -59,6 +67,10 @@ class Worker:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, options=terms.options)
+        self.shared: Shared | None = None
+        """Where a request is tried first, if not in a session of its own."""
+        self.shareable = False
+        """Whether requests may be answered in a session with others', once `model` was asked for."""
         self._over = threading.Event()
 
     def version(self) -> str:
@@ -72,9 +84,15 @@ class Worker:
         while True:
             try:
                 session = self.client.connect()
+                together = session.most > 1 and unbatched(session.lowered.graph) is None
+                self.shareable = together and session.trust == DEALER and not self._prepared()
                 return session.lowered.id, session.trust
             except PrivinfError as error:
                 pause = self._wait(error, pause, until)
+
+    def _prepared(self) -> bool:
+        """Whether queries are prepared, which are for sessions of one query each."""
+        return bool(Pool(self.terms.options.cache, "client").kept(self.client.peers.credentials.fingerprint)[0])
 
     def answer(self, number: int, line: str) -> Reply:
         """One request's reply. What another try may mend is tried again, `tries` times in all.
@@ -84,12 +102,16 @@ class Worker:
         """
         request = Request.read(number, line, text=self.terms.text)
         until, pause, left = time.monotonic() + self.terms.patience, PAUSE_S, self.terms.tries
+        shared = self.shared
         while True:
             try:
-                return Reply(request.custom_id, 200, self._completion(request))
+                return Reply(request.custom_id, 200, self._completion(request, shared))
             except ApiError as error:
                 return Reply(request.custom_id, error.status, error.body)
             except PrivinfError as error:
+                if shared is not None and not isinstance(error, ConfigError):
+                    shared = None
+                    continue
                 told = as_api_error(error)
                 if told.status == 400:
                     return Reply(request.custom_id, told.status, told.body)
@@ -114,11 +136,19 @@ class Worker:
             raise TransportError("this job was ended", party="client")
         return min(2 * pause, MOST_PAUSE_S)
 
-    def _completion(self, request: Request) -> dict[str, Any]:
+    def _completion(self, request: Request, shared: Shared | None) -> dict[str, Any]:
         prompt, most, sampling, ignore_eos = request.wanted(self.terms.defaults)
-        given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"ids": prompt}
-        tokens: list[Token] = list(self.client.generate(**given, max_new_tokens=most, sampling=sampling, ignore_eos=ignore_eos, retry=1))
-        result = self.client.result
+        text, ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+        wishes: dict[str, Any] = {"max_new_tokens": most, "sampling": sampling, "ignore_eos": ignore_eos}
+        tokens: list[Token]
+        if shared is None:
+            tokens = list(self.client.generate(text, ids=ids, **wishes, retry=1))
+            result = self.client.result
+        else:
+            with shared.seat() as seat:
+                tokens = list(seat.generate(Prompt.read(seat.lowered, text, ids).ids, **wishes))
+                assert seat.reply is not None, "it has ended"
+                result = seat.reply.result()
         assert result is not None
         counts = _Counts(result["prompt_tokens"], len(tokens), result["finish_reason"])
         found = Writer(result["model"]["id"], chat=False).whole([Said(result["text"] or "")], [counts])

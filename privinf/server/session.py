@@ -52,7 +52,7 @@ class ServerSession:
         party.tables = source.tables
         self._fills = model.lowered.info.n_positions if source.fills else 0
         self.runtime = Runtime.of(model.lowered.graph, party, self.store.device, fills=self._fills)
-        self._replays = Replays(model.tapes, self.runtime)
+        self._replays = Replays(model.tapes, self.runtime, model.lowered.graph)
         self._sketches = Sketches(self.runtime, self._walk_in_turn, costs=service.options.session_bytes > 0)  # nothing else asks for them
 
     def serve(self) -> None:

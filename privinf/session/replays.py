@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from privinf.crypten_adapter import Graph
 from privinf.graph.batch import Batch
 from privinf.graph.private import Runtime
 from privinf.session.devices import walking
@@ -150,8 +151,9 @@ class _Held:
 class Replays:
     """Of one session at one party: which tape a pass has, and whether it is written or read."""
 
-    def __init__(self, tapes: Tapes, runtime: Runtime) -> None:
+    def __init__(self, tapes: Tapes, runtime: Runtime, graph: Graph) -> None:
         self._tapes, self._runtime = tapes, runtime
+        self._taped = all(node.taped for node in graph.nodes if node.state)
         self._held: _Held | None = None
         self._writing: tuple[Shape, Tape, Writer] | None = None
         self._first = 0  # the name of the first correlation of the pass
@@ -166,7 +168,7 @@ class Replays:
 
     def _shape(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
         runtime, self._batch = self._runtime, None
-        if not isinstance(request, Pass | Step):
+        if not isinstance(request, Pass | Step) or not self._taped:
             return None
         fits = kernels.fast is not None and str(runtime.device) == "cpu" and isinstance(store, Store) and runtime.party.tables is None
         if not fits or getattr(probe, "observes", False) or not self._tapes.allowed((isinstance(request, Step), request.logits)):

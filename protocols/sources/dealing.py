@@ -63,7 +63,7 @@ class _Rows:
 
     def put(self, row: Tensor) -> None:
         """A further one."""
-        self.out[..., self.count : self.count + 1, :] = row
+        array(self.out)[..., self.count : self.count + 1, :] = array(row)
 
 
 class _Stacked:

@@ -17,12 +17,14 @@ import privinf.dealer.dealer
 from privinf.client.conversation import Conversation
 from privinf.client.shared import Shared
 from privinf.dealer.dealer import DealerService
+from privinf.graph.node import NODE_KINDS
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
 from privinf.server import sketches
 from privinf.server.sketches import Sketches
+from privinf.session.messages import Pass
 from privinf.session.options import Options
-from privinf.session.replays import Tapes
+from privinf.session.replays import Replays, Tapes
 from protocols import kernels
 from protocols.comparison import CompareMask
 from protocols.correlations import Mask, Role
@@ -398,3 +400,12 @@ def test_passes_that_do_not_move_on_as_they_should_are_walked(tmp_path: Path, mo
     monkeypatch.setattr(sketches, "moved_on", lambda kinds, first: [*(moved(kinds, first) or ()), Mask((1,), 1)])
     asked, reply = asked_of_the_dealer(tmp_path, monkeypatch, 5)
     assert t.is_greedy(PROMPT, reply) and asked == ["Deal", "Deal", *["Prefetch"] * 4]
+
+
+def test_what_keeps_no_rows_is_not_written() -> None:
+    """A graph with another kind of state has no tapes: they would be written twice, and then be of no use."""
+    assert {op for op, node in NODE_KINDS.items() if node.state and node.taped} == {"attention", "relu_attention"}
+    runtime: Any = SimpleNamespace(offset=3, fills=64, device="cpu", batch=None, party=SimpleNamespace(tables=None))
+    for ops, shape in ((["attention", "linear"], (16, False)), (["attention", "scan"], None), (["ttt"], None)):
+        graph: Any = SimpleNamespace(nodes=[NODE_KINDS[op] for op in ops])
+        assert Replays(Tapes(), runtime, graph).of(Store(Role.SERVER, bytes(16)), Pass(1), None) == shape

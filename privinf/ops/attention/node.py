@@ -61,6 +61,7 @@ class CausalAttention(Node):
     optional: ClassVar[tuple[str, ...]] = ("inverse_temperature",)
     encoded: ClassVar[tuple[str, ...]] = ("inverse_temperature",)
     state = ("keys", "values")
+    taped = True
     peaks_kept: ClassVar[tuple[str, ...]] = ("score", *ROW_PARTS)
     opens = "product"
     any_length = True

@@ -1,0 +1,74 @@
+"""`privinf batch` whose requests are answered in the same passes; what fails there, and where each has a session of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privinf.client.shared import Seat
+from privinf.client.text import Token
+from privinf.server.session import ServerSession
+from privinf.session.messages import Pass, Step
+from protocols.errors import TransportError
+from tests.jobs.test_batch import ask, replies, text_of, written
+from tests.support.gateway import ids_of
+from tests.support.trio import Trio, is_greedy, trio
+
+PROMPTS = ["ab", "Hello", "x = 1", "zz top", "("]
+
+
+@pytest.fixture
+def parties(tmp_path: Path) -> Iterator[Trio]:
+    with trio(cache=tmp_path / "cache") as made:
+        yield made
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The passes that the server was asked for."""
+    found: list[Any] = []
+    passed = ServerSession._pass
+    monkeypatch.setattr(ServerSession, "_pass", lambda session, request: (found.append(request), passed(session, request))[1])
+    return found
+
+
+def are_right(path: Path) -> None:
+    found = replies(path)
+    assert len(found) == len(PROMPTS)
+    for number, prompt in enumerate(PROMPTS, 1):
+        assert is_greedy(ids_of(prompt), ids_of(text_of(found[str(number)])))
+
+
+def test_requests_go_through_the_same_passes(parties: Trio, tmp_path: Path, asked: list[Any]) -> None:
+    source, output = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS]), tmp_path / "out.jsonl"
+    counts = ask(parties, source, output, sessions=3)
+    are_right(output)
+    assert counts["tokens"] == 15 and all(isinstance(request, Step) for request in asked)
+    assert len(asked) < 15 and max(len(request.new) for request in asked) > 1
+
+
+def test_what_fails_beside_others_is_tried_alone(parties: Trio, tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, whatever it was; no try of it counts."""
+    generate = Seat.generate
+
+    def breaks(seat: Seat, ids: list[int], **wishes: Any) -> Iterator[Token]:
+        yield next(generate(seat, ids, **wishes))
+        raise TransportError("a session broke")
+
+    monkeypatch.setattr(Seat, "generate", breaks)
+    source, output = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS]), tmp_path / "out.jsonl"
+    counts = ask(parties, source, output, sessions=2, tries=1)
+    are_right(output)
+    assert counts["failed"] == 0 and {type(request) for request in asked} == {Step, Pass}
+
+
+def test_prepared_queries_are_used_where_there_are_any(parties: Trio, tmp_path: Path, asked: list[Any]) -> None:
+    with parties.client() as client:
+        client.prepare(len(ids_of(PROMPTS[0])), max_new_tokens=3)
+    source, output = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS]), tmp_path / "out.jsonl"
+    ask(parties, source, output, sessions=3)
+    are_right(output)
+    assert not any(isinstance(request, Step) for request in asked)

@@ -16,6 +16,7 @@ from privinf.session import pool
 from privinf.session.prepared import Prepared, read_header
 from protocols.errors import ConfigError, HandshakeError
 from tests.support.cluster import Here, Loses, Machines
+from tests.support.duo import duo
 from tests.support.trio import Trio, is_greedy, keys, trio
 
 PROMPT = [1, 2, 3]
@@ -149,3 +150,16 @@ def test_the_servers_word_comes_through(parties: Trio, machines: Machines, monke
     monkeypatch.setattr(Preprocessing, "_reserve", refuses)
     with pytest.raises(HandshakeError, match="keeps at most 64"):
         prepare(parties, 3)
+
+
+def test_without_a_dealer_it_is_the_same(tmp_path: Path, machines: Machines) -> None:
+    machines.loses = lambda name, count: "after" if (name, count) == ("make", 0) else ""
+    with duo(cache=tmp_path / "server") as pair:
+        client = pair.client(cache=tmp_path / "client")
+        where: dict[str, Any] = {"keys": str(keys()), "options": client.options}
+        made = preparing.prepare(pair.server.address, seq=[3], max_new_tokens=2, count=2, sessions=2, **where)
+        assert len(made["prepared"]) == 2 and len(machines.made) == 3
+        tokens = [token.id for token in client.generate(ids=PROMPT, max_new_tokens=2, ignore_eos=True)]
+        assert is_greedy(PROMPT, tokens) and client.result is not None and client.result["prepared"]
+        stores = {role: list((tmp_path / role).rglob("prepared/*/*.bin")) for role in ("server", "client")}
+        assert [len(found) for found in stores.values()] == [1, 1]

@@ -26,20 +26,23 @@ from protocols.party import Item, Party, Protocol_
 from protocols.ring import blank, flat, known, like, reduce
 from protocols.rows import INDEX, Rows
 from protocols.shares import Shares, Wire
-from protocols.table import ones, own_sign
+from protocols.table import WORD, ones, own_sign
 
 FRAC = 12  # of the scores
-LOW = FRAC + 2  # bits of the low digit: units of the high digit are 4
-HIGH = 6  # bits of the high digit: a one-hot of 64
-BITS = LOW + HIGH
-CENTRE = 2  # a low digit's factor is e^(2 - l / 2^FRAC): two of them are e^-4 to e^4
-FACTOR_FRAC = 17  # of a party's factor
-FACTOR_BITS = 20  # e^2 < 8
+LOW = FRAC + 2  # bits of the low digit below a maximum: units of the high digit are 4
+LEAST_LOW = FRAC - 1  # without a maximum units are 2, 1 or 1/2
+HIGH = WORD_BITS = 6  # bits of the high digit, a one-hot of 64; without a maximum one more
+# a low digit's factor is e^(unit / 2 - l / 2^FRAC), so that two of them are e^-unit to e^unit, and has the fewer fraction bits, for the
+# same relative error, the smaller the unit
+FACTOR_FRACS = {LOW: 17, FRAC + 1: 16, FRAC: 15, LEAST_LOW: 15}
 TABLE_FRAC = 16  # of a window below a maximum
-ENTRY_FRAC = 30  # of a table's entries, which carry e^-4 for the centres of both factors
-SPARE = 3  # fraction bits that a sum of entries times a factor has beyond the window's, where it is opened
-OUT_FRAC = TABLE_FRAC + SPARE + FACTOR_FRAC
-DROP = 16  # bits of the shared product of masks and factors that are not kept
+ENTRY_FRAC = 30  # of a table's entries, which carry e^-unit for the centres of both factors
+SPARE, LESS_SPARE = (
+    3,
+    2,
+)  # fraction bits that a sum of entries times a factor has beyond the window's, where it is opened; without a maximum
+KEPT_FRAC = 20  # of the shared product of masks and factors
+SHARE_FRAC = 15  # of the part of 1 by which a public length divides
 PRACTICALLY_NOTHING = 0.02  # units of a window
 
 _E_FIXED = 160  # fraction bits in which the tables are computed
@@ -68,43 +71,76 @@ def _exp_fixed(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The exponents that a table holds: of high digits up to `top`, the `above` next ones counted as e^4, and all others as 0.
+    """The exponents that a table holds: of high digits up to `top` and the next one, for a carry; the `above` next ones count alike.
 
-    `frac`: fraction bits that results are good for. What they are said to have is `out_frac`: they are scaled by 2^(frac - TABLE_FRAC).
+    These are e^(2 units), times both factors; all others count as 0. `frac`: fraction bits that results are good for. What they are said
+    to have is `out_frac`: they are scaled by 2^(frac - TABLE_FRAC). `low`: bits of the low digit, which make the unit of the high one.
+    `multiplied`: halves of a nat that a divisor may multiply by at most, in place of dividing.
     """
 
     top: int
     frac: int
     above: int = 0
     spare: int = SPARE
+    low: int = LOW
+    multiplied: int = 0
+
+    @staticmethod
+    def saturating(frac: int, above: int, low: int = FRAC + 1) -> Window:
+        """One without a maximum."""
+        return Window(0, frac, above, LESS_SPARE, low)
+
+    @property
+    def unit(self) -> float:
+        """Of the high digit."""
+        return math.ldexp(1.0, self.low - FRAC)
+
+    @property
+    def high(self) -> int:
+        """Bits of the high digit."""
+        return HIGH if self.low == LOW else HIGH + 1
+
+    @property
+    def score_bits(self) -> int:
+        """The ring of the exponents."""
+        return self.low + self.high
+
+    @property
+    def factor_frac(self) -> int:
+        """Fraction bits of a party's factor."""
+        return FACTOR_FRACS[self.low]
 
     @property
     def out_frac(self) -> int:
         """Fraction bits of the results."""
-        return OUT_FRAC - SPARE + self.spare
+        return TABLE_FRAC + self.spare + self.factor_frac
+
+    @property
+    def largest(self) -> float:
+        """No result is above it: below a maximum what follows from e^0.5, without one e^(2 units), and what multiplies."""
+        return math.exp(2 * self.unit + self.multiplied / 2) if self.above else 2.0
 
     @property
     def bits(self) -> int:
-        """The ring of the results: of e^0.5 < 2 below a maximum, of e^4 < 2^6 without one, and of a sign."""
-        return self.frac + self.spare + FACTOR_FRAC + (7 if self.above else 2)
+        """The ring of the results, and of a sign."""
+        return self.frac + self.spare + self.factor_frac + math.ceil(math.log2(self.largest * (1.01 if self.above else 1))) + 1
 
     @property
     def digits(self) -> range:
         """Sums of both parties' high digits and the difference's whose entries are not practically 0: a carry makes one more of them."""
         lowest = self.top + 1
-        while math.exp(4 * lowest) * 2.0**self.frac > PRACTICALLY_NOTHING:  # the largest value of the digit below
+        while math.exp(self.unit * lowest) * 2.0**self.frac > PRACTICALLY_NOTHING:  # the largest value of the digit below
             lowest -= 1
         return range(lowest, self.top + 2)
 
 
 BELOW_MAXIMUM = Window(1, TABLE_FRAC)
-OUT_BITS = BELOW_MAXIMUM.bits
 
 
-def _powers(first: int, step: int) -> Iterator[int]:
-    """e^(first + step * l / 2^FRAC) for l in [0, 2^LOW), with _E_FIXED fraction bits."""
-    value, factor = _exp_fixed(first, 1), _exp_fixed(step, 1 << FRAC)
-    for _ in range(1 << LOW):
+def _powers(first: int, step: int, low: int) -> Iterator[int]:
+    """e^((first + step * l) / 2^FRAC) for l in [0, 2^low), with _E_FIXED fraction bits."""
+    value, factor = _exp_fixed(first, 1 << FRAC), _exp_fixed(step, 1 << FRAC)
+    for _ in range(1 << low):
         yield value
         value = value * factor >> _E_FIXED
 
@@ -115,35 +151,46 @@ def _round(value: int, frac: int) -> int:
 
 @constant()
 def multipliers(window: Window) -> Tensor:
-    """(len(digits), 2^LOW): e^(4 h - 4 + l / 2^FRAC) * 2^ENTRY_FRAC, the public integer multipliers.
+    """(len(digits), 2^low): e^(unit (h - 1) + l / 2^FRAC) * 2^ENTRY_FRAC, the public integer multipliers.
 
     It is the running sums that are rounded, not the entries: each is within 1 of the exact value, and as l is uniform
     they are right on average. To nearest, a thousand small exponentials in a row would all be rounded alike, to 0 at last.
     """
     table = []
     for digit in window.digits:
-        sums = [0, *(_round(total, ENTRY_FRAC) for total in accumulate(_powers(4 * digit - 2 * CENTRE, 1)))]
+        first = (digit - 1) << window.low
+        sums = [0, *(_round(total, ENTRY_FRAC) for total in accumulate(_powers(first, 1, window.low)))]
         table.append([after - before for before, after in pairwise(sums)])
     return torch.tensor(table, dtype=torch.int64)
 
 
 @constant()
-def factors() -> Tensor:
-    """(2^LOW,): round(e^(2 - l / 2^FRAC) * 2^FACTOR_FRAC), a party's factor for its low digit."""
-    return torch.tensor([_round(value, FACTOR_FRAC) for value in _powers(CENTRE, -1)], dtype=torch.int64)
+def factors(low: int) -> Tensor:
+    """(2^low,): round(e^(unit / 2 - l / 2^FRAC) * 2^FACTOR_FRACS[low]), a party's factor for its low digit."""
+    return torch.tensor([_round(value, FACTOR_FRACS[low]) for value in _powers(1 << (low - 1), -1, low)], dtype=torch.int64)
 
 
-def factor(r: Tensor, words: Tensor, *, server: bool) -> Tensor:
-    """x, the signed factor of a party that holds R = r and this share of the one-hot, (words, ...): |x| < 2^FACTOR_BITS."""
-    return own_sign(ones(words).sum(0), server=server) * like(factors(), r)[r & ((1 << LOW) - 1)]
+def factor(r: Tensor, words: Tensor, low: int, *, server: bool) -> Tensor:
+    """x, the signed factor of a party that holds R = r and this share of the one-hot, (words, ...): |x| < 2^`factor_bits`."""
+    return own_sign(ones(words).sum(0), server=server) * like(factors(low), r)[r & ((1 << low) - 1)]
+
+
+def factor_bits(low: int) -> int:
+    """Bits of a factor's size: e^2 < 8, e < 4, e^0.5 and e^0.25 < 2."""
+    return FACTOR_FRACS[low] + max(1, low - FRAC + 1)
+
+
+def dropped(low: int) -> int:
+    """Bits of the shared product of masks and factors that are not kept, by the ring's fraction."""
+    return TABLE_FRAC + (SPARE if low == LOW else LESS_SPARE) + FACTOR_FRACS[low] - KEPT_FRAC
 
 
 class ExpMask(Kind, frozen=True):
     """For e^(x - m): with R = r_x - r_m 2^shift as each party shares it, the one-hot of the sum of both high digits, negated.
 
     And with the signed factors x_S, x_C of the low digits (`factor`) and both parties' masks a: a_C x_S - a_S x_C, without its low
-    16 bits, rounded: by D to within 1/2, by two parties alone to within 16, half a unit for each of the low bits of both factors.
-    Without a maximum (0) R = r_x, and the one-hot is in two words: in the second where the sum of the low digits has a carry.
+    `dropped` bits, rounded: by D to within 1/2, by two parties alone to within that many, half a unit for each of the low bits of both.
+    Without a maximum (0) R = r_x, in units of 2^low of less than 4, and the one-hot of 128 is in two words.
     """
 
     x: Number
@@ -151,8 +198,18 @@ class ExpMask(Kind, frozen=True):
     shape: Shape
     shift: Shift
     rows: Layout
-    bits: Bits = OUT_BITS
+    bits: Bits = BELOW_MAXIMUM.bits
+    low: Number = LOW
     refers: ClassVar[tuple[str, ...]] = ("x", "maximum")
+
+    def bounded(self) -> bool:
+        """See `Kind`: below a maximum units are 4."""
+        return self.low == LOW if self.maximum else LEAST_LOW <= self.low < LOW
+
+    @property
+    def high(self) -> int:
+        """Bits of the high digit."""
+        return HIGH if self.low == LOW else HIGH + 1
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part(self.shape, self.bits),)
@@ -160,11 +217,12 @@ class ExpMask(Kind, frozen=True):
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        return Part((1 if self.maximum else 2, *self.shape), 1 << HIGH, xor=True), Part(self.shape, self.bits - DROP)
+        words = 1 << (self.high - WORD_BITS)
+        return Part((words, *self.shape), WORD, xor=True), Part(self.shape, self.bits - dropped(self.low))
 
     def tolerance(self) -> tuple[int, ...]:
         """See `Kind`."""
-        return 0, DROP
+        return 0, dropped(self.low)
 
     def fit(self, shapes: Shapes) -> Fit:
         x, words, index = shapes.server_mask(self.x), 2, 0
@@ -176,70 +234,76 @@ class ExpMask(Kind, frozen=True):
 
     def difference(self, x: Tensor, maximum: Tensor | None) -> Tensor:
         """R of these masks, or of one party's shares of them."""
-        return reduce(x if maximum is None else x - Rows.read(self.rows).spread(maximum << self.shift), BITS)
+        found = x if maximum is None else x - Rows.read(self.rows).spread(maximum << self.shift)
+        return reduce(found, self.low + self.high)
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        at = self.maximum
+        at, low = self.maximum, self.low
         r_server = self.difference(known.server_mask(self.x), known.server_mask(at) if at else None)
-        r_client = reduce(self.difference(known.mask(self.x), known.mask(at) if at else None) - r_server, BITS)
-        hot = (torch.ones_like(r_server) << place_of((r_server >> LOW) + (r_client >> LOW)))[None]
-        if not at:
-            low = (1 << LOW) - 1
-            carry = ((r_server & low) + (r_client & low)) >> LOW
-            hot = torch.cat([hot * (1 - carry), hot * carry])
-        product = factor(r_server, shares[0], server=True) * client[0] - factor(r_client, shares[0] ^ hot, server=False) * server[0]
-        return (hot, (product + (1 << (DROP - 1))) >> DROP), None
+        r_client = reduce(self.difference(known.mask(self.x), known.mask(at) if at else None) - r_server, low + self.high)
+        place = place_of((r_server >> low) + (r_client >> low), self.high)
+        hot = torch.ones_like(place) << (place & (WORD - 1))
+        hot = torch.stack([hot * (place >> WORD_BITS == word) for word in range(1 << (self.high - WORD_BITS))])
+        x_server, x_client = factor(r_server, shares[0], low, server=True), factor(r_client, shares[0] ^ hot, low, server=False)
+        drop = dropped(low)
+        return (hot, (x_server * client[0] - x_client * server[0] + (1 << (drop - 1))) >> drop), None
 
 
-def place_of(digits: Tensor) -> Tensor:
+def place_of(digits: Tensor, high: int) -> Tensor:
     """Where the one-hot of a sum of high digits, negated, is hot."""
-    return -digits & ((1 << HIGH) - 1)
+    return -digits & ((1 << high) - 1)
+
+
+def _below(bits: Tensor) -> Tensor:
+    """The lowest 0 to 64 bits of a word."""
+    half = bits >> 1
+    return (torch.ones_like(bits) << half << (bits - half)) - 1
 
 
 def _entries(words: Tensor, d: Tensor, window: Window) -> Tensor:
-    """One party's sum of its bits of the rotated one-hot times the table's entries for the public d in [0, 2^BITS).
+    """One party's sum of its bits of the rotated one-hot times the table's entries for the public d in [0, 2^score_bits).
 
-    Without a maximum, an entry of the second word has a carry, and its true digit is one less. Of the digits that count as e^4, an
-    entry is e^(4 top + 4), e^4 more where there is a carry.
+    Of the digits that count alike, an entry is e^(unit (top + 2)), with e^-unit for the centres.
     """
-    high, low = d >> LOW, d & ((1 << LOW) - 1)
+    high, low, size = d >> window.low, d & ((1 << window.low) - 1), (1 << window.high) - 1
     table, u = like(multipliers(window), d), torch.zeros_like(d)
     for k, digit in enumerate(window.digits):
-        place = (digit - high) & ((1 << HIGH) - 1)
-        for carry, word in enumerate(words):
-            if not window.above or digit - carry <= window.top:
-                u = u + ((word >> place) & 1) * table[k][low]
-    run = (1 << window.above) - 1
-    for carry, word in enumerate(words if window.above else ()):
-        first = window.top + 1 + carry
-        place = (first - high) & ((1 << HIGH) - 1)
-        many = ones(word & ((run << place) | (run >> 1 >> (63 - place))))  # the next places, around the word's end
-        u = u + many * int(_saturated(window)[carry])
+        place = (digit - high) & size
+        word = words[0] if len(words) == 1 else torch.where(place < WORD, words[0], words[1])
+        u = u + ((word >> (place & (WORD - 1))) & 1) * table[k][low]
+    for number, word in enumerate(words if window.above else ()):
+        start = (window.top + 2 - high - WORD * number) & size  # from the word's first bit on, around both words' end
+        upper, around = (start + window.above).clamp(max=WORD), (start + window.above - size - 1).clamp(min=0)
+        many = ones(word & ((_below(upper) & ~_below(start.clamp(max=WORD))) | _below(around)))
+        u = u + many * saturated(window)
     return u
 
 
-def _folded(words: Tensor, d: Tensor, r: Tensor, mask: Tensor, window: Window, drop: Tensor, *, server: bool) -> tuple[Tensor, Tensor]:
-    """x and u x, rounded and masked; `drop` (1,) or of the last axis says how many bits of u x are rounded away."""
+def _folded(
+    words: Tensor, d: Tensor, r: Tensor, mask: Tensor, window: Window, drop: Tensor, part: Tensor, *, server: bool
+) -> tuple[Tensor, Tensor]:
+    """x and part u x, rounded and masked; `drop` and `part`, (1,) or of the last axis: how many bits of u x are rounded away, and of 1."""
     if kernels.fast is None or not d.is_cpu:
-        own = factor(r, words, server=server)
-        return own, ((_entries(words, d, window) * own + (torch.ones_like(drop) << (drop - 1))) >> drop) + mask
+        own = factor(r, words, window.low, server=server)
+        u = (_entries(words, d, window) * part) >> SHARE_FRAC
+        return own, ((u * own + (torch.ones_like(drop) << (drop - 1))) >> drop) + mask
     own, mine = torch.empty_like(d, memory_format=torch.contiguous_format), torch.empty(d.shape, dtype=torch.int64)
-    layout = np.array([window.digits.start, window.top, window.above, LOW, HIGH])
-    public = (*_side_by_side(window), layout, _saturated(window), flat(drop))
+    layout = np.array([window.digits.start, window.top, window.above, window.low, window.high, saturated(window), SHARE_FRAC])
+    public = (*_side_by_side(window), layout, flat(drop), flat(part))
     kernels.fast.exponential(flat(words).reshape(len(words), -1), flat(d), flat(r), flat(mask), *public, int(server), flat(own), flat(mine))
     return own, mine
 
 
 @constant()
 def _side_by_side(window: Window) -> tuple[Any, Any]:
-    """The multipliers (2^LOW, digits), and the factors, as arrays."""
-    return multipliers(window).T.contiguous().numpy(), factors().numpy()
+    """The multipliers (2^low, digits), and the factors, as arrays."""
+    return multipliers(window).T.contiguous().numpy(), factors(window.low).numpy()
 
 
 @lru_cache
-def _saturated(window: Window) -> Any:
-    """What a digit that counts as e^4 adds in each word: with a carry e^4 more."""
-    return np.array([_round(_exp_fixed(4 * (window.top + 1 + carry) - 2 * CENTRE, 1), ENTRY_FRAC) for carry in range(2)])
+def saturated(window: Window) -> int:
+    """What a digit that counts as e^(2 units) adds: the entry of the first one above the carry's, at the low digit 0."""
+    return _round(_exp_fixed((window.top + 1) << window.low, 1 << FRAC), ENTRY_FRAC)
 
 
 def exponential(
@@ -251,7 +315,7 @@ def exponential(
     *,
     window: Window = BELOW_MAXIMUM,
     offset: Tensor | None = None,
-    octave: Tensor | None = None,
+    divisor: tuple[Tensor, Tensor] | None = None,
     bits: int = 0,
 ) -> Protocol_[Shares]:
     """e^(x - m 2^shift) for scores x (H, N) with 12 fraction bits and each row's m (H, number); shares in Z_2^38, 36 fraction bits.
@@ -262,19 +326,20 @@ def exponential(
     sums its bits of the rotated one-hot times public integers for table[h] e^(D_l) 2^30, where table[h] = e^(4 h), 0 <= h <= 2,
     and table[h] = e^(4 (h - 64)) above: u. Each rounds u x, x being its sign times e^(-R_l), to 19 fraction bits, and opens it
     under its mask, Y. e^d = (u_S x_S) x_C - x_S (u_C x_C) = Y_S x_C - x_S Y_C + (a_C x_S - a_S x_C), the last of which D shares.
-    Without a maximum: e^(x - offset) for a public `offset` (N,) of integers with 12 fraction bits. The `window` has true digits, of
-    d + R_l for R_l in [0, 4), the carry being taken off, up to 0, and those above count as e^4 e^(-R_l), between 1 and e^4: d above 0
-    counts as 0 at least and 4 at most. The one-hot says by its word whether there is a carry. With a public `octave` (N,) each
-    element is divided by 2^octave, where what is opened is rounded.
-    Domain: d in [-244, 0.5); without a maximum [4 above - 252, 4 above). Error: of the two factors 2^-18 e^2 each, relative, of the two
-    roundings 2^-20 e^2 each, of the multiplier 2^-30 e^4, and of the last product 2^-21 with a dealer, 2^-16 without: at most
-    5.7e-5 e^d + 1.6e-5, so 1.1e-4, and 1.3e-4. Its mean over R is below 2e-7. A window with more fraction bits than 16 has all but the
-    first part smaller by as many. With `bits` the ring is wider than it must be.
+    Without a maximum: e^(x - offset) for a public `offset` (N,) of integers with 12 fraction bits, units of 2 and below (`Window.unit`)
+    and a one-hot of 128. The `window` has the digits of d + R_l for R_l in [0, 2 units) up to 1, so that d up to 0 has its own, and those
+    above count as e^(2 units) e^(-R_l): d above 0 counts as 0 at least and itself, or 2 units, at most. With a public `divisor` (two of
+    (N,), octaves and a part of 1 with 15 fraction bits) each element is multiplied by part 2^-octave before what is opened is rounded.
+    Domain: d in [-244, 0.5); without a maximum unit [above - 126, above). Error: of the two factors 2^-18 e^2 each, relative (2^-17 e,
+    2^-16 e^0.5, 2^-16 e^0.25 with units of 2, 1, 1/2), of the two roundings 2^-20 e^2 each (2^-19 e and less), of the multiplier 2^-30 e^4,
+    and of the last product 2^-21 with a dealer, 2^-16 without: at most 5.7e-5 e^d + 1.6e-5, so 1.1e-4, and 1.3e-4. Its mean over R is
+    below 2e-7. More fraction bits than 16 make all but the first part smaller by as many. With `bits` the ring is wider than it must be.
     Rounds: 1. Bits: 38 each way (`Window.bits`). Learns: the uniform Y, each the other's.
     """
     assert window.top <= (0 if window.above else 1), "the sums of a table's entries times a factor fit 64 bits"
+    assert (window.low == LOW) == (maximum is not None), "units are 4 below a maximum"
     bits, layout = bits or window.bits, rows.fields() if maximum is not None else ()
-    kind = ExpMask(x.name, maximum.name if maximum is not None else 0, x.shape, shift, layout, bits)
+    kind = ExpMask(x.name, maximum.name if maximum is not None else 0, x.shape, shift, layout, bits, window.low)
     correlation = party.take(kind)
     if not known(x.masked) or (maximum is not None and not known(maximum.masked)):
         yield [Item(blank(*x.shape), bits)]
@@ -282,17 +347,18 @@ def exponential(
     words, product = correlation.shares
     d = kind.difference(x.masked, maximum.masked if maximum is not None else None)
     if offset is not None:
-        d = reduce(d - like(offset, d), BITS)
+        d = reduce(d - like(offset, d), window.score_bits)
     r = kind.difference(x.mask, maximum.mask if maximum is not None else None)
-    drop = torch.full((1,), ENTRY_FRAC + FACTOR_FRAC - window.frac - window.spare, device=d.device)
-    if octave is not None:
-        drop = drop + like(octave, d)
-    own, mine = _folded(words, d, r, correlation.own[0], window, drop, server=party.is_server)
+    drop = torch.full((1,), ENTRY_FRAC + window.factor_frac - window.frac - window.spare, device=d.device)
+    part = torch.full((1,), 1 << SHARE_FRAC, device=d.device)
+    if divisor is not None:
+        drop, part = drop + like(divisor[0], d), like(divisor[1], d)
+    own, mine = _folded(words, d, r, correlation.own[0], window, drop, part, server=party.is_server)
     (theirs,) = yield [Item(mine, bits)]
     value = own * theirs
-    return Shares((-value if party.is_server else value) + (product << DROP), bits, window.out_frac)
+    return Shares((-value if party.is_server else value) + (product << dropped(window.low)), bits, window.out_frac)
 
 
-def cost_exponential(count: int, bits: int = OUT_BITS, *, maximum: bool = True) -> Declared:
+def cost_exponential(count: int, bits: int = BELOW_MAXIMUM.bits, low: int = LOW) -> Declared:
     """D: a one-hot, in two words without a maximum, and the masks times the factors."""
-    return dealt((count if maximum else 2 * count, 2**HIGH), (count, bits - DROP)) + exchanged((count, bits))
+    return dealt((count if low == LOW else 2 * count, WORD), (count, bits - dropped(low))) + exchanged((count, bits))

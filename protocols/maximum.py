@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import ClassVar
 
 import numpy as np
@@ -293,35 +293,59 @@ def row_maximum(party: Party, wire: Wire, rows: Rows) -> Protocol_[Wire]:
     return wire
 
 
-def row_argmax(party: Party, wire: Wire, rows: Rows, bits: int) -> Protocol_[Shares]:
-    """The place of the largest element of every row, the first among equals, as shares in Z_2^bits, (H, number).
+@constant()
+def _own_places(columns: int, number: int, radix: int) -> Tensor:
+    """(columns number,): each element's place within its group, rows side by side."""
+    return torch.from_numpy(np.tile(np.arange(columns) % radix, number))
 
-    As `row_maximum`, in one round less; the winner's place travels along as a second wire, and the last level opens nothing.
+
+@lru_cache
+def _place_bits(rows: Rows) -> tuple[int, ...]:
+    """Bits of a winner's place after each level: those of the places within its groups, one after the other."""
+    return tuple(accumulate((radix - 1).bit_length() for radix in radices(rows)))
+
+
+def place_of(found: Tensor, rows: Rows) -> Tensor:
+    """The place that `row_argmax` says, opened: that within the first level's groups is in the upper bits, the last one's in the lowest."""
+    place, left, widths = torch.zeros_like(found), found, _place_bits(rows)
+    for level in reversed(range(len(widths))):
+        width = widths[level] - (widths[level - 1] if level else 0)
+        place = place * radices(rows)[level] + (left & ((1 << width) - 1))
+        left = left >> width
+    return place
+
+
+def row_argmax(party: Party, wire: Wire, rows: Rows) -> Protocol_[Shares]:
+    """The place of the largest element of every row, the first among equals, as `place_of` reads it, (H, number).
+
+    As `row_maximum`, in one round less; the winner's place travels along as a second wire, and the last level opens nothing. It is that
+    within the groups of every level so far, the first one's in the upper bits, so that no more is opened than there is of it: shares
+    times 2^b are shares in the ring that is b bits wider, to which a level's own places of b bits, which are public, are added.
     Rows of one length, one a group, or one of each sequence side by side.
     """
     places_wire: Wire | None = None
     assert rows.alone and rows.count == rows.total, "rows of one length, one a sequence"
-    own_places = blank(wire.shape[0], rows.columns * rows.number)  # torch's arange on no device imports sympy: half a second
-    if known(wire.masked):
-        own_places = torch.arange(rows.columns, device=wire.masked.device).repeat(rows.number).expand(wire.shape[0], -1)
-    levels = tournament(rows)
+    levels, widths, columns, before = tournament(rows), _place_bits(rows), rows.columns, 0
     if not levels:
-        return Shares(wire.mask * 0 if known(wire.mask) else wire.mask, bits, 0)
-    for number, level in enumerate(levels):
+        return Shares(wire.mask * 0 if known(wire.mask) else wire.mask, 1, 0)
+    for number, (level, radix, bits) in enumerate(zip(levels, radices(rows), widths, strict=True)):
+        own = like(_own_places(columns, rows.number, radix), wire.masked).expand(wire.shape[0], -1) if known(wire.masked) else wire.masked
         places = [(number, g) for g, group in enumerate(level.groups) if group.size > 1]
         selectors = yield from parallel(*(_choose(party, wire, rows, place, max(bits, wire.bits)) for place in places))
         alone = [g.index for g in level.groups if g.size == 1]
-        held = unmasked(party, places_wire) if places_wire is not None else private_input(own_places, bits, 0, own=party.is_server)
-        indices = [_at(held, index) for index in alone]
+        held = unmasked(party, places_wire) if places_wire is not None else private_input(own, bits, 0, own=party.is_server)
+        indices = [_at(held, index) << bits - before if before else _at(held, index) for index in alone]
         for selector in selectors:
-            indices.append(
-                _selected(party, selector, places_wire, rows) if places_wire is not None else _selected_public(party, selector, own_places)
-            )
+            index = _selected_public(party, selector, own)
+            if places_wire is not None:
+                index = index + (_selected(party, selector, places_wire, rows) << bits - before)
+            indices.append(index)
         winner = _joined(indices, level.order, bits, 0)
         if number + 1 == len(levels):
             return winner
         values = [*(_at(unmasked(party, wire), index) for index in alone), *(_selected(party, s, wire, rows) for s in selectors)]
         wire, places_wire = yield from open_masked(party, [_joined(values, level.order, wire.bits, wire.frac), winner])
+        columns, before = -(-columns // radix), bits
     raise AssertionError("a tournament has an end")
 
 
@@ -351,12 +375,13 @@ def cost_row_maximum(heads: int, rows: Rows, bits: int) -> Declared:
     return total
 
 
-def cost_row_argmax(heads: int, length: int, bits: int, place_bits: int, sequences: int = 1) -> Declared:
-    """The same with the place as a second wire, known to both at the first level; the last level opens nothing."""
+def cost_row_argmax(heads: int, length: int, bits: int, sequences: int = 1) -> Declared:
+    """The same with the place so far as a second wire, known to both at the first level; the last level opens nothing."""
     rows, total = Rows(length, 1, 0).times(sequences), Declared()
-    last = len(radices(rows)) - 1
-    for level in range(last + 1):
-        wires = ([place_bits] if level else []) + ([bits] if level < last else [])
+    widths = _place_bits(rows)
+    for level, place_bits in enumerate(widths):
+        last = level + 1 == len(widths)
+        wires = ([widths[level - 1]] if level else []) + ([] if last else [bits])
         winners, cost = _cost_level(heads, rows, level, bits, max(bits, place_bits), wires)
-        total += cost + (cost_open_masked((winners, bits), (winners, place_bits)) if level < last else Declared())
+        total += cost + (Declared() if last else cost_open_masked((winners, bits), (winners, place_bits)))
     return total

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from protocols.declared import Declared
-from protocols.exponential import BITS as EXPONENT_BITS
 from protocols.exponential import FRAC as EXPONENT_FRAC
-from protocols.exponential import OUT_FRAC as EXPONENTIAL_FRAC
 from protocols.exponential import Window, cost_exponential, exponential
 from protocols.memo import Memo
 from protocols.opening import cost_open_masked, open_masked
@@ -36,7 +34,7 @@ PUBLIC_FRAC, DECAY_FRAC = 22, 16  # of public decays, and of shared ones where t
 INTO_STATE, FROM_STATE, WEIGHT_FRAC = 15, 13, 15  # of decayed b, of decayed c, and of decayed scores
 STATE_FRAC = 16
 OUT = WEIGHT_FRAC + X_FRAC  # of the output, before it is rounded
-WINDOW = Window(0, 16, 1)
+WINDOW = Window.saturating(16, 1)
 LOWEST = 240  # of what decays multiply to, in nats, within one block: `exponential` is right to 248
 LONGEST = 128  # positions of a block: scores grow with its square
 LARGEST_SHIFT = 16
@@ -195,7 +193,7 @@ class _Block:
             total = z.cumsum(1)
             return rows.pack((total - z)[:, None, :] - total[:, -rows.number :, None])  # (H, r, q): -(z_q + ... + z_r)
 
-        d = yield from rescale(party, z.map(differences), bits=EXPONENT_BITS, frac=EXPONENT_FRAC)
+        d = yield from rescale(party, z.map(differences), bits=WINDOW.score_bits, frac=EXPONENT_FRAC)
         (wire,) = yield from open_masked(party, [d])
         return (yield from exponential(party, wire, None, rows, 0, window=WINDOW))
 
@@ -341,7 +339,7 @@ def _cost_block(heads: int, count: int, width: int, size: int, how: Scan, *, rea
             decayed = decayed + cost_rescale(weights, weight, SCORE_FRAC + PUBLIC_FRAC - WEIGHT_FRAC, wide)
         found = opening + decayed
     else:
-        exponents = cost_open_masked((weights, EXPONENT_BITS)) + cost_exponential(weights, WINDOW.bits, maximum=False)
+        exponents = cost_open_masked((weights, WINDOW.score_bits)) + cost_exponential(weights, WINDOW.bits, WINDOW.low)
         found = opening.beside(exponents) + _cost_of_shared(heads, count, how, scored, (written, read), state, reads=reads)
     opened = [(written, wide), *[(weights, wide)] * output, *[(read, wide)] * (output and reads)]
     products = cost_matmul_wires(heads, size, width, wide)
@@ -364,7 +362,7 @@ def _cost_of_shared(heads: int, count: int, how: Scan, scored: Declared, factors
     ]
     rounded = scored
     for size, bits in parts:
-        rounded = rounded.beside(cost_rescale(size, WINDOW.bits, EXPONENTIAL_FRAC - DECAY_FRAC, bits))
+        rounded = rounded.beside(cost_rescale(size, WINDOW.bits, WINDOW.out_frac - DECAY_FRAC, bits))
     multiplied, products = Declared(), Declared()
     for size, frac, kept, is_there in (
         (weights, SCORE_FRAC, WEIGHT_FRAC, output),

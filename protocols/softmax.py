@@ -15,14 +15,14 @@ from torch import Tensor
 
 from protocols.ceiling import cost_row_ceiling, row_ceiling
 from protocols.declared import Declared
-from protocols.exponential import BELOW_MAXIMUM, FRAC, SPARE, TABLE_FRAC, Window, cost_exponential, exponential
+from protocols.exponential import BELOW_MAXIMUM, FRAC, TABLE_FRAC, Window, cost_exponential, exponential
 from protocols.maximum import cost_row_maximum, cost_upper_wire, row_maximum, upper_wire
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, cost_multiply, cost_scores, cost_weighted, multiply, scores, weighted
 from protocols.reciprocal import LEAST_EXTRA, cost_reciprocal, reciprocal
 from protocols.ring import known
-from protocols.rowrange import RowRange
+from protocols.rowrange import RECIPROCAL_FRAC, RowRange
 from protocols.rows import Rows, radices
 from protocols.sequences import Stack, scores_of_sequences, weighted_of_sequences
 from protocols.shares import Shares, Wire
@@ -32,7 +32,6 @@ SCORE_BITS = 21  # 12 of them fraction: scores within [-128, 128) do not wrap wh
 DROP = 11  # the maximum is taken over the upper 10 bits, units of 1/2
 WEIGHT_FRAC = 16  # of the exponentials
 LARGEST = 1.66  # e^0.5 and the roundings: no exponential is larger
-RECIPROCAL_FRAC = 20
 WIDEST = 64 - LEAST_EXTRA  # ring of a reciprocal
 UNIT = FRAC  # a row's bound is found in units of 1
 ABOVE = 1.9  # that is added to it, so that results, scaled by 4, are at most LARGEST
@@ -72,18 +71,19 @@ def bounded_exponentials(
 ) -> Protocol_[Shares]:
     """e^(x - top) for packed rows of scores (H, N) that stay `within` a public range, without a maximum; in Z_2^bits.
 
-    Steps: the scores are opened masked in 21 bits; the exponential of the wire less the public top; truncate-reduce, extend to `bits`
+    Steps: the scores are opened masked in 18 to 20 bits; the exponential of the wire less the public top; truncate-reduce, extend to `bits`
     (`at_once`: see `exponentials`). 16 fraction bits, of values that are scaled by `RowRange.scale`, and divided by the length of
     the row where the range is `by_length`: a softmax is the same.
-    Domain: scores in [-120, 120], rows of 1 to 1024, a top of at most 12. A score above the top counts as between the top and e^4
-    times it, and one far below as nothing, so that a row out of its range is softened and no sum is above `RowRange.largest`.
+    Domain: scores up to `RowRange.widest_score`, 30 to 120, rows of 1 to 1024, a top of at most 12. A score above the top counts as
+    between the top and `RowRange.topmost` times it, e to e^4, and one far below as nothing, so that a row out of its range is softened
+    and no sum is above `RowRange.largest`.
     Error: 1.1e-4 relative, and 1e-4 of the lowest sum at most. Rounds: 3, or 2.
-    Bytes per element, both directions: 5.25, and 2 in the window's bits. Learns: uniform values, both; the rows' lengths are public.
+    Bytes per element, both directions: 4.5 to 5, and 2 in the window's bits. Learns: uniform values, both; the rows' lengths are public.
     """
-    (x,) = yield from open_masked(party, [score])
+    (x,) = yield from open_masked(party, [score.narrow(within.score_bits)])
     window, ring = _exp_ring(within.window, bits, at_once)
-    offset, octave = within.divided(rows) if live is None or live.offset is None else (live.offset, live.octave)
-    e = yield from exponential(party, x, None, rows, 0, window=window, offset=offset, octave=octave, bits=ring)
+    offset, divisor = within.divided(rows) if live is None or live.offset is None else (live.offset, live.divisor)
+    e = yield from exponential(party, x, None, rows, 0, window=window, offset=offset, divisor=divisor, bits=ring)
     return (yield from _weights_of(party, e, bits))
 
 
@@ -100,9 +100,9 @@ def _window(rows: Rows, bits: int, at_once: bool) -> tuple[Window, int]:
 def _exp_ring(window: Window, bits: int, at_once: bool, spared: int = 0) -> tuple[Window, int]:
     """The ring of the exponential: as narrow as it may be, or so wide that what is left after truncation is in Z_2^bits.
 
-    Where 64 bits do not hold that, a window that has more fraction bits than weights need gives up to two of its spare ones.
+    Where 64 bits do not hold that, a window that has more fraction bits than weights need gives all but one of its spare ones.
     """
-    wide, given = window.out_frac - WEIGHT_FRAC + bits, min(SPARE - 1, window.frac - TABLE_FRAC)
+    wide, given = window.out_frac - WEIGHT_FRAC + bits, min(window.spare - 1, window.frac - TABLE_FRAC)
     if not at_once or wide - given > 64:
         return window, window.bits + spared
     less = max(0, wide - 64)
@@ -120,9 +120,10 @@ def _inverse(party: Party, e: Shares, rows: Rows, bits: int, within: RowRange | 
     if within is not None and party.is_server and known(sums.value):
         sums = sums.with_value(sums.value + FLOOR)
     bound, exact, finer = _bounds(rows, within)
+    frac = RECIPROCAL_FRAC if within is None else within.reciprocal_frac
     sums = Shares(sums.value, sums.bits, sums.frac - finer, sums.early)  # 2^finer of what they are
-    y = yield from reciprocal(party, sums, bound=bound, bits=bits, frac=RECIPROCAL_FRAC + finer, exact=exact)
-    (wire,) = yield from open_masked(party, [Shares(y.value, y.bits, RECIPROCAL_FRAC)])
+    y = yield from reciprocal(party, sums, bound=bound, bits=bits, frac=frac + finer, exact=exact)
+    (wire,) = yield from open_masked(party, [Shares(y.value, y.bits, frac)])
     return wire
 
 
@@ -172,12 +173,22 @@ class AttentionRings:
     out_frac: int = 13
     within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
 
+    @property
+    def score_bits(self) -> int:
+        """That of the scores."""
+        return SCORE_BITS if self.within is None else self.within.score_bits
+
+    @property
+    def reciprocal_frac(self) -> int:
+        """Fraction bits of the reciprocals."""
+        return RECIPROCAL_FRAC if self.within is None else self.within.reciprocal_frac
+
     def product_ring(self, rows: Rows) -> int:
         """That of the normalisation: so wide, if it can be, that the result is a truncate-reduction, where a round is worth it.
 
         That is for a single row of each sequence, and for rows whose maximum is taken: they are the ones that take many rounds.
         """
-        wide = self.out_bits + self.sum_frac + RECIPROCAL_FRAC - self.out_frac
+        wide = self.out_bits + self.sum_frac + self.reciprocal_frac - self.out_frac
         return max(self.product_bits, wide) if (rows.alone or self.within is None) and wide <= WIDEST else self.product_bits
 
     def weights_ring(self, rows: Rows) -> int:
@@ -185,7 +196,7 @@ class AttentionRings:
         if not rows.alone:
             return self.v_bits
         largest = LARGEST * rows.columns if self.within is None else self.within.largest(rows.columns)
-        values = self.product_bits - self.sum_frac - RECIPROCAL_FRAC  # the range of v, sign and headroom
+        values = self.product_bits - self.sum_frac - self.reciprocal_frac  # the range of v, sign and headroom
         return min(self.v_bits, WEIGHT_FRAC + self.v_frac + math.ceil(math.log2(largest)) + values)
 
 
@@ -195,7 +206,7 @@ class Live:
 
     mask: Tensor
     offset: Tensor | None = None
-    octave: Tensor | None = None
+    divisor: tuple[Tensor, Tensor] | None = None
 
 
 Values = Cached | Stack
@@ -220,8 +231,8 @@ def attention(
     `rows` says which elements of (n, m) exist. Of a row that is filled up (`Cached.padded`) those that are not `live` are scores of
     the first key again, which change no maximum; their exponentials are multiplied by a public 0. The sums are normalised after the
     product with v, so that the values may be a protocol that is still to make them, beside the scores and the exponentials.
-    An `offset` (H, n) in Z_2^21 is added to all scores of its query, by each party to its shares: the result is the same.
-    Domain: scores in [-120, 120], results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
+    An `offset` (H, n) in the scores' ring is added to all scores of its query, by each party to its shares: the result is the same.
+    Domain: scores in [-120, 120] or what `within` has, results in [-64, 64) at the default rings. Error, for |v| <= V and rows of n:
     V times that of `softmax`; V n 2^-19 where a row is flat (the reciprocal has 20 fraction bits); 2^-11 by the roundings.
     Rounds: those of `exponentials`, then 1 + those of `reciprocal` (the products run beside it), then 1.
     Learns: uniform values, both.
@@ -258,7 +269,7 @@ def _weights(
     """The exponentials of the scores, one head after the other."""
     score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
     score = score.map(lambda x: x.flatten(0, -2))
-    score = yield from rescale(party, score, bits=SCORE_BITS, frac=FRAC)
+    score = yield from rescale(party, score, bits=rings.score_bits, frac=FRAC)
     if offset is not None:
         score = score + offset.map(rows.spread)
     if rings.within is None:
@@ -288,7 +299,7 @@ def cost_bounded_exponentials(heads: int, rows: Rows, bits: int, within: RowRang
     """Opening, exponential, extension."""
     count, (window, ring) = heads * rows.count, _exp_ring(within.window, bits, at_once)
     last = cost_rescale(count, ring - (window.out_frac - WEIGHT_FRAC), 0, bits)
-    return cost_open_masked((count, SCORE_BITS)) + cost_exponential(count, ring, maximum=False) + last
+    return cost_open_masked((count, within.score_bits)) + cost_exponential(count, ring, window.low) + last
 
 
 def _cost_inverse(heads: int, rows: Rows, from_bits: int, bits: int, within: RowRange | None = None) -> Declared:
@@ -328,9 +339,9 @@ def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings, *,
         weights = cost_bounded_exponentials(heads, rows, ring, rings.within, at_once=at_once)
     return (
         cost_scores(heads, rows, rings.qk_bits)
-        + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, SCORE_BITS)
+        + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, rings.score_bits)
         + weights
         + sums.beside(_cost_inverse(heads, rows, ring, product_bits, rings.within))
         + cost_multiply(outputs, product_bits)
-        + cost_rescale(outputs, product_bits, rings.sum_frac + RECIPROCAL_FRAC - rings.out_frac, rings.out_bits)
+        + cost_rescale(outputs, product_bits, rings.sum_frac + rings.reciprocal_frac - rings.out_frac, rings.out_bits)
     )

@@ -26,6 +26,7 @@ DIAGONAL_FRAC = 14
 # multiplies that of x by the norm of a column, that of its weight by the norm of x, which is the larger one; a ring pays for the sum
 # of the two, and rounding x to fewer fraction bits before the map is a reduction, for nothing.
 INPUT_FRAC, MATRIX_FRAC = 14, 16
+MOST_FINE = 2  # fraction bits of some columns of a weight beyond the others'
 TABLE_FRAC = 14  # of the embedding's table
 COMPARED_FRAC = 14  # of what is compared elementwise
 LOGIT_FRAC = 8  # of logits that are compared

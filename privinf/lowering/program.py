@@ -16,7 +16,7 @@ from privinf.graph.private import PrivinfTensor, Runtime, weights_of
 from privinf.lowering.setup import packed_bytes
 from protocols.correlations import Role
 from protocols.errors import ConfigError
-from protocols.maximum import row_argmax
+from protocols.maximum import place_of, row_argmax
 from protocols.opening import open_masked, private_input, reveal
 from protocols.party import Party, Protocol_, Trace
 from protocols.ring import blank, decode, encode
@@ -107,10 +107,11 @@ def _tokens(graph: Graph, runtime: Runtime, ids: Tensor, logits: bool, output: b
             value = yield from reveal(party, rounded, to=Role.CLIENT)
             return None if value is None or value.is_meta else decode(value, rounded.bits, rounded.frac)
         number, size = out.shape  # of sequences, and the vocabulary's
-        bits = max(1, (size - 1).bit_length())
+        rows = Rows(size, 1, 0).times(number)
         (wire,) = yield from open_masked(party, [rounded.map(lambda x: x.reshape(1, -1))])
-        place = yield from row_argmax(party, wire, Rows(size, 1, 0).times(number), bits)
-        return (yield from reveal(party, place.narrow(bits), to=Role.CLIENT))
+        place = yield from row_argmax(party, wire, rows)
+        found = yield from reveal(party, place, to=Role.CLIENT)
+        return None if found is None or found.is_meta else place_of(found, rows)
 
     with party.label("", "reveal" if logits else "argmax"):
         result = party.run(choose())

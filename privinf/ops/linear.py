@@ -20,6 +20,7 @@ from privinf.graph.planning import (
     INPUT_FRAC,
     LOGIT_FRAC,
     MATRIX_FRAC,
+    MOST_FINE,
     TABLE_FRAC,
     Bits,
     Planning,
@@ -40,7 +41,6 @@ from protocols.truncation import rescale
 
 HEAD_INPUT_FRAC, TIED_INPUT_FRAC = 14, 13  # of what the head reads; its matrix has TABLE_FRAC, and may be the embedding's table
 Columns = Annotated[int, msgspec.Meta(ge=0, le=2**30)]
-MOST_FINE = 2  # fraction bits of columns beyond the others'
 LEAST_OPENED_FRAC = 8  # of a weight where what is opened is too large for more; 2^-9 |x| is then the error of it
 
 

@@ -217,31 +217,46 @@ def _ones(x):
     return (x + (x >> 32)) & 127
 
 
+@compiled()
+def _from(words, i, start):
+    """The 64 bits from `start` on of the words (1 or 2, n) of element i, side by side and around their end."""
+    first, at = start >> 6, start & 63
+    second = first + 1 if first + 1 < words.shape[0] else 0
+    return ((words[first, i] >> at) & ((1 << (63 - at) << 1) - 1)) | (words[second, i] << 1 << (63 - at) if at else 0)
+
+
 @compiled(_VOID(_M8, _I8, _I8, _I8, _M8, _I8, _I8, _I8, _I8, _INT, _I8, _I8))
-def exponential(words, d, r, mask, table, factors, layout, saturated, drops, server, own, mine):
+def exponential(words, d, r, mask, table, factors, layout, drops, parts, server, own, mine):
     """`protocols.exponential`: this party's signed factors, to `own`, and what it opens, to `mine`; words (1 or 2, n) of the one-hot.
 
-    `table` (2^low, digits); layout: first digit, top, how many above it, bits of the low digit and of the high; drops of the last axis.
+    `table` (2^low, digits), 64 of them at most; layout: first digit, top, how many above its next one, bits of the low digit and of the
+    high, what each of those above adds, fraction bits of parts; drops and parts of the last axis.
     """
-    first, top, above, low_bits, high_mask = layout[0], layout[1], layout[2], layout[3], (1 << layout[4]) - 1
-    low_mask, run, period = (1 << low_bits) - 1, (1 << above) - 1, drops.size
+    first, above, low_bits, high_mask = layout[0], layout[2], layout[3], (1 << layout[4]) - 1
+    low_mask, saturated, part_bits, digits = (1 << low_bits) - 1, layout[5], layout[6], table.shape[1]
+    many_drops, many_parts = drops.size, parts.size
     for i in range(d.size):
         high, low = d[i] >> low_bits, d[i] & low_mask
-        u, count = 0, 0
+        count, u = 0, 0
         for w in range(words.shape[0]):
-            word = words[w, i]
-            count += _ones(word)
-            for k in range(table.shape[1]):
-                if above == 0 or first + k - w <= top:
-                    u += ((word >> ((first + k - high) & high_mask)) & 1) * table[low, k]
-            if above:
-                place = (top + 1 + w - high) & high_mask
-                u += _ones(word & ((run << place) | (run >> 1 >> (63 - place)))) * saturated[w]
+            count += _ones(words[w, i])
+        bits = _from(words, i, (first - high) & high_mask)
+        for k in range(digits):
+            u += table[low, k] & -((bits >> k) & 1)
+        if above:
+            start, left = layout[1] + 2 - high, above
+            while left > 0:
+                bits = _from(words, i, start & high_mask)
+                if left < 64:
+                    bits &= (1 << left) - 1
+                u += _ones(bits) * saturated
+                start, left = start + 64, left - 64
         sign = 1 - (count & 2)
         if server:
             sign *= (count & 1) * 2 - 1
-        x, drop = sign * factors[r[i] & low_mask], drops[i % period]
+        x, drop = sign * factors[r[i] & low_mask], drops[i % many_drops]
         own[i] = x
+        u = (u * parts[i % many_parts]) >> part_bits
         mine[i] = ((u * x + (1 << (drop - 1))) >> drop) + mask[i]
 
 

@@ -106,7 +106,7 @@ def test_largest_elements(rows: Rows) -> None:
 
     def place(party: Party) -> Protocol_[Any]:
         (wire,) = yield from open_masked(party, [input_of(party, x, 11, 0)])
-        return (yield from row_argmax(party, wire, rows, 7))
+        return (yield from row_argmax(party, wire, rows))
 
     def bound(party: Party) -> Protocol_[Tensor]:
         (wire,) = yield from open_masked(party, [input_of(party, x << 8, 21, 0)])
@@ -151,12 +151,21 @@ def test_tables(shape: tuple[int, ...], words: int, tables: int) -> None:
             assert found.shape == (tables, *shape)
 
 
-@pytest.mark.parametrize(("window", "octaves"), [(Window(0, 21, 30), False), (Window(0, 25, 3), True), (Window(-1, 16, 40), True)])
-def test_an_exponential_without_a_maximum(window: Window, octaves: bool) -> None:
-    x, octave = uniform(3, 500, bits=21), torch.arange(500) % 4 if octaves else None
+WINDOWS = [
+    (Window.saturating(21, 60), False),
+    (Window.saturating(25, 3, 12), True),
+    (Window(-1, 16, 126, 3, 13), True),
+    (Window.saturating(26, 64, 11), True),
+    (Window.saturating(18, 65, 12), False),
+]
+
+
+@pytest.mark.parametrize(("window", "divided"), WINDOWS)
+def test_an_exponential_without_a_maximum(window: Window, divided: bool) -> None:
+    x, divisor = uniform(3, 500, bits=21), (torch.arange(500) % 4, (1 << 14) + torch.arange(500) % 99) if divided else None
 
     def protocol(party: Party) -> Protocol_[Any]:
         (wire,) = yield from open_masked(party, [input_of(party, x, 21, 12)])
-        return (yield from exponential(party, wire, None, Rows(500, 3, 0), 0, window=window, octave=octave))
+        return (yield from exponential(party, wire, None, Rows(500, 3, 0), 0, window=window, divisor=divisor))
 
     same(protocol)

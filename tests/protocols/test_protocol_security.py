@@ -148,7 +148,7 @@ def programs(owner: Role, secret: float) -> dict[str, tuple[Program, Weights]]:
 
     def argmax(party: Party) -> Protocol_[Any]:
         (w,) = yield from open_masked(party, [plain(party, same(GROUPS, single.count), 21, 12, owner)])
-        place = yield from row_argmax(party, w, single, 4)
+        place = yield from row_argmax(party, w, single)
         yield from reveal(party, place, to=Role.CLIENT)
 
     def exp(party: Party) -> Protocol_[Any]:

@@ -15,7 +15,7 @@ from protocols import reference
 from protocols.comparison import MAX_BITS, BitMask, CompareMask, compare
 from protocols.correlations import Role
 from protocols.linear import Weight, linear, lookup, scale
-from protocols.maximum import row_argmax, row_maximum, upper_wire
+from protocols.maximum import place_of, row_argmax, row_maximum, upper_wire
 from protocols.opening import add_server_constant, open_masked, private_input, reveal, unmasked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, matmul_wires, multiply, scores, weighted
@@ -311,28 +311,28 @@ def test_row_maximum_is_exact(number: int) -> None:
         assert torch.equal(run(program).element(), reference.row_maximum(x, rows))
 
 
-def argmax(x: Tensor, bits: int, place_bits: int) -> Tensor:
+def argmax(x: Tensor, bits: int) -> Tensor:
+    rows = Rows(x.shape[1], 1, 0)
+
     def program(party: Party) -> Protocol_[Shares]:
         (w,) = yield from open_masked(party, [input_of(party, x, bits, 0)])
-        return (yield from row_argmax(party, w, Rows(x.shape[1], 1, 0), place_bits))
+        return (yield from row_argmax(party, w, rows))
 
     outcome = run(program)
-    assert outcome.server.bits == place_bits
-    return outcome.ring()
+    return place_of(outcome.ring(), rows)
 
 
 @pytest.mark.parametrize("count", [*SIZES, 1000, 50257])
 def test_argmax_takes_the_first_of_equals(count: int) -> None:
-    place_bits = max(1, (count - 1).bit_length())
     for bits in (7, 24) if count < 1000 else (24,):
         x = contestants(4, count, bits)
         x[2] = -3  # all equal
         x[3, [count // 3, count - 1]] = (1 << bits - 2) - 1  # two equal largest
-        assert torch.equal(argmax(x, bits, place_bits), reference.row_argmax(x))
+        assert torch.equal(argmax(x, bits), reference.row_argmax(x))
 
 
 def test_argmax_finds_every_place() -> None:
-    assert torch.equal(argmax(torch.eye(37, dtype=torch.int64), 3, 6), torch.arange(37)[:, None])
+    assert torch.equal(argmax(torch.eye(37, dtype=torch.int64), 3), torch.arange(37)[:, None])
 
 
 @pytest.mark.parametrize("shift", [1, 7, 11, 20])

@@ -15,7 +15,7 @@ from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
 from protocols.product import Cached
 from protocols.ring import encode
-from protocols.rowrange import TOPMOST, RowRange
+from protocols.rowrange import RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares
 from protocols.softmax import AttentionRings, attention, bounded_exponentials
@@ -28,6 +28,9 @@ RANGES = [
     RowRange(0, 2, 2, True),
     RowRange(12, 14, 14, False),
     RowRange(16, 22, 13, True),
+    RowRange(10, 16, 12, True, 2),
+    RowRange(2, 4, 4, True, 1),
+    RowRange(4, 8, 6, False, 1),
 ]
 ROWS = [*(Rows(n, 6, 0) for n in (1, 2, 3, 17)), Rows(1, 40, 1), Rows(128, 8, 0), Rows(1018, 7, 1)]
 
@@ -87,8 +90,10 @@ def test_exponentials_are_within_their_bound(rows: Rows, within: RowRange) -> No
     def program(party: Party) -> Protocol_[Shares]:
         return (yield from bounded_exponentials(party, input_of(party, x, 21, 12), rows, 56, within))
 
-    offset, octaves = within.divided(rows)
-    d = (x - offset).double() / 2.0**12 - (0 if octaves is None else octaves * math.log(2))
+    offset, divisor = within.divided(rows)
+    d = (x - offset).double() / 2.0**12
+    if divisor is not None:
+        d = d - divisor[0] * math.log(2) + (divisor[1] / 2.0**15).log()
     if within.by_length:
         lengths = torch.from_numpy(np.repeat(rows.lengths, rows.lengths)).double()
         assert (d - (x / 2.0**12 - within.high / 2 - lengths.log())).abs().max() < 1.3e-4
@@ -109,33 +114,34 @@ def test_softmax_within_its_range(rows: Rows, within: RowRange) -> None:
     assert ((weights_of(x, rows, within) - want).abs() <= bound)[inside].all()
 
 
-@pytest.mark.parametrize("within", RANGES[:3], ids=names)
+@pytest.mark.parametrize("within", [*RANGES[:3], *RANGES[-3:]], ids=names)
 def test_rows_out_of_range_are_softened(within: RowRange) -> None:
     """Whatever the scores, the weights are weights: none is negative, and they come to 1, or to less where all are far below."""
-    rows = Rows(9, 8, 0)
+    rows, widest = Rows(9, 8, 0), within.widest_score - 0.1
     x = torch.randn(1, 8, 9).double()
     x[0, 0, :] += 20  # all above
-    x[0, 1, :] = 119.9
-    x[0, 2, :] = -119.9
+    x[0, 1, :] = widest
+    x[0, 2, :] = -widest
     x[0, 3, :] -= 12
-    x[0, 4, :] = torch.linspace(-100, 100, 9)
+    x[0, 4, :] = torch.linspace(-100, 100, 9) / 120 * widest
     x[0, 5, :] -= 8
-    x[0, 5, 3] += 38  # one above, and nothing else near the top
-    x[0, 6, :4] = 30
-    x[0, 7, :] = torch.tensor([60.0, 50, -60, -50, 40, 30, 20, 10, 0])
+    x[0, 5, 3] += 35  # one above, and nothing else near the top
+    x[0, 6, :4] = 29
+    x[0, 7, :] = torch.tensor([60.0, 50, -60, -50, 40, 30, 20, 10, 0]).clamp(-widest, widest)
     weights = weights_of(encode(rows.pack(x), 12), rows, within)[0]
     assert weights.min() > -0.04 and weights.max() < 1.3  # a sum's last bit, 2^-12, times the largest reciprocal, 80
     sums = weights.sum(-1)
     assert ((sums - 1).abs()[[0, 1, 4, 5, 6, 7]] < 0.3).all() and (sums < 1.3).all() and sums[2].abs() < 0.3
     assert weights[5, 3] > 0.9  # above the top counts as the top at least
-    assert weights[6, :4].min() > 0.9 / 4 / TOPMOST and weights[6, 4:].max() < 0.35
+    assert weights[6, :4].min() > 0.9 / 4 / within.topmost and weights[6, 4:].max() < 0.35
     assert weights[7, [2, 3]].max() < 4e-3
 
 
-@pytest.mark.parametrize("top", [0, 3, 4, 12])
-def test_the_tables_saturate_and_do_not_wrap(top: int) -> None:
-    within = RowRange(2 * top, 8, 8, False)
-    d = encode(torch.linspace(-120 - top, 119.99 - top, 4001), 12)[None] / 2.0**12
+@pytest.mark.parametrize(("top", "digit"), [(0, 4), (3, 4), (4, 4), (12, 4), (0, 2), (5, 2), (12, 2), (0, 1), (2, 1)])
+def test_the_tables_saturate_and_do_not_wrap(top: int, digit: int) -> None:
+    within = RowRange(2 * top, 8, 8, False, digit)
+    assert within.has_tables(1)
+    d = encode(torch.linspace(-within.widest_score - top, within.widest_score - 0.01 - top, 4001), 12)[None] / 2.0**12
     rows = Rows(d.shape[1], 1, 0)
 
     def program(party: Party) -> Protocol_[Shares]:
@@ -143,7 +149,7 @@ def test_the_tables_saturate_and_do_not_wrap(top: int) -> None:
         return (yield from exponential(party, x, None, rows, 0, window=within.window))
 
     e = run(program).value() / within.scale
-    assert (e[d > 0] >= 1 - 1e-3).all() and (e <= TOPMOST * (1 + 1e-3)).all()
+    assert (e[d > 0] >= 1 - 1e-3).all() and (e <= within.topmost * (1 + 1e-3)).all()
     exact = d <= 0
     assert ((e - torch.exp(d)).abs()[exact] <= reference.exponential_bound(d)[exact]).all()
 

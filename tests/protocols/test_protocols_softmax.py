@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -25,16 +23,18 @@ from tests.support.two_party import Session, input_of, offline_walk, run, unifor
 
 def test_exponential_tables_are_exact() -> None:
     """Running sums of the multipliers are rounded, factors to nearest; against decimal arithmetic."""
-    for low in (0, 1, 2, 4095, 4096, 9999, (1 << exp.LOW) - 1):
-        exact = reference.exact_exponential((2 << exp.FRAC) - low, 1 << exp.FRAC, exp.FACTOR_FRAC)
-        assert abs(int(exp.factors()[low]) - exact) <= 0.5
-    for window in (exp.BELOW_MAXIMUM, exp.Window(0, 21, 30)):
-        table, points = exp.multipliers(window), torch.arange(1 << exp.LOW).double() / 2**exp.FRAC
+    for window in (exp.BELOW_MAXIMUM, *(exp.Window.saturating(21, 60, low) for low in (13, 12, 11))):
+        size = 1 << window.low
+        for low in (0, 1, 2, size // 4 - 1, size // 4, size * 3 // 5, size - 1):
+            exact = reference.exact_exponential(size // 2 - low, 1 << exp.FRAC, window.factor_frac)
+            assert abs(int(exp.factors(window.low)[low]) - exact) <= 0.5
+            assert int(exp.factors(window.low)[low]) < 1 << exp.factor_bits(window.low)
+        table, points = exp.multipliers(window), torch.arange(size).double() / 2**exp.FRAC
         for row, digit in enumerate(window.digits):
-            exact_sums = (torch.exp(points + 4 * digit - 4) * 2**exp.ENTRY_FRAC).cumsum(0)
+            exact_sums = (torch.exp(points + window.unit * (digit - 1)) * 2**exp.ENTRY_FRAC).cumsum(0)
             assert ((table[row].cumsum(0) - exact_sums).abs() <= 0.51 + 1e-13 * exact_sums).all()
-            for low in (0, 1, 4095, 9999, (1 << exp.LOW) - 1):
-                exact = reference.exact_exponential(((4 * digit - 4) << exp.FRAC) + low, 1 << exp.FRAC, exp.ENTRY_FRAC)
+            for low in (0, 1, size // 4 - 1, size * 3 // 5, size - 1):
+                exact = reference.exact_exponential((digit - 1) * size + low, 1 << exp.FRAC, exp.ENTRY_FRAC)
                 assert abs(int(table[row, low]) - exact) < 1
 
 
@@ -66,11 +66,11 @@ def test_exponential_is_right_on_average() -> None:
         assert abs(errors.mean()) < 2e-7 + 6 * float(errors.std()) / 60000**0.5
 
 
-@pytest.mark.parametrize(("frac", "bits"), [(16, 0), (21, 0), (25, 0), (19, 64)])
-def test_an_exponential_without_a_maximum_is_within_its_bound_and_saturates(frac: int, bits: int) -> None:
-    """Below 0 as below a maximum, scaled; above, between 1 and e^4 times that; far below, nothing."""
-    window, offset = exp.Window(0, frac, 30), 5 << 12
-    low, high = -132 << 12, (120 << 12) - 1
+@pytest.mark.parametrize(("frac", "bits", "low_bits"), [(16, 0, 13), (21, 0, 13), (25, 0, 12), (19, 64, 13), (18, 0, 11), (17, 52, 12)])
+def test_an_exponential_without_a_maximum_is_within_its_bound_and_saturates(frac: int, bits: int, low_bits: int) -> None:
+    """Below 0 as below a maximum, scaled; above, between 1 and two units' power of e; far below, nothing."""
+    window, offset = exp.Window.saturating(frac, 60, low_bits), 5 << 12
+    low, high = round(-66 * window.unit) << 12, (round(60 * window.unit) << 12) - 1
     d = torch.cat([torch.randint(low, high, (4, 4000)), torch.randint(-20 << 12, 2 << 12, (4, 20000))], -1)
     d[:, :8] = torch.tensor([low, low + 1, high, high - 1, 0, -1, 1 << 12, 4 << 9])
     rows = Rows(d.shape[1], 4, 0)
@@ -86,7 +86,7 @@ def test_an_exponential_without_a_maximum_is_within_its_bound_and_saturates(frac
     below = d < 0
     error = (value - exact).abs()[below]
     assert (error <= 5.7e-5 * exact[below] + 1.6e-5 * 2.0 ** (16 - frac) + 1e-7).all()
-    assert value[~below].min() > 1 - 1e-4 and value[~below].max() < math.exp(4) * (1 + 1e-4)
+    assert value[~below].min() > 1 - 1e-4 and value[~below].max() < window.largest * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("bound", [1.0, 1.66, 2.0, 7.3, 212.5, 512.0, 1700.0, 4096.0])

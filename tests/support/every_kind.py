@@ -55,7 +55,7 @@ def everything(party: Party, n: int) -> None:
         yield from gelu(party, shares(3, n), "tanh", compare_bits=20, bits=40)
         yield from layer_norm(party, shares(3, n), epsilon=1e-5, size_bits=20, bits=40)
         (logits,) = yield from open_masked(party, [shares(1, 33 * n, bits=24)])
-        yield from row_argmax(party, logits, Rows(33 * n, 1, 0), 20)
+        yield from row_argmax(party, logits, Rows(33 * n, 1, 0))
 
     party.run(pass_())
 

@@ -15,7 +15,7 @@ from protocols.party import Protocol_
 from protocols.ring import placed
 from protocols.rowrange import RowRange
 from protocols.shares import Shares
-from protocols.softmax import SCORE_BITS, Live
+from protocols.softmax import Live
 from protocols.truncation import rescale
 
 
@@ -48,12 +48,12 @@ def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) 
 
         return party.varying(made)
 
-    return Live(party.varying(mask), divided(0), divided(1))
+    return Live(party.varying(mask), divided(0), (divided(1), divided(2)))
 
 
-def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int) -> Protocol_[Shares]:
+def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int, bits: int) -> Protocol_[Shares]:
     """Columns of x (B, T, at + heads), from `at` on, for the queries that are asked: (B heads, asked), in the ring of the scores."""
     (batch, count, _), several = x.shares.shape, x.runtime.batch
     rows = slice(count - asked, count) if several is None or asked == count else several.lasts
     added = x.shares.map(lambda v: v[:, rows, at:].transpose(1, 2).reshape(batch * heads, asked))
-    return (yield from rescale(x.party, added, bits=SCORE_BITS, frac=FRAC))
+    return (yield from rescale(x.party, added, bits=bits, frac=FRAC))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from privinf.graph.node import Node, Shape
-from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, SMALLEST, Bits, Planning, Shown, Wanted, up
+from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, MOST_FINE, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.filled import live_rows, row_offsets
@@ -26,11 +26,11 @@ from protocols.opening import open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
 from protocols.rotary import Rotation, frac_of, rotate
-from protocols.rowrange import RowRange
+from protocols.rowrange import DIGITS, RowRange
 from protocols.rows import Rows, reach
 from protocols.sequences import Stack, gather, put
 from protocols.shares import Shares, Wire
-from protocols.softmax import LARGEST, RECIPROCAL_FRAC, SCORE_BITS, WEIGHT_FRAC, WIDEST, AttentionRings
+from protocols.softmax import LARGEST, WEIGHT_FRAC, WIDEST, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
@@ -40,7 +40,6 @@ SUM_FRAC = 13
 QKV_FRACS = (INPUT_FRAC, MATRIX_FRAC)  # input and weight of the map to q, k, v
 TEMPERED_FRACS = (FRAC, 14)  # the same where its ring is full
 WIDEST_SUMS, WIDEST_SHIFTED = 50, 62  # of the sums of v where no maximum is taken; and where offsets were learned for that
-SCORE_RANGE = 120.0  # what `protocols.softmax` is right for
 LARGEST_SCORE = 100.0  # seen at calibration
 
 
@@ -105,6 +104,7 @@ class CausalAttention(Node):
         row_depth: Bits = 0
         row_spread: Bits = 0
         row_by_length: Bits = 0
+        row_digit: Bits = DIGITS[-1]
         fine: Bits = 0  # fraction bits of k and v beyond those of q
 
         def __post_init__(self) -> None:
@@ -115,7 +115,8 @@ class CausalAttention(Node):
         @property
         def within(self) -> RowRange | None:
             """The range of the rows, where they need no maximum."""
-            return RowRange(self.row_top, self.row_depth, self.row_spread, bool(self.row_by_length)) if self.row_depth else None
+            fields = self.row_top, self.row_depth, self.row_spread, bool(self.row_by_length), self.row_digit
+            return RowRange(*fields) if self.row_depth else None
 
         @property
         def output(self) -> tuple[int, int]:
@@ -256,7 +257,7 @@ class CausalAttention(Node):
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
         live = self._live(x, filled) if filled else None
         # what it takes to have values in a wider ring goes beside the scores; of a single row a round is worth more than the bytes
-        shift = {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked))} if self.row_offsets else {}
+        shift = {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked, rings.score_bits))} if self.row_offsets else {}
         out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live, **shift)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
@@ -303,9 +304,7 @@ class CausalAttention(Node):
         yield from measured_rows(scores)
 
     def bound_of(self, part: str, ranges: Mapping[str, float]) -> float:
-        if part in ROW_PARTS:
-            return bound_of_rows(part, self.plan.within)
-        return SCORE_RANGE if part == "score" else super().bound_of(part, ranges)
+        return bound_of_rows(part, self.plan.within) if part == "score" or part in ROW_PARTS else super().bound_of(part, ranges)
 
     def name_of(self, part: str) -> str:
         return "a score" if part == "score" else ROW_PARTS.get(part) or super().name_of(part)
@@ -318,8 +317,9 @@ class CausalAttention(Node):
                 layer=self.name,
                 remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
             )
-        within, (q_frac, k_frac, qk_bits) = self._within(planning), self._scores()
-        v_bits, product_bits = self._sum_bits(planning, within), SUM_FRAC + RECIPROCAL_FRAC + self._v_range(planning) + 2
+        q_frac, k_frac, qk_bits = self._scores(within := self._within(planning))
+        product_bits = SUM_FRAC + AttentionRings(within=within).reciprocal_frac + self._v_range(planning) + 2
+        v_bits = self._sum_bits(planning, within)
         if v_bits > 64 or product_bits > WIDEST:
             raise self.unfit(planning)
         out_bits, out_frac = planning.output_for_readers(self.name)
@@ -365,25 +365,26 @@ class CausalAttention(Node):
         headrooms = HEADROOMS if self.row_offsets else HEADROOMS[-1:]
         return chosen(planning.ranges[self.name], headrooms, fits, lambda within: self._sum_bits(planning, within))
 
-    def _scores(self) -> tuple[int, int, int]:
+    def _scores(self, within: RowRange | None = None) -> tuple[int, int, int]:
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
 
         q comes divided by the root of d_k and k does not: a rounding of q is multiplied by that much more than one of k.
         """
         q_frac = (QK_FRAC + round(math.log2(self.head_dim) / 2) + 1) // 2
-        return q_frac, QK_FRAC - q_frac, SCORE_BITS + QK_FRAC - SCORE_FRAC
+        return q_frac, QK_FRAC - q_frac, AttentionRings(within=within).score_bits + QK_FRAC - SCORE_FRAC
 
     def wants(self, planning: Planning, maker: str) -> Wanted:
         tempered = "inverse_temperature" in self.parameter_shapes
-        q_frac, k_frac, bits = self._scores()
+        q_frac, k_frac, bits = self._scores(within := self._within(planning))
         more_q, more_k = (DIAGONAL_FRAC, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
         in_frac, weight_frac = TEMPERED_FRACS if tempered else QKV_FRACS
         headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
-        sums = self._sum_bits(planning, self._within(planning)) - V_FRAC
-        # where v cannot have its ring without fraction bits of the weight, it is widened on its own, beside the scores
-        of_v = sums if max(headroom, sums) + weight_frac + FRAC <= 64 else self._v_range(planning) + 2
+        sums = self._sum_bits(planning, within) - V_FRAC
+        # where v cannot have its ring without fraction bits of the weight, or some of its own, it is widened on its own, beside the scores
+        finer = MOST_FINE if tempered else 0
+        of_v = sums if max(headroom, sums + finer) + weight_frac + FRAC <= 64 else self._v_range(planning) + 2
         fine = (self.width, self._offsets_at, max(bits - k_frac + more_k, of_v))  # of k and v
-        return Wanted(max(headroom, of_v), in_frac, weight_frac, headroom, fine)
+        return Wanted(max(headroom, of_v + finer), in_frac, weight_frac, headroom, fine)
 
     def unfit(self, planning: Planning) -> RangeError:
         return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)
@@ -395,6 +396,5 @@ class CausalAttention(Node):
         plan = self.plan
         for part, bits, frac in (("q", plan.qk_bits, plan.q_frac), ("k", plan.qk_bits, plan.k_frac), ("v", plan.v_bits, plan.v_frac)):
             yield Shown(part, bits, frac, own.get(part))
-        yield Shown("scores", SCORE_BITS, SCORE_FRAC, 2.0 ** (SCORE_BITS - 2 - SCORE_FRAC), "protocol")
-        yield shown_rows(plan.within, bool(own))
-        yield Shown("sums of v", plan.product_bits, plan.sum_frac + RECIPROCAL_FRAC, own.get("v"))
+        yield from shown_rows(plan.within, bool(own))
+        yield Shown("sums of v", plan.product_bits, plan.sum_frac + plan.rings.reciprocal_frac, own.get("v"))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from privinf.graph.planning import Shown
-from protocols.exponential import FRAC, OUT_FRAC
-from protocols.rowrange import HALVES, TOPMOST, RowRange
+from protocols.exponential import FRAC
+from protocols.rowrange import DIGITS, HALVES, SCORES, RowRange, further
 from protocols.softmax import DROP, SCORE_BITS
 
+WIDEST_SCORE = 120.0  # what `protocols.softmax` is right for with a maximum
 MOST = 64  # halves of a nat that a plan's field holds
 # Nats above and below, and what rounding up to halves adds. A row above its range may lose up to all that it is above by, one below it
 # has its reciprocal from coarser lines, 5e-4 off where it is half a nat below: room is spent above first.
@@ -41,7 +42,7 @@ def measured_rows(scores: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def row_ranges(ranges: Mapping[str, float], headroom: tuple[float, float]) -> Iterator[RowRange]:
-    """What may be chosen where the rows were measured: of log-sum-exps, and of log-mean-exps."""
+    """What may be chosen where the rows were measured: of log-sum-exps, and of log-mean-exps; each by the digits that hold all scores."""
     up, down = headroom
     for part in ("row_sum", "row_mean"):
         seen = ((f"{each}_seen", more) for each, more in (("row_score", up), (part, up), (f"{part}_low", down)))
@@ -49,12 +50,16 @@ def row_ranges(ranges: Mapping[str, float], headroom: tuple[float, float]) -> It
         if max(score, high, low) >= MOST / HALVES:
             continue
         top, above, below = (math.ceil(HALVES * each) for each in (score, high, low))
-        if max(top + below, above + below) <= MOST:
-            yield RowRange(top, top + below, above + below, part == "row_mean")
+        for digit in DIGITS:
+            room = top + further(digit) + below
+            if max(room, above + below) <= MOST and (digit == DIGITS[-1] or ranges.get("score", math.inf) <= SCORES * digit):
+                yield RowRange(room - below, room, above + below, part == "row_mean", digit)
 
 
 def bound_of_rows(part: str, within: RowRange | None) -> float:
-    """How far the planned range goes in the direction of a part; infinity where it does not matter."""
+    """How far the planned range goes, of a score or in the direction of a part; infinity where it does not matter."""
+    if part == "score":
+        return WIDEST_SCORE if within is None else float(within.widest_score)
     if within is None or (part != "row_score" and within.by_length != part.startswith("row_mean")):
         return math.inf
     low = within.depth - within.top
@@ -75,11 +80,14 @@ def chosen(
     return None
 
 
-def shown_rows(within: RowRange | None, known: bool) -> Shown:
-    """What stands in a layer's place of a maximum, for people; `known`: where the ranges are."""
+def shown_rows(within: RowRange | None, known: bool) -> Iterator[Shown]:
+    """The scores, and a layer's maximum or what stands in its place, for people; `known`: where the ranges are."""
     if within is None:
         bound = 2.0 ** (SCORE_BITS - 2 - FRAC)
-        return Shown("maximum of a row, or the bound of one that is alone", SCORE_BITS - DROP, 1, bound, "protocol")
+        yield Shown("scores", SCORE_BITS, FRAC, bound, "protocol")
+        yield Shown("maximum of a row, or the bound of one that is alone", SCORE_BITS - DROP, 1, bound, "protocol")
+        return
+    yield Shown("scores", within.score_bits, FRAC, float(within.widest_score), "protocol")
     low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
     told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"
-    return Shown(f"no maximum, {told}", within.window.bits, OUT_FRAC, within.scale * TOPMOST if known else None)
+    yield Shown(f"no maximum, {told}", within.window.bits, within.window.out_frac, within.scale * within.topmost if known else None)

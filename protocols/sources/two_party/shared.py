@@ -199,11 +199,11 @@ def one_hot(pair: Pair, index: Secret, width: int, at: int = 0) -> Protocol_[Sec
 
 
 def one_hot_of_sum(pair: Pair, own: Tensor, width: int) -> Protocol_[Secret]:
-    """The one-hot of the sum of both parties' numbers modulo 2^width, a word of 2^width bits, width at most 6.
+    """The one-hot of the sum of both parties' numbers modulo 2^width, a word of 2^width bits, width at most 6; or 7, two words (2, ...).
 
     As `one_hot`, the carry into a bit being found while the one-hot of the bits below it doubles: 2 width - 1 rounds.
     """
-    assert 1 <= width <= WORD_BITS
+    assert 1 <= width <= WORD_BITS + 1
     a, b = _private(pair, own)
     x, into = bit(own, 0), torch.zeros_like(own)
     hot = (x << 1) | (x ^ 1 if pair.is_server else x)
@@ -215,6 +215,8 @@ def one_hot_of_sum(pair: Pair, own: Tensor, width: int) -> Protocol_[Secret]:
             upper_half, step = yield from parallel(doubling, pair.transfers.ands(bit(a, k) ^ into, bit(b, k) ^ into, 1))
         else:
             upper_half = yield from doubling
+        if k == WORD_BITS:
+            return Secret(torch.stack([hot ^ upper_half, upper_half]), 64, True)
         hot = (hot ^ upper_half) | (upper_half << (1 << k))
     return Secret(hot, 1 << width, True)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.clusters import farm, jobs
+from benchmarks.clusters import farm, jobs, workers
 from benchmarks.options import Backends, Device, Files, LinkName, Model, Samples, Seq, Trust, listed
 from benchmarks.pages import compare, everything, report, schema
 from privinf.cli.expand import expand
@@ -325,7 +325,7 @@ def precision(
     _perform("precision", files, lambda run, work: scenario(run, work, model=model, extent=extent))
 
 
-for made in (farm, jobs, report, compare, everything, schema):
+for made in (farm, jobs, workers, report, compare, everything, schema):
     app.command(name="all" if made is everything else made.__name__)(made)
 
 

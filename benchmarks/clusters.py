@@ -55,3 +55,20 @@ def farm(
         raise ConfigError(f"--workers {workers!r} is no list of counts", remedy="give one like 1,2,4")
     chosen: dict[str, Any] = {"counts": [int(word) for word in words], "each": each, "seq": seq, "tokens": tokens}
     perform("farm", (files.json, files.csv, files.markdown), lambda run, work: scenario(run, work, model=model, **chosen))
+
+
+@expand()
+def workers(
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL")] = SHIPPED,
+    count: Annotated[int, typer.Option("--workers", min=2, help="Of server and dealer each, beside one.")] = 2,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="At once.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="New ones of each reply.")] = 16,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Rounds of each, in turn.")] = 5,
+    files: Files,
+) -> None:
+    """Tokens a second with several workers and with one, and memory of a worker. `python -m benchmarks workers --samples 3`"""
+    from benchmarks.scenarios.workers import workers as scenario
+
+    extent = {"count": count, "clients": clients, "tokens": tokens, "samples": samples}
+    perform("workers", (files.json, files.csv, files.markdown), lambda run, work: scenario(run, model, work, **extent))

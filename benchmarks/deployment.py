@@ -124,10 +124,13 @@ class Verb:
 class Deployment:
     """A dealer, where the trust model has one, and a server for a model directory, and a gateway if asked for; a context manager.
 
-    Keys are made for it.
+    Keys are made for it. `workers` of each, see `privinf serve --workers`.
     """
 
-    def __init__(self, model: Path, work: Path, *, gateway: bool = False, timeout: float = 60.0, trust: str = DEALER) -> None:
+    def __init__(
+        self, model: Path, work: Path, *, gateway: bool = False, timeout: float = 60.0, trust: str = DEALER, workers: int = 1
+    ) -> None:
+        self._workers = ("--workers", workers) if workers > 1 else ()
         self._model, self._gateway, self.work, self.timeout, self._trust = model, gateway, work, timeout, trust
         self.verbs: dict[str, Verb] = {}
         self._about: dict[str, dict[str, Any]] = {}
@@ -136,7 +139,7 @@ class Deployment:
     def __enter__(self) -> Self:
         self.work.mkdir(parents=True, exist_ok=True)
         init_keys(self.work / "keys", ("localhost", "127.0.0.1"), dealer=self._trust == DEALER)
-        listen, dealer = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"), tuple[str, ...]()
+        listen, dealer = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *self._workers), tuple[str, ...]()
         try:
             if self._trust == DEALER:
                 self._start("dealer", *listen)

@@ -133,11 +133,10 @@ def _show(prediction: dict[str, Any], titles: dict[str, str]) -> None:
 
 
 def _show_seconds(console: Any, found: dict[str, Any]) -> None:
+    from privinf.session.pace import in_words
+
     link = "loopback" if found["link"]["rtt_ms"] is None else f"{found['link']['rtt_ms']:g} ms, {found['link']['mbit_s']:g} Mbit/s"
-    text = f"prompt {found['prompt_s']:.2g} s, a process's first {found['first_prompt_s']:.2g} s"
-    if found["token_s"] is not None:
-        text += f", a further token {found['token_s']:.2g} s"
-    console.print(f"\nabout, set-up aside, over {link}, {found['device']}: {text}", style="bold")
+    console.print(f"\nabout, set-up aside, over {link}, {found['device']}: {in_words(found)}", style="bold")
     console.print(f"this machine: {found['machine']}")
 
 

@@ -25,7 +25,7 @@ from protocols.errors import ConfigError, PrivinfError
 PACKAGES = ("numpy", "cryptography", "msgspec", "PyYAML", "rich", "typer")
 WHOLE = ("pydantic", "safetensors", "tokenizers")
 """What every party but a dealer needs too, beside CrypTen; see `deploy/dealer.txt`."""
-SOON_DAYS = 30
+SOON_DAYS, PROMPT = 30, 64
 _FOUNDED = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no clock that is right shows less
 
 
@@ -128,10 +128,18 @@ def _kernels(cache: Path) -> str:
 
 def _speed(cache: Path, device: str) -> str:
     """What is kept of it: measuring takes longer than all other checks."""
-    from privinf.session.pace import kept  # not before torch and the packages were looked at
+    from privinf.server.models import open_model  # not before torch and the packages were looked at
+    from privinf.session.pace import in_words, kept, seconds
+    from privinf.shipped import shipped_model
 
     found = kept(cache, device, kernels.status())
-    return found.speeds() if found else "not measured; `privinf explain MODEL --seq N --link loopback` does, once"
+    if found is None:
+        return "not measured; `privinf explain MODEL --seq N --link loopback` does, once"
+    try:
+        lowered = open_model(shipped_model(), cache)
+    except ConfigError:  # an installation without it
+        return found.speeds()
+    return f"{found.speeds()}; the shipped model over loopback, of {PROMPT} tokens: {in_words(seconds(lowered, found, None, PROMPT))}"
 
 
 def _writable(cache: Path) -> str:

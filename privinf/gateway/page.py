@@ -19,11 +19,13 @@ from privinf.gateway.asked import Temperature
 from privinf.gateway.engine import Answer, Engine, Query
 from privinf.gateway.wire import as_api_error
 from privinf.gateway.writer import usage
+from privinf.session.pace import kept, seconds
 from privinf.session.report import counters, model_of
 from privinf.transport.meter import PHASES, Cell
-from privinf.trust import DEALER, TEXTS
+from privinf.trust import DEALER, ENCRYPTED, TEXTS
+from protocols import kernels
 
-TICK_S = 0.1
+TICK_S, PROMPT = 0.1, 64
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -76,7 +78,8 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
         parties = {"server": engine.client.peers.server}
         if shown.trust == DEALER:
             parties["dealer"] = str(engine.client.peers.dealer)
-        return {"model": model, "trust": trust, "logits": shown.logits, "demo": watch is not None, "parties": parties}
+        here = {"logits": shown.logits, "demo": watch is not None, "parties": parties}
+        return {"model": model, "trust": trust, **here, "pace": await asyncio.to_thread(_pace, engine)}
 
     @app.post("/page/reply", response_model=None)
     async def reply(body: PageRequest) -> Response:
@@ -85,6 +88,19 @@ def add_page(app: FastAPI, engine: Engine, watch: Watch | None) -> None:
         except Exception as error:
             raise as_api_error(error) from error
         return EventSourceResponse(_events(engine, query, watch), sep="\n")
+
+
+def _pace(engine: Engine) -> dict[str, Any] | None:
+    """{`prompt_tokens`, and what `session.pace.seconds` says, `machine` in words}: of loopback, by the kept measurement of this machine.
+
+    None where there is none, or no dealer, or rows come from an encrypted table, of which it says nothing.
+    """
+    shown, options = engine.model, engine.client.options
+    found = kept(options.cache, options.device, kernels.status())
+    if found is None or shown.trust != DEALER or options.embedding == ENCRYPTED:
+        return None
+    count = min(PROMPT, shown.lowered.info.n_positions)
+    return {"prompt_tokens": count, **seconds(shown.lowered, found, None, count), "machine": found.speeds()}
 
 
 async def _events(engine: Engine, query: Query, watch: Watch | None) -> AsyncIterator[dict[str, Any]]:

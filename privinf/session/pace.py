@@ -168,3 +168,9 @@ def seconds(
         further = explain(lowered, 1, logits=logits, cached=cached + seq, batch=batch)["total"]
         token_s = pace.token(further, batch) + on_link(further, link)
     return {"prompt_s": prompt_s, "first_prompt_s": prompt_s + pace.cold_s, "token_s": token_s}
+
+
+def in_words(found: Mapping[str, float | None]) -> str:
+    """What `seconds` says, for people."""
+    further = f", a further token {found['token_s']:.2g} s" if found["token_s"] is not None else ""
+    return f"prompt {found['prompt_s']:.2g} s, a process's first {found['first_prompt_s']:.2g} s{further}"

@@ -6,16 +6,22 @@ import dataclasses
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from privinf import shipped
 from privinf.doctor.checks import checks
+from privinf.gateway import page
 from privinf.local import pace as local
 from privinf.local.pace import Seen, fitted, pace_of, solved
 from privinf.lowering.explain import explain
 from privinf.session import pace as module
+from privinf.session.options import Options
 from privinf.session.pace import Pace, kept, link_of, place, seconds
 from privinf.transport.shaper import Link
+from privinf.trust import DEALER, ENCRYPTED, TWO_PARTY
 from protocols import kernels
 from protocols.errors import ConfigError
 from tests.support import trio as t
@@ -124,7 +130,7 @@ def test_links_have_names() -> None:
         link_of("moon")
 
 
-def test_explain_and_doctor_show_it(tmp_path: Path, measured: list[str], call: Call) -> None:
+def test_explain_and_doctor_show_it(tmp_path: Path, measured: list[str], call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     model = t.lowered_directory()
     words = ("explain", model, "--seq", 4, "--cache", tmp_path)
     before = next(check for check in checks(cache=tmp_path) if check.name == "speed")
@@ -137,7 +143,24 @@ def test_explain_and_doctor_show_it(tmp_path: Path, measured: list[str], call: C
     assert "over loopback, cpu: prompt" in shown and "a further token" in shown and measured == ["cpu"]
     call(*words, "--link", "loopback", "--measure")
     assert measured == ["cpu"] * 2
-    assert "a round 2 ms" in next(check for check in checks(cache=tmp_path) if check.name == "speed").detail
+    detail = next(check for check in checks(cache=tmp_path) if check.name == "speed").detail
+    assert "a round 2 ms" in detail and "the shipped model over loopback, of 64 tokens: prompt " in detail
+    monkeypatch.setattr(shipped, "NAME", "nowhere")
+    assert next(check for check in checks(cache=tmp_path) if check.name == "speed").detail.endswith("a core")
+
+
+def test_the_gateways_page_shows_it_where_it_holds(tmp_path: Path, measured: list[str]) -> None:
+    def shown(trust: str = DEALER, embedding: str | None = None) -> dict[str, object] | None:
+        client = SimpleNamespace(options=Options(cache=tmp_path, trust=trust, embedding=embedding))
+        found: Any = SimpleNamespace(model=SimpleNamespace(lowered=t.lowered(), trust=trust), client=client)
+        return page._pace(found)
+
+    assert shown() is None
+    pace = pace_of(tmp_path)
+    room = t.lowered().info.n_positions
+    told = {"prompt_tokens": room, **seconds(t.lowered(), PACE, None, room), "machine": pace.speeds()}
+    assert room < 64 and shown() == told and measured == ["cpu"]
+    assert shown(TWO_PARTY) is shown(embedding=ENCRYPTED) is None
 
 
 @pytest.mark.parametrize("words", [("--link", "moon"), ("--measure",), ("--link", "lan", "--trust", "two-party")])

@@ -40,7 +40,7 @@ async function about() {
   }
   if (!answer.ok) throw await refusal(answer);
   byId("keybox").hidden = true;
-  const { model, trust, logits, demo, parties } = await answer.json();
+  const { model, trust, logits, demo, parties, pace } = await answer.json();
   sessionStorage.setItem("privinf-key", key.value);
   history.replaceState(null, "", location.pathname);
   byId("model").textContent = `${model.variant}, ${model.layers} layers, context ${model.n_positions}, id ${model.id.slice(0, 8)}`;
@@ -48,6 +48,11 @@ async function about() {
   document.body.dataset.trust = trust.name;
   byId("dealer-place").textContent = `${parties.dealer}${demo ? ", a process on this machine" : ""}`;
   byId("trust").textContent = `Trust model (${trust.name}): ${trust.text}.`;
+  if (pace && document.body.dataset.phase === "idle") {
+    const token = pace.token_s === null ? "" : `, and ${pace.token_s.toPrecision(2)} s for each further token`;
+    byId("numbers").textContent = `By this machine's speed, without a network: about ${pace.prompt_s.toPrecision(2)} s for a prompt of ${pace.prompt_tokens} tokens${token}`;
+    byId("numbers").title = pace.machine;
+  }
   byId("temperature").disabled = !logits;
   byId("temperature").title = logits ? "" : "the server gives no logits, so every token is the likeliest one";
   if (!demo) {

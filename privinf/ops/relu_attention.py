@@ -14,7 +14,8 @@ from privinf.graph.node import Node
 from privinf.graph.planning import FRAC, SMALLEST, Bits, Planning, Shown, Wanted, bits_for
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
-from privinf.ops.attention.node import QK_FRAC, QKV_FRACS, SUM_FRAC, V_FRAC, CausalAttention
+from privinf.ops.attention.node import QKV_FRACS, SUM_FRAC, V_FRAC, CausalAttention
+from privinf.ops.attention.scores import QK_FRAC, usual_fracs
 from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
 from protocols.relu_attention import FRAC as SCORE_FRAC
@@ -127,7 +128,7 @@ class ReluAttention(CausalAttention):
 
     def _opened_in(self, planning: Planning) -> tuple[int, int, int]:
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction."""
-        q_frac, k_frac, _ = self._scores()
+        q_frac, k_frac = usual_fracs(self.head_dim)
         largest = float(planning.ranges[self.name]["score"])
         score_bits = bits_for(self.name, SCORE_FRAC, largest)
         if score_bits > MAX_BITS:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.scenarios.errors import drawn, prompts
-from privinf.graph.planning import FRAC, LOGIT_FRAC, SHOWN_FRAC
+from privinf.graph.planning import DIAGONAL_FRAC, FRAC, LOGIT_FRAC, SHOWN_FRAC
 from privinf.graph.private import encode_weights
 from privinf.lowering import convert
 from privinf.lowering.calibrate import beyond
@@ -65,6 +65,19 @@ def test_a_long_prompt_of_the_shipped_model() -> None:
     assert error(lowered, float_logits(model, ids), ids) < 0.009
 
 
+def test_layers_before_large_scores_have_more_bits_of_q_and_k(tmp_path: Path) -> None:
+    """What is off in every pass of that network, noise left out: 0.015 to 0.019 where its q and k had 26 fraction bits, as others have."""
+    lowered, model = drawn(319, LADDER[319 % len(LADDER)], tmp_path)
+    ids = max(prompts(319, model, 5), key=len)
+    wanted, pass_ = float_logits(model, ids), walker(lowered)
+    off = torch.stack([pass_(ids).client.reshape(-1) - wanted for _ in range(60)])
+    assert float(off.mean(0).abs().max()) < 0.0125
+    plans = [node.plan for node in lowered.graph.nodes if node.op == "attention"]
+    assert [(plan.q_frac + plan.k_frac, plan.qk_bits, plan.rings.q_frac) for plan in plans] == [(30, 39, 16)] * 2
+    other = [node.plan for node in make(tmp_path, "SM(t)+ScFuFFN")[0].graph.nodes if node.op == "attention"]
+    assert {plan.q_frac + plan.k_frac for plan in other} == {26} and {plan.weight_frac for plan in other} == {DIAGONAL_FRAC}
+
+
 @pytest.mark.parametrize("ids", [(2170, 15, 2825), (1619, 207, 649)])
 def test_rows_above_what_calibration_saw(ids: tuple[int, ...]) -> None:
     """The first words of held-out texts whose last row lies 1.9 and 2.1 nats above all rows of calibration.
@@ -75,7 +88,7 @@ def test_rows_above_what_calibration_saw(ids: tuple[int, ...]) -> None:
     lowered, model = shipped()
     wanted, pass_ = float_logits(model, ids), walker(lowered)
     assert any("log-mean-exp above" in line for line in beyond(lowered.graph, lowered.ranges, [torch.tensor([ids])]))
-    assert max(float((pass_(ids).client.reshape(-1) - wanted).abs().max()) for _ in range(20)) < 0.01
+    assert max(float((pass_(ids).client.reshape(-1) - wanted).abs().max()) for _ in range(12)) < 0.01
 
 
 def test_logits_are_shown_finer_than_they_are_compared(tmp_path: Path) -> None:

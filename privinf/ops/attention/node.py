@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from privinf.graph.node import Node, Shape
-from privinf.graph.planning import DIAGONAL_FRAC, FRAC, INPUT_FRAC, MATRIX_FRAC, MOST_FINE, SMALLEST, Bits, Planning, Shown, Wanted, up
+from privinf.graph.planning import FRAC, INPUT_FRAC, MATRIX_FRAC, MOST_FINE, SMALLEST, Bits, Planning, Shown, Wanted, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.filled import live_rows, row_offsets
 from privinf.ops.attention.rows import HEADROOMS, ROW_PARTS, bound_of_rows, chosen, measured_rows, shown_rows
+from privinf.ops.attention.scores import score_fracs, temperature_frac
 from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
 from protocols.errors import RangeError
@@ -34,7 +35,6 @@ from protocols.softmax import LARGEST, WEIGHT_FRAC, WIDEST, AttentionRings
 from protocols.softmax import attention as of_wires
 from protocols.truncation import rescale
 
-QK_FRAC = 26  # of q and k together
 V_FRAC = 13
 SUM_FRAC = 13
 QKV_FRACS = (INPUT_FRAC, MATRIX_FRAC)  # input and weight of the map to q, k, v
@@ -317,7 +317,7 @@ class CausalAttention(Node):
                 layer=self.name,
                 remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
             )
-        q_frac, k_frac, qk_bits = self._scores(within := self._within(planning))
+        q_frac, k_frac, qk_bits = self._scores(planning, within := self._within(planning))
         product_bits = SUM_FRAC + AttentionRings(within=within).reciprocal_frac + self._v_range(planning) + 2
         v_bits = self._sum_bits(planning, within)
         if v_bits > 64 or product_bits > WIDEST:
@@ -332,7 +332,7 @@ class CausalAttention(Node):
             v_frac=V_FRAC,
             sum_frac=SUM_FRAC,
             product_bits=product_bits,
-            weight_frac=DIAGONAL_FRAC,
+            weight_frac=temperature_frac(self.head_dim, k_frac),
             bits=planning.bits,
             frac=planning.frac,
             out_frac=out_frac,
@@ -365,18 +365,16 @@ class CausalAttention(Node):
         headrooms = HEADROOMS if self.row_offsets else HEADROOMS[-1:]
         return chosen(planning.ranges[self.name], headrooms, fits, lambda within: self._sum_bits(planning, within))
 
-    def _scores(self, within: RowRange | None = None) -> tuple[int, int, int]:
-        """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction.
-
-        q comes divided by the root of d_k and k does not: a rounding of q is multiplied by that much more than one of k.
-        """
-        q_frac = (QK_FRAC + round(math.log2(self.head_dim) / 2) + 1) // 2
-        return q_frac, QK_FRAC - q_frac, AttentionRings(within=within).score_bits + QK_FRAC - SCORE_FRAC
+    def _scores(self, planning: Planning, within: RowRange | None) -> tuple[int, int, int]:
+        """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction."""
+        q_frac, k_frac = score_fracs(self.head_dim, planning.ranges)
+        return q_frac, k_frac, AttentionRings(within=within).score_bits + q_frac + k_frac - SCORE_FRAC
 
     def wants(self, planning: Planning, maker: str) -> Wanted:
         tempered = "inverse_temperature" in self.parameter_shapes
-        q_frac, k_frac, bits = self._scores(within := self._within(planning))
-        more_q, more_k = (DIAGONAL_FRAC, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
+        q_frac, k_frac, bits = self._scores(planning, within := self._within(planning))
+        diagonal = temperature_frac(self.head_dim, k_frac)
+        more_q, more_k = (diagonal, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
         in_frac, weight_frac = TEMPERED_FRACS if tempered else QKV_FRACS
         headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
         sums = self._sum_bits(planning, within) - V_FRAC

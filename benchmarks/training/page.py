@@ -95,19 +95,24 @@ def _removal(found: dict[str, Any]) -> str:
             if name not in entry:
                 continue
             rule = entry[name]
-            after = f"{math.exp(rule['trained_held_out_loss']):.2f}" if "trained_held_out_loss" in rule else ""
+            after = f"{math.exp(rule['trained_held_out_loss']):.2f} ({entry['trained_steps']})" if "trained_held_out_loss" in rule else ""
             layers = ", ".join(map(str, rule["layers"]))
             before = [f"{math.exp(rule['loss']):.2f}", f"{math.exp(rule['held_out_loss']):.2f}"]
             rows.append([f"{entry['model']}, {entry['remove']} of {entry['ffns']}", label, layers, *before, after])
-    return table(["model, FFNs removed", "rule", "layers", "training text", "held out", "held out after training"], rows)
+    return table(["model, FFNs removed", "rule", "layers", "training text", "held out", "held out after training (steps)"], rows)
 
 
 def _ffn(found: dict[str, Any]) -> str:
-    traced = found["ffn"]["traced"] or {}
-    return table(
-        ["layer", "nats added without its FFN", "indirect effect of its FFN on the next token's probability"],
-        [[str(row["layer"]), f"{row['increase']:+.3f}", f"{traced.get(str(row['layer']), 0):+.3f}"] for row in found["ffn"]["ablation"]],
-    )
+    """Each layer of each model that was traced: what its FFN and its attention give back, with standard errors over prompts."""
+    rows = []
+    for model in found["layers"]:
+        for row in model["ffn"]["ablation"]:
+            layer, effects = row["layer"], model["effects"]
+            cells = [effects[name][kind][layer] for name in ("probability", "entropy") for kind in ("FFN", "attention")]
+            told = ["{:+.3f} ± {:.3f}".format(*cell) for cell in cells]
+            rows.append([f"`{model['model']}`, {layer}", f"{row['increase']:+.3f}", *told])
+    effects = [f"effect on the {name}: {kind}" for name in ("next token", "entropy") for kind in ("FFN", "attention")]
+    return table(["model, layer", "nats added without its FFN", *effects], rows)
 
 
 TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
@@ -116,7 +121,7 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "float_gpt2": (lambda found: _float(found, "gpt2"), "float.json"),
     "speed": (_speed, "speed.json"),
     "removal": (_removal, "removal.json"),
-    "ffn": (_ffn, "analysis.json"),
+    "ffn": (_ffn, "removal.json"),
     "quality": (compared.quality, "architectures.json"),
     "cost": (compared.cost, "architectures.json"),
     "alone": (compared.alone, "architectures.json"),

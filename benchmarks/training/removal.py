@@ -19,17 +19,13 @@ PICTURES = ("entropy", "ffn", "tracing_probability", "tracing_entropy")
 
 
 def measure(target: Path, out: Path, models: Sequence[Path], counts: Sequence[int], steps: int) -> None:
-    """Writes `target` and, of the first model, analysis.json and the pictures beside it."""
+    """Writes `target` and, of the first model, analysis.json and the pictures beside it. What `out` has already is not made again."""
     document: dict[str, Any] = {"trained_steps": steps, "versions": versions(), "removals": [], "layers": []}
     for model in models:
         for count in counts:
             directory, trained = out / f"{model.name}-{count}", count == TRAINED
             whole = trained and model == models[0]
-            options = ["--remove", str(count), "--train-steps", str(steps if trained else 0), "--threads", "1"]
-            options += ["--prompts", str(PROMPTS if trained else 0)]
-            command = [sys.executable, "-m", "privinf", "analyze", str(model), "-o", str(directory), *options]
-            subprocess.run(command, check=True)
-            found = json.loads((directory / "analysis.json").read_text("utf-8"))
+            found = _analysed(model, directory, count, steps if trained else 0, PROMPTS if trained else 0)
             facts = {"model": found["model"]["variant"], "ffns": len(found["ffn"]["ablation"])}
             document["removals"].append(facts | found["removal"])
             if trained:
@@ -41,3 +37,13 @@ def measure(target: Path, out: Path, models: Sequence[Path], counts: Sequence[in
                 for name in PICTURES:
                     shutil.copyfile(directory / f"{name}.png", target.with_name(f"{name}.png"))
     write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _analysed(model: Path, directory: Path, count: int, steps: int, prompts: int) -> dict[str, Any]:
+    """By `privinf analyze` into this directory, unless the same was."""
+    path = directory / "analysis.json"
+    if not path.is_file() or json.loads(path.read_text("utf-8"))["removal"]["trained_steps"] != steps:
+        options = ["--remove", str(count), "--train-steps", str(steps), "--prompts", str(prompts), "--threads", "1"]
+        subprocess.run([sys.executable, "-m", "privinf", "analyze", str(model), "-o", str(directory), *options], check=True)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found

@@ -126,7 +126,7 @@ def analyze_removal(
             if steps:
                 trainer = Trainer(left.config, settings, tokens, output / name, start=left)
                 trainer.resume()
-                trainer.run(steps, None, partial(_tell, told, f"training {name}"))
+                trainer.run(steps, None, partial(_tell, told, f"training {name}"), final_windows=HELD_OUT_WINDOWS)
                 trainer.export(output / name / "checkpoint")
                 if tokenizer is not None:
                     write_atomically(output / name / "checkpoint" / TOKENIZER, tokenizer)

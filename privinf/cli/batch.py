@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,15 @@ def batch(
     sampling = choice.sampling()
     from privinf.cli.screen import Screen
     from privinf.jobs.batch import batch as answer
+    from privinf.session.cluster import aside
 
     asked = {name: value for name, value in vars(whom).items() if name in ("server", "dealer", "local")}
     keys = None if whom.keys is None else str(whom.keys)
     with Screen(quiet=as_json, plain=True) as screen:
         screen.say("connecting")
         given = {**asked, **vars(work), **vars(default), "keys": keys, "options": options, "sampling": sampling}
-        found = answer(source, output, **given, progress=lambda now: screen.say(_line(now)))
+        with aside() if work.engine == "ray" else contextlib.nullcontext():
+            found = answer(source, output, **given, progress=lambda now: screen.say(_line(now)))
     if as_json:
         common.write_json(found)
     else:

@@ -55,9 +55,11 @@ def prepare(
         wanted: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "logits": asked.logits, "count": count}
         if cluster.engine == "ray":
             from privinf.jobs.preparing import prepare as on_cluster
+            from privinf.session.cluster import aside
 
             where: dict[str, Any] = {"sessions": cluster.sessions, "ray_address": cluster.ray_address, "progress": screen.progress}
-            found = on_cluster(peers.server, seq=seq or [], **whom, **wanted, **where)
+            with aside():
+                found = on_cluster(peers.server, seq=seq or [], **whom, **wanted, **where)
         else:
             with Client(peers.server, **whom, **told) as client:
                 found = client.prepare(seq or [], stock=stock, **wanted)

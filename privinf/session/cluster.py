@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -51,6 +52,17 @@ def connect(address: str, seconds: float) -> Any:
         remedy = "give --ray-address, or start one with `ray start --head`"
         raise ConfigError(f"no Ray cluster answers at {address}: {why}", remedy=remedy) from None
     return ray
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """For a process whose standard output is a document: what Ray prints goes to standard error, and in the end Ray is left."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
 
 
 class Remote:
@@ -189,4 +201,4 @@ class Fleet(Generic[Task, Found]):
         self._start()
 
 
-__all__ = ["Fleet", "Lost", "Remote", "connect", "same_version"]
+__all__ = ["Fleet", "Lost", "Remote", "aside", "connect", "same_version"]

@@ -11,6 +11,7 @@ import pytest
 
 import privinf
 from privinf.jobs.batch import Progress
+from privinf.session.cluster import aside
 from tests.support.gateway import ids_of
 from tests.support.trio import Trio, is_greedy, keys
 
@@ -61,3 +62,11 @@ def test_a_cluster_that_is_not_there_is_one_line(parties: Trio, tmp_path: Path) 
     with pytest.raises(privinf.ConfigError, match=r"Ray is not installed|no Ray cluster answers") as caught:
         privinf.batch(source, tmp_path / "out.jsonl", **where, engine="ray", ray_address="127.0.0.1:1", options=options)
     assert "\n" not in str(caught.value)
+
+
+def test_what_ray_prints_is_no_part_of_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    with aside():
+        print("(raylet) a node has been marked dead")
+    print("{}")
+    said = capsys.readouterr()
+    assert said.out == "{}\n" and "marked dead" in said.err

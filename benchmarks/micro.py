@@ -236,11 +236,12 @@ def softmax_bytes(network: Network, seq: int, trust: str = DEALER) -> float:
     """
     nodes = [node for node in network.lowered.graph.nodes if node.op == "attention"]
     node, heads = nodes[0], sum(node.heads for node in nodes) if trust == TWO_PARTY else nodes[0].heads
-    rows, bits, within = Rows(1, seq, 1), node.plan.v_bits, node.plan.within
+    rows, rings = Rows(1, seq, 1), node.plan.rings
+    bits, within = rings.v_bits, rings.within
     x = normal(heads, rows.count, scale=2.0)
 
     def program(party: Party) -> Protocol_[Any]:
-        score = yield from rescale(party, input_of(party, x, node.plan.qk_bits, 24), bits=21, frac=12)
+        score = yield from rescale(party, input_of(party, x, rings.qk_bits, rings.q_frac + rings.k_frac), bits=rings.score_bits, frac=12)
         if within is None:
             e = yield from exponentials(party, score, rows, bits)
         else:

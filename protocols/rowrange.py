@@ -114,8 +114,7 @@ class RowRange:
 
     def divided_row(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """`divided` where it hangs on the length, for one row, each (1,), however many elements are held for it."""
-        offset, octave, part = _divided(self.high, self.top, further(self.digit), Rows(length, 1, 0))
-        return offset[:1], octave[:1], part[:1]
+        return _divided(self.high, self.top, further(self.digit), Rows(1, 1, 0), length)
 
     def divided(self, rows: Rows) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What is taken off a score, with its fraction bits, and what the exponential is divided by, (N,) each, or (1,) and none.
@@ -129,13 +128,14 @@ class RowRange:
         return offset, (divisor[0], divisor[1])
 
 
-def _bytes(parts: tuple[Tensor, ...]) -> int:
+def _bytes(parts: tuple[Tensor, Tensor, Tensor]) -> int:
     return sum(nbytes(part) for part in parts)
 
 
 @Memo(64 * 2**20).kept(_bytes)
-def _divided(high: int, top: int, more: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    logs = np.array([math.log(int(n)) for n in rows.lengths])
+def _divided(high: int, top: int, more: int, rows: Rows, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the elements of `rows`, which all count as of one `length` if it is given."""
+    logs = np.array([math.log(length or int(n)) for n in rows.lengths])
     taken = np.minimum(logs + more / HALVES, (top - high) / HALVES)
     left = (logs - taken) / math.log(2)
     octave = np.floor(left + 1e-9)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privinf.doctor.finding import Check, roles_of, tried
-from privinf.session.devices import cuda_devices, cuda_missing
+from privinf.session.devices import cuda_devices, cuda_missing, falls_back
 from privinf.session.options import CONNECT_S
 from privinf.transport.keys import KeyInfo, load_credentials, show_keys
 from privinf.transport.listener import Waiting
@@ -56,7 +56,7 @@ def checks(
     yield tried("TLS 1.3", _tls)
     yield tried("cpu", _cpu)
     why = cuda_missing()
-    yield Check("cuda", device != "cuda" or not why, why or "; ".join(cuda_devices()))
+    yield Check("cuda", device != "cuda" or not why, why or "; ".join([*cuda_devices(), *filter(None, [falls_back(device)])]))
     yield tried("kernels", lambda: _kernels(cache))
     if not dealers:
         yield tried("speed", lambda: _speed(cache, device))

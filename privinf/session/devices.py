@@ -16,6 +16,13 @@ def walking(device: object) -> AbstractContextManager[None]:
     return torch.inference_mode(str(device) == "cpu")
 
 
+def falls_back(device: object) -> str:
+    """What a party does otherwise on this device than on the CPU, in one line; empty on the CPU."""
+    if str(device) == "cpu":
+        return ""
+    return f"{device}: torch's operators in place of compiled loops, and every pass is walked, none replayed"
+
+
 def cuda_missing() -> str:
     """Why there is no CUDA device here, in one line; empty if there is one."""
     try:

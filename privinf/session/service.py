@@ -18,6 +18,7 @@ from privinf.session.attendance import Attendance
 from privinf.session.blame import as_told, farewell
 from privinf.session.board import Board, Peer
 from privinf.session.counters import Counters
+from privinf.session.devices import falls_back
 from privinf.session.memory import give_back
 from privinf.session.options import Options
 from privinf.session.papers import Papers
@@ -93,6 +94,8 @@ class Service:
         self._accepting: threading.Thread | None = None
         self._others = Readiness()
         kernels.start(options.cache / "kernels")
+        if otherwise := falls_back(options.device):
+            self._log.info("%s", otherwise)
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.local.watch`, in local demos alone
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privinf.dealer import dealer as dealer
+from privinf.dealer import making
 from privinf.dealer.dealer import DealerService
 from privinf.graph.private import Runtime, encode_weights, weights_of
 from privinf.lowering import lower
@@ -20,12 +21,14 @@ from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import module_output, next_token
 from privinf.server.server import Server
 from privinf.session import options
+from privinf.session.devices import falls_back
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from protocols import activation, matrix
 from protocols.correlations import Role
 from protocols.linear import Weight, weight_mask
 from protocols.party import Party
+from protocols.recording import Recorder
 from protocols.ring import like, reduce
 from tests.support import trio as t
 from tests.support import two_party
@@ -124,9 +127,20 @@ def test_a_module_puts_the_same_bytes_on_every_wire(monkeypatch: pytest.MonkeyPa
     both.compare(both.module(*inputs))
 
 
-def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real parties over TLS, two queries, one of them prepared: weights move and masks are made once, masked ones once a session."""
+def test_three_parties_on_the_second_device_move_their_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real parties over TLS, two queries, one of them prepared: weights move and masks are made once, masked ones once a session.
+
+    No pass is written down, and server and dealer say so.
+    """
     model, moves, masks = t.lowered(), Counter[str](), Counter[str]()
+    caplog.set_level(logging.INFO, "privinf")
+
+    def unasked(self: Recorder, *args: Any) -> None:
+        raise AssertionError("a pass on a device is written down")
+
+    monkeypatch.setattr(Recorder, "__init__", unasked)
 
     def there(service: type[Service]) -> None:
         handle = service.handle
@@ -144,7 +158,7 @@ def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Pa
     monkeypatch.setattr(options, "check_device", lambda name: None)
     there(DealerService)
     there(Server)
-    monkeypatch.setattr(dealer, "weight_mask", counted)
+    monkeypatch.setattr(making, "weight_mask", counted)
     prompt, names = [3, 14, 15, 92, 65], set(weights_of(model.graph))
     with second_device(moves, strict=False), t.trio(model, cache=tmp_path, device=NAME) as parties:
         for prepared in (False, True):
@@ -153,6 +167,8 @@ def test_three_parties_on_the_second_device_move_their_weights_once(tmp_path: Pa
                 client.prepare(len(prompt), max_new_tokens=2)
             tokens = [token.id for token in client.generate(ids=prompt, max_new_tokens=2, ignore_eos=True)]
             assert t.is_greedy(prompt, tokens)
+    said = [record.name for record in caplog.records if record.getMessage() == falls_back(NAME)]
+    assert sorted(said) == ["privinf.dealer", "privinf.server"]
     assert moves["encode_weights"] == len(names) and masks == dict.fromkeys(names, 1)
     assert moves["set_up"] == 3 * len(names)  # a session prepares
 

@@ -91,19 +91,24 @@ def refused(directory: Path, told: str, **changes: Any) -> None:
     file.write_text(before)
 
 
+def trained(directory: Path, *words: str) -> dict[str, Any]:
+    """What `privinf train` says of a run with these options, which ends well."""
+    app = typer.Typer()
+    app.command()(train)
+    found = CliRunner().invoke(app, ["-o", str(directory), *words])
+    assert found.exit_code == 0, found.output
+    result: dict[str, Any] = json.loads(found.stdout)
+    return result
+
+
 def learnt(directory: Path, family: str, variant: str, below: float, *words: str, within: float = LOGIT_ERROR) -> tuple[Decoder, Config]:
     """What `privinf train` leaves: 20 steps and, resumed, 20 more come below this loss (guessing evenly: 5.7), and a pass follows float."""
     text = directory / "text"
     text.mkdir()
     for n in range(20):
         (text / f"m{n}.py").write_text(f"def area_{n}(width, height):\n    return width * height + {n}\n" * 30)
-    app = typer.Typer()
-    app.command()(train)
-    given = ["-o", str(directory / "run"), "--corpus", str(text), "--family", family, *SMALL_RUN, *words]
     for steps in (20, 40):
-        found = CliRunner().invoke(app, [*given, "--steps", str(steps)])
-        assert found.exit_code == 0, found.output
-    result = json.loads(found.stdout)
+        result = trained(directory / "run", "--corpus", str(text), "--family", family, *SMALL_RUN, *words, "--steps", str(steps))
     assert result["steps"] == 40 and result["variant"] == variant and result["held_out_loss"] < below
     model, config, tokenizer = load_checkpoint(directory / "run" / "checkpoint")
     assert tokenizer is not None and config.model_type == family

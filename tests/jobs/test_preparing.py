@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
 @pytest.fixture
 def parties(shared: Trio) -> Trio:
     """Without anything prepared, and without marks."""
-    for kind in ("prepared", "spent"):
-        shutil.rmtree(shared.cache / kind, ignore_errors=True)
-    return shared
+    return shared.forget()
 
 
 @pytest.fixture

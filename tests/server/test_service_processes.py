@@ -37,14 +37,6 @@ def one_token(client: Client) -> list[int]:
     return [token.id for token in client.generate(ids=PROMPT, max_new_tokens=1)]
 
 
-def listens(address: str) -> bool:
-    try:
-        socket.create_connection(parse_address(address), 5).close()
-        return True
-    except ConnectionRefusedError:
-        return False
-
-
 # ---- draining
 
 
@@ -61,7 +53,7 @@ def test_a_server_drains(tmp_path: Path) -> None:
         t.wait_for(lambda: reply.out)
         services.server.send(signal.SIGTERM)
         services.server.until("takes nobody new, and stops in 30 s at the latest")
-        t.wait_for(lambda: not listens(services.server_address))
+        t.wait_for(lambda: not t.listens(services.server_address))
         tokens += [token.id for token in running]
         assert len(tokens) == 6 and t.is_greedy(PROMPT, tokens)
         assert services.server.wait() == 0 and services.server.lines[-1] == "server stops"

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import urllib.request
@@ -41,6 +42,7 @@ from privinf.server.server import Server
 from privinf.session.options import Options
 from privinf.training.ladder import ladder_config
 from privinf.transport.keys import init_keys
+from privinf.transport.listener import parse_address
 from tests.support.faults import Fault, Relay
 from tests.support.ladder import LOGIT_ERROR
 from tests.support.waiting import PATIENCE
@@ -192,6 +194,12 @@ class Trio:
         made = Options(**{"timeout": PATIENCE, **options})
         return Client(self.server.address, dealer=self.dealer.address, keys=str(keys or globals()["keys"]()), options=made)
 
+    def forget(self) -> Trio:
+        """The same, with nothing prepared, and without marks."""
+        for kind in ("prepared", "spent"):
+            shutil.rmtree(self.cache / kind, ignore_errors=True)
+        return self
+
 
 @contextlib.contextmanager
 def trio(model: Lowered | None = None, *, allow_logits: bool = True, **options: Any) -> Iterator[Trio]:
@@ -208,6 +216,15 @@ def trio(model: Lowered | None = None, *, allow_logits: bool = True, **options: 
 
 
 # ---- as processes
+
+
+def listens(address: str) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection(parse_address(address), 5).close()
+        return True
+    except ConnectionRefusedError:
+        return False
 
 
 @functools.cache

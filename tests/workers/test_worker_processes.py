@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.look import missing
 from privinf.session.options import Options
-from privinf.transport.listener import parse_address
 from protocols.errors import PrivinfError, RefusedError
 from tests.support import trio as t
 from tests.support.waiting import PATIENCE
@@ -71,14 +69,6 @@ def children(pid: int) -> list[int]:
 def workers(process: t.Process) -> set[int]:
     """Of a front that is in the middle of nothing."""
     return {worker for nursery in children(process.pid) for worker in children(nursery)}
-
-
-def listens(address: str) -> bool:
-    try:
-        socket.create_connection(parse_address(address), 5).close()
-        return True
-    except ConnectionRefusedError:
-        return False
 
 
 def reply(client: Client | Conversation) -> list[int]:
@@ -166,8 +156,8 @@ def test_all_end_with_their_last_session(both: Both) -> None:
     for process in (both.server, both.dealer):
         process.send(signal.SIGTERM)
         process.until("takes nobody new, and stops in 60 s at the latest")
-    t.wait_for(lambda: not listens(t.address_of(both.server)))
-    assert listens(t.address_of(both.dealer))
+    t.wait_for(lambda: not t.listens(t.address_of(both.server)))
+    assert t.listens(t.address_of(both.dealer))
     tokens += [token.id for token in running]
     assert len(tokens) == 8 and t.is_greedy(PROMPT, tokens)
     assert both.server.wait() == both.dealer.wait() == 0

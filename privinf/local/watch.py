@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from privinf.session.messages import Deal, Pass, Prefetch
+from privinf.session.messages import Deal, Further, Pass, Prefetch
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
 from privinf.transport.frames import FrameKind
@@ -65,11 +65,13 @@ class Watch:
 
 def public_part(role: str, message: memoryview) -> tuple[str, str]:
     """(what a control message is, what may be shown of it)."""
-    for kind in (Deal, Prefetch) if role == "dealer" else (Pass,):
+    for kind in (Deal, Prefetch, Further) if role == "dealer" else (Pass,):
         try:
             found: Any = msgspec.msgpack.decode(message, type=kind)
         except msgspec.MsgspecError:
             continue
+        if isinstance(found, Further):
+            return "the last pass's shapes prefetched", "a position further"
         if isinstance(found, Deal | Prefetch):
             shapes = json.dumps([msgspec.msgpack.decode(kind) for kind in found.kinds[:3]], separators=(",", ":"))
             return f"{len(found.kinds)} shapes {'asked for' if isinstance(found, Deal) else 'prefetched'}", shapes[:120]

@@ -66,6 +66,11 @@ def prepare(
     if as_json:
         common.write_json(found)
         return
+    _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """A line for the stock and for each query that is kept."""
     if found["stock"] is not None:
         print(
             "stock: rows for {rows} positions of {maps} maps, {size}".format(

@@ -16,6 +16,7 @@ from torch import Tensor
 from privinf.crypten_adapter import Graph
 from privinf.graph.node import Node
 from privinf.graph.planning import power_of_two
+from privinf.ops.last_position import every_position
 from protocols.errors import ConfigError
 
 Ranges = dict[str, dict[str, float]]
@@ -25,15 +26,21 @@ WINDOWS = 8
 SINGLE_TOKENS = 16
 
 
-def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0) -> Ranges:
+def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0, *, scored: bool = False) -> Ranges:
     """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two.
 
-    `PART_seen` is the largest itself, where a node keeps that too.
+    `PART_seen` is the largest itself, where a node keeps that too. What is computed of the last position alone has been seen on a row
+    for each input: of a graph that also takes prompts to be `scored`, it is seen on every row of the windows too, with half the headroom.
     """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
     found = peaks(graph, inputs)
     ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in found.items()}
+    with every_position():
+        windows = [values for values in inputs if 1 < values[0].numel() <= WINDOW] if scored else []
+        for name, entry in peaks(graph, windows).items():
+            for part, peak in entry.items():
+                ranges[name][part] = max(ranges[name][part], power_of_two(peak * max(1.0, headroom / 2)))
     for node in graph.nodes:
         ranges[node.name] |= {f"{part}_seen": found[node.name][part] for part in node.peaks_kept}
     return ranges
@@ -47,7 +54,7 @@ def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
     found: Ranges = {}
 
     def note(name: str, part: str, value: Tensor) -> None:
-        peak = float(value.abs().max())
+        peak = max(abs(float(end)) for end in value.aminmax())
         if not math.isfinite(peak):
             raise ConfigError("a value is not finite on these inputs", layer=name)
         entry = found.setdefault(name, {})

@@ -80,7 +80,7 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
         chat_template=chat_template_of(Path(checkpoint)),
     )
     inputs = list(calibration_ids(tokenizer, config.vocab_size, config.n_positions))
-    return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom)
+    return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom, scored=True)
 
 
 def _check_state(graph: Graph, declared: Sequence[str]) -> None:

@@ -164,16 +164,17 @@ def finish_lowering(
     *,
     tokenizer: bytes | None = None,
     headroom: float = 4.0,
+    scored: bool = False,
 ) -> Lowered:
     """Check a new graph, measure its ranges, plan its rings, draw the seed of its weight masks, and take the digests of what they mask.
 
     The seed is fresh: two lowerings of the same weights share no mask, or the masks' difference would give the weights away.
     """
     check_graph(graph, info)
-    ranges = calibrate(graph, inputs, headroom)
+    ranges = calibrate(graph, inputs, headroom, scored=scored)
     plan = plan_rings(graph, ranges, info)
     if without_idle_offsets(graph, plan):
-        ranges = calibrate(graph, inputs, headroom)
+        ranges = calibrate(graph, inputs, headroom, scored=scored)
         plan = plan_rings(graph, ranges, info)
     return Lowered(
         graph,

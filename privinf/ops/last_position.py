@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 from privinf.graph.private import PrivinfTensor
+
+_EVERY: ContextVar[bool] = ContextVar("every", default=False)
+
+
+@contextmanager
+def every_position() -> Iterator[None]:
+    """Within it, floats keep every position where a graph would take the last alone: (B, T, ...) -> (B T, ...), rows as others are."""
+    before = _EVERY.set(True)
+    try:
+        yield
+    finally:
+        _EVERY.reset(before)
+
+
+def last_of(x: Any) -> Any:
+    """(B, T, ...) -> (B, 1, ...), the last position; all of them within `every_position`."""
+    return x if _EVERY.get() else x[:, x.size(1) - 1 :]
 
 
 class LastPosition(Moving):
@@ -27,7 +47,7 @@ class LastPosition(Moving):
         return (shape[0], *shape[2:])
 
     def generic(self, x: Any, *others: Any) -> Any:
-        return x[:, x.size(1) - 1]
+        return x.flatten(0, 1) if _EVERY.get() else x[:, x.size(1) - 1]
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
         batch = x.runtime.batch

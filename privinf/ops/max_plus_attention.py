@@ -14,6 +14,7 @@ from privinf.graph.builder import Builder, Value, rule
 from privinf.graph.node import Node, Shape
 from privinf.graph.planning import COMPARED_FRAC
 from privinf.graph.private import PrivinfTensor
+from privinf.ops.last_position import last_of
 from privinf.ops.max_plus import OfSums
 from protocols.max_plus import MOST_BITS, tropical_mixed, tropical_scores
 from protocols.max_plus import max_plus_attention as of_shares
@@ -85,7 +86,7 @@ class MaxPlusAttention(OfSums):
             raise self.fail("stock CrypTen has no protocol for it")
         q, k, v = self._parts(qkv)
         y = tropical_mixed(tropical_scores(q, k), v).transpose(1, 2).reshape(*qkv.shape[:2], -1)
-        return y[:, -1:] if self.last_query else y
+        return last_of(y) if self.last_query else y
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan, runtime, (batch, count, _) = self.plan, x.runtime, x.shares.shape

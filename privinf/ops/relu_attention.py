@@ -16,6 +16,7 @@ from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.node import QKV_FRACS, SUM_FRAC, V_FRAC, CausalAttention
 from privinf.ops.attention.scores import QK_FRAC, usual_fracs
+from privinf.ops.last_position import last_of
 from protocols.comparison import MAX_BITS
 from protocols.errors import RangeError
 from protocols.relu_attention import FRAC as SCORE_FRAC
@@ -81,7 +82,7 @@ class ReluAttention(CausalAttention):
         q, k = self.turned_and_scaled(q, k)
         weights = q.matmul(self.for_queries(k).transpose(2, 3)).relu().mul(_means(qkv.size(1)))  # (B, H, T, T)
         merged = weights.matmul(self.for_queries(v)).permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
-        return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
+        return last_of(merged) if self.last_query else merged
 
     def _live(self, x: PrivinfTensor, filled: Sequence[int]) -> Any:
         ends = torch.tensor([[end] for _, end in x.runtime.windows(1)])

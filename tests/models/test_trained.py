@@ -35,6 +35,7 @@ TOKENS = 64
         ("relu", "RA+ScFuFFN"),
         ("maxplus", "MP+MP"),
         ("mamba2", "M2(relu)"),
+        ("mamba2", "M2(sp)+Conv+RN+SiLU"),
         ("ttt", "TTT+RN+SwiGLU"),
         ("ttt", "TTT"),
     ],

@@ -18,6 +18,7 @@ from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.filled import live_rows, row_offsets
 from privinf.ops.attention.rows import HEADROOMS, ROW_PARTS, bound_of_rows, chosen, measured_rows, shown_rows
 from privinf.ops.attention.scores import score_fracs, temperature_frac
+from privinf.ops.last_position import last_of
 from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
 from protocols.errors import RangeError
@@ -217,7 +218,7 @@ class CausalAttention(Node):
         scores = self._float_scores(qkv, q, k)
         mixed = last_axis_softmax(scores, causal=True).matmul(self.for_queries(v))  # (B, H, T, d_k)
         merged = mixed.permute(0, 2, 1, 3).reshape(qkv.size(0), qkv.size(1), self.width)  # (B, T, d)
-        return merged[:, qkv.size(1) - 1 :] if self.last_query else merged
+        return last_of(merged) if self.last_query else merged
 
     # ---- shares
 

@@ -16,6 +16,7 @@ from privinf.graph.node import Node, Shape
 from privinf.graph.planning import FRAC, SMALLEST, Bits, Planning, Shown, up
 from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
+from privinf.ops.last_position import last_of
 from protocols.errors import RangeError
 from protocols.party import Protocol_
 from protocols.recurrence import recurrence
@@ -116,7 +117,7 @@ class Scan(Node):
 
     def generic(self, x: Any, *others: Any) -> Any:
         y = recurrence(x, others[0], others[1], None if self.shifts else others[2], self.shifts, self.convex)
-        return y[:, x.size(1) - 1 :] if self.last_only else y
+        return last_of(y) if self.last_only else y
 
     # ---- shares
 

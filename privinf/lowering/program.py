@@ -111,7 +111,7 @@ def _tokens(graph: Graph, runtime: Runtime, ids: Tensor, logits: bool, output: b
         (wire,) = yield from open_masked(party, [rounded.map(lambda x: x.reshape(1, -1))])
         place = yield from row_argmax(party, wire, rows)
         found = yield from reveal(party, place, to=Role.CLIENT)
-        return None if found is None or found.is_meta else place_of(found, rows)
+        return found if found is None or found.is_meta else place_of(found, rows)
 
     with party.label("", "reveal" if logits else "argmax"):
         result = party.run(choose())

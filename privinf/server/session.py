@@ -53,7 +53,7 @@ class ServerSession:
         self._fills = model.lowered.info.n_positions if source.fills else 0
         self.runtime = Runtime.of(model.lowered.graph, party, self.store.device, fills=self._fills)
         self._replays = Replays(model.tapes, self.runtime, model.lowered.graph)
-        self._sketches = Sketches(self.runtime, self._walk_in_turn, costs=service.options.session_bytes > 0)  # nothing else asks for them
+        self._sketches = Sketches(self.runtime, costs=service.options.session_bytes > 0)  # nothing else asks for them
 
     def serve(self) -> None:
         """Answers the client's requests until it ends the session; raises what breaks it."""
@@ -179,7 +179,7 @@ class ServerSession:
 
     def ask(self, request: Request, runtime: Runtime, first: int) -> Sketched:
         """Asks for a pass's correlations, from the state of this runtime."""
-        found = self._sketches.of(request, runtime, first)
+        found = self._sketches.of(request, runtime, first, self._walk_in_turn)
         self._afford(found.trace)
         self.source.ask(found.trace.kinds)
         return found
@@ -209,7 +209,7 @@ class ServerSession:
             trace = made.trace
         self.source.make(trace.kinds)
         if (likely := self._likely(request)) is not None:
-            self._prefetched = following = self._sketches.following(made, likely)
+            self._prefetched = following = self._sketches.following(made, likely, self._walk_in_turn)
             self.source.prefetch(following.trace.kinds, further=following.further)
             if self.source.meanwhile is not None:
                 self._afford(following.trace, trace)

@@ -18,6 +18,7 @@ from protocols.kind_hash import moved_on, way
 from protocols.party import Party, Trace
 
 Request = Pass | Step | Run
+Walk = Callable[[Runtime, Request], None]
 
 
 @dataclass
@@ -33,25 +34,26 @@ class Sketched:
 
 
 class Sketches:
-    """Of one session, whose `runtime` is the state before the pass under way; `walk` walks a pass from a state, with a trace as engine.
+    """Of one session, whose `runtime` is the state before the pass under way.
 
+    `walk` walks a pass from a state, with a trace as engine. It is not kept: it is the session's, which would then keep itself alive.
     `costs`: whether traces count them.
     """
 
-    def __init__(self, runtime: Runtime, walk: Callable[[Runtime, Request], None], *, costs: bool) -> None:
-        self._runtime, self._walk, self._costs = runtime, walk, costs
+    def __init__(self, runtime: Runtime, *, costs: bool) -> None:
+        self._runtime, self._costs = runtime, costs
         self._agreed = set[object]()  # ways
         self._refused = False
 
-    def of(self, request: Request, before: Runtime, first: int) -> Sketched:
+    def of(self, request: Request, before: Runtime, first: int, walk: Walk) -> Sketched:
         """A pass from this state on, whose first correlation has this name."""
         trace = Trace(before.party.role, first, costs=self._costs)
         after = before.sketch(Party(before.party.role, trace))
-        self._walk(after, request)
+        walk(after, request)
         shape = None if isinstance(request, Run) else shape_of(request, before.offset, before.batch, before.fills)[0]
         return Sketched(request, trace, shape, after)
 
-    def following(self, made: Sketched, request: Pass | Step) -> Sketched:
+    def following(self, made: Sketched, request: Pass | Step, walk: Walk) -> Sketched:
         """The pass after one that is yet to be computed."""
         first, further = made.trace.first + len(made.trace.kinds), None
         shape = self._shape_after(made.request, request)
@@ -59,9 +61,9 @@ class Sketches:
             further = moved_on(made.trace.kinds, made.trace.first)
         if further is not None and (made.further or way(further) in self._agreed):
             return Sketched(request, made.trace.of_others(further, first), shape, further=True)
-        state = made.after if made.after is not None else self.of(made.request, self._runtime, made.trace.first).after
+        state = made.after if made.after is not None else self.of(made.request, self._runtime, made.trace.first, walk).after
         assert state is not None, "a pass that was walked leaves a state"
-        found = self.of(request, state, first)
+        found = self.of(request, state, first, walk)
         if further is not None:
             found.further = further == found.trace.kinds
             self._refused = not found.further

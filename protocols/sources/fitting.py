@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -47,7 +48,7 @@ class Sketch:
     """A pass on shapes: see `Shapes`."""
 
     def __init__(self, dealer: Holder) -> None:
-        self._dealer = dealer
+        self._held_by = weakref.ref(dealer)  # which keeps what it was asked for last
         self._left: dict[int, tuple[int, ...]] = {}
         self._earlier: dict[int, tuple[int, ...]] = {}  # of masks of passes before
         self._shared: set[int] = set()  # those that are left in shares that a sum joins
@@ -55,6 +56,12 @@ class Sketch:
         self._place = 0
         self._before = dealer.held  # elements of the masks that are there already
         self._takes = (0, 0, 0)  # elements beyond those before at a time, of all, and multiply-adds
+
+    @property
+    def _dealer(self) -> Holder:
+        dealer = self._held_by()
+        assert dealer is not None, "nothing is held against a dealer that is gone"
+        return dealer
 
     def mask(self, name: int) -> tuple[int, ...]:
         """See `Shapes`."""

@@ -88,7 +88,7 @@ def test_explain_cuts_no_figure(
             assert not op[key] or re.search(rf"(?<!\S){re.escape(human_bytes(op[key]))}(?!\S)", done.out), (op, key)
         assert not op["macs"] or human_count(op["macs"]) in done.out
     for wire in found["wires"]:
-        assert wire["range"] is None or re.search(rf"(?<!\S){wire['range']:g}(?!\S)", done.out), wire
+        assert wire["range"] is None or re.search(rf"(?<!\S){wire['range']:.4g}(?!\S)", done.out), wire
 
 
 def test_a_narrow_table_is_several_and_keeps_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from protocols.comparison import CompareMask
 from protocols.correlations import FIELDS, MAX_ELEMENTS, Kind, Mask, Role, from_wire, on_wire
 from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash
-from protocols.linear import LinearMask, Weight, linear, weight_mask
+from protocols.linear import LinearMask, Weight, linear, masked_weight, weight_mask
 from protocols.opening import open_masked
 from protocols.party import Item, Offline, Online, Party, Protocol_, Trace
 from protocols.prg import Prg, new_seed
@@ -394,4 +394,4 @@ def test_a_weight_is_masked_whole() -> None:
     assert torch.equal((mask_weight(SECRET.new_zeros(2, 3), seed, record) - weight_mask(seed, record)) % 2**40, SECRET.new_zeros(2, 3))
     for shape in ((3,), (1, 3), (3, 2)):
         with pytest.raises(AssertionError, match="cover its tensor"):
-            mask_weight(SECRET.new_zeros(shape), seed, record)
+            masked_weight(SECRET.new_zeros(shape), seed, record)

@@ -31,7 +31,7 @@ def headline(results: Sequence[Result]) -> tuple[Sequence[str], list[list[object
         lines.append(["online seconds", times(base.seconds, small.seconds), "", f"AERO {AERO_BEST['latency']} x{at}"])
     lines += _alone(results)
     for result in results:
-        if result.scenario != "ladder":
+        if result.scenario not in ("ladder", "trust"):  # whose network is the ladder's smallest
             for total in choose.totals([result], backend="crypten", phase="online"):
                 mine = next((t for t in choose.totals([result], backend="privinf", phase="online") if choose.same(t, total)), None)
                 lines += _network([result], mine, ", ".join(result.model)) if mine else []

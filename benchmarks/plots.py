@@ -45,7 +45,7 @@ def headline(results: Sequence[Result]) -> Figure | None:
         mine = ours[kind].bytes_sent / 1e9
         others = [(s.name, s.gigabytes, EARLIER if "measured" in s.source else PUBLISHED) for s in SYSTEMS if s.kind == kind] + [
             ("CrypTen", t.bytes_sent / 1e9, CRYPTEN)
-            for t in choose.totals(results, backend="crypten", phase="online")
+            for t in choose.totals(choose.of_scenario(results, "ladder"), backend="crypten", phase="online")
             if choose.same(t, ours[kind])
         ]
         lines += [(group, name, size, size / mine, look) for name, size, look in sorted(others, key=lambda one: -one[1])]

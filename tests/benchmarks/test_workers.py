@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
-import os
+import subprocess
+import sys
 
 import pytest
 
@@ -11,33 +11,35 @@ from benchmarks.scenarios.workers import own_bytes, workers_of
 from protocols.errors import ConfigError
 
 SIZE = 64 << 20
+PARTIES = f"""
+import mmap, os, sys
+def pages(size):
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    made.write(b"1" * size)
+    return made
+shared = pages({SIZE})
+if not os.fork():
+    if not os.fork():
+        own = pages({SIZE // 2})
+        print(os.getpid(), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+sys.stdin.read()
+os.wait()
+"""
 
 
 def test_pages_that_are_shared_are_nobodys_own() -> None:
-    """A child of a child is a worker; what it writes to is its own, and what it has from before the fork is not."""
-    shared = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    shared.write(b"1" * SIZE)
-    told, tell = os.pipe()
-    waits, ends = os.pipe()
-    if not (nursery := os.fork()):
-        os.close(ends)
-        if not os.fork():
-            own = mmap.mmap(-1, SIZE // 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            own.write(b"1" * (SIZE // 2))
-            os.write(tell, str(os.getpid()).encode())
-        os.read(waits, 1)
-        os._exit(0)
-    os.close(waits)
-    try:
-        worker = int(os.read(told, 20))
-        assert worker in workers_of(os.getpid())
+    """A child of a child is a worker; what it writes to is its own, and what it has from before the fork is not.
+
+    Of small processes, since one that forks with many objects has every page that their counts are on for its own.
+    """
+    with subprocess.Popen([sys.executable, "-c", PARTIES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdin is not None and service.stdout is not None
+        worker = int(service.stdout.readline())
+        assert worker in workers_of(service.pid)
         assert SIZE // 2 <= own_bytes(worker) < SIZE
-    finally:
-        os.close(ends)
-        os.waitpid(nursery, 0)
-        os.close(told)
-        os.close(tell)
-        shared.close()
+        service.stdin.close()
 
 
 def test_a_service_of_one_process_has_no_workers() -> None:

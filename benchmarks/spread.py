@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from privinf.session.cluster import Fleet, Remote, connect
-from privinf.version import VERSION
+from privinf.session.cluster import Fleet, Remote, Work, connect
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -23,12 +22,8 @@ Given = tuple[Any, ...]
 Ended = tuple[int, Any]
 
 
-class Doer:
+class Doer(Work):
     """A worker."""
-
-    def version(self) -> str:
-        """This program's, where the worker runs."""
-        return VERSION
 
     def do(self, function: Callable[..., Any], given: Given) -> Any:
         """What a function of a module makes of its arguments."""

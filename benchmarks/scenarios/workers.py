@@ -70,13 +70,14 @@ def workers(run: Run, model: Path, work: Path, *, count: int, clients: int, toke
 
 def workers_of(pid: int) -> list[int]:
     """The processes that serve, of a service that was started with several: children of its one child. ConfigError where there are none."""
-    found = [worker for nursery in _children(pid) for worker in _children(nursery)]
+    found = [worker for nursery in children(pid) for worker in children(nursery)]
     if not found:
         raise ConfigError("a service of several workers has none", remedy="its log says why")
     return found
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Processes that this one started, and that run."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

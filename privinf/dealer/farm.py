@@ -19,12 +19,11 @@ from typing import Any
 
 from privinf.dealer.dealer import DealerService
 from privinf.dealer.making import Dealing, Maker
-from privinf.session.cluster import MOST_LOST, Lost, Remote, connect, same_version
+from privinf.session.cluster import MOST_LOST, Lost, Remote, Work, connect, same_version
 from privinf.session.devices import walking
 from privinf.session.options import Options
 from privinf.session.turns import Turns
 from privinf.transport.handing import Handed
-from privinf.version import VERSION
 from protocols import kernels
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import Kind, from_wire, on_wire
@@ -60,7 +59,7 @@ class _Held:
     dealt: Iterator[bytes]
 
 
-class Machine:
+class Machine(Work):
     """A worker: queries by number, each pass `read` and then dealt as `pieces`."""
 
     def __init__(self, options: Options) -> None:
@@ -68,10 +67,6 @@ class Machine:
         self._device = options.device
         self._queries: dict[int, _Held] = {}
         kernels.start(options.cache / "kernels")
-
-    def version(self) -> str:
-        """This program's, where the worker runs."""
-        return VERSION
 
     def begin(self, number: int, query: Query) -> None:
         """A query from its first pass on."""

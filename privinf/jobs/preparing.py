@@ -22,13 +22,12 @@ from privinf.client.session import ClientSession
 from privinf.client.text import check_length
 from privinf.files import finish, part_file, refusals, sweep
 from privinf.session.blame import sane
-from privinf.session.cluster import Fleet, Remote, connect
+from privinf.session.cluster import Fleet, Remote, Work, connect
 from privinf.session.marks import Lane
 from privinf.session.options import MAX_NEW_TOKENS, Options
 from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Writer
 from privinf.session.report import model_of
-from privinf.version import VERSION
 from protocols.correlations import Role
 from protocols.errors import ConfigError, PrivinfError, ProtocolDesync, TransportError
 
@@ -51,7 +50,7 @@ class Asked:
     tries: int = 3
 
 
-class Preparer:
+class Preparer(Work):
     """A worker: one query at a time, `make`, then `read` to its end, then `keep`."""
 
     def __init__(self, asked: Asked) -> None:
@@ -60,10 +59,6 @@ class Preparer:
         self._session: ClientSession | None = None
         self._query: contextlib.AbstractContextManager[Writer] | None = None
         self._part: Path | None = None
-
-    def version(self) -> str:
-        """This program's, where the worker runs."""
-        return VERSION
 
     def make(self, seq: int, shelf: Shelf) -> int:
         """Prepares a query of so many prompt tokens; the bytes of its file. A connection that breaks is tried anew, `tries` times."""

@@ -18,10 +18,10 @@ from privinf.gateway.wire import ApiError, as_api_error
 from privinf.gateway.writer import Said, Writer
 from privinf.jobs.request import Defaults, Request
 from privinf.lowering.program import unbatched
+from privinf.session.cluster import Work
 from privinf.session.options import Options
 from privinf.session.pool import Pool
 from privinf.trust import DEALER
-from privinf.version import VERSION
 from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
 
 PAUSE_S = 0.5
@@ -61,7 +61,7 @@ class _Counts:
     cached_tokens: int = 0
 
 
-class Worker:
+class Worker(Work):
     """Answers one request after the other; `close` from any thread ends the one that is being answered."""
 
     def __init__(self, terms: Terms) -> None:
@@ -72,10 +72,6 @@ class Worker:
         self.shareable = False
         """Whether requests may be answered in a session with others', once `model` was asked for."""
         self._over = threading.Event()
-
-    def version(self) -> str:
-        """This program's, where the worker runs."""
-        return VERSION
 
     def model(self) -> tuple[str, str]:
         """The model's id and the trust model, by a handshake, and the set-up if it is not there; tries for as long as patience lasts."""

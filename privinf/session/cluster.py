@@ -65,8 +65,16 @@ def aside() -> Iterator[None]:
                 sys.modules["ray"].shutdown()
 
 
+class Work:
+    """What a worker on the cluster is an object of. It has a `close` besides."""
+
+    def version(self) -> str:
+        """This program's, where the worker runs."""
+        return VERSION
+
+
 class Remote:
-    """One worker on the cluster: an object of `kind`, which has `version` and `close`, made there of what is given."""
+    """One worker on the cluster: an object of `kind`, a `Work`, made there of what is given."""
 
     def __init__(self, ray: Any, kind: type, given: tuple[Any, ...], cpus: float = 1.0, at_a_time: int = 1) -> None:
         self._ray = ray

@@ -14,7 +14,7 @@ from benchmarks import spread, stages
 from benchmarks.training import ladder
 from benchmarks.training.rows import Row
 from protocols.errors import ConfigError
-from tests.support.cluster import Here, Machines
+from tests.support.cluster import Machines
 
 NODES = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in ((True, 4.0), (True, 2.0), (False, 1.0))]
 
@@ -23,8 +23,7 @@ NODES = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in ((True,
 def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
     found = Machines(lambda method, count: "after" if (method, count) == ("do", 1) else "")
     found.nodes = lambda: NODES  # type: ignore[attr-defined]
-    monkeypatch.setattr(spread, "connect", found.connect)
-    monkeypatch.setattr(spread, "Remote", Here)
+    found.stand_in(monkeypatch, spread)
     monkeypatch.setenv("PYTHONPATH", "")
     return found
 

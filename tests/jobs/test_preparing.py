@@ -14,7 +14,7 @@ from privinf.jobs import preparing
 from privinf.session import pool
 from privinf.session.prepared import Prepared, read_header
 from protocols.errors import ConfigError, HandshakeError
-from tests.support.cluster import Here, Loses, Machines
+from tests.support.cluster import Loses, Machines
 from tests.support.duo import duo
 from tests.support.trio import Trio, is_greedy, keys, trio
 
@@ -36,8 +36,7 @@ def parties(shared: Trio) -> Trio:
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
     found = Machines()
-    monkeypatch.setattr(preparing, "connect", found.connect)
-    monkeypatch.setattr(preparing, "Remote", Here)
+    found.stand_in(monkeypatch, preparing)
     return found
 
 
@@ -103,7 +102,7 @@ def test_what_a_lost_worker_was_preparing_another_prepares(parties: Trio, machin
 
 
 def test_a_worker_of_another_version_is_one_line(parties: Trio, machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "VERSION", "9.9.9")
+    monkeypatch.setattr(preparing.Preparer, "version", lambda self: "9.9.9")
     with pytest.raises(ConfigError, match=r"a worker of the cluster has privinf 9\.9\.9, and here it is") as caught:
         prepare(parties, 3)
     assert "\n" not in str(caught.value) and not files(parties, "client")

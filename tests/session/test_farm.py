@@ -164,8 +164,7 @@ def test_sessions_are_as_with_any_dealer(monkeypatch: pytest.MonkeyPatch) -> Non
     """A reply, two at a time, and prepared queries; a worker is lost in each."""
     numbers = itertools.count()
     machines = Machines(lambda method, count: "after" if method == "piece" and next(numbers) in (1, 9) else "")
-    monkeypatch.setattr(farm, "connect", machines.connect)
-    monkeypatch.setattr(farm, "Remote", Here)
+    machines.stand_in(monkeypatch, farm)
     monkeypatch.setattr(t, "DealerService", lambda **given: FarmedDealer(**given, workers=2))
     with trio() as parties, parties.client() as client:
         tokens = [token.id for token in client.generate(ids=[1, 2, 3], max_new_tokens=4, ignore_eos=True)]
@@ -180,9 +179,8 @@ def test_sessions_are_as_with_any_dealer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_a_farm_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = Machines()
-    monkeypatch.setattr(farm, "connect", machines.connect)
-    monkeypatch.setattr(farm, "Remote", Here)
-    monkeypatch.setattr(farm, "VERSION", "9.9.9")
+    machines.stand_in(monkeypatch, farm)
+    monkeypatch.setattr(farm.Machine, "version", lambda self: "9.9.9")
     where: dict[str, Any] = {"listen": "127.0.0.1:0", "keys": str(t.keys())}
     with pytest.raises(ConfigError, match=r"a worker of the cluster has privinf 9\.9\.9"):
         FarmedDealer(**where, options=Options(cache=t.scratch() / "cache"))

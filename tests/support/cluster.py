@@ -8,7 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from privinf.session.cluster import Lost
 
@@ -23,6 +26,11 @@ class Machines:
     loses: Loses = lambda method, count: ""
     made: list[Any] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+        """This cluster, for a module that would connect to one."""
+        monkeypatch.setattr(module, "connect", self.connect)
+        monkeypatch.setattr(module, "Remote", Here)
 
     def connect(self, address: str, seconds: float) -> Machines:
         """In the place of `cluster.connect`."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks.scenarios.workers import children
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.look import missing
@@ -55,15 +56,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
             for process in (server, dealer):
                 process.send(signal.SIGTERM)
                 assert process.wait() == 0
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
 
 
 def workers(process: t.Process) -> set[int]:

@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 
@@ -141,14 +141,21 @@ class Graph(_AcceptsPrivateValues, crypten.nn.Graph):  # type: ignore[misc]
                 frees.setdefault(reader, []).append(value)
         return frees
 
-    def forward(self, *args: Any, observe: Observer | None = None, only: Collection[str] | None = None) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        observe: Observer | None = None,
+        only: Collection[str] | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run on torch tensors, stock CrypTen tensors or `PrivateValue`s. `observe(node, inputs, output)` sees every node.
 
-        With `only`, a set of nodes and whatever they need, no other node runs, and an output that is not among them is None.
+        With `only`, a set of nodes and whatever they need beyond what is `given`, values by the names of their nodes, no other node runs,
+        and an output that is not among them is None.
         """
         if len(args) != len(self.input_names):
             raise ValueError(f"the graph takes {len(self.input_names)} inputs, got {len(args)}")
-        values: dict[str, Any] = dict(zip(self.input_names, args, strict=True))
+        values: dict[str, Any] = dict(zip(self.input_names, args, strict=True)) | dict(given or {})
         frees = self.last_readers(only)
         for name, inputs in self._graph.items():
             if only is not None and name not in only:

@@ -6,7 +6,7 @@ The ring plan is made from these. They come from the weights and stay at the ser
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -34,15 +34,21 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
     """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
-    found = peaks(graph, inputs)
-    ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in found.items()}
-    with every_position():
-        windows = [values for values in inputs if 1 < values[0].numel() <= WINDOW] if scored else []
-        for name, entry in peaks(graph, windows).items():
-            for part, peak in entry.items():
-                ranges[name][part] = max(ranges[name][part], power_of_two(peak * max(1.0, headroom / 2)))
+    found, every = _Peaks(), _Peaks()
+    late = after_the_last(graph, inputs[0]) if scored else set()
+    wanted = {read for name, _, reads in graph.named_nodes() if name in late for read in reads} - late - set(graph.input_names)
+    for values in inputs:
+        row = late and 1 < values[0].numel() <= WINDOW
+        before = found.add(graph, values, kept=wanted if row else ())
+        if row:
+            with every_position():
+                every.add(graph, values, only=late, given=before)
+    ranges = {name: {part: power_of_two(peak * headroom) for part, peak in entry.items()} for name, entry in found.largest.items()}
+    for name, entry in every.largest.items():
+        for part, peak in entry.items():
+            ranges[name][part] = max(ranges[name][part], power_of_two(peak * max(1.0, headroom / 2)))
     for node in graph.nodes:
-        ranges[node.name] |= {f"{part}_seen": found[node.name][part] for part in node.peaks_kept}
+        ranges[node.name] |= {f"{part}_seen": found.largest[node.name][part] for part in node.peaks_kept}
     return ranges
 
 
@@ -51,27 +57,69 @@ def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
 
     ConfigError where a value is not finite.
     """
-    found: Ranges = {}
+    found = _Peaks()
+    for values in inputs:
+        found.add(graph, values)
+    return found.largest
 
-    def note(name: str, part: str, value: Tensor) -> None:
+
+class _Peaks:
+    """The largest magnitudes so far, as `peaks` has them."""
+
+    def __init__(self) -> None:
+        self.largest: Ranges = {}
+
+    def add(
+        self,
+        graph: Graph,
+        values: Sequence[Tensor],
+        *,
+        kept: Collection[str] = (),
+        only: Collection[str] | None = None,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Runs the graph, or `only` these nodes on what is `given`, as `Graph.forward` has it; the outputs that are `kept`."""
+        outputs: dict[str, Tensor] = {}
+
+        def observe(node: Any, operands: tuple[Any, ...], output: Any) -> None:
+            self._note(node.name, "out", output)
+            for part, value in node.measure(operands, output):
+                self._note(node.name, part, value)
+            if node.name in kept:
+                outputs[node.name] = output
+
+        for name, value in zip(graph.input_names, values, strict=True):
+            if value.is_floating_point():
+                self._note(name, "out", value.float())
+        with torch.no_grad():
+            graph(*_floats(values), observe=observe, only=only, given=given)
+        return outputs
+
+    def _note(self, name: str, part: str, value: Tensor) -> None:
         peak = max(abs(float(end)) for end in value.aminmax())
         if not math.isfinite(peak):
             raise ConfigError("a value is not finite on these inputs", layer=name)
-        entry = found.setdefault(name, {})
+        entry = self.largest.setdefault(name, {})
         entry[part] = max(peak, entry.get(part, 0.0))
 
-    def observe(node: Any, operands: tuple[Any, ...], output: Any) -> None:
-        note(node.name, "out", output)
-        for part, value in node.measure(operands, output):
-            note(node.name, part, value)
 
-    with torch.no_grad():
-        for values in inputs:
-            for name, value in zip(graph.input_names, values, strict=True):
-                if value.is_floating_point():
-                    note(name, "out", value.float())
-            graph(*(value.float() if value.is_floating_point() else value for value in values), observe=observe)
-    return found
+def after_the_last(graph: Graph, values: Sequence[Tensor]) -> set[str]:
+    """Nodes that compute the last position alone, of what a graph for prompts of any length computes of each: found on two positions."""
+    few = [torch.cat([value, value], dim=1)[:, :2] for value in values]
+
+    def shapes() -> dict[str, torch.Size]:
+        found: dict[str, torch.Size] = {}
+        with torch.no_grad():
+            graph(*_floats(few), observe=lambda node, _, output: found.__setitem__(node.name, output.shape))
+        return found
+
+    alone = shapes()
+    with every_position():
+        return {name for name, shape in shapes().items() if shape != alone[name]}
+
+
+def _floats(values: Sequence[Tensor]) -> list[Tensor]:
+    return [value.float() if value.is_floating_point() else value for value in values]
 
 
 def beyond(graph: Graph, ranges: Ranges, inputs: Sequence[Tensor]) -> list[str]:

@@ -10,15 +10,17 @@ import msgspec
 import pytest
 import torch
 
-from privinf.graph.planning import Plan
+from privinf.graph.planning import Plan, power_of_two
 from privinf.local.compare import compare
 from privinf.lowering import convert
-from privinf.lowering.calibrate import beyond, peaks
+from privinf.lowering.calibrate import beyond, calibrate, peaks
 from privinf.lowering.explain import explain, wires
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.plan import plan_rings
 from privinf.models.aero import AeroModel
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
+from privinf.ops.embedding import Embedding
+from privinf.ops.last_position import every_position
 from privinf.training.initial import initialise
 from privinf.training.ladder import ladder_config
 from protocols.errors import HandshakeError
@@ -226,6 +228,27 @@ def test_a_reply_over_rows_out_of_range_is_that_of_softened_rows(tmp_path: Path)
     error = {layer["name"]: layer["max_abs_error"] for layer in found["layers"]}
     largest = peaks(larger.graph, [[torch.tensor([ids])]])[name]["v"]
     assert 1e-3 < error[name] < 2.4 * largest  # of a mean of values that is none of the float model's; what wraps is off by the ring
+
+
+def test_what_the_last_position_alone_has_is_ranged_on_every_row_and_the_rest_is_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = make(tmp_path, "SM+LN+G")[0].graph
+    inputs = [(torch.arange(start, start + count)[None],) for start, count in ((3, 12), (40, 1), (90, 9))]
+    found = peaks(graph, inputs)
+    with every_position():
+        every = peaks(graph, [inputs[0], inputs[2]])
+    runs: list[int] = []
+    whole = Embedding.generic
+    monkeypatch.setattr(Embedding, "generic", lambda self, *values: runs.append(values[0].shape[1]) or whole(self, *values))
+    ranges = calibrate(graph, inputs, headroom=1.0, scored=True)
+    assert sorted(runs) == [1, 2, 2, 9, 12]  # the two say which nodes these are
+    higher = set()
+    for name, entry in found.items():
+        for part, peak in entry.items():
+            assert ranges[name][part] == max(power_of_two(peak), power_of_two(every.get(name, {}).get(part, 0.0))), (name, part)
+            higher |= {name} if ranges[name][part] > power_of_two(peak) else set()
+    assert higher  # of some nodes other rows say the range
 
 
 def without_rows(ranges: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

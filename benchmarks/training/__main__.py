@@ -45,17 +45,20 @@ def architectures(
     workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
     only: Annotated[str | None, typer.Option(help="Rows with this in their name.")] = None,
     target: Annotated[Path, typer.Option(help="The document of results.")] = ARCHITECTURES / "architectures.json",
-    timed: Annotated[bool, typer.Option("--timed", help="Also time a private session of each.")] = False,
+    timed: Annotated[bool, typer.Option("--timed", help="Train and price nothing; time a private session of each.")] = False,
     engine: Engine = "here",
     ray_address: RayAddress = "auto",
 ) -> None:
     """Train networks of all families alike, and ask what each costs in private. Interrupted, the same command goes on."""
-    from benchmarks.training.architectures import ROWS, SIZES, gather
+    from benchmarks.training.architectures import ROWS, SIZES, gather, time_rows
     from benchmarks.training.compared import picture
     from benchmarks.training.ladder import train_rows
 
+    if timed:
+        time_rows(out, target)
+        return
     train_rows(out, ROWS, steps, seeds, workers, only, SIZES, engine=engine, address=ray_address)
-    gather(out, target, steps, timed)
+    gather(out, target, steps)
     if figure := picture(json.loads(target.read_text("utf-8"))):
         figure.savefig(target.with_suffix(".png"), metadata={"Software": None})
 
@@ -105,6 +108,23 @@ def card(model: Annotated[Path, typer.Argument()] = Path("models/pylib")) -> Non
     from benchmarks.training.card import card as described
 
     print(described(model))
+
+
+@app.command()
+def drawn(
+    out: Annotated[Path, typer.Argument(help="The checkpoint's directory.")] = Path("runs/smollm2"),
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+) -> None:
+    """Write a checkpoint of SmolLM2's shape with random weights: 135 million, for `python -m benchmarks shipped`."""
+    from benchmarks.training.rows import SMOLLM2 as sizes
+    from benchmarks.training.rows import Row
+    from privinf.models.checkpoint import save_checkpoint
+    from privinf.training.families import built, first_weights
+
+    config = Row("SmolLM2", "SM+RN+SwiGLU", family="llama", sizes={"tie_word_embeddings": True}).config(sizes)
+    model = built(config)
+    first_weights(model, seed)
+    save_checkpoint(model, config, out)
 
 
 @app.command()

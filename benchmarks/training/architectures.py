@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.backends.plain import one_thread
+from benchmarks.machine import machine
 from benchmarks.training.ladder import trained, write_document
 from benchmarks.training.rows import Row
 from privinf.local.pace import pace_of
@@ -23,7 +27,7 @@ from privinf.lowering import convert
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
 from privinf.models.base import Config, Decoder, families
-from privinf.models.checkpoint import load_checkpoint, save_checkpoint
+from privinf.models.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from privinf.session.options import Options, default_cache
 from privinf.trust import DEALER, TWO_PARTY
 from protocols import kernels
@@ -32,7 +36,7 @@ from protocols.errors import PrivinfError
 POSITIONS = 144  # while training: no other size of these networks, so that what hangs on it is told by it
 SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": POSITIONS}
 LONG = 1024  # positions at which a network's costs are asked: as many as a Llama's are planned for
-PROMPT, FURTHER, TOKENS, ASKED = 128, (128, LONG - 1), 8, 3
+PROMPT, FURTHER, TOKENS, ASKED = 128, (128, LONG - 1), 4, 2
 WIDER = {"n_embd": 184}  # as many parameters as GPT-2's, where an FFN is one matrix
 DEEPER = {"n_layer": 7}  # the same, where a layer has half as many
 SHORT = 100  # steps, of what takes ten times as long to train
@@ -124,33 +128,62 @@ def float_speed(model: Decoder, first: Decoder) -> dict[str, float]:
     return {"float_tokens_per_s": PROMPT / mine, "float_times_first": theirs / mine}
 
 
-def private(checkpoint: Path, first: Path, timed: bool) -> dict[str, Any]:
-    """What a trained network costs, in seconds too if `timed`; what cannot be run in private says why instead. `first` row's beside."""
-    model, config, _ = load_checkpoint(checkpoint)
+@contextmanager
+def long(checkpoint: Path) -> Iterator[Lowered]:
+    """A trained network as it is asked: stretched, and converted."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint(*stretched(*load_checkpoint(checkpoint)[:2], LONG), directory, torch.float32)
+        yield convert(directory)
+
+
+def private(checkpoint: Path, first: Path) -> dict[str, Any]:
+    """What a trained network costs; what cannot be run in private says why instead. `first` row's beside."""
+    model = load_checkpoint(checkpoint)[0]
     parameters = sum(each.numel() for each in model.parameters())
     found: dict[str, Any] = {"parameters": parameters, **float_speed(model.folded(), load_checkpoint(first)[0].folded())}
-    with tempfile.TemporaryDirectory() as directory:
-        save_checkpoint(*stretched(model, config, LONG), directory, torch.float32)
-        try:
-            lowered = convert(directory)
-            return found | {"costs": costs(lowered)} | ({"seconds": seconds(lowered)} if timed else {})
-        except PrivinfError as error:
-            return found | {"refused": str(error)}
+    try:
+        with long(checkpoint) as lowered:
+            return found | {"costs": costs(lowered)}
+    except PrivinfError as error:
+        return found | {"refused": str(error)}
 
 
-def gather(out: Path, target: Path, steps: int, timed: bool = True) -> None:
+def gather(out: Path, target: Path, steps: int) -> None:
     """Everything that was trained so far with its costs, as one document."""
     rows: list[dict[str, Any]] = []
     first: Path | None = None
     for row in ROWS:
         found = trained(out, row)
-        good = [run["seed"] for run in found.get("runs", ()) if run["diverged"] is None]
         if found:
             about = {"name": row.name, "family": row.family, "variant": row.variant, "sizes": row.sizes}
             rows.append(about | {"settings": row.settings, "steps": row.steps or steps, **found})
-            if good:
-                checkpoint = out / row.slug / f"seed-{good[0]}" / "checkpoint"
+            if checkpoint := _priced(out, row, found):
                 first = first or checkpoint
-                rows[-1] |= private(checkpoint, first, timed)
+                rows[-1] |= private(checkpoint, first)
             print(row.name, {name: value for name, value in rows[-1].items() if name not in ("runs", "costs")}, flush=True)
     write_document(out, target, steps, SIZES, rows, {"pace": asdict(pace_of(default_cache()))})
+
+
+def _priced(out: Path, row: Row, found: dict[str, Any]) -> Path | None:
+    """The checkpoint that is asked for a row's costs: of its first run that did not diverge."""
+    good = [run["seed"] for run in found["runs"] if run["diverged"] is None]
+    return out / row.slug / f"seed-{good[0]}" / "checkpoint" if good else None
+
+
+def time_rows(out: Path, target: Path) -> None:
+    """Adds to a document of `gather` the seconds of a session of each network, and this machine's pace; written after each.
+
+    A network that stands there with another number of steps too is timed once.
+    """
+    document = json.loads(target.read_text("utf-8"))
+    document |= {"pace": asdict(pace_of(default_cache())), "machine": machine()}
+    rows = {row.name: row for row in ROWS}
+    usual = {(entry["variant"], str(entry["sizes"])) for entry in document["rows"] if entry["steps"] == document["steps"]}
+    for entry in document["rows"]:
+        again = entry["steps"] != document["steps"] and (entry["variant"], str(entry["sizes"])) in usual
+        checkpoint = _priced(out, rows[entry["name"]], entry) if "costs" in entry and not again else None
+        if checkpoint is not None:
+            with long(checkpoint) as lowered:
+                entry["seconds"] = seconds(lowered)
+            print(time.strftime("%H:%M:%S"), entry["name"], entry["seconds"], flush=True)
+            write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())

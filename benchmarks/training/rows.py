@@ -12,6 +12,7 @@ from privinf.training.ladder import ladder_config
 SMALL: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": 128}
 SHIPPED: dict[str, Any] = {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 3072, "n_positions": 256}
 GPT2: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 256}
+SMOLLM2: dict[str, Any] = {"n_layer": 30, "n_head": 9, "kv_heads": 3, "n_embd": 576, "vocab_size": 49152, "n_positions": 256}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Row:
 
     def config(self, sizes: dict[str, Any]) -> TrainedConfig:
         """Of its network at these sizes."""
-        return variant_config(self.family, self.variant, **ENDS, **sizes | self.sizes)
+        return variant_config(self.family, self.variant, **ENDS | sizes | self.sizes)
 
     @property
     def slug(self) -> str:

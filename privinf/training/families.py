@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from privinf.models.aero import AeroConfig, AeroModel
+from privinf.models.aero import AeroConfig, AeroModel, Block
 from privinf.models.base import families
 from privinf.models.checkpoint import load_checkpoint
 from privinf.models.llama import LlamaConfig, LlamaModel
 from privinf.models.mamba2 import Mamba2Model
-from privinf.models.maxplus import MaxPlusConfig
+from privinf.models.maxplus import MaxPlusAttention, MaxPlusConfig, MaxPlusModel
 from privinf.models.recurrent import RecurrentConfig, RecurrentModel
 from privinf.models.recursive import RecursiveConfig
 from privinf.models.relu import ReluConfig
@@ -145,6 +145,17 @@ def first_weights(model: Trained, seed: int, recipe: Literal["ours", "gpt2"] = "
         for name, parameter in model.named_parameters():
             if name.endswith(".up"):
                 torch.nn.init.zeros_(parameter)  # at first all loops are the same
+        if isinstance(model, MaxPlusModel) and model.config.norm == "none":
+            _smaller_attention(model)
+
+
+@torch.no_grad()
+def _smaller_attention(model: MaxPlusModel) -> None:
+    """Max-plus attention gives the largest of q + k + v, where a softmax averages v: by the ladder's recipe a layer doubles the stream."""
+    for block in model.h:
+        if isinstance(block, Block) and isinstance(block.attn, MaxPlusAttention):
+            for linear in (block.attn.c_attn, block.attn.c_proj):
+                linear.weight.mul_(0.5)
 
 
 @torch.no_grad()

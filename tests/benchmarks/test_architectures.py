@@ -39,6 +39,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_rows_of_two_families_are_priced_and_shown(trained: Path) -> None:
     target = trained / "shown" / "architectures.json"
     architectures.gather(trained, target, 3)
+    architectures.time_rows(trained, target)
     found = json.loads(target.read_text())
     assert [row["family"] for row in found["rows"]] == ["aero", "llama"]
     model, config, _ = load_checkpoint(trained / ROWS[1].slug / "seed-1" / "checkpoint")

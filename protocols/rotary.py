@@ -44,6 +44,11 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     high: Wide = 4.0
     original: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 8192
 
+    def __post_init__(self) -> None:
+        """Between the two waves lies what is stretched in part, so that they have an order."""
+        if self.kind == "llama3" and self.low >= self.high:
+            raise ValueError("low_freq_factor must be below high_freq_factor")
+
     def angles(self) -> list[Decimal]:
         """Of one position, (width / 2); in decimal arithmetic, the same on every machine: both parties must hold the same integers."""
         with localcontext() as context:
@@ -55,7 +60,7 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     def _stretched(self, angle: Decimal) -> Decimal:
         waves, low, high = self.original * angle / (2 * _PI), Decimal(self.low), Decimal(self.high)
-        if waves > high or low == high:
+        if waves > high:
             return angle
         part = max((waves - low) / (high - low), Decimal(0))
         return (1 - part) * angle / Decimal(self.factor) + part * angle

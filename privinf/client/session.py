@@ -97,7 +97,7 @@ class ClientSession:
     def filled(self, ids: Sequence[int], seq: int, after: int) -> list[int]:
         """A prompt of `seq` tokens: end tokens where it has fewer, in front of it but after its first `after` ids."""
         info = self.lowered.info
-        end = info.eos[0] if info.eos else info.bos
+        end = next((token for token in (*info.eos, info.bos) if token is not None and token < info.vocab), None)
         if not self.options.pad_prompt:
             return list(ids)
         if end is None:

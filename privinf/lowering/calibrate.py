@@ -5,7 +5,9 @@ The ring plan is made from these. They come from the weights and stay at the ser
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -24,13 +26,26 @@ Ranges = dict[str, dict[str, float]]
 WINDOW = 128  # positions of one calibration input
 WINDOWS = 8
 SINGLE_TOKENS = 16
+REPEATED = 24  # tokens of which each is seen again and again
+WIDEST = 16.0
+
+log = logging.getLogger("privinf.lowering")
 
 
-def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float = 4.0, *, scored: bool = False) -> Ranges:
+def calibrate(
+    graph: Graph,
+    inputs: Sequence[Sequence[Tensor]],
+    headroom: float = 4.0,
+    *,
+    scored: bool = False,
+    again: Sequence[Sequence[Tensor]] = (),
+) -> Ranges:
     """What `peaks` finds, each multiplied by `headroom` and rounded up to a power of two.
 
     `PART_seen` is the largest itself, where a node keeps that too. What is computed of the last position alone has been seen on a row
     for each input: of a graph that also takes prompts to be `scored`, it is seen on every row of the windows too, with half the headroom.
+    `again`, of one token again and again, has half of it too: a range becomes `WIDEST` times that of the others at most. What is beyond
+    that stays as it is, with a warning: it is of networks that run away on such inputs, in float too.
     """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
@@ -47,9 +62,33 @@ def calibrate(graph: Graph, inputs: Sequence[Sequence[Tensor]], headroom: float 
     for name, entry in every.largest.items():
         for part, peak in entry.items():
             ranges[name][part] = max(ranges[name][part], power_of_two(peak * max(1.0, headroom / 2)))
+    _widen(ranges, graph, again, max(1.0, headroom / 2))
     for node in graph.nodes:
         ranges[node.name] |= {f"{part}_seen": found.largest[node.name][part] for part in node.peaks_kept}
     return ranges
+
+
+def _widen(ranges: Ranges, graph: Graph, again: Sequence[Sequence[Tensor]], headroom: float) -> None:
+    """Makes ranges hold what comes of these inputs as well, as `calibrate` says."""
+    before, told = {name: dict(entry) for name, entry in ranges.items()}, ""
+    summed = {(node.name, part) for node in graph.nodes for part in node.summed}
+    for values in again:
+        try:
+            found = peaks(graph, [values])
+        except ConfigError as error:  # not finite
+            told = told or f" (layer {error.layer})"
+            continue
+        for name, entry in found.items():
+            for part, peak in entry.items():
+                wanted = power_of_two(peak * headroom)
+                if (name, part) in summed:
+                    continue
+                if wanted <= WIDEST * before[name][part]:
+                    ranges[name][part] = max(ranges[name][part], wanted)
+                elif peak > before[name][part]:
+                    told = told or f" (layer {name})"
+    if told:
+        log.warning("one token again and again makes values too large to plan for%s: a reply to such a text may not be the network's", told)
 
 
 def peaks(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> Ranges:
@@ -153,6 +192,15 @@ def calibration_ids(tokenizer: bytes | None, vocab: int, n_positions: int) -> It
     for start in range(0, len(ids), max(1, len(ids) // SINGLE_TOKENS)):
         yield (torch.tensor([ids[start : start + 1]]),)
     yield (torch.tensor([ids[:n_positions]]),)
+
+
+def repeated_ids(tokenizer: bytes | None, vocab: int, n_positions: int, ends: Sequence[int]) -> Iterator[tuple[Tensor]]:
+    """Inputs (1, T) of one token each: end tokens, with which prompts are padded, and some of the text, the most frequent first."""
+    ids = text_ids(tokenizer, vocab)
+    frequent = [token for token, _ in Counter(ids).most_common(REPEATED // 2)]
+    others = ids[:: max(1, len(ids) // (REPEATED // 2))] or range(0, vocab, max(1, vocab // REPEATED))
+    for token in list(dict.fromkeys([*ends, *frequent, *others]))[:REPEATED]:
+        yield (torch.full((1, min(WINDOW, n_positions)), token),)
 
 
 def text_ids(tokenizer: bytes | None, vocab: int) -> list[int]:

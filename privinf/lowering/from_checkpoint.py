@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from privinf.crypten_adapter import Graph
 from privinf.graph.info import Info, InputSpec
-from privinf.lowering.calibrate import calibration_ids
+from privinf.lowering.calibrate import calibration_ids, repeated_ids
 from privinf.lowering.export import check_equal, evaluation_mode, lower_graph
 from privinf.lowering.lowered import Lowered, finish_lowering
 from privinf.lowering.schema import MAX_TEMPLATE
 from privinf.lowering.sharing import share
-from privinf.models.base import families
+from privinf.models.base import Config, families
 from privinf.models.checkpoint import load_checkpoint
 from protocols.errors import ConfigError
+
+GENERATION = "generation_config.json"
+log = logging.getLogger("privinf.lowering")
 
 
 def chat_template_of(checkpoint: Path) -> str:
@@ -44,6 +49,28 @@ def chat_template_of(checkpoint: Path) -> str:
     if not isinstance(template, str | None) or len(template or "") > MAX_TEMPLATE:
         raise ConfigError(f"{place}: the chat template is no text, or one of more than {MAX_TEMPLATE} characters")
     return template or ""
+
+
+def end_tokens_of(checkpoint: Path, config: Config) -> tuple[int, ...]:
+    """The tokens that end a text: those of `generation_config.json`, which `transformers` generates by, else those of the configuration.
+
+    Only ids of the vocabulary, since no other can come; in the file's order, the first of which a chat's template may name.
+    ConfigError for a file that cannot be read, or one whose ids are none.
+    """
+    place = checkpoint / GENERATION
+    try:
+        found = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: cannot be read: {error}") from None
+    given = found.get("eos_token_id") if isinstance(found, dict) else None
+    given = config.eos_token_id if given is None else given
+    ids = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(type(number) is int for number in ids):
+        raise ConfigError(f"{place}: eos_token_id: {json.dumps(given)[:60]} is no token and no list of tokens")
+    kept = tuple(dict.fromkeys(number for number in ids if 0 <= number < config.vocab_size))
+    if len(kept) < len(set(ids)):
+        log.warning("%s: an end token lies outside of the vocabulary of %d, and so never comes", checkpoint, config.vocab_size)
+    return kept
 
 
 def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Lowered:
@@ -75,12 +102,15 @@ def convert(checkpoint: str | os.PathLike[str], *, headroom: float = 4.0) -> Low
         width=config.n_embd,
         vocab=config.vocab_size,
         n_positions=config.n_positions,
-        bos=config.bos_token_id,
-        eos=tuple(sorted(config.stop_ids)),
+        bos=config.bos_token_id if (config.bos_token_id or 0) < config.vocab_size else None,
+        eos=end_tokens_of(Path(checkpoint), config),
         chat_template=chat_template_of(Path(checkpoint)),
     )
     inputs = list(calibration_ids(tokenizer, config.vocab_size, config.n_positions))
-    return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom, scored=True)
+    again: list[tuple[Tensor]] = []
+    if families()[config.model_type].adds_up:
+        again = list(repeated_ids(tokenizer, config.vocab_size, config.n_positions, info.eos))
+    return finish_lowering(graph, info, inputs, tokenizer=tokenizer, headroom=headroom, scored=True, again=again)
 
 
 def _check_state(graph: Graph, declared: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from privinf.lowering.rules import check_graph
 from privinf.lowering.schema import Bundle, Saved, build_graph, build_plan, decode, manifest_of
 from privinf.lowering.setup import SALT_BYTES, SetUp, SetupItem, masked
 from privinf.lowering.storage import MASK_SEED_BYTES, Stored, load_model, naming, save_model
-from protocols.errors import ConfigError, HandshakeError
+from protocols.errors import ConfigError, HandshakeError, RangeError
 from protocols.ring import encode
 
 
@@ -165,17 +165,28 @@ def finish_lowering(
     tokenizer: bytes | None = None,
     headroom: float = 4.0,
     scored: bool = False,
+    again: Sequence[Sequence[Tensor]] = (),
 ) -> Lowered:
     """Check a new graph, measure its ranges, plan its rings, draw the seed of its weight masks, and take the digests of what they mask.
 
-    The seed is fresh: two lowerings of the same weights share no mask, or the masks' difference would give the weights away.
+    The seed is fresh: two lowerings of the same weights share no mask, or the masks' difference would give the weights away. Where no
+    ring holds what comes of `again` too, rings are planned without it.
     """
     check_graph(graph, info)
-    ranges = calibrate(graph, inputs, headroom, scored=scored)
-    plan = plan_rings(graph, ranges, info)
+
+    def planned() -> tuple[Ranges, dict[str, Plan]]:
+        found = calibrate(graph, inputs, headroom, scored=scored, again=again)
+        return found, plan_rings(graph, found, info)
+
+    try:
+        ranges, plan = planned()
+    except RangeError:
+        if not again:
+            raise
+        again = ()
+        ranges, plan = planned()
     if without_idle_offsets(graph, plan):
-        ranges = calibrate(graph, inputs, headroom, scored=scored)
-        plan = plan_rings(graph, ranges, info)
+        ranges, plan = planned()
     return Lowered(
         graph,
         info,

@@ -116,6 +116,8 @@ class Family:
     """The float module, made of a configuration."""
     state: ClassVar[tuple[str, ...]] = ()
     """What each layer keeps between tokens, under the names by which nodes of the lowered graph declare it."""
+    adds_up: ClassVar[bool] = False
+    """Whether what a token adds stays, so that the same one again and again may come to more than any text: calibration sees that too."""
     embedding: ClassVar[str] = ""
     """The tensor that `lm_head.weight` is where a configuration ties them; without it a head is never tied."""
     prefix: ClassVar[str] = ""

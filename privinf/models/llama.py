@@ -278,7 +278,8 @@ class Llama(Family):
         if fields.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ConfigError(f"{source}: hidden_act: {_shown(fields['hidden_act'])} is not supported", remedy="it must be 'silu'")
         sliding = fields.get("sliding_window") is not None and fields.get("use_sliding_window", True) is not False
-        if sliding or any(kind != "full_attention" for kind in fields.get("layer_types") or ()):
+        kinds = fields.get("layer_types") or []
+        if sliding or not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise ConfigError(
                 f"{source}: sliding_window: attention over a window is not supported", remedy="every layer must attend to all positions"
             )
@@ -306,7 +307,7 @@ def _in_their_words(known: Mapping[str, Any], source: str) -> LlamaConfig:
         return LlamaConfig.checked(known, source)
     except ConfigError as error:
         text = str(error)
-        for name, ours in NAMES.items():
+        for name, ours in (*NAMES.items(), ("attention_bias", "qkv_bias"), ("attention_bias", "out_bias")):
             text = text.replace(f" {ours}: ", f" {name}: ")
         raise ConfigError(text) from None
 
@@ -324,11 +325,17 @@ def _rotation(fields: Mapping[str, Any], width: Any, source: str) -> Rotation:
         raise ConfigError(f"{source}: rope_type: {_shown(kind)} is not supported", remedy="it must be 'default', 'linear' or 'llama3'")
     if given.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ConfigError(f"{source}: partial_rotary_factor: only 1 is supported, which turns whole heads")
-    chosen = {
-        ours: given[name] for name, ours in ROPE.items() if kind == "llama3" or (kind == "linear" and name == "factor") if name in given
-    }
+    wanted = {"default": [], "linear": ["factor"], "llama3": list(ROPE)}[kind]
+    if kind == "llama3":  # as `transformers` takes it, whose field beside the others goes first
+        length = fields.get("original_max_position_embeddings", given.get("original_max_position_embeddings"))
+        given["original_max_position_embeddings"] = fields.get("max_position_embeddings", 1) if length is None else length
+    if missing := [name for name in wanted if name not in given]:
+        raise ConfigError(f"{source}: rope_type: {_shown(kind)} needs {' and '.join(missing)}")
     theta = given.get("rope_theta", fields.get("rope_theta", 10_000.0))
     try:
-        return msgspec.convert({"width": width, "theta": theta, "kind": kind, **chosen}, Rotation)
+        return msgspec.convert({"width": width, "theta": theta, "kind": kind, **{ROPE[name]: given[name] for name in wanted}}, Rotation)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: the rotary positions (head_dim, rope_theta, rope_scaling): {error}") from None
+        told = str(error)
+        for name, ours in (("head_dim", "width"), ("rope_theta", "theta"), *ROPE.items()):
+            told = told.replace(f"at `$.{ours}`", f"at {name}")
+        raise ConfigError(f"{source}: the rotary positions (head_dim, rope_theta, rope_scaling): {told}") from None

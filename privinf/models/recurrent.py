@@ -62,3 +62,4 @@ class Recurrent(Family):
     """Ours: their configuration is small, and no checkpoint of elsewhere is read."""
 
     embedding = "embeddings.weight"
+    adds_up = True

@@ -67,3 +67,4 @@ class Relu(Aero):
     model_type = "relu"
     config = ReluConfig
     decoder = ReluModel
+    adds_up = True

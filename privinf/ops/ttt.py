@@ -38,6 +38,7 @@ class Ttt(Node):
     state = ("start", "now")
     any_length = True
     peaks_kept = ("steepness",)
+    summed = ("drift",)
     batch: int
 
     class Attributes(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -47,7 +47,7 @@ def _fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256(_code())
     for place in sorted({inspect.getfile(kind) for kind in NODE_KINDS.values()}):  # operators of other distributions are lowered too
         digest.update(Path(place).read_bytes())
-    others = [checkpoint / name for name in (*tokenizer.FILES, "chat_template.jinja")]
+    others = [checkpoint / name for name in (*tokenizer.FILES, "chat_template.jinja", "generation_config.json")]
     for path in (checkpoint / "config.json", *weight_files(checkpoint), *others):
         if path.is_file():
             with path.open("rb") as file:

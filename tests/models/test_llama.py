@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privinf.lowering import convert
+from privinf.lowering.from_checkpoint import end_tokens_of
+from privinf.models.base import Config
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from protocols.errors import ConfigError
 from tests.support.alone import Alone
@@ -107,6 +110,48 @@ def test_without_a_dealer(tmp_path: Path) -> None:
     two_alone_follow(lowered, partial(theirs, model), list(IDS[:4]), tmp_path / "cache")
 
 
+def test_angles_stretched_from_the_context_itself(tmp_path: Path) -> None:
+    """Where a file does not say what length they are stretched from, it is the checkpoint's own, as for `transformers`."""
+    from transformers import LlamaForCausalLM
+
+    saved(tmp_path, rope_parameters={"rope_theta": 100.0, **STRETCHED})
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["rope_parameters"]["original_max_position_embeddings"]
+    file.write_text(json.dumps(fields))
+    wanted = theirs(LlamaForCausalLM.from_pretrained(tmp_path).float().eval(), IDS)
+    with torch.no_grad():
+        found = load_checkpoint(tmp_path)[0](torch.tensor([IDS]))[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=FLOAT * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"eos_token_id": [7, 3]}, (7, 3)),
+        ({"eos_token_id": 5}, (5,)),
+        ({"temperature": 0.6}, (4,)),
+        ({"eos_token_id": [7, 201, -1]}, (7,)),
+        (None, (4,)),
+    ],
+    ids=str,
+)
+def test_what_ends_a_text_is_what_transformers_generates_by(given: dict[str, Any] | None, found: tuple[int, ...], tmp_path: Path) -> None:
+    """`generation_config.json` goes before the configuration; an id outside of the vocabulary ends nothing."""
+    file = tmp_path / "generation_config.json"
+    if given is not None:
+        file.write_text(json.dumps(given))
+    config = Config(model_type="llama", vocab_size=201, n_positions=8, n_embd=8, n_layer=1, n_head=1, eos_token_id=4)
+    assert end_tokens_of(tmp_path, config) == found
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": "</s>"}', '{"eos_token_id": [1, true]}', "{"])
+def test_end_tokens_that_are_none_are_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"generation_config\.json: "):
+        end_tokens_of(tmp_path, Config(model_type="llama", vocab_size=201, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+
+
 def test_what_we_write_is_read_by_transformers(tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 
@@ -142,7 +187,12 @@ def test_its_tokenizer_comes_along(tmp_path: Path) -> None:
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, 'rope_type: "dynamic" is not supported'),
         ({"rope_scaling": {"type": "linear", "factor": "2"}, "rope_parameters": None}, "rotary positions"),
-        ({"rope_parameters": {"rope_theta": -1.0}}, "rotary positions"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rotary positions .* at rope_theta"),
+        ({"rope_parameters": {"rope_type": "linear"}}, 'rope_type: "linear" needs factor'),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, 'rope_type: "llama3" needs low_freq_factor and high_freq_factor'),
+        ({"rope_parameters": {**STRETCHED, "low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
+        ({"attention_bias": None}, "attention_bias: Input should be a valid boolean, not null"),
+        ({"layer_types": 2}, "attention over a window is not supported"),
         ({"partial_rotary_factor": 0.5}, "only 1 is supported"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 of keys and values evenly"),
         ({"num_attention_heads": 5, "head_dim": None}, "24 is not a multiple of num_attention_heads, 5"),

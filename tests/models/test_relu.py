@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from privinf.lowering import convert
+from privinf.lowering.calibrate import beyond
 from privinf.lowering.explain import explain
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.relu import ReluModel
@@ -19,8 +20,8 @@ from privinf.training.ladder import load_ladder
 from protocols.errors import ConfigError, RangeError
 from tests.support.alone import Alone
 from tests.support.batches import Batches
-from tests.support.families import generation_follows, ladder_logits, learnt, pass_follows, refused, two_alone_follow
-from tests.support.ladder import IDS, LOGIT_ERROR
+from tests.support.families import generation_follows, ladder_logits, learnt, pass_follows, refused, two_alone_follow, worst
+from tests.support.ladder import IDS, LOGIT_ERROR, run
 from tests.support.two_party import Dealt
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 24, "vocab_size": 201, "n_positions": 80}
@@ -89,6 +90,19 @@ def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
             assert found.predicted.online_bytes == found.counted["online"]["payload"]
             exact = torch.stack([reference(directory, so_far[number])[-1] for number in new])
             assert float((found.client - exact).abs().max()) < LOGIT_ERROR
+
+
+def test_one_token_again_and_again(tmp_path: Path) -> None:
+    """An end token, of which no text has two in a row and a padded prompt has many: what it adds stays, and is planned for."""
+    directory = saved(tmp_path, "RA+FuFFN", eos_token_id=9)
+    model, config, _ = load_checkpoint(directory)
+    assert isinstance(model, ReluModel)
+    model.wte.weight[9].mul_(4)
+    save_checkpoint(model, config, directory, torch.float32)
+    lowered, ids = convert(directory), [9] * 40
+    assert not beyond(lowered.graph, lowered.ranges, [torch.tensor([ids])])
+    exact = reference(directory, ids)[-1]
+    assert worst(run(lowered, ids).client, exact) < LOGIT_ERROR * max(1.0, float(exact.abs().max()) / 30)
 
 
 def test_two_parties_alone_generate(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Client:
         """A session for one query; both peers are told how it ended."""
         with self._guard:
             session, self._waiting = self._waiting, None
-        if session is not None and session.connection.lost():  # it has lain unused for longer than the server allows, say
+        if session is not None and session.lines.lost():  # it has lain unused for longer than the server allows, say
             self.drop(session.lines)
             session = None
         if session is not None:

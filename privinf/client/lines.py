@@ -79,6 +79,10 @@ class Lines:
         """Whether it was closed at this end."""
         return self._closed.is_set()
 
+    def lost(self) -> bool:
+        """Whether one of them has ended, see `Connection.lost`: the session, which lies unused, can then not go on."""
+        return any(connection.lost() for connection in self.dialled)
+
     def dial(self, role: str, connect_s: float, hint: str = "") -> Connection:
         """Connects to the peer of this role, within so many seconds; PrivinfError. `hint`: see `transport.hint`."""
         peers, server = self.peers, role == "server"

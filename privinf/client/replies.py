@@ -63,12 +63,17 @@ class Replies(Iterator[Placed]):
         return next(self._tokens)
 
     def cancel(self, index: int) -> None:
-        """This reply ends before the next pass, with what it has."""
+        """This reply ends before the next pass, with what it has; ConfigError where the list has none of this number."""
+        if not 0 <= index < len(self):
+            raise ConfigError(f"there is no prompt {index} in a list of {len(self)}", remedy="prompts are counted from 0")
         self._asked[index].cancelled = True
 
     def close(self) -> None:
-        """Ends all of them, and the session."""
+        """Ends all of them, and the session: what is not whole is cancelled."""
         self._tokens.close()
+        for each in self._asked:
+            if each.reply is not None and not each.reply.whole:
+                each.reply.finish_reason = CANCELLED
 
     def __enter__(self) -> Replies:
         return self

@@ -47,7 +47,7 @@ class _Room:
         with self._change:
             if self._closed or self.batch.full or len(self._seats) >= most or self.batch.steps >= WORN:
                 return False
-            return self.batch.running or not self.session.connection.lost()
+            return self.batch.running or not self.session.lines.lost()
 
     def enter(self, seat: Seat) -> Member:
         """A sequence for a conversation; TransportError where the session has ended meanwhile."""

@@ -95,7 +95,9 @@ class DealerService(Service):
             if isinstance(request, Register):  # else it only looked whether we are here
                 self._serve(connection, request)
         else:
-            self._join(connection, connection.receive_control(Join))
+            joining = connection.receive_control(Join | End)
+            if isinstance(joining, Join):  # likewise
+                self._join(connection, joining)
 
     def _join(self, connection: Connection, join: Join) -> None:
         with self._lock:

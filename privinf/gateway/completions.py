@@ -43,13 +43,13 @@ def add_completions(app: FastAPI, engine: Engine, models: Models) -> None:
             logprobs: dict[str, Any] = {"logprobs": body.alternatives, "score_prompt": body.echo and body.alternatives is not None}
             queries = [Query(prompt, length, choice, body.ignore_eos, **logprobs) for prompt in body.prompts for choice in choices]
         replies = Replies(engine, queries, echo=body.echo)
-        return await answer(request, body, replies, Writer(body.model, chat=False, vocabulary=engine.model.vocabulary))
+        return await answer(request, body, replies, Writer(body.model, chat=False, vocabulary=engine.model.vocabulary, each=body.n or 1))
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request, body: ChatRequest) -> Response:
         models.check(body.model)
         replies = await chat_replies(engine, request, body)
-        return await answer(request, body, replies, Writer(body.model, chat=True, vocabulary=engine.model.vocabulary))
+        return await answer(request, body, replies, Writer(body.model, chat=True, vocabulary=engine.model.vocabulary, each=body.n or 1))
 
 
 async def choices_of(engine: Engine, body: AnyRequest, stop: tuple[str, ...] = ()) -> list[Sampling]:

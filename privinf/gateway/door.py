@@ -52,6 +52,8 @@ class Door:
     def __init__(self, app: ASGIApp, *, key: str, requests: Requests, bounds: Bounds, place: Place) -> None:
         self._app, self._key, self._requests, self._bounds, self._place = app, key.encode(), requests, bounds, place
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": ["Retry-After"]}
+        # some browsers ask whether a page of the Internet may call an address of this machine, which is what an origin is named for
+        allowed["allow_private_network"] = True
         # behind the host's name, and before the key, which a browser does not send when it asks whether it may
         named = CORSMiddleware(self._named, sorted(place.origins), **allowed) if place.origins else self._named
         self._behind: ASGIApp = named

@@ -58,6 +58,7 @@ class ResponsesRequest(BaseModel):
     temperature: Temperature | None = None
     top_p: Share | None = None
     text: dict[str, Any] | None = None
+    metadata: Annotated[dict[StrictStr, StrictStr], Field(max_length=16)] | None = None
     stream: StrictBool | None = None
 
     def chat(self) -> ChatRequest:
@@ -108,7 +109,7 @@ class Document:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "metadata": {},
+            "metadata": body.metadata or {},
             "model": body.model,
             "output": [] if text is None else [self.message(text, status)],
             "parallel_tool_calls": False,

@@ -62,7 +62,7 @@ VERDICTS = {
     Code.CONFIG: _BAD,
     Code.TOO_LONG: Verdict(400, "context_length_exceeded"),
     Code.HANDSHAKE: _FAILED,
-    Code.NO_LOGITS: Verdict(400, None, param="temperature"),
+    Code.NO_LOGITS: Verdict(400, "no_logits", param="temperature"),
     Code.NOT_LISTED: _FAILED,
     Code.SILENT: _FAILED,
     Code.REFUSED: _REFUSED,

@@ -95,10 +95,10 @@ class Scores:
 
 
 class Writer:
-    """The documents of the replies to one request, as completions or as chats."""
+    """The documents of the replies to one request, as completions or as chats; `each`: how many of them are to one prompt."""
 
-    def __init__(self, model: str, *, chat: bool, vocabulary: Vocabulary | None = None) -> None:
-        self.chat = chat
+    def __init__(self, model: str, *, chat: bool, vocabulary: Vocabulary | None = None, each: int = 1) -> None:
+        self.chat, self._each = chat, each
         self._vocabulary = vocabulary
         self._scores: dict[int, Scores] = {}
         self._base = {
@@ -117,7 +117,7 @@ class Writer:
                 shown = {"message": message | ({"content": each.text or None, "tool_calls": list(each.calls)} if each.calls else {})}
             choices.append({"index": index, **shown, "logprobs": self._logprobs(index, each), "finish_reason": _finish(each, reply)})
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._base, "object": kind, "choices": choices, "usage": usage(*replies)}
+        return {**self._base, "object": kind, "choices": choices, "usage": usage(*replies, each=self._each)}
 
     def piece(self, said: Said | None = None, *, index: int = 0, first: bool = False, finish: str | None = None) -> str:
         """One event of a stream, of the choice of this index."""
@@ -132,7 +132,7 @@ class Writer:
 
     def last(self, *replies: Counts) -> str:
         """The event with the usage, where it was asked for."""
-        return self._event([], usage=usage(*replies))
+        return self._event([], usage=usage(*replies, each=self._each))
 
     def _logprobs(self, index: int, said: Said) -> dict[str, list[Any]] | None:
         if said.scores is None:
@@ -149,8 +149,9 @@ def _finish(said: Said, reply: Counts) -> str:
     return "tool_calls" if said.calls else reply.finish_reason
 
 
-def usage(*replies: Counts) -> dict[str, Any]:
-    """Tokens of prompts and replies; `cached_tokens`: those that a kept conversation had. A prompt counts for each reply to it."""
-    prompts, tokens = sum(reply.prompt_tokens for reply in replies), sum(reply.tokens for reply in replies)
+def usage(*replies: Counts, each: int = 1) -> dict[str, Any]:
+    """Tokens of prompts and replies; `cached_tokens`: what a kept conversation had. A prompt with `each` replies to it counts once."""
+    firsts = replies[::each]
+    prompts, tokens = sum(reply.prompt_tokens for reply in firsts), sum(reply.tokens for reply in replies)
     counts = {"prompt_tokens": prompts, "completion_tokens": tokens, "total_tokens": prompts + tokens}
-    return {**counts, "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in replies)}}
+    return {**counts, "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in firsts)}}

@@ -83,10 +83,10 @@ def batch(
 ) -> dict[str, Any]:
     """Answers every request of a file into another; called again with the same files, it does what is left.
 
-    A line of `source` is an OpenAI batch request for /v1/completions or `{"prompt": ...}`, or in a file that ends in .txt a prompt; a line
-    of `output` an OpenAI batch response, on the disk before the next is. What a line does not say, the arguments do. `sessions` queries
-    at a time, of threads here or, with `engine` "ray", of actors on a cluster. A request that fails `tries` times is written as failed; a
-    server that is away or full is waited for, `patience` seconds at most.
+    A line of `source` (`-`: standard input) is an OpenAI batch request for /v1/completions or `{"prompt": ...}`, or in a file that ends in
+    .txt a prompt; a line of `output` an OpenAI batch response, on the disk before the next is. What a line does not say, the arguments do.
+    `sessions` queries at a time, of threads here or, with `engine` "ray", of actors on a cluster. A request that fails `tries` times is
+    written as failed; a server that is away or full is waited for, `patience` seconds at most.
 
     Returns {`requests`, `answered`, `failed`, `before` (those that were there already), `tokens` (new ones of this run), `seconds`,
     `model`, `trust`}. ConfigError for files that do not go together, and whatever PrivinfError keeps the server from answering at all.
@@ -109,7 +109,7 @@ def batch(
                     if replies.model not in (None, about["model"]):
                         remedy = "give this job a file of its own, or --expect the other model"
                         raise ConfigError(f"{output} has replies of another model than this server's", remedy=remedy)
-                    pending = ((number, line) for number, line, request in requests.read() if request.custom_id not in replies.done)
+                    pending = _pending(requests, replies)
                     with contextlib.closing(_engine(engine, terms, min(sessions, total - before), first, ray_address, pending)) as found:
                         for reply in found:
                             replies.add(reply.custom_id, reply.status, reply.body)
@@ -117,6 +117,21 @@ def batch(
                             tell(Progress(total, len(replies.done), len(replies.done) - before, time.monotonic() - began))
         counts = {"requests": total, "answered": len(replies.done) - replies.failed, "failed": replies.failed, "before": before}
         return {**counts, "tokens": tokens, "seconds": time.monotonic() - began, **about}
+
+
+def _pending(requests: Requests, replies: Replies) -> Iterator[tuple[int, str]]:
+    """What has no reply yet, read anew; ConfigError where that is not what was there when the job began."""
+    seen = set[str]()
+    for number, line, request in requests.read():
+        if replies.wanted.get(request.custom_id) != request.id or request.custom_id in seen:
+            break
+        seen.add(request.custom_id)
+        if request.custom_id not in replies.done:
+            yield number, line
+    else:
+        if len(seen) == len(replies.wanted):
+            return
+    raise ConfigError(f"{requests.path} has changed since this job began", remedy="run the same command again with all of its requests")
 
 
 def _engine(name: str, terms: Terms, count: int, first: Worker, address: str, pending: Iterator[tuple[int, str]]) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
+import functools
+import io
 import json
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +19,17 @@ from typing import Any, BinaryIO, Self
 from privinf.jobs.request import MOST_LINE, Request
 from protocols.errors import ConfigError
 
+STANDARD_INPUT = Path("-")
+MOST_PIPE = 1 << 30
+"""Bytes of requests that come through a pipe: they are read once, and kept in memory, for they are read twice."""
+
 
 @dataclass(frozen=True)
 class Requests:
-    """A file of requests, one a line; one that ends in .txt has plain prompts. Lines that are empty are left out, and count."""
+    """A file of requests, one a line; one that ends in .txt has plain prompts. Lines that are empty are left out, and count.
+
+    `-` is standard input. What begins with a byte order mark, as some systems' files do, begins after it.
+    """
 
     path: Path
 
@@ -29,18 +41,36 @@ class Requests:
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number from 1 on, line); ConfigError for a file or a line that cannot be read."""
         try:
-            with self.path.open("rb") as file:
+            with self._open() as file:
                 number = 0
                 while line := file.readline(MOST_LINE + 1):
                     number += 1
                     if len(line) > MOST_LINE:
                         raise ConfigError(f"{self.path}: line {number} is longer than {MOST_LINE} bytes")
+                    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                     if line.strip():
                         yield number, line.decode("utf-8").rstrip("\r\n")
         except OSError as error:
             raise ConfigError(f"cannot read {self.path}: {error.strerror}", remedy="give a file of requests, one a line") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{self.path}: line {number} is no UTF-8 text") from None
+
+    def _open(self) -> BinaryIO:
+        return self.path.open("rb") if self._piped is None else io.BytesIO(self._piped)
+
+    @functools.cached_property
+    def _piped(self) -> bytes | None:
+        """All of what can be read but once; None of a file. OSError, ConfigError where it is too much."""
+        if self.path == STANDARD_INPUT:
+            data = sys.stdin.buffer.read(MOST_PIPE + 1)
+        elif stat.S_ISFIFO(mode := self.path.stat().st_mode) or stat.S_ISCHR(mode):
+            with self.path.open("rb") as file:
+                data = file.read(MOST_PIPE + 1)
+        else:
+            return None
+        if len(data) > MOST_PIPE:
+            raise ConfigError(f"more than {MOST_PIPE} bytes of requests come through {self.path}", remedy="give a file")
+        return data
 
     def read(self) -> Iterator[tuple[int, str, Request]]:
         """Every request with its line; ConfigError names the file."""
@@ -78,6 +108,9 @@ class Replies:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a device, or a pipe: nothing there could be gone on with
+            os.close(descriptor)
+            raise ConfigError(f"cannot write {self.path}: it is no file", remedy="give a file, which the job can go on with")
         self._file = os.fdopen(descriptor, "r+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +145,7 @@ class Replies:
                 name, id_, response = found["custom_id"], found["id"], found["response"]
                 body = response["body"]
                 known = self.wanted.get(name) == id_ and name not in self.done
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 known = False
             if not known:
                 remedy = "give this job a file of its own, or the requests that this file's replies are of"

@@ -49,10 +49,12 @@ class Request:
             found = json.loads(line)
         except ValueError:
             raise _no_request(number, "is no JSON") from None
+        except RecursionError:
+            raise _no_request(number, "is nested too deeply") from None
         if not isinstance(found, dict):
             raise _no_request(number, "is no JSON object")
         name, body = found.get("custom_id", str(number)), found.get("body", found)
-        if not isinstance(name, str) or not 0 < len(name) <= MOST_ID:
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_ID or not _writable(name):
             raise _no_request(number, f"has a custom_id that is no text of 1 to {MOST_ID} characters")
         if not isinstance(body, dict) or "prompt" not in body:
             raise _no_request(number, "has no prompt")
@@ -60,15 +62,18 @@ class Request:
             raise _no_request(number, f"asks for something else than POST {URL}")
         return Request(name, _digest(name, line), {key: value for key, value in body.items() if key != "custom_id"})
 
-    def wanted(self, defaults: Defaults) -> tuple[str | list[int], int, Sampling, bool]:
-        """The prompt, the most new tokens, the choice, and whether to go on after the end token; ApiError for a body that is none."""
+    def wanted(self, defaults: Defaults, *, logits: bool = True) -> tuple[str | list[int], int, Sampling, bool]:
+        """The prompt, the most new tokens, the choice, and whether to go on after the end token.
+
+        ApiError for a body that is none, and for one that takes `logits` where the server does not give them.
+        """
         try:
             body = CompletionRequest.model_validate({"model": "", **self.body})
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"][:1])
             raise ApiError(400, f"{where}: {first['msg']}", param=where) from None
-        body.check()
+        body.check(logits=logits)
         prompt, most, ignore_eos = body.single, body.max_tokens or defaults.max_new_tokens, body.ignore_eos or defaults.ignore_eos
         if not body.model_fields_set & CHOICE:
             return prompt, most, defaults.sampling, ignore_eos
@@ -76,6 +81,15 @@ class Request:
             return prompt, most, body.sampling(grammar=body.grammar()[0]), ignore_eos
         except ConfigError as error:
             raise as_api_error(error) from None
+
+
+def _writable(text: str) -> bool:
+    """Whether it can stand in a file: halves of surrogate pairs, which JSON can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _digest(name: str, line: str) -> str:

@@ -22,7 +22,7 @@ from privinf.session.cluster import Work
 from privinf.session.options import Options
 from privinf.session.pool import Pool
 from privinf.trust import DEALER
-from protocols.errors import ConfigError, PrivinfError, RefusedError, TransportError
+from protocols.errors import Code, ConfigError, PrivinfError, RefusedError, TransportError
 
 PAUSE_S = 0.5
 MOST_PAUSE_S = 30.0
@@ -108,7 +108,7 @@ class Worker(Work):
                 if shared is not None and not isinstance(error, ConfigError):
                     shared = None
                     continue
-                told = as_api_error(error)
+                told = self._told(request, error)
                 if told.status == 400:
                     return Reply(request.custom_id, told.status, told.body)
                 if error.exit_code != 3:
@@ -116,6 +116,15 @@ class Worker(Work):
                     if left <= 0:
                         return Reply(request.custom_id, told.status, told.body)
                 pause = self._wait(error, pause, until)
+
+    def _told(self, request: Request, error: PrivinfError) -> ApiError:
+        """A failure as it is written; where the server gives no logits, with the field that takes them."""
+        if error.code is Code.NO_LOGITS:
+            try:
+                request.wanted(self.terms.defaults, logits=False)
+            except ApiError as named:
+                return named
+        return as_api_error(error)
 
     def _wait(self, error: PrivinfError, pause: float, until: float) -> float:
         """A pause before the next try, and how long the one after it is; raises the error where there is no time or no use."""

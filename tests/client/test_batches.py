@@ -54,6 +54,12 @@ def test_the_others_go_on() -> None:
         assert all(t.is_greedy(prompts[index], tokens[index]) for index in (0, 3, 4))
         reasons = [result.get("finish_reason", result.get("error", {}).get("code")) for result in replies.results]
         assert reasons == ["length", str(Code.CONFIG), str(Code.TOO_LONG), "cancelled", "length"]
+        for none in (5, -1):
+            with pytest.raises(ConfigError, match=f"no prompt {none} in a list of 5"):
+                replies.cancel(none)
+        with client.generate(ids=prompts[:1], max_new_tokens=5, ignore_eos=True) as left:
+            next(left)
+        assert [result["finish_reason"] for result in left.results] == ["cancelled"], "its caller turned away"
 
 
 def test_who_samples_and_who_does_not() -> None:

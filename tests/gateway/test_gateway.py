@@ -272,5 +272,5 @@ def test_no_logits_no_temperature(tmp_path: Path) -> None:
     with trio(cache=tmp_path, allow_logits=False) as parties, gateway(parties) as door:
         with pytest.raises(openai.BadRequestError, match="temperature must be 0") as found:
             door.openai().completions.create(model="privinf", prompt="x", temperature=0.7)
-        assert found.value.param == "temperature"
+        assert found.value.param == "temperature" and found.value.code == "no_logits"
         assert door.openai().completions.create(model="privinf", prompt="x", max_tokens=1).usage is not None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from privinf.dealer.dealer import DealerService
 from tests.support import trio as t
 from tests.support.duo import duo
 from tests.support.gateway import MORE, Gateway, gateway, greedy_text, ids_of
@@ -86,6 +88,7 @@ def test_lists_of_prompts_and_n(batch: int) -> None:
         many = client.completions.create(model="privinf", prompt=PROMPTS, max_tokens=3, extra_body=MORE)
         assert [choice.text for choice in many.choices] == want and [choice.index for choice in many.choices] == [0, 1, 2, 3]
         assert many.usage is not None and many.usage.completion_tokens == 12
+        assert many.usage.prompt_tokens == sum(map(len, PROMPTS))
         texts = [""] * 4
         for piece in client.completions.create(model="privinf", prompt=PROMPTS, max_tokens=3, stream=True, extra_body=MORE):
             for choice in piece.choices:
@@ -95,8 +98,19 @@ def test_lists_of_prompts_and_n(batch: int) -> None:
         common = {"model": "privinf", "messages": messages, "temperature": 1.5, "seed": 3, "max_tokens": 4, "extra_body": MORE}
         three = client.chat.completions.create(n=3, **common)  # type: ignore[call-overload]
         alone = client.chat.completions.create(**common)  # type: ignore[call-overload]
+        assert three.usage.prompt_tokens == alone.usage.prompt_tokens, "the prompt counts once"
         assert len({choice.message.content for choice in three.choices}) > 1
         assert three.choices[0].message.content == alone.choices[0].message.content
+
+
+def test_a_dealer_that_began_anew_costs_no_caller_a_reply(tmp_path: Path) -> None:
+    """The kept session's link to it is gone, and its link to the server is not: whoever comes gets a session of its own."""
+    with trio(cache=tmp_path) as parties, gateway(parties, batch=4) as door:
+        want, address = expected(parties, 3), parties.dealer.address
+        assert complete(door, PROMPTS[0], 3) == want[0]
+        parties.dealer.close()
+        with DealerService(listen=address, keys=str(t.keys()), options=parties.dealer.options):
+            assert complete(door, PROMPTS[1], 3) == want[1]
 
 
 def test_without_a_dealer() -> None:

@@ -202,7 +202,8 @@ def test_a_template_without_tools(parties: Trio) -> None:
 
 def test_the_responses_of_the_official_client(door: Gateway, parties: Trio) -> None:
     client, want = door.openai(), greedy_text(parties, "User: hi\nAssistant:", 3).removeprefix(" ")
-    done = client.responses.create(model="privinf", input="hi", max_output_tokens=3, extra_body=MORE)
+    done = client.responses.create(model="privinf", input="hi", max_output_tokens=3, metadata={"a": "b"}, extra_body=MORE)
+    assert done.metadata == {"a": "b"}
     assert done.output_text == want and done.status == "incomplete" and done.usage is not None and done.usage.output_tokens == 3
     assert done.incomplete_details is not None and done.incomplete_details.reason == "max_output_tokens"
     items: Any = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
@@ -232,6 +233,10 @@ def test_pages_of_named_origins_alone_may_read_what_it_answers(parties: Trio) ->
             and "POST" in before.headers["Access-Control-Allow-Methods"]
         )
         assert "Access-Control-Allow-Credentials" not in before.headers
+        inner = {"Access-Control-Request-Private-Network": "true"}  # of a page of the Internet that calls this machine
+        granted, refused = (caller.options("/v1/completions", headers={**whose, **asks, **inner}) for whose in (mine, other))
+        assert granted.status_code == 200 and granted.headers["Access-Control-Allow-Private-Network"] == "true"
+        assert refused.status_code == 400 and "Access-Control-Allow-Origin" not in refused.headers
         listed = caller.get("/v1/models", headers=mine)
         assert listed.status_code == 200 and listed.headers["Access-Control-Allow-Origin"] == "https://app.example"
         assert caller.get("/v1/models", headers={**mine, "Authorization": "Bearer wrong"}).status_code == 401

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import resource
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,10 +18,10 @@ from typing import Any
 import pytest
 
 import privinf
-from privinf.jobs.batch import Progress
+from privinf.jobs.batch import Progress, _pending
 from privinf.jobs.files import Replies, Requests
 from tests.support.gateway import ids_of
-from tests.support.trio import Process, Services, Trio, is_greedy, keys, services
+from tests.support.trio import Process, Services, Trio, is_greedy, keys, services, trio
 from tests.support.waiting import wait_for
 
 PROMPTS = [text for _, text in zip(range(14), ("ab", "Hello", "x = 1", "zz top", "(", "privinf") * 3, strict=False)]
@@ -113,12 +116,61 @@ def test_lines_say_what_they_want_and_failures_are_written(parties: Trio, tmp_pa
     assert again["before"] == 6 and again["failed"] == 4 and replies(tmp_path / "out.jsonl") == found
 
 
+def test_a_server_that_grants_tokens_alone_refuses_lines_by_their_field(tmp_path: Path) -> None:
+    wishes = [{"logit_bias": {"3": 1}}, {"temperature": 1.0}, {"presence_penalty": 1.0}, {}]
+    with trio(cache=tmp_path, allow_logits=False) as parties:
+        source = written(tmp_path / "in.jsonl", [{"prompt": "ab", **each} for each in wishes])
+        assert ask(parties, source, tmp_path / "out.jsonl")["answered"] == 1
+    found = [replies(tmp_path / "out.jsonl")[str(number)]["body"].get("error", {}) for number in range(1, 5)]
+    assert [each.get("param") for each in found] == ["logit_bias", "temperature", "presence_penalty", None]
+    assert {each["code"] for each in found[:3]} == {"no_logits"}
+
+
 def test_lines_of_plain_text_are_prompts(parties: Trio, tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_text('ab\n{"prompt"\n')
     ask(parties, source, tmp_path / "out.jsonl", sessions=1)
     found = replies(tmp_path / "out.jsonl")
     assert is_greedy(ids_of('{"prompt"'), ids_of(text_of(found["2"])))
+
+
+def test_requests_come_through_a_pipe_and_begin_after_a_byte_order_mark(parties: Trio, tmp_path: Path) -> None:
+    """A pipe can be read but once, and a job reads its requests twice."""
+    pipe, data = tmp_path / "pipe", '\ufeff{"prompt": "ab", "max_tokens": 2}\r\n{"prompt": "cd"}\r\n'.encode()
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    counts = ask(parties, pipe, tmp_path / "out.jsonl")
+    writer.join()
+    assert (counts["requests"], counts["answered"], counts["tokens"]) == (2, 2, 5)
+    (tmp_path / "in.jsonl").write_bytes(data)
+    assert ask(parties, tmp_path / "in.jsonl", tmp_path / "out.jsonl")["before"] == 2, "and a file of the same is the same job"
+    (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbfab\n")
+    assert [line for _, line in Requests(tmp_path / "in.txt").lines()] == ["ab"]
+
+
+def test_standard_input_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "ab"}\n')))
+    requests = Requests(Path("-"))
+    assert list(requests.check()) == ["1"] and [line for _, line in requests.lines()] == ['{"prompt": "ab"}']
+
+
+@pytest.mark.parametrize("after", [["ab"], ["ab", "ef"], ["ab", "cd", "gh"], ["cd", "ab"]])
+def test_requests_that_change_meanwhile_end_the_job_in_one_line(tmp_path: Path, after: list[str]) -> None:
+    source = written(tmp_path / "in.jsonl", [{"prompt": text} for text in ("ab", "cd")])
+    requests = Requests(source)
+    with Replies(tmp_path / "out.jsonl", requests.check()) as there:
+        assert [number for number, _ in _pending(requests, there)] == [1, 2]
+        written(source, [{"prompt": text} for text in after])
+        with pytest.raises(privinf.ConfigError, match="has changed since this job began"):
+            list(_pending(requests, there))
+
+
+def test_replies_go_to_a_file_and_to_nothing_else(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for none in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(privinf.ConfigError, match="it is no file"):
+            Replies(none, {}).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -129,6 +181,8 @@ def test_lines_of_plain_text_are_prompts(parties: Trio, tmp_path: Path) -> None:
         ([{"text": "ab"}], "line 1 has no prompt"),
         ([{"custom_id": "2", "prompt": "ab"}, {"prompt": "ab"}], "line 2 has a custom_id that an earlier line has"),
         ([{"custom_id": 7, "prompt": "ab"}], "custom_id that is no text"),
+        ([{"custom_id": "\ud800", "prompt": "ab"}], "custom_id that is no text"),
+        (['{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"], "line 1 is nested too deeply"),
         ([{"url": "/v1/embeddings", "body": {"prompt": "ab"}}], "asks for something else"),
         ([], "has no request"),
     ],

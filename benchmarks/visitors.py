@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from benchmarks.deployment import KEY
-from privinf.client import dealer_source
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.session.messages import Join, Needs, Pass, SessionSeed, Welcome, greet
@@ -36,7 +35,6 @@ from privinf.transport.frames import FrameKind, flat
 from privinf.transport.keys import load_credentials
 from privinf.transport.listener import dial, parse_address
 from protocols.errors import PrivinfError
-from protocols.sources.dealer import Store
 
 SHORTEST = 64
 """Bytes of a masked message from which it is as good as unique."""
@@ -331,13 +329,14 @@ def visit(pipe: Any, world: World, errand: Errand) -> None:
 
 def _remember(once: list[bytes]) -> None:
     """From now on the seed of each session, and the first masked message of each of its passes, leave a digest."""
-    frames_of = Endpoint._frames_of
+    frames_of, receive_control = Endpoint._frames_of, Connection.receive_control
     armed = [False]
 
-    class Watched(Store):
-        def __init__(self, role: Any, seed: bytes, *more: Any) -> None:
-            once.append(hashlib.blake2b(seed, digest_size=8).digest())
-            super().__init__(role, seed, *more)
+    def received(self: Connection, *wanted: Any) -> Any:
+        message = receive_control(self, *wanted)
+        if isinstance(message, SessionSeed):
+            once.append(hashlib.blake2b(message.seed, digest_size=8).digest())
+        return message
 
     def watched(self: Endpoint, kind: FrameKind, body: Any) -> Any:
         if kind is FrameKind.CONTROL:
@@ -347,5 +346,5 @@ def _remember(once: list[bytes]) -> None:
             armed[0] = False
         return frames_of(self, kind, body)
 
-    vars(dealer_source)["Store"] = Watched
+    Connection.receive_control = received  # type: ignore[method-assign,assignment]
     Endpoint._frames_of = watched  # type: ignore[method-assign]

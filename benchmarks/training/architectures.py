@@ -39,7 +39,7 @@ LONG = 1024  # positions at which a network's costs are asked: as many as a Llam
 PROMPT, FURTHER, TOKENS, ASKED = 128, (128, LONG - 1), 4, 2
 WIDER = {"n_embd": 184}  # as many parameters as GPT-2's, where an FFN is one matrix
 DEEPER = {"n_layer": 7}  # the same, where a layer has half as many
-SHORT = 100  # steps, of what takes ten times as long to train
+SHORT, LONGER = 100, 1200  # steps: of what takes many times as long to train, and where it is asked what more tokens change
 ROWS = (
     Row("GPT-2: `SM+LN+G`", "SM+LN+G"),
     Row("AERO: `SM+ScFFN`", "SM+ScFFN"),
@@ -66,6 +66,9 @@ ROWS = (
     Row("GPT-2: `SM+LN+G`, 100 steps", "SM+LN+G", steps=SHORT),
     Row("AERO: `SM(t)+ScFuFFN`, 100 steps", "SM(t)+ScFuFFN", steps=SHORT),
     Row("Max-plus: `SM+ScMP`, 100 steps", "SM+ScMP", family="maxplus", steps=SHORT),
+    Row("Max-plus: `MP+ScFuFFN`, 100 steps", "MP+ScFuFFN", family="maxplus", steps=SHORT),
+    Row("Llama: `SM+RN+SwiGLU`, 1200 steps", "SM+RN+SwiGLU", family="llama", steps=LONGER),
+    Row("Llama, softmax only: `SM+ScFuFFN`, wider, 1200 steps", "SM+ScFuFFN", family="llama", sizes=WIDER, steps=LONGER),
 )
 
 
@@ -176,7 +179,7 @@ def time_rows(out: Path, target: Path) -> None:
     A network that stands there with another number of steps too is timed once.
     """
     document = json.loads(target.read_text("utf-8"))
-    document |= {"pace": asdict(pace_of(default_cache())), "machine": machine()}
+    document |= {"pace": asdict(pace_of(default_cache(), anew=True)), "machine": machine()}
     rows = {row.name: row for row in ROWS}
     usual = {(entry["variant"], str(entry["sizes"])) for entry in document["rows"] if entry["steps"] == document["steps"]}
     for entry in document["rows"]:

@@ -204,9 +204,11 @@ def beaver(server: bool, x: Operand, y: Operand, shared: Tensor, times: Callable
     """z = X Y - X r_y - r_x Y + r_x r_y, shared: S holds X (Y - r_y,S) - r_x,S Y + c_S, C the same without X Y."""
     if not known(x.masked, y.masked):
         return blank(*shared.shape)
+    if x.masked.numel() < y.masked.numel():  # the same sum, with nothing to compute of the larger operand
+        left = x.masked - x.mask if server else -x.mask
+        return times(left, y.masked) - times(x.masked, y.mask) + shared
     right = y.masked - y.mask if server else -y.mask
-    product = times(x.masked, right) - times(x.mask, y.masked)
-    return product + shared
+    return times(x.masked, right) - times(x.mask, y.masked) + shared
 
 
 def multiply(party: Party, x: Wire, y: Wire, bits: int, rows: Rows | None = None) -> Shares:

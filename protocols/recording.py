@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from protocols import kernels
+from protocols.arena import Moves, Step
 from protocols.memo import set_aside
 from protocols.ring import array
 
-Step = tuple[Callable[..., Any], tuple[Any, ...]]
 Told = tuple[Any, ...]
 
 aten = torch.ops.aten
@@ -118,8 +118,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps: list[Any] = []  # when it is left: of `Step`
         self.why = ""
         """Why what was recorded cannot be replayed; empty if it can."""
-        self.made: list[Tensor] = []
-        """One tensor of each piece of memory that was made or given."""
         self.bytes = 0
         self._told: list[Told] = []
         self._tells = tells
@@ -151,6 +149,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def told(self) -> tuple[Told, ...]:
         """What two recordings of one program have in common."""
         return tuple(self._told)
+
+    def moves(self, steps: Sequence[Step], kept: Sequence[np.ndarray]) -> Moves:
+        """To memory of their own for these steps; see `Moves.packing`."""
+        return Moves.packing(self._pieces, steps, kept)
 
     def outside(self) -> _Outside:
         """Within it nothing is noted."""
@@ -195,7 +197,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not size or self._is_made(start):
             return
         self.bytes += size
-        self.made.append(x)
         insort(self._pieces, (start, start + size))
         if self.bytes > self._most:
             self._give_up()
@@ -203,7 +204,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _give_up(self) -> None:
         self.why = self.why or f"it makes more than {self._most} bytes"
         self._most, self._paused = 0, self._paused + 1
-        for each in (self.steps, self.made, self._told, self._alive, self._pieces, self._digests):
+        for each in (self.steps, self._told, self._alive, self._pieces, self._digests):
             each.clear()
 
     def _is_made(self, address: int) -> bool:

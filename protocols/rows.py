@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import kernels
 from protocols.memo import Memo
-from protocols.ring import blank, like, nbytes
+from protocols.ring import array, blank, like, nbytes
 
 RADIX = 4
 WIDE_RADIX = 8  # where one row is left of at most so many elements
@@ -29,14 +30,18 @@ MAX_COUNT = 1 << 31  # elements of one group's rows
 INDEX = 6  # places that are made for each element, at most, where a layout is first used
 
 STEP = 16  # rows of one more position are held in multiples of at least so many
+STEP_OF_MANY = 32  # and those of a batch: to lay them out anew takes as long as two passes, and to write a pass down as long as four
 SIXTEENTH = 16
 
 _layouts = Memo(256 * 2**20)
 
 
-def reach(length: int) -> int:
-    """To how many elements a single row of this length is filled up, so that shapes repeat: at most 15 more up to 256, an eighth beyond."""
-    step = max(STEP, (1 << (length - 1).bit_length()) // SIXTEENTH)
+def reach(length: int, least: int = STEP) -> int:
+    """To how many elements a row of this length is filled up, so that shapes repeat: at most 15 more up to 256, an eighth beyond.
+
+    Or in steps of at `least` so many.
+    """
+    step = max(least, (1 << (length - 1).bit_length()) // SIXTEENTH)
     return -(-length // step) * step
 
 
@@ -61,6 +66,11 @@ class Rows:
     def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """(number,)"""
         return self.first + self.step * np.arange(self.number)
+
+    @cached_property
+    def _of_rows(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """`lengths`, as compiled loops read them."""
+        return np.ascontiguousarray(self.lengths, np.int64)
 
     @property
     def count(self) -> int:
@@ -111,6 +121,10 @@ class Rows:
             return blank(x.shape[0], self.number)
         if self.number == 1:
             return x.sum(-1, keepdim=True)
+        if kernels.fast is not None and x.is_cpu and x.dtype == torch.int64:
+            out = torch.empty((x.shape[0], self.number), dtype=torch.int64)
+            kernels.fast.row_sums(array(x.contiguous()), self._of_rows, array(out))
+            return out
         return x.new_zeros((x.shape[0], self.number)).index_add_(1, like(_row_of(self), x), x)
 
     def spread(self, x: Tensor) -> Tensor:

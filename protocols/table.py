@@ -92,8 +92,7 @@ def read(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
 
 
 def _compiled(words: Tensor, index: Tensor, tables: Tensor) -> Tensor:
-    sums, number = _octet_sums(tables).flatten(0, 1), words.shape[-1]
-    out = torch.empty((len(tables), *index.shape), dtype=torch.int64)
+    number, out = words.shape[-1], torch.empty((len(tables), *index.shape), dtype=torch.int64)
     rows = array(out.view(len(tables), index.numel()))
-    kernels.fast.read(array(words.reshape(index.numel(), number).contiguous()), flat(index), array(sums), rows)
+    kernels.fast.read(array(words.reshape(index.numel(), number).contiguous()), flat(index), array(tables.contiguous()), rows)
     return out

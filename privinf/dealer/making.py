@@ -11,7 +11,7 @@ from torch import Tensor
 from protocols.correlations import Kind
 from protocols.linear import Weight, weight_mask
 from protocols.sources.dealer import Dealer
-from protocols.sources.dealing import DealtTapes
+from protocols.sources.taping import DealtTapes
 
 
 class Dealing(Protocol):

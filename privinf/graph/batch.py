@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from protocols.rows import Rows, Stacked, reach
+from protocols.rows import STEP, STEP_OF_MANY, Rows, Stacked, reach
 from protocols.sequences import Segment
 
 
@@ -55,7 +55,7 @@ class Batch:
         if not self.fills or not one_more or not in_order:
             return ()
         longest = max(self.after[number] for number, _ in self.new)
-        more = min(reach(longest), self.fills) - longest
+        more = min(reach(longest, STEP_OF_MANY if len(self.after) > 1 else STEP), self.fills) - longest
         return tuple([self.after[number] + more for number, _ in self.new])
 
     @cached_property

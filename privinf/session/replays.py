@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,12 +32,12 @@ from protocols.rounds import Channel
 from protocols.rows import reach
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
+from protocols.sources.shelf import Shelf
 from protocols.sources.tape import Tape, Writer
 
 log = logging.getLogger("privinf")
 LARGEST = 48 * 2**20  # bytes of a tape, for each sequence: beyond, arithmetic takes the time
 MOST = 256 * 2**20  # and of all
-WAITING = 192 * 2**20  # bytes of all tapes that wait
 
 ELEMENTS = 16  # bytes of a tape that an element of a correlation stands for, at least
 
@@ -54,13 +54,13 @@ class Tapes:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._free: OrderedDict[int, tuple[Shape, Tape]] = OrderedDict()
-        self._first: dict[object, tuple[Shape, object]] = {}  # of each way through a program, what the first of its tapes told
+        self.shelf: Shelf[Shape, Tape] = Shelf()
+        self._first: dict[object, tuple[Shape, int, object]] = {}  # by way through a program: its first tape's position, and what that told
         self._agreed = set[object]()  # ways
         self._forbidden = set[Program]()
 
     def __repr__(self) -> str:
-        return f"Tapes({len(self._free)} free)"
+        return f"Tapes({len(self.shelf)} free)"
 
     def allowed(self, program: Program) -> bool:
         """Whether passes of this program may be written."""
@@ -73,21 +73,6 @@ class Tapes:
     def forbid(self, program: Program) -> None:
         """They are not to be written."""
         self._forbidden.add(program)
-
-    def take(self, shape: Shape) -> Tape | None:
-        """A tape of this shape that nobody has."""
-        with self._guard:
-            found = next((key for key, (one, _) in self._free.items() if one == shape), None)
-            return None if found is None else self._free.pop(found)[1]
-
-    def give(self, shape: Shape, tape: Tape) -> None:
-        """Back, without values."""
-        with walking("cpu"):
-            tape.wipe()
-        with self._guard:
-            self._free[id(tape)] = shape, tape
-            while sum(tape.bytes for _, tape in self._free.values()) > WAITING:
-                self._free.popitem(last=False)
 
     def takes(self, shape: Shape, kinds: Sequence[Kind]) -> bool:
         """Whether a pass that needs these is small enough for a tape."""
@@ -108,11 +93,14 @@ class Tapes:
         with self._guard:
             goes = way(tape.kinds)
             if goes not in self._agreed:
-                told, first = writer.told, self._first.pop(goes, None)
+                told, first = writer.told, self._first.get(goes)
                 if first is None or first[0] != shape:
-                    self._first[goes] = shape, told
+                    self._first[goes] = shape, tape.offset, told
                     return False
-                if first[1] == told:
+                if first[1] == tape.offset:  # another session's: what hangs on the position would not show
+                    return False
+                del self._first[goes]
+                if first[2] == told:
                     self._agreed.add(goes)
                 else:
                     self._forbidden.add(program(shape))
@@ -158,6 +146,7 @@ class Replays:
         self._writing: tuple[Shape, Tape, Writer] | None = None
         self._first = 0  # the name of the first correlation of the pass
         self._batch: Batch | None = None  # the pass, where it is over several sequences
+        self._claimed: Shape | None = None  # what is being written
 
     def of(self, store: PartySource, request: Pass | Step | Run, probe: object) -> Shape | None:
         """The shape of the pass that is next, if it may have a tape; of any other the tape that is held knows nothing."""
@@ -182,10 +171,11 @@ class Replays:
         return self._runtime.offset if self._batch is None else self._batch.windows()[0][0]
 
     def end(self) -> None:
-        """The session is over: what the tape holds of its state is nobody's."""
+        """The session is over, or goes on by another tape: what the one that it has holds of its state is nobody's."""
+        self._unclaim()
         held, self._held = self._held, None
         if held is not None:
-            self._tapes.give(held.shape, held.tape)
+            self._tapes.shelf.give(held.shape, held.tape)
 
     # ---- before the query
 
@@ -193,6 +183,7 @@ class Replays:
         """Spends the correlations of the pass, and at the client does what comes before the query; False if there shall be no tape."""
         assert isinstance(store, Store), "see `of`"
         self._first, self._writing = store.next_name, None
+        self._unclaim()
         tape = self._ready(shape)
         if tape is not None:
             tape.take(store)
@@ -201,8 +192,9 @@ class Replays:
                     tape.before(walk[1], self._position)
             return True
         wanted = kinds()
-        if not self._tapes.takes(shape, wanted):
+        if not self._tapes.takes(shape, wanted) or not self._tapes.shelf.claim(shape):
             return False
+        self._claimed = shape
         tape = Tape(self._runtime.party.role, wanted, self._first, self._position)
         tape.take(store)
         writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted), most=largest(shape))
@@ -215,7 +207,7 @@ class Replays:
         """The tape to read, with this session's state; None where one is to be written."""
         held, offset = self._held, self._runtime.offset
         if held is None or held.shape != shape:
-            tape = self._tapes.take(shape)
+            tape = self._tapes.shelf.take(shape)
             if tape is None:
                 return None
             held = _Held(shape, tape)
@@ -255,6 +247,15 @@ class Replays:
                 ids = tape.input = writer.recorder.given(ids.clone())
         found = writer.walk(self._runtime.party, channel, early, lambda: run(ids))
         if self._tapes.written(shape, tape, writer):
+            with walking("cpu"):
+                tape = tape.packed(writer.recorder)  # the state stays where it is until the next pass takes it over
+            self._tapes.shelf.add(shape, tape)
             self.end()
-            self._held = _Held(shape, tape, self._runtime.offset)
+            self._held = _Held(shape, tape)
+        self._unclaim()
         return found
+
+    def _unclaim(self) -> None:
+        claimed, self._claimed = self._claimed, None
+        if claimed is not None:
+            self._tapes.shelf.leave(claimed)

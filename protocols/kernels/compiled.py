@@ -20,6 +20,7 @@ from protocols.kernels.steps import narrow_digit as narrow_digit
 from protocols.kernels.steps import patterns as patterns
 from protocols.kernels.steps import read as read
 from protocols.kernels.steps import rescaled as rescaled
+from protocols.kernels.steps import row_sums as row_sums
 from protocols.kernels.steps import scored as scored
 from protocols.kernels.steps import selected as selected
 from protocols.kernels.steps import shift_right as shift_right

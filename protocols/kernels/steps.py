@@ -189,8 +189,8 @@ def thresholds(words, public, sizes, highest, table, out):
 
 
 @compiled(_VOID(_M8, _I8, _M8, _M8))
-def read(words, index, sums, out):
-    """`protocols.table.read`: words (count, n), rotated left by their index; the sums (8 n * 256, t) of their octets -> (t, count)."""
+def read(words, index, tables, out):
+    """`protocols.table.read`: words (count, n), rotated left by their index, tables (t, 64 n) -> (t, count)."""
     number = words.shape[1]
     for i in range(words.shape[0]):
         for t in range(out.shape[0]):
@@ -200,10 +200,24 @@ def read(words, index, sums, out):
             word = words[i, (place - skip) % number] << low
             if low:
                 word |= (words[i, (place - skip - 1) % number] >> (64 - low)) & ((1 << low) - 1)
-            for k in range(8):
-                row = (8 * place + k) * 256 + ((word >> (8 * k)) & 255)
-                for t in range(out.shape[0]):
-                    out[t, i] += sums[row, t]
+            for t in range(out.shape[0]):
+                total = 0
+                for k in range(64):  # a loop of vectors; sums of octets, kept, would not stay in a processor's nearest cache
+                    total += tables[t, 64 * place + k] & -((word >> k) & 1)
+                out[t, i] += total
+
+
+@compiled(_VOID(_M8, _I8, _M8))
+def row_sums(x, lengths, out):
+    """`protocols.rows.Rows.sum`: x (H, N), rows of these lengths side by side -> (H, rows)."""
+    for h in range(x.shape[0]):
+        at = 0
+        for row in range(lengths.size):
+            total = 0
+            for j in range(at, at + lengths[row]):
+                total += x[h, j]
+            out[h, row] = total
+            at += lengths[row]
 
 
 @compiled()

@@ -27,9 +27,9 @@ from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash, KnownHash
 from protocols.prg import Prg
 from protocols.sources.base import PartySource
-from protocols.sources.dealing import DealtTapes, Taping
 from protocols.sources.expansion import MOST, Drawn, Streamed, Together, Whole, counts_of, draw_both, together
 from protocols.sources.fitting import ENTRY, Asked, Sketch, further
+from protocols.sources.taping import DealtTapes, Taping
 
 MAX_ELEMENTS = 1 << 37  # that one pass makes, of all its parts and on the way to them, as they are declared
 MAX_MACS = 1 << 41  # multiply-adds of one pass
@@ -244,7 +244,7 @@ class Dealer:
         gone = sketch.of(kinds, self.next_name)
         taped = bool(digest) and self._taping is not None and self._taping.fits(kinds)
         self._last = Asked(kinds, self.next_name, digest, sketch if taped else None)
-        if taped and self._taping is not None:
+        if taped and self._taping is not None and self._taping.ready(kinds, digest):
             return self._taped(self._taping, kinds, digest)
         if self._taping is not None:
             self._taping.interrupted()
@@ -258,7 +258,7 @@ class Dealer:
         last, self._last = self._last, None
         kinds = further(last, self.next_name)
         assert last is not None, "or nothing tells"
-        if last.sketch is None or self._taping is None or not self._taping.writes:
+        if last.sketch is None or self._taping is None or not (self._taping.writes and self._taping.ready(kinds, last.digest)):
             return len(kinds), self.deal_pass(kinds, last.digest)
         self._drop_replaced()
         last.sketch.further(kinds, self.next_name)

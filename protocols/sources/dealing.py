@@ -7,9 +7,8 @@ calls. What is asked for is checked and bounded before, as ever; passes with one
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,19 +16,17 @@ import torch
 from torch import Tensor
 
 from protocols import kernels
+from protocols.arena import Arena, Moves, Step, Still
 from protocols.correlations import Kind, parts_of
-from protocols.kind_hash import way
 from protocols.prg import Prg
-from protocols.product import MatmulMask, joined_rows
-from protocols.recording import Recorder, Step, replay
+from protocols.product import joined_rows
+from protocols.recording import Recorder, replay
 from protocols.ring import array, flat
 from protocols.sequences import PutRowsMask
 from protocols.sources.expansion import Whole
 
 LARGEST = 48 * 2**20  # bytes of a tape, for each sequence
 MOST = 256 * 2**20  # and of all
-WAITING = 192 * 2**20  # bytes of those that no session has
-LEAST = 16  # bytes of a tape for each element of a correlation
 PIECE = 1 << 18  # bytes of the payload at a time
 
 
@@ -56,6 +53,16 @@ class _Rows:
         self.place, self.names = place, names
         self.out, self.count = joined_rows(masks, columns), sum(mask.shape[-2] for mask in masks)
 
+    def memory(self) -> Iterator[np.ndarray]:
+        """See `protocols.arena.Movable`."""
+        return iter((array(self.out),))
+
+    def moved(self, to: Moves) -> _Rows:
+        """See `protocols.arena.Movable`."""
+        found = copy.copy(self)
+        found.out, found.names = to.tensor(self.out), ()
+        return found
+
     def load(self, names: tuple[int, ...], masks: Sequence[Tensor]) -> None:
         """Those of another state."""
         self.out.copy_(joined_rows(masks, self.out.shape[-2]))
@@ -76,6 +83,16 @@ class _Stacked:
     def __init__(self, place: int, kind: PutRowsMask, mask: Tensor, further: _Further) -> None:
         self.place, self.name, self.out = place, kind.x, mask.clone()
         self._places, self._further = np.array(kind.places), further
+
+    def memory(self) -> Iterator[np.ndarray]:
+        """See `protocols.arena.Movable`."""
+        return iter((array(self.out),))
+
+    def moved(self, to: Moves) -> _Stacked:
+        """See `protocols.arena.Movable`."""
+        found = copy.copy(self)
+        found.out, found.name, found._further = to.tensor(self.out), 0, to.object(self._further)
+        return found
 
     def load(self, name: int, mask: Tensor) -> None:
         """That of another state."""
@@ -99,11 +116,16 @@ class DealtTape:
         self.rows: list[_Rows] = []
         self.stacks: list[_Stacked] = []
         self.left: dict[int, Tensor] = {}  # by place, of what outlives the pass
-        self.made: list[Tensor] = []
+        self.arena: Arena | None = None  # once it is packed
         self.bytes = 0
         self.further = _Further()
         starts = [(place, _first_place(kind)) for place, kind in enumerate(kinds) if kind.moves]
         self._starts = [(place, start) for place, start in starts if start >= 0]
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Where it was written: of what moves on, and how long its caches were."""
+        return (*[start for _, start in self._starts], *[len(_names(self.kinds[rows.place])[0]) for rows in self.rows])
 
     def follows(self, kinds: Sequence[Kind]) -> bool:
         """Whether all that moves on in a pass of these kinds, whose digest is that of the tape's, is as many positions further here."""
@@ -140,7 +162,7 @@ class DealtTape:
         """The same, of the tape's own kinds, written down."""
         self._draw(prgs, first)
         weights = [masks.weight_mask(name) for name in {getattr(kind, "weight", "") for kind in self.kinds} if name]
-        recorder = Recorder(weights, tells=tells, most=_largest(self.kinds))
+        recorder = Recorder(weights, tells=tells, most=largest(self.kinds))
         for whole in (self.server, self.client):
             recorder.given(whole.out)
         recorder.given(torch.from_numpy(self.payload))
@@ -159,8 +181,7 @@ class DealtTape:
                     known.left[first + place] = left
                     if kind.outlives and not isinstance(kind, PutRowsMask):
                         self.left[place] = left
-        self.steps, self.made = recorder.steps, recorder.made
-        self.bytes = recorder.bytes
+        self.steps, self.bytes = recorder.steps, recorder.bytes
         return self._end([_names(self.kinds[rows.place]) for rows in self.rows], first), recorder
 
     def pieces(self) -> list[bytes]:
@@ -170,9 +191,29 @@ class DealtTape:
 
     def wipe(self) -> None:
         """Forgets all values."""
-        for x in (self.server.out, self.client.out, *self.made):
-            x.zero_()
+        assert self.arena is not None, "it was packed"
+        self.arena.clear()
         self.forget()
+
+    def packed(self, recorder: Recorder) -> DealtTape:
+        """The same in memory of its own, without values; it was just written by this recorder."""
+        kept = [self.server.out, self.client.out, *self.left.values()]
+        kept += [*[rows.out for rows in self.rows], *[stack.out for stack in self.stacks]]
+        return self._moved(recorder.moves(self.steps, [self.payload, *[array(x) for x in kept]]))
+
+    def another(self) -> DealtTape:
+        """One more, for another session; this one was packed."""
+        assert self.arena is not None, "it was packed"
+        return self._moved(Moves.another(self.arena))
+
+    def _moved(self, to: Moves) -> DealtTape:
+        found = copy.copy(self)
+        found.arena, found.bytes, found.further = to.arena, to.arena.nbytes, to.object(self.further)
+        found.server, found.client, found.payload = self.server.moved(to), self.client.moved(to), to.array(self.payload)
+        found.steps = to.steps(self.steps)
+        found.rows, found.stacks = ([to.object(each) for each in many] for many in (self.rows, self.stacks))
+        found.left = {place: to.tensor(left) for place, left in self.left.items()}
+        return found
 
     def forget(self) -> None:
         """What it holds of earlier passes' masks is not to be used: names alone do not tell whose they are."""
@@ -182,7 +223,7 @@ class DealtTape:
             stack.name = 0
 
 
-class _Further:
+class _Further(Still):
     """Positions since the tape was written."""
 
     positions = 0
@@ -192,7 +233,7 @@ class _Further:
         out[...] = weight[:, first + self.positions : end + self.positions]
 
 
-def _largest(kinds: Sequence[Kind]) -> int:
+def largest(kinds: Sequence[Kind]) -> int:
     """Bytes of a pass's tape, at most."""
     return min(MOST, LARGEST * next((len(kind.places) for kind in kinds if isinstance(kind, PutRowsMask)), 1))
 
@@ -267,126 +308,3 @@ class _Writing:
         self._recorder.note(rows.put, self.left[last])
         self._tape.rows.append(rows)
         return rows.out
-
-
-class DealtTapes:
-    """Tapes for one set of weights' masks; any may be used once two recordings of one digest, at two positions, have told the same.
-
-    That is asked of each way that passes go (`protocols.kind_hash.way`); where two differ, none is used from then on.
-    """
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._free: OrderedDict[int, tuple[bytes, DealtTape]] = OrderedDict()
-        self._first: dict[object, tuple[bytes, object]] = {}  # by way
-        self._agreed = set[object]()
-        self._refused = False
-
-    @property
-    def writes(self) -> bool:
-        """Whether any pass has a tape."""
-        return kernels.fast is not None and not self._refused
-
-    def agreed(self, kinds: Sequence[Kind]) -> bool:
-        """Whether two recordings of passes that go this way were the same."""
-        return way(kinds) in self._agreed
-
-    def fits(self, kinds: Sequence[Kind]) -> bool:
-        """Whether a pass of these may have a tape: a further token's, and small."""
-        further = any(isinstance(kind, PutRowsMask) or (isinstance(kind, MatmulMask) and kind.reach) for kind in kinds)
-        if not self.writes or not further:
-            return False
-        elements, most = 0, _largest(kinds)
-        for part in (part for kind in kinds for each in parts_of(kind) for part in each):
-            elements += part.count
-            if part.modulus or elements > most // LEAST:
-                return False
-        return all(isinstance(kind, PutRowsMask) or not kind.replaces() for kind in kinds)
-
-    def take(self, digest: bytes) -> DealtTape | None:
-        """One that nobody has."""
-        with self._guard:
-            found = next((key for key, (one, _) in self._free.items() if one == digest), None)
-            return None if found is None else self._free.pop(found)[1]
-
-    def give(self, digest: bytes, tape: DealtTape) -> None:
-        """Back, without values."""
-        with torch.inference_mode():
-            tape.wipe()
-        with self._guard:
-            self._free[id(tape)] = digest, tape
-            while sum(each.bytes for _, each in self._free.values()) > WAITING:
-                self._free.popitem(last=False)
-
-    def written(self, digest: bytes, tape: DealtTape, recorder: Recorder) -> bool:
-        """Whether a tape that was just written may be used."""
-        with self._guard:
-            goes = way(tape.kinds)
-            if recorder.why or tape.bytes > _largest(tape.kinds):
-                self._refused = True
-            elif goes not in self._agreed:
-                first = self._first.pop(goes, None)
-                if first is None or first[0] != digest:
-                    self._first[goes] = digest, recorder.told
-                    return False
-                if first[1] == recorder.told:
-                    self._agreed.add(goes)
-                else:
-                    self._refused = True
-            return not self._refused
-
-
-class Taping:
-    """A session's way to tapes: it has one at a time."""
-
-    def __init__(self, tapes: DealtTapes) -> None:
-        self._tapes = tapes
-        self._held: tuple[bytes, DealtTape] | None = None
-        self._next = 0  # the name after the last pass that had the tape; what it holds of the caches is of that one
-
-    @property
-    def writes(self) -> bool:
-        """See `DealtTapes`."""
-        return self._tapes.writes
-
-    def fits(self, kinds: Sequence[Kind]) -> bool:
-        """See `DealtTapes`."""
-        return self._tapes.fits(kinds)
-
-    def deal(
-        self, masks: Masks, prgs: tuple[Prg, Prg], kinds: Sequence[Kind], digest: bytes, first: int
-    ) -> tuple[dict[int, Tensor], list[bytes]]:
-        """What outlives the pass, by name, and the client's payload."""
-        held = self._held
-        if held is not None and first != self._next:  # another pass came between, or the last one was dropped and its names are used anew
-            held[1].forget()
-        self._next = first + len(kinds)
-        tape = held[1] if held is not None and held[0] == digest else self._tapes.take(digest)
-        if tape is not None and not tape.follows(kinds):  # a digest does not say how one kind's positions lie to another's
-            if held is None or held[1] is not tape:
-                self._tapes.give(digest, tape)
-            tape = None
-        if tape is not None:
-            left = tape.deal(masks, prgs, kinds, first)
-        else:
-            tape = DealtTape(kinds)
-            left, recorder = tape.write(masks, prgs, first, tells=not self._tapes.agreed(kinds))
-            if not self._tapes.written(digest, tape, recorder):
-                return left, tape.pieces()
-        if held is None or held[1] is not tape:
-            self.end(masks)
-            self._held = digest, tape
-        return left, tape.pieces()
-
-    def interrupted(self) -> None:
-        """A pass is dealt without a tape."""
-        self._next = 0
-
-    def end(self, masks: Masks | None = None) -> None:
-        """The session has no tape any more; what of its memory is among these masks is copied there."""
-        held, self._held = self._held, None
-        if held is not None:
-            if masks is not None:
-                for stack in held[1].stacks:
-                    masks.detach(stack.out)
-            self._tapes.give(*held)

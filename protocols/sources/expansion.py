@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols import kernels
+from protocols.arena import Moves
 from protocols.correlations import Correlation, Kind, Part, Role, parts_of, unpack_parts
 from protocols.prg import BLOCK, Prg, Stream, word_size
 from protocols.ring import packed_size
@@ -94,6 +97,12 @@ class Whole:
         for each in parts:
             self.values.append(tuple(tensors[: len(each)]))
             del tensors[: len(each)]
+
+    def moved(self, to: Moves) -> Self:
+        """The same in other memory, where it is only filled."""
+        found = copy.copy(self)
+        found.out, found.values = to.tensor(self.out), [()] * len(self.values)
+        return found
 
     def draw(self, prg: Prg, first: int) -> None:
         """What `Part.draw` makes of the start of each correlation's stream; the streams by name, from the first on."""

@@ -11,150 +11,29 @@ of cached wires, of which each pass adds one. So the passes of one tape are thos
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from protocols import kernels
+from protocols.arena import Arena, Moves, Step
 from protocols.correlations import Correlation, Kind, Role, blanks, parts_of, size_of
 from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash
 from protocols.party import Party
-from protocols.product import Cached, joined_rows
-from protocols.recording import Recorder, Step, Told, replay
-from protocols.ring import array, blank, packed_size
+from protocols.product import Cached
+from protocols.recording import Recorder, Told, replay
+from protocols.ring import array, blank
 from protocols.rounds import Channel, Item, Received
 from protocols.sequences import Stack
 from protocols.shares import Wire
 from protocols.sources.dealer import Store
 from protocols.sources.expansion import Whole
-
-Pieces = list[tuple[np.ndarray, int, np.ndarray]]  # elements, their bits, and where they lie in a message
-
-
-class _Slot:
-    """A cache of wires that grows by a row in each pass: both its tensors, filled up with their first row."""
-
-    def __init__(self, key: tuple[str, str], before: Cached, columns: int) -> None:
-        self.key, self.bits, self.frac = key, before.bits, before.frac
-        self.masked, self.mask = joined_rows([before.masked], columns), joined_rows([before.mask], columns)
-        self.names, self.count, self.added = before.names, before.masked.shape[-2], 0
-
-    def load(self, before: Cached) -> None:
-        """Takes over what was kept elsewhere."""
-        count = before.masked.shape[-2]
-        for own, other in ((self.masked, before.masked), (self.mask, before.mask)):
-            own[..., :count, :] = other
-            own[..., count:, :] = other[..., :1, :]
-        self.names, self.count = before.names, count
-
-    def put(self, masked: Tensor, mask: Tensor) -> None:
-        """A further row; by numpy, which takes a fifth of torch's time for so little."""
-        array(self.masked)[..., self.count : self.count + 1, :] = array(masked)
-        array(self.mask)[..., self.count : self.count + 1, :] = array(mask)
-
-    def advance(self, first: int) -> None:
-        """A pass whose correlations are named from the first on is over."""
-        self.count, self.names = self.count + 1, (*self.names, first + self.added)
-
-    def kept(self) -> Cached:
-        """What there is of it."""
-        return Cached(self.masked[..., : self.count, :], self.mask[..., : self.count, :], self.names, self.bits, self.frac)
-
-
-class _Stacked:
-    """A cache of several sequences, of which each pass puts a further row of each in its place; see `protocols.sequences.put`."""
-
-    def __init__(self, key: tuple[str, str], before: Stack, into: Stack, places: Sequence[int], now: _Now) -> None:
-        self.key, self.bits, self.frac, self.starts = key, into.bits, into.frac, into.starts
-        self.masked, self.mask, self.name, self.added = before.masked.clone(), before.mask.clone(), into.name, 0
-        self._places, self._now = np.array(places), now
-
-    def load(self, before: Stack) -> None:
-        """Takes over what was kept elsewhere."""
-        for own, other in ((self.masked, before.masked), (self.mask, before.mask)):
-            own.copy_(other)
-
-    def put(self, masked: Tensor, mask: Tensor) -> None:
-        """A further row of each."""
-        places = self._places + self._now.further
-        array(self.masked)[..., places, :] = array(masked)
-        array(self.mask)[..., places, :] = array(mask)
-
-    def advance(self, first: int) -> None:
-        """A pass whose correlations are named from the first on is over."""
-        self.name = first + self.added
-
-    def kept(self) -> Stack:
-        """What there is of it."""
-        return Stack(self.masked, self.mask, self.name, self.bits, self.frac, self.starts)
-
-
-class _Now:
-    """What is of the present pass alone, where a tape's steps find it."""
-
-    def __init__(self) -> None:
-        self.channel: Channel | None = None
-        self.early: deque[memoryview] = deque()
-        self.on_label: Callable[[tuple[str, str]], None] | None = None
-        self.further = 0  # positions since the tape was written
-        self.pack, self.unpack = kernels.fast.pack, kernels.fast.unpack
-
-    def label(self, label: tuple[str, str]) -> None:
-        """What follows belongs to this operator."""
-        if self.on_label is not None:
-            self.on_label(label)
-
-    def vary(self, out: Tensor, make: Callable[[int], Tensor]) -> None:
-        """A value that hangs on how many positions there are."""
-        out.copy_(make(self.further))
-
-    def shift(self, out: np.ndarray, weight: np.ndarray, first: int, end: int) -> None:
-        """What lies so many positions further in a window of a weight."""
-        out[...] = weight[:, first + self.further : end + self.further]
-
-
-class _Round:
-    """Which arrays are sent and which are filled."""
-
-    def __init__(self, sent: Sequence[tuple[Tensor, int]], late: Sequence[tuple[Tensor, int]], ahead: Sequence[tuple[Tensor, int]]) -> None:
-        self._body, self._sent = _laid(sent)
-        self._expected, self._late = _laid(late)
-        self._before, self._ahead = _laid(ahead)
-
-    def run(self, now: _Now) -> None:
-        """Exchanges it, and reads what came ahead of the query."""
-        assert now.channel is not None
-        body = None
-        if self._sent:
-            for x, bits, place in self._sent:
-                now.pack(x, bits, place)
-            body = self._body.tobytes()
-        data = now.channel.exchange(body, self._expected.size if self._late else None)
-        if self._late and data is not None:
-            self._fill(now, self._expected, self._late, data)
-        if self._ahead:
-            self._fill(now, self._before, self._ahead, now.early.popleft())
-
-    @staticmethod
-    def _fill(now: _Now, whole: np.ndarray, pieces: Pieces, data: memoryview) -> None:
-        whole[:] = np.frombuffer(data, np.uint8)
-        for x, bits, place in pieces:
-            now.unpack(place, bits, x)
-
-
-def _laid(values: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, Pieces]:
-    sizes = [packed_size(x.numel(), bits) for x, bits in values]
-    whole, at, pieces = np.empty(sum(sizes), np.uint8), 0, []
-    for (x, bits), size in zip(values, sizes, strict=True):
-        pieces.append((array(x.view(-1)), bits, whole[at : at + size]))
-        at += size
-    return whole, pieces
+from protocols.sources.strips import Now, Round, Slot, Stacked
 
 
 class Tape:
@@ -175,12 +54,12 @@ class Tape:
         self.digest = digest.digest()
         self.ahead: list[Step] = []  # of a client, before the query
         self.steps: list[Step] = []
-        self.slots: list[Any] = []  # _Slot, or of several sequences _Stacked
+        self.slots: list[Any] = []  # Slot, or of several sequences Stacked
         self.input: Tensor | None = None
         self.result: Tensor | None = None
-        self.now = _Now()
+        self.now = Now()
         self.bytes = self.drawn.out.nbytes + self.dealt.out.nbytes
-        self.made: list[Tensor] = []
+        self.arena: Arena | None = None  # once it is packed
 
     def __repr__(self) -> str:
         return f"Tape({self.role.value}, {len(self.steps)} steps, values hidden)"
@@ -224,8 +103,30 @@ class Tape:
 
     def wipe(self) -> None:
         """Forgets all values."""
-        for x in (self.drawn.out, self.dealt.out, *self.made):
-            x.zero_()
+        assert self.arena is not None, "it was packed"
+        self.arena.clear()
+
+    # ---- in other memory
+
+    def packed(self, recorder: Recorder) -> Tape:
+        """The same in memory of its own, without values; it was just written by this recorder."""
+        kept = [self.drawn.out, self.dealt.out, *[each for slot in self.slots for each in (slot.masked, slot.mask)]]
+        kept += [each for each in (self.input, self.result) if each is not None]
+        return self._moved(recorder.moves([*self.ahead, *self.steps], [array(x) for x in kept]))
+
+    def another(self) -> Tape:
+        """One more, for another session; this one was packed."""
+        assert self.arena is not None, "it was packed"
+        return self._moved(Moves.another(self.arena))
+
+    def _moved(self, to: Moves) -> Tape:
+        found = copy.copy(self)
+        found.arena, found.bytes, found.now = to.arena, to.arena.nbytes, to.object(self.now)
+        found.drawn, found.dealt = self.drawn.moved(to), self.dealt.moved(to)
+        found.ahead, found.steps = to.steps(self.ahead), to.steps(self.steps)
+        found.slots = [to.object(slot) for slot in self.slots]
+        found.input, found.result = to.value(self.input), to.value(self.result)
+        return found
 
 
 def size_of_dealt(kinds: Sequence[Kind]) -> int:
@@ -279,7 +180,7 @@ class Writer:
             now.channel = now.on_label = None
         if self._online:
             tape.result = found
-        tape.bytes, tape.made = self.recorder.bytes, self.recorder.made
+        tape.bytes = self.recorder.bytes
         return found
 
     # ---- the engine
@@ -323,7 +224,7 @@ class Writer:
                 (late if client or not item.early else ahead).append((received[place], item.bits))
         if sent or late or ahead:
             with self.recorder.outside():
-                step = _Round(sent, late, ahead)
+                step = Round(*[[(array(x.view(-1)), bits) for x, bits in each] for each in (sent, late, ahead)])
                 step.run(self.tape.now)
             self.recorder.note(step.run, self.tape.now)
         return received
@@ -351,7 +252,7 @@ class Writer:
     def extended(self, key: tuple[str, str], before: Cached, wire: Wire, columns: int) -> tuple[Cached, Cached]:
         """See `Recording`."""
         with self.recorder.outside():
-            slot = _Slot(key, before, columns)
+            slot = Slot(key, before, columns)
             slot.put(wire.masked, wire.mask)
         slot.added = wire.name - self.tape.first
         self.recorder.given(slot.masked)
@@ -364,7 +265,7 @@ class Writer:
     def put(self, key: tuple[str, str], before: Stack, wire: Wire, places: Sequence[int], into: Stack) -> Stack:
         """See `Recording`."""
         with self.recorder.outside():
-            slot = _Stacked(key, before, into, places, self.tape.now)
+            slot = Stacked(key, before, into, places, self.tape.now)
             slot.put(wire.masked, wire.mask)
         slot.added = into.name - self.tape.first
         self.recorder.given(slot.masked)

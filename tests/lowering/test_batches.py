@@ -91,13 +91,13 @@ def test_rows_are_filled_up_alike() -> None:
     after = batch.step([(7, 1), (3, 1)], fills=64)
     assert after.settled and after.places == (21, 22 + 31) and after.starts == batch.starts
     last = after.step([(7, 1), (3, 1)], fills=64)
-    assert last.columns == (38, 48) and not last.settled and last.segments[0] == (0, 0, 22) and (0, 22, 32) in last.segments
+    assert last.columns == (54, 64) and not last.settled and last.segments[0] == (0, 0, 22) and (0, 22, 32) in last.segments
     assert not last.step([(3, 1)], [7], fills=64).settled and not last.step([(3, 1), (7, 1)], fills=64).columns
     waits = last.step([(3, 1)], fills=64)
-    assert waits.settled and waits.columns == (48,) and waits.starts == (38,) and waits.places == (38 + 33,) and waits.shape == (-38, 48)
+    assert waits.settled and waits.columns == (64,) and waits.starts == (54,) and waits.places == (54 + 33,) and waits.shape == (-54, 64)
     alone = waits.step([(7, 1)], fills=64)
-    assert alone.columns == (32,) and not alone.settled and alone.segments[-1] == (0, 38, 1) and alone.shape == (32, -48)
-    assert last.step([(7, 1), (3, 1)]).segments == [(0, 0, 23), (1, 0, 1), (0, 38, 33), (1, 1, 1)]
+    assert alone.columns == (32,) and not alone.settled and alone.segments[-1] == (0, 54, 1) and alone.shape == (32, -64)
+    assert last.step([(7, 1), (3, 1)]).segments == [(0, 0, 23), (1, 0, 1), (0, 54, 33), (1, 1, 1)]
     assert Batch({1: 3}, ((1, 1), (2, 1)), fills=64).columns == () and Batch({1: 3}, ((1, 1),), fills=4).columns == (4,)
 
 

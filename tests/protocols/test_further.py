@@ -14,7 +14,8 @@ from protocols.linear import LinearMask, Weight, weight_mask
 from protocols.product import MatmulMask, ProductMask
 from protocols.sequences import PutRowsMask
 from protocols.sources.dealer import Dealer
-from protocols.sources.dealing import DealtTape, DealtTapes
+from protocols.sources.dealing import DealtTape
+from protocols.sources.taping import DealtTapes
 
 PROMPT, REACH = 4, 16
 

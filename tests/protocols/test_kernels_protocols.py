@@ -19,7 +19,7 @@ from protocols.opening import open_masked
 from protocols.party import Party, Protocol_
 from protocols.reciprocal import reciprocal
 from protocols.ring import known, reduce
-from protocols.rows import Rows
+from protocols.rows import Rows, Stacked
 from protocols.softmax import softmax
 from protocols.table import read
 from protocols.truncation import rescale
@@ -149,6 +149,18 @@ def test_tables(shape: tuple[int, ...], words: int, tables: int) -> None:
                 assert torch.equal(found, read(part, index, entries))
         else:
             assert found.shape == (tables, *shape)
+
+
+@pytest.mark.parametrize(
+    "rows", [Rows(3, 6, 2), Rows(4, 5, 0), Stacked.of([Rows(7, 1, 1), Rows(2, 3, 1)]), Stacked.of([Rows(9, 1, 1)] * 8)]
+)
+def test_sums_of_rows(rows: Rows) -> None:
+    x = uniform(3, rows.count + 1)[:, 1:]
+    found = rows.sum(x)
+    with kernels.plain():
+        assert torch.equal(found, rows.sum(x))
+    lengths = [int(length) for length in rows.lengths]
+    assert torch.equal(found, torch.stack([part.sum(-1) for part in torch.split(x, lengths, 1)], 1))
 
 
 WINDOWS = [

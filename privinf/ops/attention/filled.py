@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,36 +20,32 @@ from protocols.softmax import Live
 from protocols.truncation import rescale
 
 
-@constant()
-def _step(columns: int) -> Tensor:
-    """So many ones, and as many zeros."""
-    return torch.from_numpy(np.repeat(np.array([1, 0], np.int64), columns))
+@constant(64)
+def _mask(filled: tuple[int, ...], ends: tuple[int, ...]) -> Tensor:
+    """For rows of so many elements as many ones as they have, and zeros: of one row after the other; the same in all layers."""
+    return torch.from_numpy(np.concatenate([np.repeat([1, 0], [end, columns - end]) for columns, end in zip(filled, ends, strict=True)]))
+
+
+@constant(64)
+def _divided(within: RowRange, filled: tuple[int, ...], ends: tuple[int, ...], part: int) -> Tensor:
+    """What hangs on the lengths of rows, see `RowRange.divided_row`: of one row for it, else for each element of all."""
+    found = [within.divided_row(end)[part] for end in ends]
+    return found[0] if len(found) == 1 else torch.cat([each.expand(columns) for each, columns in zip(found, filled, strict=True)])
 
 
 def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) -> Live:
     """Of the row of a further token of each sequence, filled up to so many elements."""
-    party = x.party
-    ends = [end for _, end in x.runtime.windows(1)]
-    rows = [(placed(_step(columns), x.runtime.device), columns, end) for columns, end in zip(filled, ends, strict=True)]
+    party, columns = x.party, tuple(filled)
+    ends, device = tuple([end for _, end in x.runtime.windows(1)]), x.runtime.device
 
-    def joined(each: Sequence[Tensor]) -> Tensor:
-        return each[0] if len(each) == 1 else torch.cat(list(each))
+    def varying(make: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        return party.varying(lambda further: placed(make(tuple([end + further for end in ends])), device))
 
-    def mask(further: int) -> Tensor:
-        return joined([step[columns - end - further : 2 * columns - end - further] for step, columns, end in rows])
-
+    mask = varying(lambda ends: _mask(columns, ends))
     if within is None or not within.by_length:
-        return Live(party.varying(mask))
-    by_length = within
-
-    def divided(part: int) -> Tensor:
-        def made(further: int) -> Tensor:
-            found = [by_length.divided_row(end + further)[part] for _, _, end in rows]
-            return found[0] if len(found) == 1 else torch.cat([each.expand(columns) for each, columns in zip(found, filled, strict=True)])
-
-        return party.varying(made)
-
-    return Live(party.varying(mask), divided(0), (divided(1), divided(2)))
+        return Live(mask)
+    offset, *parts = [varying(partial(_divided, within, columns, part=part)) for part in range(3)]
+    return Live(mask, offset, (parts[0], parts[1]))
 
 
 def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int, bits: int) -> Protocol_[Shares]:

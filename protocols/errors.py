@@ -210,6 +210,11 @@ KINDS: dict[Code, type[PrivinfError]] = {
 """The class of each code, where the error is found."""
 
 
+def broke_off(error: PrivinfError) -> bool:
+    """Whether what is wrong is a connection, also where the peer says so that was told nothing for too long: another one may last."""
+    return isinstance(error, TransportError) or issubclass(KINDS[error.code], TransportError)
+
+
 def kind_of(code: Code, heard: Heard = Heard.HERE) -> type[PrivinfError]:
     """The class of an error: a peer can refuse, be out of step with us, or not reach another; whatever else it says, it gives up."""
     own = KINDS[code]

@@ -223,6 +223,7 @@ def one_machine(cpus: int) -> Iterator[Any]:
     except ImportError:
         raise ConfigError("Ray is not installed", remedy="pip install 'privinf[ray]'") from None
     os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers are as the parties beside them, and not starved on a busy machine
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     try:
         yield cluster

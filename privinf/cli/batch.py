@@ -40,7 +40,8 @@ class Work:
     """How the job is done."""
 
     sessions: Annotated[int, Setting("Prompts that are answered at a time.", "N", least=1)] = 2
-    engine: Annotated[str, Setting("Sessions of threads here, or of actors on a Ray cluster.", choices=("threads", "ray"))] = "threads"
+    engine: Annotated[str, Setting("By threads here, or by actors on a Ray cluster.", choices=("threads", "ray"))] = "threads"
+    workers: Annotated[int | None, Setting("Actors on the cluster; default: one a processor.", "N", least=1)] = None
     ray_address: Annotated[str, Setting("The cluster; auto: the one of this machine.", "ADDRESS")] = "auto"
     tries: Annotated[int, Setting("Tries of one prompt before it is written as failed.", "N", least=1)] = 3
     patience: Annotated[float, Setting("How long to wait for a server that is away or full, seconds.", "S", least=0.0)] = 600.0

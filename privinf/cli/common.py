@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 
@@ -131,10 +131,11 @@ def write_tokens(tokens: Iterable[TokenLike], *, quiet: bool) -> None:
         sys.stdout.flush()
 
 
-def write_json(document: Any) -> None:
-    """One document, at the end, when nothing can fail any more."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+def write_json(document: Any, out: TextIO | None = None) -> None:
+    """One document, at the end, when nothing can fail any more; without `out` to standard output."""
+    out = out or sys.stdout
+    out.write(json.dumps(document, ensure_ascii=False) + "\n")
+    out.flush()
 
 
 def tokenizer_line(digest: str | None) -> str:

@@ -55,10 +55,11 @@ def dealer(
 
     if cluster.engine == "ray":
         from privinf.dealer.farm import FarmedDealer
+        from privinf.session.cluster import aside
 
         where: dict[str, Any] = {"workers": workers, "ray_address": cluster.ray_address}
-        with serving(log), FarmedDealer(listen=listen, keys=str(keys), options=options, **where) as farmed:
-            serve_until_stopped(farmed, {"role": "dealer", "engine": "ray", "workers": workers}, as_json, metrics=metrics)
+        with serving(log), aside() as out, FarmedDealer(listen=listen, keys=str(keys), options=options, **where) as farmed:
+            serve_until_stopped(farmed, {"role": "dealer", "engine": "ray", "workers": workers}, as_json, metrics=metrics, out=out)
         return
     if workers > 1:
         serve_in_workers(load, role="dealer", listen=listen, workers=workers, options=options, metrics=metrics, as_json=as_json, late=True)

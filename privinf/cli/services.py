@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from privinf.cli import common
 from privinf.cli.signals import Stopped, allow, listen_again
@@ -36,7 +36,9 @@ def serving(level: str | None = None) -> Iterator[None]:
         yield
 
 
-def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, metrics: str | None = None) -> None:
+def serve_until_stopped(
+    service: Any, about: dict[str, Any], as_json: bool, *, metrics: str | None = None, out: TextIO | None = None
+) -> None:
     """Says where it listens, then waits for a signal, which is how a service ends: exit code 0. SIGHUP makes it read its keys anew.
 
     Where its options allow for a drain, sessions may end by themselves first; a second signal ends them.
@@ -57,7 +59,7 @@ def serve_until_stopped(service: Any, about: dict[str, Any], as_json: bool, *, m
                 from privinf.session.metrics import service_families
 
                 _answer(stack, about, metrics, lambda: service_families(service), service.ready)
-            _say(about, service.address, as_json)
+            _say(about, service.address, as_json, out)
             while True:  # not `signal.pause`, which does not see a signal that came just before it
                 time.sleep(0.5)
         except Stopped:
@@ -73,13 +75,13 @@ def _answer(stack: contextlib.ExitStack, about: dict[str, Any], metrics: str, fa
     print(f"{about['role']} answers Prometheus on http://{about['metrics']}/metrics", file=sys.stderr, flush=True)
 
 
-def _say(about: dict[str, Any], address: str, as_json: bool) -> None:
+def _say(about: dict[str, Any], address: str, as_json: bool, out: TextIO | None = None) -> None:
     model = f" with {about['variant']}, id {about['model']}, {common.tokenizer_line(about['tokenizer'])}" if "model" in about else ""
     unit = "actors of a cluster" if about.get("engine") == "ray" else "processes"
     several = f" in {about['workers']} {unit}" if "workers" in about else ""
     print(f"{about['role']} listens on {address}{several}{model}", file=sys.stderr, flush=True)
     if as_json:
-        common.write_json({**about, "address": address})
+        common.write_json({**about, "address": address}, out)
 
 
 def serve_in_workers(

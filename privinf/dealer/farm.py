@@ -159,7 +159,9 @@ class Farm:
                     found.queries += 1
                     return found
             if not self.ray.wait([place.version for place in waiting], num_returns=1, timeout=self.patience)[0]:
-                raise TransportError("no machine of the cluster deals", party="dealer", remedy="look at `ray status`")
+                raise TransportError(
+                    "no machine of the cluster deals", party="dealer", remedy="look at `ray status`, or give more --timeout"
+                )
 
     def _look(self, place: _Place) -> None:
         try:

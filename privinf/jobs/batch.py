@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class Progress:
 class Engine(Protocol):
     """Answers lines by several workers."""
 
-    def replies(self, pending: Iterator[tuple[int, str]]) -> Iterator[Reply]:
+    def replies(self, pending: Iterator[tuple[int, str]]) -> Generator[Reply, None, None]:
         """In the order in which they end; raises what keeps a worker from answering at all."""
 
 
@@ -72,6 +73,7 @@ def batch(
     local: str | Path | None = None,
     sessions: int = 2,
     engine: str = "threads",
+    workers: int | None = None,
     ray_address: str = "auto",
     max_new_tokens: int = MAX_NEW_TOKENS,
     sampling: Sampling = GREEDY,
@@ -85,16 +87,19 @@ def batch(
 
     A line of `source` (`-`: standard input) is an OpenAI batch request for /v1/completions or `{"prompt": ...}`, or in a file that ends in
     .txt a prompt; a line of `output` an OpenAI batch response, on the disk before the next is. What a line does not say, the arguments do.
-    `sessions` queries at a time, of threads here or, with `engine` "ray", of actors on a cluster. A request that fails `tries` times is
-    written as failed; a server that is away or full is waited for, `patience` seconds at most.
+    `sessions` prompts at a time, of threads here or, with `engine` "ray", spread over `workers` actors on a cluster (without it: one a
+    processor); those of a process are answered in the same passes where that can be. A request that fails `tries` times is written as
+    failed; a server that is away or full is waited for, `patience` seconds at most.
 
     Returns {`requests`, `answered`, `failed`, `before` (those that were there already), `tokens` (new ones of this run), `seconds`,
     `model`, `trust`}. ConfigError for files that do not go together, and whatever PrivinfError keeps the server from answering at all.
     """
     if engine not in ENGINES:
         raise ConfigError(f"there is no engine {engine!r}", remedy=f"give {' or '.join(ENGINES)}")
-    if sessions < 1 or tries < 1:
-        raise ConfigError("a job has at least one session and one try")
+    if sessions < 1 or tries < 1 or (workers is not None and workers < 1):
+        raise ConfigError("a job has at least one session, one worker and one try")
+    if workers is not None and engine != "ray":
+        raise ConfigError("workers are a cluster's", remedy="give --engine ray, or --sessions alone")
     options, requests, tell = options or Options(), Requests(Path(source)), progress or (lambda now: None)
     with Replies(Path(output), requests.check()) as replies:
         total, before, began, tokens = len(replies.wanted), len(replies.done), time.monotonic(), 0
@@ -110,7 +115,8 @@ def batch(
                         remedy = "give this job a file of its own, or --expect the other model"
                         raise ConfigError(f"{output} has replies of another model than this server's", remedy=remedy)
                     pending = _pending(requests, replies)
-                    with contextlib.closing(_engine(engine, terms, min(sessions, total - before), first, ray_address, pending)) as found:
+                    engaged = _threads if engine == "threads" else partial(_actors, workers, ray_address)
+                    with contextlib.closing(engaged(terms, min(sessions, total - before), first).replies(pending)) as found:
                         for reply in found:
                             replies.add(reply.custom_id, reply.status, reply.body)
                             tokens += reply.body["usage"]["completion_tokens"] if reply.status == 200 else 0
@@ -134,12 +140,14 @@ def _pending(requests: Requests, replies: Replies) -> Iterator[tuple[int, str]]:
     raise ConfigError(f"{requests.path} has changed since this job began", remedy="run the same command again with all of its requests")
 
 
-def _engine(name: str, terms: Terms, count: int, first: Worker, address: str, pending: Iterator[tuple[int, str]]) -> Any:
-    if name == "ray":
-        from privinf.jobs.cluster import Actors
-
-        first.close()
-        return Actors(terms, count, address).replies(pending)
+def _threads(terms: Terms, count: int, first: Worker) -> Engine:
     from privinf.jobs.threads import Threads
 
-    return Threads(terms, count, first).replies(pending)
+    return Threads(terms, count, first)
+
+
+def _actors(workers: int | None, address: str, terms: Terms, count: int, first: Worker) -> Engine:
+    from privinf.jobs.cluster import Actors
+
+    first.close()
+    return Actors(terms, count, together=first.shareable, workers=workers, address=address)

@@ -29,7 +29,7 @@ from privinf.session.pool import Pool, PoolLane
 from privinf.session.prepared import Writer
 from privinf.session.report import model_of
 from protocols.correlations import Role
-from protocols.errors import ConfigError, PrivinfError, ProtocolDesync, TransportError
+from protocols.errors import ConfigError, PrivinfError, ProtocolDesync, broke_off
 
 SCRATCH = "farm"
 """Beside a worker's cache: files that are on their way."""
@@ -65,8 +65,8 @@ class Preparer(Work):
         for left in reversed(range(self.asked.tries)):
             try:
                 return self._make(seq, shelf)
-            except TransportError:
-                if not left:
+            except PrivinfError as error:
+                if not left or not broke_off(error):
                     raise
         raise AssertionError("a worker tries at least once")
 

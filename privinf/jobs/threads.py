@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
-from privinf.client.shared import Shared
-from privinf.jobs.worker import Reply, Terms, Worker
+from privinf.jobs.worker import Crew, Reply, Terms, Worker
 
 Line = tuple[int, str]
 
@@ -16,19 +15,16 @@ class Threads:
     """`replies` yields as they come; closing it ends what is being answered. `first` knows whether workers may share sessions."""
 
     def __init__(self, terms: Terms, count: int, first: Worker) -> None:
-        self.workers = [first, *(Worker(terms) for _ in range(count - 1))]
-        if count > 1 and first.shareable:
-            shared = Shared(first.client, count)
-            for worker in self.workers:
-                worker.shared = shared
+        self.crew = Crew(terms, count, first.shareable, first)
         self._lock = threading.Lock()
         self._over = threading.Event()
 
-    def replies(self, pending: Iterator[Line]) -> Iterator[Reply]:
+    def replies(self, pending: Iterator[Line]) -> Generator[Reply, None, None]:
         """The replies to these lines, in the order in which they end; raises what a worker raises."""
         found: queue.Queue[Reply | BaseException | None] = queue.Queue()
         threads = [
-            threading.Thread(target=self._work, args=(worker, pending, found), name="privinf-job", daemon=True) for worker in self.workers
+            threading.Thread(target=self._work, args=(worker, pending, found), name="privinf-job", daemon=True)
+            for worker in self.crew.workers
         ]
         for thread in threads:
             thread.start()
@@ -44,8 +40,7 @@ class Threads:
                     yield item
         finally:
             self._over.set()
-            for worker in self.workers:
-                worker.close()
+            self.crew.close()
             for thread in threads:
                 thread.join()
 

@@ -6,6 +6,7 @@ replies in it, and none of them is to be held to what another's request did: wha
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from privinf.session.cluster import Work
 from privinf.session.options import Options
 from privinf.session.pool import Pool
 from privinf.trust import DEALER
-from protocols.errors import Code, ConfigError, PrivinfError, RefusedError, TransportError
+from protocols.errors import Code, ConfigError, PrivinfError, RefusedError, TransportError, broke_off
 
 PAUSE_S = 0.5
 MOST_PAUSE_S = 30.0
+ALONE = 4
+"""Requests of one process that are tried alone at a time, where a session that they shared broke: or they would open one each at once."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +72,8 @@ class Worker(Work):
         self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, options=terms.options)
         self.shared: Shared | None = None
         """Where a request is tried first, if not in a session of its own."""
+        self.alone = threading.Semaphore()
+        """Held while it is answered in a session of its own."""
         self.shareable = False
         """Whether requests may be answered in a session with others', once `model` was asked for."""
         self._over = threading.Event()
@@ -132,7 +137,7 @@ class Worker(Work):
             raise error
         refused = isinstance(error, RefusedError)
         again = error.again(round(pause)) if refused else pause
-        if again is None or (error.exit_code == 3 and not (refused or isinstance(error, TransportError))):
+        if again is None or (error.exit_code == 3 and not (refused or broke_off(error))):
             raise error
         wait = max(pause, float(again))
         if time.monotonic() + wait > until:
@@ -147,8 +152,11 @@ class Worker(Work):
         wishes: dict[str, Any] = {"max_new_tokens": most, "sampling": sampling, "ignore_eos": ignore_eos}
         tokens: list[Token]
         if shared is None:
-            tokens = list(self.client.generate(text, ids=ids, **wishes, retry=1))
-            result = self.client.result
+            with self.alone:
+                if self._over.is_set():
+                    raise TransportError("this job was ended", party="client")
+                tokens = list(self.client.generate(text, ids=ids, **wishes, retry=1))
+                result = self.client.result
         else:
             with shared.seat() as seat:
                 tokens = list(seat.generate(Prompt.read(seat.lowered, text, ids).ids, **wishes))
@@ -165,3 +173,31 @@ class Worker(Work):
         """Ends it, and what it is doing."""
         self._over.set()
         self.client.close()
+
+
+class Crew(Work):
+    """Workers of one process: as many requests at a time as it has, each of a thread of its caller's, in one session where `together`."""
+
+    def __init__(self, terms: Terms, count: int, together: bool, first: Worker | None = None) -> None:
+        self.workers = [first or Worker(terms), *(Worker(terms) for _ in range(count - 1))]
+        if count > 1 and together:
+            shared = Shared(self.workers[0].client, count)
+            alone = threading.Semaphore(ALONE)
+            for worker in self.workers:
+                worker.shared, worker.alone = shared, alone
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self.workers:
+            self._free.put(worker)
+
+    def answer(self, number: int, line: str) -> Reply:
+        """As a worker's, of whichever is free; waits for one."""
+        worker = self._free.get()
+        try:
+            return worker.answer(number, line)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """Ends all of them, and what they are doing."""
+        for worker in self.workers:
+            worker.close()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from privinf.transport.listener import parse_address
 from privinf.version import VERSION
@@ -44,7 +46,8 @@ def connect(address: str, seconds: float) -> Any:
     try:
         if address != "auto" and "://" not in address:  # or Ray tries for minutes
             socket.create_connection(parse_address(address), seconds).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        with _own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except PrivinfError:
         raise
     except Exception as error:  # Ray has no common base of what it raises here
@@ -55,11 +58,27 @@ def connect(address: str, seconds: float) -> Any:
 
 
 @contextlib.contextmanager
-def aside() -> Iterator[None]:
-    """For a process whose standard output is a document: what Ray prints goes to standard error, and in the end Ray is left."""
+def _own_signals() -> Iterator[None]:
+    """What a signal does stays as it was: with Ray's handler, a service that is told to end would end by an abort."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[TextIO]:
+    """For a process whose standard output is a document: what Ray prints goes to standard error, and in the end Ray is left.
+
+    It gives the standard output as it was.
+    """
+    out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            yield
+            yield out
         finally:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
@@ -140,13 +159,14 @@ def same_version(found: str) -> None:
 
 
 class Fleet(Generic[Task, Found]):
-    """`count` workers that do tasks one after the other, whatever becomes of single ones; fewer than asked for go on alone."""
+    """`count` workers that do tasks, each `at_a_time` of them, whatever becomes of single ones; fewer than asked for go on alone."""
 
-    def __init__(self, ray: Any, make: Callable[[], Remote], count: int, patience: float) -> None:
+    def __init__(self, ray: Any, make: Callable[[], Remote], count: int, patience: float, at_a_time: int = 1) -> None:
         self._ray, self._make, self._count, self._patience, self._lost = ray, make, count, patience, 0
+        self._at_a_time = at_a_time
         self._starting: dict[Any, Remote] = {}  # the answer that is awaited, and whose it is
         self._asked: dict[Any, tuple[Remote, Task]] = {}
-        self._idle: list[Remote] = []
+        self._idle: list[Remote] = []  # as often as it could do a task more
         self._left: list[Task] = []  # what lost workers were doing
 
     def _start(self) -> None:
@@ -170,11 +190,12 @@ class Fleet(Generic[Task, Found]):
                     worker = self._idle.pop()
                     self._asked[ask(worker, task)] = worker, task
                 if self._idle and not self._asked:
-                    self._ray.wait(closing := [worker.begin("close") for worker in self._idle], num_returns=len(closing), timeout=CLOSING_S)
+                    closing = [worker.begin("close") for worker in set(self._idle)]
+                    self._ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)
                     return
                 yield from self._next(end)
         finally:
-            for worker in (*self._idle, *self._starting.values(), *(worker for worker, _ in self._asked.values())):
+            for worker in {*self._idle, *self._starting.values(), *(worker for worker, _ in self._asked.values())}:
                 worker.end()
 
     def _next(self, end: Callable[[Remote, Task, Any], Found]) -> Iterator[Found]:
@@ -190,17 +211,24 @@ class Fleet(Generic[Task, Found]):
             except Lost:
                 self._replace()
             else:
-                self._idle.append(started)
+                self._idle += [started] * self._at_a_time
             return
         worker, task = self._asked.pop(ref)
         try:
             found = end(worker, task, worker.take(ref))
         except Lost:
-            self._left.append(task)
-            self._replace()
+            self._lose(worker, task)
             return
         self._idle.append(worker)
         yield found
+
+    def _lose(self, worker: Remote, task: Task) -> None:
+        """What it was doing besides is left with this task, and another takes its place."""
+        besides = [ref for ref, (each, _) in self._asked.items() if each is worker]
+        self._left += [task, *(self._asked.pop(ref)[1] for ref in besides)]
+        self._idle = [each for each in self._idle if each is not worker]
+        worker.end()
+        self._replace()
 
     def _replace(self) -> None:
         self._lost += 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privinf.client.client import Client
 from privinf.client.shared import Seat
 from privinf.client.text import Token
+from privinf.jobs import worker
 from privinf.server.session import ServerSession
 from privinf.session.messages import Pass, Step
-from protocols.errors import TransportError
+from protocols.errors import Code, HandshakeError, TransportError
 from tests.jobs.test_batch import ask, replies, text_of, written
 from tests.support.gateway import ids_of
 from tests.support.trio import Trio, is_greedy, trio
@@ -63,6 +66,46 @@ def test_what_fails_beside_others_is_tried_alone(parties: Trio, tmp_path: Path, 
     counts = ask(parties, source, output, sessions=2, tries=1)
     are_right(output)
     assert counts["failed"] == 0 and {type(request) for request in asked} == {Step, Pass}
+
+
+def test_few_are_tried_alone_at_a_time(parties: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, at_work, most = Client.generate, set[int](), [0]
+
+    def noted(client: Client, *given: Any, **wishes: Any) -> Iterator[Token]:
+        at_work.add(threading.get_ident())
+        most.append(len(at_work))
+        yield from generate(client, *given, **wishes)
+        at_work.discard(threading.get_ident())
+
+    def breaks(seat: Seat, ids: list[int], **wishes: Any) -> Iterator[Token]:
+        raise TransportError("a session broke")
+        yield
+
+    monkeypatch.setattr(Seat, "generate", breaks)
+    monkeypatch.setattr(Client, "generate", noted)
+    monkeypatch.setattr(worker, "ALONE", 2)
+    source, output = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS]), tmp_path / "out.jsonl"
+    ask(parties, source, output, sessions=5)
+    are_right(output)
+    assert 1 <= max(most) <= 2
+
+
+def test_a_connection_that_broke_while_it_was_made_is_made_anew(parties: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever found it: a server that was told nothing for too long says so."""
+    left, generate = [HandshakeError("the peer refused: no sign of life", code=Code.TRANSPORT)], Client.generate
+
+    def once(client: Client, *given: Any, **wishes: Any) -> Iterator[Token]:
+        if left:
+            raise left.pop()
+        return generate(client, *given, **wishes)
+
+    monkeypatch.setattr(Client, "generate", once)
+    source, output = written(tmp_path / "in.jsonl", [{"prompt": PROMPTS[0]}]), tmp_path / "out.jsonl"
+    assert ask(parties, source, output, sessions=1)["answered"] == 1 and not left
+    left.append(HandshakeError("the peer refused: it does not know us", code=Code.NOT_LISTED))
+    source = written(tmp_path / "other.jsonl", [{"prompt": PROMPTS[1]}])
+    with pytest.raises(HandshakeError, match="does not know us"):
+        ask(parties, source, tmp_path / "other.out", sessions=1)
 
 
 def test_prepared_queries_are_used_where_there_are_any(parties: Trio, tmp_path: Path, asked: list[Any]) -> None:

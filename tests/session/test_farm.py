@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -184,6 +186,33 @@ def test_what_a_farm_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     where: dict[str, Any] = {"listen": "127.0.0.1:0", "keys": str(t.keys())}
     with pytest.raises(ConfigError, match=r"a worker of the cluster has privinf 9\.9\.9"):
         FarmedDealer(**where, options=Options(cache=t.scratch() / "cache"))
+
+
+@dataclass(frozen=True)
+class Talking:
+    """A hook that gives a process a cluster, which prints."""
+
+    def __call__(self) -> None:
+        machines = Machines()
+
+        def connect(address: str, seconds: float) -> Machines:
+            print("(raylet) a node has been marked dead", flush=True)
+            return machines
+
+        vars(farm).update(connect=connect, Remote=Here)
+
+
+def test_standard_output_is_the_document_alone() -> None:
+    words = ("--listen", "127.0.0.1:0", "--keys", t.keys(), "--cache", t.scratch() / "cache", "--engine", "ray", "--workers", 2, "--json")
+    process = t.Process("dealer", *words, hook=Talking())
+    try:
+        about = process.document()
+        assert (about["role"], about["engine"], about["workers"]) == ("dealer", "ray", 2) and about["address"]
+        assert "marked dead" in process.err and "in 2 actors of a cluster" in process.err
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0 and process.out.count("\n") == 1
+    finally:
+        process.end()
 
 
 def test_what_moves_on_is_dealt_there_as_here(asked: tuple[Deals, tuple[Weight, ...]]) -> None:

@@ -41,6 +41,11 @@ class Machines:
         """As Ray's."""
         return refs[:1], refs[1:]
 
+    @staticmethod
+    def cluster_resources() -> dict[str, float]:
+        """As Ray's."""
+        return {"CPU": 2.0}
+
     def fate(self, method: str) -> str:
         """Of the worker, at this call."""
         count = self.calls.get(method, 0)

@@ -107,6 +107,8 @@ def check_equal(graph: Graph, inputs: Sequence[Tensor], expected: Tensor) -> Non
     expected = expected.cpu().float()
     near = tolerance * (1 + float(expected.abs().max())) if expected.numel() else 0.0
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=tolerance, atol=near):
+        if beyond:
+            raise ConfigError("a value is too large for float32", layer=beyond[0], remedy="the weights or the inputs are too large")
         raise UnsupportedOpError(
             "the lowered graph does not compute what the module computes",
             remedy="the module may depend on its inputs' values or draw random numbers",

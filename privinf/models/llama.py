@@ -261,16 +261,17 @@ class Llama(Family):
     def configure(self, fields: Mapping[str, Any], source: str) -> LlamaConfig:
         self.check(fields, source)
         known = {ours: fields[name] for name, ours in NAMES.items() if fields.get(name) is not None}
-        heads, width = known.get("n_head"), known.get("n_embd")
+        heads, stream = known.get("n_head"), known.get("n_embd")
         known.setdefault("n_kv_head", heads)
-        if isinstance(heads, int) and isinstance(width, int) and heads > 0 and "head_width" not in known:
-            if width % heads:
-                raise ConfigError(f"{source}: hidden_size: {width} is not a multiple of num_attention_heads, {heads}")
-            known["head_width"] = width // heads
+        if isinstance(heads, int) and isinstance(stream, int) and heads > 0 and "head_width" not in known:
+            if stream % heads:
+                raise ConfigError(f"{source}: hidden_size: {stream} is not a multiple of num_attention_heads, {heads}")
+            known["head_width"] = stream // heads
         if isinstance(positions := known.get("n_positions"), int) and positions > CONTEXT:
             log.info("%s: a context of %d positions; %d are used", source, positions, CONTEXT)
             known["n_positions"] = CONTEXT
-        known |= self.biases(fields) | {"model_type": self.model_type, "rotation": _rotation(fields, known.get("head_width"), source)}
+        width = known.get("head_width", 2)  # where it is not known, what is missing is told below
+        known |= self.biases(fields) | {"model_type": self.model_type, "rotation": _rotation(fields, width, source)}
         return _in_their_words(known, source)
 
     def check(self, fields: Mapping[str, Any], source: str) -> None:

@@ -5,12 +5,14 @@ B batch, T tokens, d model width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from privinf.models.base import Activations, Config, Decoder, Family
+from protocols.errors import ConfigError
 
 
 class RecurrentConfig(Config):
@@ -63,3 +65,11 @@ class Recurrent(Family):
 
     embedding = "embeddings.weight"
     adds_up = True
+
+    def configure(self, fields: Mapping[str, Any], source: str) -> Config:
+        if "architectures" in fields or "hidden_size" in fields:
+            raise ConfigError(
+                f"{source}: model_type: a {self.model_type!r} of elsewhere is not supported",
+                remedy=f"train one: --family {self.model_type}",
+            )
+        return super().configure(fields, source)

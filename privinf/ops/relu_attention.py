@@ -131,7 +131,7 @@ class ReluAttention(CausalAttention):
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction."""
         q_frac, k_frac = usual_fracs(self.head_dim)
         largest = float(planning.ranges[self.name]["score"])
-        score_bits = bits_for(self.name, SCORE_FRAC, largest)
+        score_bits = max(bits_for(self.name, SCORE_FRAC, largest), SCORE_FRAC + 1)  # however small a network's scores are
         if score_bits > MAX_BITS:
             raise RangeError(f"attention scores up to {largest:g} are too large to be compared in {MAX_BITS} bits", layer=self.name)
         return q_frac, k_frac, score_bits + QK_FRAC - SCORE_FRAC

@@ -204,6 +204,7 @@ def test_its_tokenizer_comes_along(tmp_path: Path) -> None:
         ({"rope_interleaved": True}, "rope_interleaved: true changes the function and is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: .* changes the function and is not supported"),
         ({"num_hidden_layers": None}, "num_hidden_layers: missing"),
+        ({"num_attention_heads": None, "head_dim": None}, "num_attention_heads: missing"),
         ({"hidden_size": 10**9}, "hidden_size"),
         ({"vocab_size": 202}, r"shape \[201, 24\], expected \[202, 24\]"),
     ],

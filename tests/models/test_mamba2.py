@@ -17,7 +17,7 @@ from privinf.models.checkpoint import load_checkpoint, save_checkpoint
 from privinf.models.mamba2 import Mamba2Model
 from privinf.training.families import built, first_weights, variant_config
 from protocols import reference
-from protocols.errors import RangeError
+from protocols.errors import ConfigError, RangeError
 from tests.support.families import generation_follows, pass_follows, refused, root_mean_square, two_alone_follow
 from tests.support.ladder import IDS
 
@@ -155,6 +155,28 @@ def test_a_state_stays_within_its_ring_however_long_it_runs(tmp_path: Path) -> N
         assert worst and all(reached < bound for _, reached, bound in worst)
 
 
+def test_small_weights_have_rings_too(tmp_path: Path) -> None:
+    """Scores far below one, as those of a layer that does nothing."""
+    made(tmp_path, "M2(fix)", n_layer=1)
+    model, config, _ = load_checkpoint(tmp_path)
+    for parameter in model.parameters():
+        parameter.mul_(1e-2)
+    save_checkpoint(model, config, tmp_path / "small", torch.float32)
+    lowered = convert(tmp_path / "small")
+    with torch.no_grad():
+        pass_follows(lowered, model(torch.tensor([IDS]))[0, -1], alone=False)
+
+
+def test_values_that_float_does_not_hold_are_told(tmp_path: Path) -> None:
+    made(tmp_path, "M2(relu)+RN+GLU", n_layer=1)
+    model, config, _ = load_checkpoint(tmp_path)
+    for parameter in model.parameters():
+        parameter.mul_(1e30)
+    save_checkpoint(model, config, tmp_path / "large", torch.float32)
+    with pytest.raises(ConfigError, match=r"a value is (too large|not finite).*the weights or the inputs are too large"):
+        convert(tmp_path / "large")
+
+
 def test_decays_that_no_exponential_is_right_for_are_told(tmp_path: Path) -> None:
     made(tmp_path, "M2(relu)")
     model, config, _ = load_checkpoint(tmp_path)
@@ -178,6 +200,7 @@ def test_decays_that_no_exponential_is_right_for_are_told(tmp_path: Path) -> Non
         ({"conv": 1}, "conv: one tap is none"),
         ({"n_state": None}, "n_state"),
         ({"state_size": 16}, "state_size: Extra inputs"),
+        ({"architectures": ["Mamba2ForCausalLM"]}, "model_type: a 'mamba2' of elsewhere is not supported; train one: --family mamba2"),
         ({"n_state": 9}, r"in_proj\.weight: shape \[80, 24\], expected \[66, 24\]"),
     ],
     ids=str,

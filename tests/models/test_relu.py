@@ -92,6 +92,16 @@ def test_several_sequences_in_a_pass(tmp_path: Path) -> None:
             assert float((found.client - exact).abs().max()) < LOGIT_ERROR
 
 
+def test_small_weights_have_rings_too(tmp_path: Path) -> None:
+    """Scores far below one, as those of a network before its first step or of a layer that does nothing."""
+    directory = saved(tmp_path, "RA+LN+R", n_layer=1)
+    model, config, _ = load_checkpoint(directory)
+    for parameter in model.parameters():
+        parameter.mul_(1e-3)
+    save_checkpoint(model, config, directory, torch.float32)
+    assert worst(run(convert(directory), IDS).client, reference(directory, IDS)[-1]) < LOGIT_ERROR
+
+
 def test_one_token_again_and_again(tmp_path: Path) -> None:
     """An end token, of which no text has two in a row and a padded prompt has many: what it adds stays, and is planned for."""
     directory = saved(tmp_path, "RA+FuFFN", eos_token_id=9)

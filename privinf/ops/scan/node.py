@@ -167,7 +167,8 @@ class Scan(Node):
             return up(frac + math.log2(max(bound, SMALLEST)) + 2)
 
         decay = PUBLIC_FRAC if self.shifts else DECAY_FRAC
-        score_bits, weight_bits = ring(B_FRAC + C_FRAC, scores), ring(decay + SCORE_FRAC, max(scores, factors, 1.0))
+        score_bits = max(ring(B_FRAC + C_FRAC, scores), B_FRAC + C_FRAC + 1)  # however small a network's scores are
+        weight_bits = ring(decay + SCORE_FRAC, max(scores, factors, 1.0))
         # a state, and what is left of it; an output; and each factor that is opened for these
         wide_bits = max(ring(STATE_FRAC + DECAY_FRAC, max(state, 1.0)), ring(OUT, max(out, scores, factors)))
         plan = self.Plan(

@@ -37,6 +37,7 @@ POSITIONS = 144  # while training: no other size of these networks, so that what
 SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 1024, "n_positions": POSITIONS}
 LONG = 1024  # positions at which a network's costs are asked: as many as a Llama's are planned for
 PROMPT, FURTHER, TOKENS, ASKED = 128, (128, LONG - 1), 4, 2
+PIECES = {"maxplus": 32}  # positions of a prompt at a time, where all at once are beyond what a message of the dealer's may be
 WIDER = {"n_embd": 184}  # as many parameters as GPT-2's, where an FFN is one matrix
 DEEPER = {"n_layer": 7}  # the same, where a layer has half as many
 SHORT, LONGER = 100, 1200  # steps: of what takes many times as long to train, and where it is asked what more tokens change
@@ -97,14 +98,14 @@ def costs(lowered: Lowered) -> dict[str, Any]:
     return found
 
 
-def seconds(lowered: Lowered) -> dict[str, float]:
-    """Of a prompt with its one token, and of a further token, medians of a session's; the dealer's part is included."""
+def seconds(lowered: Lowered, chunk: int = 0) -> dict[str, float]:
+    """Of a prompt, by passes of `chunk`, with its one token, and of a further token, medians of a session's; the dealer's part is in it."""
     kernels.load(default_cache() / "kernels")
     steps: list[list[float]] = []
     with tempfile.TemporaryDirectory() as cache:
         if (default_cache() / "kernels").is_dir():
             shutil.copytree(default_cache() / "kernels", Path(cache) / "kernels")
-        with LocalSession(lowered, Options(cache=Path(cache))) as session:
+        with LocalSession(lowered, Options(cache=Path(cache), chunk=chunk)) as session:
             for _ in range(1 + ASKED):
                 times = [time.perf_counter()]
                 for _ in session.generate(ids=list(range(1, PROMPT + 1)), max_new_tokens=1 + TOKENS, ignore_eos=True):
@@ -187,6 +188,6 @@ def time_rows(out: Path, target: Path) -> None:
         checkpoint = _priced(out, rows[entry["name"]], entry) if "costs" in entry and not again else None
         if checkpoint is not None:
             with long(checkpoint) as lowered:
-                entry["seconds"] = seconds(lowered)
+                entry["seconds"] = seconds(lowered, PIECES.get(entry["family"], 0))
             print(time.strftime("%H:%M:%S"), entry["name"], entry["seconds"], flush=True)
             write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())

@@ -19,7 +19,7 @@ from protocols.declared import Declared
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, cost_matmul_wires, cost_scores, matmul_wires, scores
-from protocols.ring import blank
+from protocols.ring import blank, known
 from protocols.rows import Rows
 from protocols.shares import Hidden, Shares, Wire
 from protocols.truncation import cost_rescale, rescale
@@ -59,6 +59,11 @@ def _full(party: Party, x: Wire, y: Wire, bits: int) -> Shares:
     return product.map(lambda v: v.reshape(*v.shape[:-1], number, columns))
 
 
+def _before(scores: Tensor) -> Tensor:
+    """Those of positions that are not later than a row's own."""
+    return scores.tril() if known(scores) else scores
+
+
 def _finer(x: Shares, frac: int) -> Shares:
     return x.times(1 << (frac - x.frac), frac - x.frac) if frac > x.frac else x
 
@@ -73,7 +78,7 @@ def _step(party: Party, q: Shares, k: Shares, v: Shares, start: Shares, now: Sha
     q_wire, k_wire, start_wire, now_wire = yield from open_masked(party, [q, k.map(turned), start.map(turned), now])
     product = matmul_wires(party, start_wire, Cached.join(None, k_wire), bits)  # (H, P, T), (K W0)^T
     error = product - _finer(v.narrow(bits).map(turned), product.frac)
-    seen = matmul_wires(party, q_wire, Cached.join(None, k_wire), bits).map(lambda s: s.tril())  # (H, T, T)
+    seen = matmul_wires(party, q_wire, Cached.join(None, k_wire), bits).map(_before)  # (H, T, T)
     error, seen = yield from parallel(rescale(party, error, bits=bits, frac=ERROR_FRAC), rescale(party, seen, bits=bits, frac=SCORE_FRAC))
     error_wire, seen_wire = yield from open_masked(party, [error, seen])
     made = matmul_wires(party, q_wire, Cached.join(None, now_wire), bits)

@@ -20,7 +20,7 @@ from protocols.declared import Declared, dealt
 from protocols.memo import constant
 from protocols.opening import cost_open_masked, open_masked, private_input, unmasked
 from protocols.party import Party, Protocol_, parallel
-from protocols.ring import array, blank, known, like, reduce
+from protocols.ring import add, array, blank, known, like, raised, reduce
 from protocols.rows import INDEX, Group, Rows, group_sizes, radices, single_digit, tournament
 from protocols.shares import Shares, Wire
 
@@ -334,11 +334,11 @@ def row_argmax(party: Party, wire: Wire, rows: Rows) -> Protocol_[Shares]:
         selectors = yield from parallel(*(_choose(party, wire, rows, place, max(bits, wire.bits)) for place in places))
         alone = [g.index for g in level.groups if g.size == 1]
         held = unmasked(party, places_wire) if places_wire is not None else private_input(own, bits, 0, own=party.is_server)
-        indices = [_at(held, index) << bits - before if before else _at(held, index) for index in alone]
+        indices = [raised(_at(held, index), bits - before) if before else _at(held, index) for index in alone]
         for selector in selectors:
             index = _selected_public(party, selector, own)
             if places_wire is not None:
-                index = index + (_selected(party, selector, places_wire, rows) << bits - before)
+                index = add(index, raised(_selected(party, selector, places_wire, rows), bits - before))
             indices.append(index)
         winner = _joined(indices, level.order, bits, 0)
         if number + 1 == len(levels):

@@ -109,6 +109,11 @@ def multiply(a: Tensor, b: int | Tensor) -> Tensor:
     return a * b if known(a, b) else blank(*common_shape(a, b))
 
 
+def raised(a: Tensor, bits: int) -> Tensor:
+    """a 2^bits, or a blank of its shape."""
+    return a if a.is_meta else a << bits
+
+
 def nbytes(x: Tensor) -> int:
     """What a tensor takes."""
     return x.nbytes

@@ -131,6 +131,8 @@ class Rows:
         """(H, number) -> (H, N): each row's value at each of its elements."""
         if self.number == 1:
             return x.expand(-1, self.count)
+        if x.is_meta:
+            return blank(x.shape[0], self.count)
         return x[:, like(_row_of(self), x)]
 
 

@@ -190,6 +190,8 @@ class _Block:
         rows = self.rows
 
         def differences(z: Tensor) -> Tensor:
+            if z.is_meta:
+                return blank(z.shape[0], rows.count)
             total = z.cumsum(1)
             return rows.pack((total - z)[:, None, :] - total[:, -rows.number :, None])  # (H, r, q): -(z_q + ... + z_r)
 

@@ -10,6 +10,7 @@ from typing import Any
 from privinf.graph.kinds import Moving
 from privinf.graph.node import Shape
 from privinf.graph.private import PrivinfTensor
+from protocols.ring import known
 
 _EVERY: ContextVar[bool] = ContextVar("every", default=False)
 
@@ -59,4 +60,5 @@ class LastPosition(Moving):
             return super().run(x)
         if x.shares.shape[1] == len(batch.new):  # each sequence's last row is all that is left, or all that there is
             return x.moved(lambda value: value[0])
-        return x.moved(lambda value: value[0, batch.lasts])  # (1, R, ...) -> (B, ...)
+        lasts = batch.lasts
+        return x.moved(lambda value: value[0, lasts] if known(value) else value[0, : len(lasts)])  # (1, R, ...) -> (B, ...)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from privinf.graph.builder import Builder, Value, as_value, rule
 from privinf.graph.kinds import Moving
@@ -34,6 +35,8 @@ class Spread(Moving):
         return (*shapes[0][:-1], shapes[0][-1] * self.each)
 
     def generic(self, x: Any, *others: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_meta:
+            return x.new_empty(self.output_shape(tuple(x.shape)))
         return x[..., torch.arange(x.size(-1)).repeat_interleave(self.each)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from privinf.graph.builder import Builder, Value, as_constant, as_value, rule
 from privinf.graph.kinds import Weighing
@@ -45,18 +46,25 @@ class Taps(Weighing):
         held: State | None = before.get("state")
         now = x.shares.value
         earlier = now.new_zeros((1, taps - 1, now.shape[2])) if held is None else held.shares.value
-        if not known(now, earlier):
-            now, earlier = blank(*now.shape), blank(*earlier.shape)
-        all_ = torch.cat([earlier, now], 1)  # (1, K - 1 + T, d)
         early = x.shares.early and held is None
         count = now.shape[1]
-        stacked = Shares(torch.cat([all_[:, k : k + count] for k in range(taps)]), plan.ring, x.shares.frac, early)  # (K, T, d)
+        if known(now, earlier):
+            all_ = torch.cat([earlier, now], 1)  # (1, K - 1 + T, d)
+            rows = torch.cat([all_[:, k : k + count] for k in range(taps)])  # (K, T, d)
+        else:
+            all_, rows = blank(1, taps - 1 + count, now.shape[2]), blank(taps, count, now.shape[2])
+        stacked = Shares(rows, plan.ring, x.shares.frac, early)
         self.keep(runtime, state=State(Shares(all_[:, count:], x.shares.bits, x.shares.frac)))
         y = yield from scale(x.party, stacked, runtime.weights[f"{self.name}.weight"], bits=plan.ring)
-        return (yield from self.canonical(x.party, y.map(lambda v: v.sum(0, keepdim=True))))
+        return (yield from self.canonical(x.party, y.map(_sum)))
 
 
 @rule(torch.ops.privinf.taps.default)
 def taps(b: Builder, x: Any, weight: Any) -> Value:
     """Of the operator that `protocols.recurrence` defines."""
     return b.emit(Taps, as_value(x), weight=as_constant(weight).float())
+
+
+def _sum(x: Tensor) -> Tensor:
+    """(K, T, d) -> (1, T, d)."""
+    return x.sum(0, keepdim=True) if known(x) else blank(1, *x.shape[1:])

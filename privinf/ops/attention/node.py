@@ -27,6 +27,7 @@ from protocols.linear import scale
 from protocols.opening import open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
+from protocols.ring import known
 from protocols.rotary import Rotation, frac_of, rotate
 from protocols.rowrange import DIGITS, RowRange
 from protocols.rows import Rows, reach
@@ -285,7 +286,7 @@ class CausalAttention(Node):
         if several is None:
             q = q.map(lambda v: v[..., count - asked :, :])
         elif asked < count:
-            q = q.map(lambda v: v[..., several.lasts, :])
+            q = q.map(lambda v: v[..., several.lasts, :] if known(v) else v[..., : len(several.lasts), :])
         q = self._turned(x.party, q, windows, self.scale)
         if "inverse_temperature" in self.parameter_shapes:
             weight, places = x.runtime.weights[f"{self.name}.inverse_temperature"], [end for window in windows for end in window]

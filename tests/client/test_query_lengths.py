@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -18,12 +20,14 @@ from hypothesis import strategies as st
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.sampling import Sampling
+from privinf.client.session import ClientSession
 from privinf.graph.private import Runtime
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
 from privinf.lowering.program import next_token
 from privinf.lowering.steps import padded, steps
 from privinf.session.messages import Pass, Terms
+from privinf.session.options import Options
 from privinf.transport.connection import Connection
 from privinf.transport.endpoint import OnMessage
 from privinf.transport.frames import FrameKind
@@ -285,6 +289,19 @@ def test_a_model_without_an_end_token_pads_no_prompt(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="names no end token"):
             ask(parties.client(pad_prompt=4), [1, 2], 1)
         assert parties.server.counters.counts["passes"] == before and len(ask(parties.client(pad_reply=4), [1, 2], 1)) == 1
+
+
+def test_an_end_token_that_no_table_has_pads_no_prompt(tmp_path: Path) -> None:
+    """A bundle may name one outside of the vocabulary; the next one stands in front of the prompt, or there is a line."""
+    lowered, _ = make(tmp_path, "SM+ScFuFFN")
+    session = SimpleNamespace(lowered=lowered, options=Options(pad_prompt=8))
+    info = lowered.info
+    for ends, found in (((300, 7), [7, 7, 1]), ((201,), [5, 5, 1]), ((200, 7), [200, 200, 1])):
+        lowered.info = msgspec.structs.replace(info, eos=ends, bos=5)
+        assert ClientSession.filled(session, [1], 3, 0) == found  # type: ignore[arg-type]
+    lowered.info = msgspec.structs.replace(info, eos=(201,), bos=None)
+    with pytest.raises(ConfigError, match="names no end token"):
+        ClientSession.filled(session, [1], 3, 0)  # type: ignore[arg-type]
 
 
 def test_padding_at_the_gateway(parties: Trio) -> None:

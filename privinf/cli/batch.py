@@ -57,7 +57,9 @@ class Default:
 
 @expand()
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN", help='OpenAI batch requests or {"prompt": ...}, one a line; .txt: prompts.')],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help='OpenAI batch requests or {"prompt": ...}, one a line; .txt: prompts; -: standard input.')
+    ],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="OpenAI batch responses, one a line, as they come.")],
     whom: Whom,

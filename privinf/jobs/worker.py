@@ -6,6 +6,7 @@ replies in it, and none of them is to be held to what another's request did: wha
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -22,9 +23,11 @@ from privinf.lowering.program import unbatched
 from privinf.session.cluster import Work
 from privinf.session.options import Options
 from privinf.session.pool import Pool
+from privinf.session.waiting import once_for_each_reason
 from privinf.trust import DEALER
 from protocols.errors import Code, ConfigError, PrivinfError, RefusedError, TransportError, broke_off
 
+log = logging.getLogger("privinf.jobs")
 PAUSE_S = 0.5
 MOST_PAUSE_S = 30.0
 ALONE = 4
@@ -69,7 +72,11 @@ class Worker(Work):
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, options=terms.options)
+        self.dialling = once_for_each_reason(log.warning)
+        self.waiting = once_for_each_reason(log.warning)
+        """Told why a peer cannot be reached yet, and why nothing is answered for the moment; workers of one process have them in common."""
+        common: dict[str, Any] = {"options": terms.options, "waiting": lambda reason, left: self.dialling(reason, left)}
+        self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, **common)
         self.shared: Shared | None = None
         """Where a request is tried first, if not in a session of its own."""
         self.alone = threading.Semaphore()
@@ -142,6 +149,8 @@ class Worker(Work):
         wait = max(pause, float(again))
         if time.monotonic() + wait > until:
             raise error
+        if error.exit_code == 3:
+            self.waiting(f"{error.message}, trying again", until - time.monotonic())
         if self._over.wait(wait):
             raise TransportError("this job was ended", party="client")
         return min(2 * pause, MOST_PAUSE_S)
@@ -180,6 +189,8 @@ class Crew(Work):
 
     def __init__(self, terms: Terms, count: int, together: bool, first: Worker | None = None) -> None:
         self.workers = [first or Worker(terms), *(Worker(terms) for _ in range(count - 1))]
+        for worker in self.workers:
+            worker.dialling, worker.waiting = self.workers[0].dialling, self.workers[0].waiting
         if count > 1 and together:
             shared = Shared(self.workers[0].client, count)
             alone = threading.Semaphore(ALONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import resource
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import privinf
+from privinf.dealer.dealer import DealerService
 from privinf.jobs.batch import Progress, _pending
 from privinf.jobs.files import Replies, Requests
 from tests.support.gateway import ids_of
@@ -236,10 +238,35 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     assert len(replies(output)) == 2
 
 
-def test_a_server_that_is_away_is_waited_for_no_longer_than_said(tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_waited_for_no_longer_than_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = written(tmp_path / "in.jsonl", [{"prompt": "ab"}])
     options = privinf.Options(connect_timeout=0.2, cache=tmp_path)
     where: dict[str, Any] = {"server": "127.0.0.1:1", "dealer": "127.0.0.1:1", "keys": str(keys()), "options": options}
     with pytest.raises(privinf.PeerUnreachableError):
-        privinf.batch(source, tmp_path / "out.jsonl", **where, patience=0.5)
+        privinf.batch(source, tmp_path / "out.jsonl", **where, patience=1.5)
     assert os.path.getsize(tmp_path / "out.jsonl") == 0
+    assert len([line for line in caplog.messages if "trying again" in line]) == 2, "why it is dialled again, and that the job waits"
+
+
+def test_a_job_whose_dealer_is_away_says_so_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Several sessions, and one line: the server refuses for want of its dealer, which comes back."""
+    source = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS[:6]])
+    with trio(cache=tmp_path, connect_timeout=0.5) as parties:
+        address, again = parties.dealer.address, list[DealerService]()
+        parties.dealer.close()
+
+        def back(record: logging.LogRecord) -> bool:
+            if "cannot reach its dealer" in record.getMessage() and not again:
+                again.append(DealerService(listen=address, keys=str(keys()), options=parties.dealer.options).start())
+            return True
+
+        log = logging.getLogger("privinf.jobs")
+        log.addFilter(back)
+        try:
+            counts = ask(parties, source, tmp_path / "out.jsonl", sessions=3)
+        finally:
+            log.removeFilter(back)
+            for dealer in again:
+                dealer.close()
+    assert (counts["answered"], counts["failed"]) == (6, 0)
+    assert len([line for line in caplog.messages if "cannot reach its dealer" in line and "trying again" in line]) == 1

@@ -69,8 +69,8 @@ class Batch:
 
     @property
     def full(self) -> bool:
-        """Whether the server takes no further one."""
-        return len(self._members) >= self.session.most
+        """Whether the server takes no further one; where the model takes one sequence alone, there is never a second."""
+        return len(self._members) >= self.session.most or (self._numbers > 0 and self.session.lone is not None)
 
     @property
     def running(self) -> bool:

@@ -101,6 +101,8 @@ class Replies(Iterator[Placed]):
 
     def _all(self) -> Generator[Placed, None, None]:
         with self._session as session:
+            if len(self) > 1 and (node := session.lone) is not None:
+                raise ConfigError("this model takes one sequence at a time", layer=node.name, remedy="give one prompt")
             yield from self._answered(session, Batch(session))
             about = {"traffic": traffic(session), "trust": session.trust, "model": model_of(session.lowered)}
         self._keep({"replies": self.results, **about})

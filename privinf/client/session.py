@@ -19,7 +19,7 @@ from privinf.client.lines import Lines
 from privinf.client.payload import OneWay
 from privinf.client.preprocessing import Preprocessing, Shelf
 from privinf.graph.private import Runtime
-from privinf.lowering.program import module_output, next_token, next_tokens
+from privinf.lowering.program import module_output, next_token, next_tokens, unbatched
 from privinf.lowering.steps import padded
 from privinf.session.blame import sane
 from privinf.session.devices import walking
@@ -69,6 +69,11 @@ class ClientSession:
     def options(self) -> Options:
         """The client's."""
         return self.peers.options
+
+    @property
+    def lone(self) -> Any:
+        """A node for which this session is of one sequence; None where it may be of several."""
+        return unbatched(self.lowered.graph)
 
     def want_logits(self) -> None:
         """HandshakeError unless the server gives them."""
@@ -187,7 +192,11 @@ class ClientSession:
         """One pass over new ids of several sequences, by number; the output of each, (B,) tokens or (B, V) logits, if it has one.
 
         A number that is not cached yet begins a sequence, and those in `ended` are forgotten. With `every` logits of every new id, (n, V).
+        Where the model takes one sequence alone it is a session's only one, and the pass one of such a session.
         """
+        if self.lone is not None:
+            ((_, ids),) = new
+            return self._pass(Pass(len(ids), logits, output, every=every), [torch.tensor([list(ids)])], timing)
         request = Step(tuple([(number, len(ids)) for number, ids in new]), tuple(ended), logits, output, every)
         return self._pass(request, [torch.tensor([[each for _, ids in new for each in ids]])], timing)
 

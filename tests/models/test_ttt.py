@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from privinf.client.shared import Shared
 from privinf.lowering import convert
 from privinf.lowering.explain import explain
 from privinf.models.checkpoint import load_checkpoint, save_checkpoint
@@ -18,8 +19,9 @@ from privinf.models.ttt import TttModel
 from privinf.training.families import built, first_weights, variant_config
 from protocols import reference
 from protocols.errors import ConfigError, RangeError
-from tests.support.families import generation_follows, pass_follows, refused, root_mean_square, two_alone_follow
-from tests.support.ladder import IDS
+from tests.support.families import generation_follows, pass_follows, refused, root_mean_square, two_alone_follow, worst
+from tests.support.ladder import IDS, LOGIT_ERROR
+from tests.support.trio import trio
 
 VARIANTS = ("TTT", "TTT+R", "TTT+RN+SwiGLU")
 SIZES: dict[str, int] = {"n_layer": 2, "n_head": 4, "n_embd": 24, "vocab_size": 201, "n_positions": 80, "mini_batch": 5}
@@ -97,6 +99,27 @@ def test_without_a_dealer_over_a_weight(tmp_path: Path) -> None:
     tensors = made(tmp_path / "model", "TTT", n_layer=1)
     _, config, _ = load_checkpoint(tmp_path / "model")
     two_alone_follow(convert(tmp_path / "model"), partial(plain, tensors, config), list(IDS[:4]), tmp_path / "cache")
+
+
+def test_callers_have_a_session_each(tmp_path: Path) -> None:
+    """Of a model that takes one sequence at a time: conversations side by side, as a gateway has them, in two turns; a list is told."""
+    tensors = made(tmp_path, "TTT", n_layer=1)
+    _, config, _ = load_checkpoint(tmp_path)
+    with trio(convert(tmp_path)) as parties, parties.client(fresh=True) as client:
+        with pytest.raises(ConfigError, match=r"this model takes one sequence at a time .*; give one prompt") as caught:
+            list(client.generate(ids=[[1], [2]], max_new_tokens=2))
+        assert caught.value.exit_code == 2
+        shared = Shared(client, 4)
+        with shared.seat() as one, shared.seat() as other:
+            assert len(shared.sessions) == 2
+            for seat, ids in ((one, [5, 7, 2]), (other, [9, 4, 1, 8, 3, 6])):
+                so_far = list[int]()
+                for turn in (ids, [11]):
+                    so_far += turn
+                    tokens = [token.id for token in seat.generate(turn, max_new_tokens=3, logits=True, ignore_eos=True)]
+                    assert seat.reply is not None
+                    found, so_far = torch.stack(seat.reply.logits).reshape(3, -1), so_far + tokens
+                    assert worst(found, plain(tensors, config, so_far[:-1])[-3:]) < LOGIT_ERROR
 
 
 def test_a_token_costs_the_same_at_any_length(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Budget:
             ledger = Ledger(client, now, 0)
         if ledger.spent + outputs > self.outputs:
             left = max(1, math.ceil(ledger.since + window - now))
-            what = f"the budget of {self.outputs} outputs in {self.hours:g} hours is used up"
+            what = f"the budget of {self.outputs} outputs in {_hours(self.hours)} is used up"
             raise RefusedError.for_now(what, Code.BUDGET, after=left, party="server")
         return ledger
 
@@ -94,6 +94,10 @@ class Budget:
         if ledger.client != client:
             raise ConfigError(f"{path} is another client's", party="server", remedy="restore the file, or remove it")
         return ledger
+
+
+def _hours(count: float) -> str:
+    return f"{count:g} hour{'' if count == 1 else 's'}"
 
 
 class SetUps:
@@ -117,7 +121,7 @@ class SetUps:
             since, before = sent.get(client, (now, 0))
             if 0 < self._most < before + size:
                 left = max(1, math.ceil(since + self._window - now))
-                what = f"this certificate has been sent {self._what} in {self._window / 3600:g} hours"
+                what = f"this certificate has been sent {self._what} in {_hours(self._window / 3600)}"
                 remedy = "keep the client's --cache between sessions"
                 raise RefusedError.for_now(what, Code.SET_UPS, after=left, party="server", remedy=remedy)
             sent[client] = since, before + size

@@ -29,6 +29,7 @@ from protocols.shares import Shares, Wire
 from protocols.table import WORD, ones, own_sign
 
 FRAC = 12  # of the scores
+FINER = 2  # fraction bits that scores may have besides, at most
 LOW = FRAC + 2  # bits of the low digit below a maximum: units of the high digit are 4
 LEAST_LOW = FRAC - 1  # without a maximum units are 2, 1 or 1/2
 HIGH = WORD_BITS = 6  # bits of the high digit, a one-hot of 64; without a maximum one more
@@ -75,7 +76,8 @@ class Window:
 
     These are e^(2 units), times both factors; all others count as 0. `frac`: fraction bits that results are good for. What they are said
     to have is `out_frac`: they are scaled by 2^(frac - TABLE_FRAC). `low`: bits of the low digit, which make the unit of the high one.
-    `multiplied`: halves of a nat that a divisor may multiply by at most, in place of dividing.
+    `multiplied`: halves of a nat that a divisor may multiply by at most, in place of dividing. `fine`: fraction bits that exponents have
+    beyond `FRAC`; the low digit has as many more.
     """
 
     top: int
@@ -84,11 +86,17 @@ class Window:
     spare: int = SPARE
     low: int = LOW
     multiplied: int = 0
+    fine: int = 0
 
     @staticmethod
     def saturating(frac: int, above: int, low: int = FRAC + 1) -> Window:
         """One without a maximum."""
         return Window(0, frac, above, LESS_SPARE, low)
+
+    @property
+    def places(self) -> int:
+        """Bits of the low digit, with those that are finer."""
+        return self.low + self.fine
 
     @property
     def unit(self) -> float:
@@ -103,7 +111,7 @@ class Window:
     @property
     def score_bits(self) -> int:
         """The ring of the exponents."""
-        return self.low + self.high
+        return self.places + self.high
 
     @property
     def factor_frac(self) -> int:
@@ -137,9 +145,9 @@ class Window:
 BELOW_MAXIMUM = Window(1, TABLE_FRAC)
 
 
-def _powers(first: int, step: int, low: int) -> Iterator[int]:
-    """e^((first + step * l) / 2^FRAC) for l in [0, 2^low), with _E_FIXED fraction bits."""
-    value, factor = _exp_fixed(first, 1 << FRAC), _exp_fixed(step, 1 << FRAC)
+def _powers(first: int, step: int, low: int, frac: int) -> Iterator[int]:
+    """e^((first + step * l) / 2^frac) for l in [0, 2^low), with _E_FIXED fraction bits."""
+    value, factor = _exp_fixed(first, 1 << frac), _exp_fixed(step, 1 << frac)
     for _ in range(1 << low):
         yield value
         value = value * factor >> _E_FIXED
@@ -151,28 +159,29 @@ def _round(value: int, frac: int) -> int:
 
 @constant()
 def multipliers(window: Window) -> Tensor:
-    """(len(digits), 2^low): e^(unit (h - 1) + l / 2^FRAC) * 2^ENTRY_FRAC, the public integer multipliers.
+    """(len(digits), 2^places): e^(unit (h - 1) + l / 2^(FRAC + fine)) * 2^ENTRY_FRAC, the public integer multipliers.
 
     It is the running sums that are rounded, not the entries: each is within 1 of the exact value, and as l is uniform
     they are right on average. To nearest, a thousand small exponentials in a row would all be rounded alike, to 0 at last.
     """
     table = []
     for digit in window.digits:
-        first = (digit - 1) << window.low
-        sums = [0, *(_round(total, ENTRY_FRAC) for total in accumulate(_powers(first, 1, window.low)))]
+        first = (digit - 1) << window.places
+        sums = [0, *(_round(total, ENTRY_FRAC) for total in accumulate(_powers(first, 1, window.places, FRAC + window.fine)))]
         table.append([after - before for before, after in pairwise(sums)])
     return torch.tensor(table, dtype=torch.int64)
 
 
 @constant()
-def factors(low: int) -> Tensor:
-    """(2^low,): round(e^(unit / 2 - l / 2^FRAC) * 2^FACTOR_FRACS[low]), a party's factor for its low digit."""
-    return torch.tensor([_round(value, FACTOR_FRACS[low]) for value in _powers(1 << (low - 1), -1, low)], dtype=torch.int64)
+def factors(low: int, fine: int = 0) -> Tensor:
+    """(2^(low + fine),): round(e^(unit / 2 - l / 2^(FRAC + fine)) * 2^FACTOR_FRACS[low]), a party's factor for its low digit."""
+    powers = _powers(1 << (low + fine - 1), -1, low + fine, FRAC + fine)
+    return torch.tensor([_round(value, FACTOR_FRACS[low]) for value in powers], dtype=torch.int64)
 
 
-def factor(r: Tensor, words: Tensor, low: int, *, server: bool) -> Tensor:
+def factor(r: Tensor, words: Tensor, low: int, fine: int = 0, *, server: bool) -> Tensor:
     """x, the signed factor of a party that holds R = r and this share of the one-hot, (words, ...): |x| < 2^`factor_bits`."""
-    return own_sign(ones(words).sum(0), server=server) * like(factors(low), r)[r & ((1 << low) - 1)]
+    return own_sign(ones(words).sum(0), server=server) * like(factors(low, fine), r)[r & ((1 << low + fine) - 1)]
 
 
 def factor_bits(low: int) -> int:
@@ -207,6 +216,16 @@ class ExpMask(Kind, frozen=True):
         return self.low == LOW if self.maximum else LEAST_LOW <= self.low < LOW
 
     @property
+    def finer(self) -> int:
+        """Fraction bits beyond `FRAC`."""
+        return 0
+
+    @property
+    def places(self) -> int:
+        """Bits of the low digit, with those that are finer."""
+        return self.low + self.finer
+
+    @property
     def high(self) -> int:
         """Bits of the high digit."""
         return HIGH if self.low == LOW else HIGH + 1
@@ -235,18 +254,31 @@ class ExpMask(Kind, frozen=True):
     def difference(self, x: Tensor, maximum: Tensor | None) -> Tensor:
         """R of these masks, or of one party's shares of them."""
         found = x if maximum is None else x - Rows.read(self.rows).spread(maximum << self.shift)
-        return reduce(found, self.low + self.high)
+        return reduce(found, self.places + self.high)
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
-        at, low = self.maximum, self.low
+        at, low, fine, places = self.maximum, self.low, self.finer, self.places
         r_server = self.difference(known.server_mask(self.x), known.server_mask(at) if at else None)
-        r_client = reduce(self.difference(known.mask(self.x), known.mask(at) if at else None) - r_server, low + self.high)
-        place = place_of((r_server >> low) + (r_client >> low), self.high)
+        r_client = reduce(self.difference(known.mask(self.x), known.mask(at) if at else None) - r_server, places + self.high)
+        place = place_of((r_server >> places) + (r_client >> places), self.high)
         hot = torch.ones_like(place) << (place & (WORD - 1))
         hot = torch.stack([hot * (place >> WORD_BITS == word) for word in range(1 << (self.high - WORD_BITS))])
-        x_server, x_client = factor(r_server, shares[0], low, server=True), factor(r_client, shares[0] ^ hot, low, server=False)
+        x_server, x_client = factor(r_server, shares[0], low, fine, server=True), factor(r_client, shares[0] ^ hot, low, fine, server=False)
         drop = dropped(low)
         return (hot, (x_server * client[0] - x_client * server[0] + (1 << (drop - 1))) >> drop), None
+
+
+class FinerExpMask(ExpMask, frozen=True):
+    """The same for exponents with more fraction bits."""
+
+    fine: Number = FINER
+
+    def bounded(self) -> bool:
+        return super().bounded() and 1 <= self.fine <= FINER
+
+    @property
+    def finer(self) -> int:
+        return self.fine
 
 
 def place_of(digits: Tensor, high: int) -> Tensor:
@@ -265,7 +297,7 @@ def _entries(words: Tensor, d: Tensor, window: Window) -> Tensor:
 
     Of the digits that count alike, an entry is e^(unit (top + 2)), with e^-unit for the centres.
     """
-    high, low, size = d >> window.low, d & ((1 << window.low) - 1), (1 << window.high) - 1
+    high, low, size = d >> window.places, d & ((1 << window.places) - 1), (1 << window.high) - 1
     table, u = like(multipliers(window), d), torch.zeros_like(d)
     for k, digit in enumerate(window.digits):
         place = (digit - high) & size
@@ -284,11 +316,11 @@ def _folded(
 ) -> tuple[Tensor, Tensor]:
     """x and part u x, rounded and masked; `drop` and `part`, (1,) or of the last axis: how many bits of u x are rounded away, and of 1."""
     if kernels.fast is None or not d.is_cpu:
-        own = factor(r, words, window.low, server=server)
+        own = factor(r, words, window.low, window.fine, server=server)
         u = (_entries(words, d, window) * part) >> SHARE_FRAC
         return own, ((u * own + (torch.ones_like(drop) << (drop - 1))) >> drop) + mask
     own, mine = torch.empty_like(d, memory_format=torch.contiguous_format), torch.empty(d.shape, dtype=torch.int64)
-    layout = np.array([window.digits.start, window.top, window.above, window.low, window.high, saturated(window), SHARE_FRAC])
+    layout = np.array([window.digits.start, window.top, window.above, window.places, window.high, saturated(window), SHARE_FRAC])
     public = (*_side_by_side(window), layout, flat(drop), flat(part))
     kernels.fast.exponential(flat(words).reshape(len(words), -1), flat(d), flat(r), flat(mask), *public, int(server), flat(own), flat(mine))
     return own, mine
@@ -296,14 +328,14 @@ def _folded(
 
 @constant()
 def _side_by_side(window: Window) -> tuple[Any, Any]:
-    """The multipliers (2^low, digits), and the factors, as arrays."""
-    return multipliers(window).T.contiguous().numpy(), factors(window.low).numpy()
+    """The multipliers (2^places, digits), and the factors, as arrays."""
+    return multipliers(window).T.contiguous().numpy(), factors(window.low, window.fine).numpy()
 
 
 @lru_cache
 def saturated(window: Window) -> int:
     """What a digit that counts as e^(2 units) adds: the entry of the first one above the carry's, at the low digit 0."""
-    return _round(_exp_fixed((window.top + 1) << window.low, 1 << FRAC), ENTRY_FRAC)
+    return _round(_exp_fixed((window.top + 1) << window.low, 1 << FRAC), ENTRY_FRAC)  # finer or not, it is the same
 
 
 def exponential(
@@ -319,6 +351,8 @@ def exponential(
     bits: int = 0,
 ) -> Protocol_[Shares]:
     """e^(x - m 2^shift) for scores x (H, N) with 12 fraction bits and each row's m (H, number); shares in Z_2^38, 36 fraction bits.
+
+    With `Window.fine` scores, shift and offset have one or two more, and so has the low digit.
 
     Steps: D = X - M 2^shift = d + R in Z_2^20 is public, d = x - m 2^shift, R = R_S + R_C. With high and low digits (units of 4),
     e^d = e^(4 (D_h - R_S,h - R_C,h)) e^(D_l) e^(-R_S,l) e^(-R_C,l). The two hold XOR shares t_S, t_C of the one-hot of
@@ -339,7 +373,8 @@ def exponential(
     assert window.top <= (0 if window.above else 1), "the sums of a table's entries times a factor fit 64 bits"
     assert (window.low == LOW) == (maximum is not None), "units are 4 below a maximum"
     bits, layout = bits or window.bits, rows.fields() if maximum is not None else ()
-    kind = ExpMask(x.name, maximum.name if maximum is not None else 0, x.shape, shift, layout, bits, window.low)
+    of = (x.name, maximum.name if maximum is not None else 0, x.shape, shift, layout, bits, window.low)
+    kind = FinerExpMask(*of, window.fine) if window.fine else ExpMask(*of)
     correlation = party.take(kind)
     if not known(x.masked) or (maximum is not None and not known(maximum.masked)):
         yield [Item(blank(*x.shape), bits)]

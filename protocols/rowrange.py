@@ -40,6 +40,7 @@ class RowRange:
     row is above `top`. A score counts as e^(x - top), or as e^(x - high) / n in a row of n, high being the range's upper end. What is
     above `top` or above that range is softened, and what is far below becomes nothing. `digit`: the unit of the exponential's high digit;
     the smaller it is, the less a score above the top may count as, at most `topmost` times the top, and the sooner scores wrap.
+    `fine`: fraction bits that scores have beyond those of others.
     """
 
     top: int
@@ -47,6 +48,7 @@ class RowRange:
     spread: int
     by_length: bool
     digit: int = DIGITS[-1]
+    fine: int = 0
 
     @property
     def widest_score(self) -> int:
@@ -79,7 +81,7 @@ class RowRange:
         low = (self.spread if self.by_length else self.depth) / HALVES
         above = math.ceil((self.widest_score * HALVES - min(self.unit, self.top)) / self.digit)
         window = Window.saturating(TABLE_FRAC - 1 + math.ceil(low / math.log(2)), above, FRAC + self.digit.bit_length() - 2)
-        return replace(window, multiplied=further(self.digit)) if self.by_length else window
+        return replace(window, multiplied=further(self.digit) if self.by_length else 0, fine=self.fine)
 
     @property
     def scale(self) -> float:
@@ -114,7 +116,7 @@ class RowRange:
 
     def divided_row(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """`divided` where it hangs on the length, for one row, each (1,), however many elements are held for it."""
-        return _divided(self.high, self.top, further(self.digit), Rows(1, 1, 0), length)
+        return _divided(self.high, self.top, further(self.digit), Rows(1, 1, 0), length, FRAC + self.fine)
 
     def divided(self, rows: Rows) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What is taken off a score, with its fraction bits, and what the exponential is divided by, (N,) each, or (1,) and none.
@@ -123,8 +125,8 @@ class RowRange:
         much of that as lets every score up to the top have its own value.
         """
         if not self.by_length:
-            return torch.tensor([(self.top << FRAC) // HALVES]), None
-        offset, *divisor = _divided(self.high, self.top, further(self.digit), rows)
+            return torch.tensor([(self.top << FRAC + self.fine) // HALVES]), None
+        offset, *divisor = _divided(self.high, self.top, further(self.digit), rows, 0, FRAC + self.fine)
         return offset, (divisor[0], divisor[1])
 
 
@@ -133,14 +135,14 @@ def _bytes(parts: tuple[Tensor, Tensor, Tensor]) -> int:
 
 
 @Memo(64 * 2**20).kept(_bytes)
-def _divided(high: int, top: int, more: int, rows: Rows, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def _divided(high: int, top: int, more: int, rows: Rows, length: int, frac: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of the elements of `rows`, which all count as of one `length` if it is given."""
     logs = np.array([math.log(length or int(n)) for n in rows.lengths])
     taken = np.minimum(logs + more / HALVES, (top - high) / HALVES)
     left = (logs - taken) / math.log(2)
     octave = np.floor(left + 1e-9)
     part = np.exp2(octave - left)
-    offset = (high << FRAC) // HALVES + np.round(taken * (1 << FRAC))
+    offset = (high << frac) // HALVES + np.round(taken * (1 << frac))
     columns = (offset, octave, np.round(part * (1 << SHARE_FRAC)))
     first, second, third = (torch.from_numpy(np.repeat(each.astype(np.int64), rows.lengths)) for each in columns)
     return first, second, third

@@ -42,13 +42,14 @@ MISSED = 2.72  # times LARGEST: what a result is at most where a threshold was m
 FLOOR = 2  # what a sum without a maximum has besides, in units of 2^-16: 2^-14 of the lowest sum within the range
 
 
-def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once: bool = False) -> Protocol_[Shares]:
+def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once: bool = False, fine: int = 0) -> Protocol_[Shares]:
     """e^(x - m) for packed rows of scores (H, N) and an m within 1/2 of each row's maximum; in Z_2^bits, 16 fraction bits.
 
     Steps: the scores are opened masked in 21 bits; the maximum over the wire's upper 10 bits (`row_maximum`); the
     exponential of the difference of the two wires; truncate-reduce to 18 bits, extend to `bits`; or `at_once` the exponential in a
     ring so wide that no extension is needed. A single row of more than one level (`bounded_by_thresholds`) has no maximum but a bound
     that is 0.9 to 2.9 above (`row_ceiling`), and results that are scaled by 4; where a threshold was missed they are too large by e.
+    Scores that have `fine` fraction bits more are opened in as many more bits.
     Domain: scores in [-120, 120], rows of 1 to 1024. Error: 2.1e-4 absolute, where the row's largest is at least 0.6, or 0.22.
     Rounds: 1 + those of `row_maximum`, or 3, + 1 + 1, the last not `at_once`.
     Bytes per element, both directions: 5.25 + about 3 + 9 + 0.25.
@@ -56,13 +57,14 @@ def exponentials(party: Party, score: Shares, rows: Rows, bits: int, *, at_once:
     """
     (x,) = yield from open_masked(party, [score])
     window, ring = _window(rows, bits, at_once)
+    window, unit, drop = replace(window, fine=fine), UNIT + fine, DROP + fine
     if bounded_by_thresholds(rows):
-        top = yield from row_ceiling(party, x, rows, UNIT)
-        above = torch.tensor([round(ABOVE * (1 << FRAC))])
-        e = yield from exponential(party, x, top, rows, UNIT, window=window, offset=above, bits=ring)
+        top = yield from row_ceiling(party, x, rows, unit)
+        above = torch.tensor([round(ABOVE * (1 << unit))])
+        e = yield from exponential(party, x, top, rows, unit, window=window, offset=above, bits=ring)
     else:
-        top = yield from row_maximum(party, upper_wire(party, x, DROP), rows)
-        e = yield from exponential(party, x, top, rows, DROP, window=window, bits=ring)
+        top = yield from row_maximum(party, upper_wire(party, x, drop), rows)
+        e = yield from exponential(party, x, top, rows, drop, window=window, bits=ring)
     return (yield from _weights_of(party, e, bits))
 
 
@@ -172,11 +174,17 @@ class AttentionRings:
     out_bits: int = 40  # the result
     out_frac: int = 13
     within: RowRange | None = None  # where the rows stay within a range, so that no maximum is taken
+    score_fine: int = 0  # fraction bits that the scores have beyond those of others
 
     @property
     def score_bits(self) -> int:
         """That of the scores."""
-        return SCORE_BITS if self.within is None else self.within.score_bits
+        return SCORE_BITS + self.score_fine if self.within is None else self.within.score_bits
+
+    @property
+    def score_frac(self) -> int:
+        """Fraction bits of the scores."""
+        return FRAC + self.score_fine
 
     @property
     def reciprocal_frac(self) -> int:
@@ -269,17 +277,17 @@ def _weights(
     """The exponentials of the scores, one head after the other."""
     score = (scores_of_sequences if isinstance(keys, Stack) else scores)(party, q, keys, rows, rings.qk_bits)  # type: ignore[arg-type]
     score = score.map(lambda x: x.flatten(0, -2))
-    score = yield from rescale(party, score, bits=rings.score_bits, frac=FRAC)
+    score = yield from rescale(party, score, bits=rings.score_bits, frac=rings.score_frac)
     if offset is not None:
         score = score + offset.map(rows.spread)
     if rings.within is None:
-        e = yield from exponentials(party, score, rows, rings.weights_ring(rows), at_once=at_once)
+        e = yield from exponentials(party, score, rows, rings.weights_ring(rows), at_once=at_once, fine=rings.score_fine)
     else:
         e = yield from bounded_exponentials(party, score, rows, rings.weights_ring(rows), rings.within, at_once=at_once, live=live)
     return e if live is None else e.times(live.mask)
 
 
-def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False) -> Declared:
+def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False, at_once: bool = False, fine: int = 0) -> Declared:
     """Opening, maximum or bound, exponential, extension."""
     count, upper = heads * rows.count, SCORE_BITS - DROP
     window, ring = _window(rows, bits, at_once)
@@ -288,7 +296,7 @@ def cost_exponentials(heads: int, rows: Rows, bits: int, *, early: bool = False,
     else:
         found = cost_upper_wire(count, upper) + cost_row_maximum(heads, rows, upper)
     return (
-        cost_open_masked((count, SCORE_BITS), early=(early,))
+        cost_open_masked((count, SCORE_BITS + fine), early=(early,))
         + found
         + cost_exponential(count, ring)
         + cost_rescale(count, ring - (window.out_frac - WEIGHT_FRAC), 0, bits)
@@ -334,12 +342,12 @@ def cost_attention(heads: int, width: int, rows: Rows, rings: AttentionRings, *,
         + cost_open_masked((outputs, product_bits))
     )
     if rings.within is None:
-        weights = cost_exponentials(heads, rows, ring, at_once=at_once)
+        weights = cost_exponentials(heads, rows, ring, at_once=at_once, fine=rings.score_fine)
     else:
         weights = cost_bounded_exponentials(heads, rows, ring, rings.within, at_once=at_once)
     return (
         cost_scores(heads, rows, rings.qk_bits)
-        + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - FRAC, rings.score_bits)
+        + cost_rescale(heads * rows.count, rings.qk_bits, rings.q_frac + rings.k_frac - rings.score_frac, rings.score_bits)
         + weights
         + sums.beside(_cost_inverse(heads, rows, ring, product_bits, rings.within))
         + cost_multiply(outputs, product_bits)

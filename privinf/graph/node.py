@@ -49,6 +49,7 @@ class Node(Module):
     taped: ClassVar[bool] = False  # whether that is rows which `Recording` moves on, so that a further token's pass may be replayed
     peaks_kept: ClassVar[tuple[str, ...]] = ()  # measured parts of which the ranges hold the largest itself too, as `PART_seen`
     summed: ClassVar[tuple[str, ...]] = ()  # measured parts that the plan takes as often as a context is long, so that no input need repeat
+    inexact: ClassVar[Mapping[str, str]] = {}  # what of it is rounded, and the method that makes that of floats: `privinf.lowering.gains`
     reads_ids: ClassVar[bool] = False  # token ids are what it reads, not a private value
     opens: ClassVar[Literal["product", "value"] | None] = (
         None  # what it reads: as the map that made it leaves it, or at `FRAC` fraction bits

@@ -18,6 +18,7 @@ from torch import Tensor
 from privinf.crypten_adapter import Graph
 from privinf.graph.node import Node
 from privinf.graph.planning import power_of_two
+from privinf.lowering.gains import gains
 from privinf.ops.last_position import every_position
 from protocols.errors import ConfigError
 
@@ -45,7 +46,7 @@ def calibrate(
     `PART_seen` is the largest itself, where a node keeps that too. What is computed of the last position alone has been seen on a row
     for each input: of a graph that also takes prompts to be `scored`, it is seen on every row of the windows too, with half the headroom.
     `again`, of one token again and again, has half of it too: a range becomes `WIDEST` times that of the others at most. What is beyond
-    that stays as it is, with a warning: it is of networks that run away on such inputs, in float too.
+    that stays as it is, with a warning: it is of networks that run away on such inputs, in float too. What is `scored` has `gains` too.
     """
     if not (math.isfinite(headroom) and headroom >= 1.0):
         raise ConfigError(f"headroom must be at least 1, not {headroom}")
@@ -65,6 +66,8 @@ def calibrate(
     _widen(ranges, graph, again, max(1.0, headroom / 2))
     for node in graph.nodes:
         ranges[node.name] |= {f"{part}_seen": found.largest[node.name][part] for part in node.peaks_kept}
+    for name, part, gain in gains(graph, inputs) if scored else ():
+        ranges[name][part] = gain
     return ranges
 
 

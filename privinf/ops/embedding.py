@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,17 +11,20 @@ from privinf.graph.builder import Builder, Constant, Unsupported, Value, as_cons
 from privinf.graph.info import Info
 from privinf.graph.kinds import Table
 from privinf.graph.node import Shape
-from privinf.graph.planning import TABLE_FRAC, Bits, Planning, ProductPlan, bits_for, is_small
+from privinf.graph.planning import FRAC, TABLE_FRAC, Bits, Planning, ProductPlan, bits_for, is_small
 from privinf.graph.private import PrivinfTensor
 from protocols.linear import lookup
 from protocols.party import Protocol_
 from protocols.shares import Shares
+
+ENLARGED = 128.0  # times what a row is off by in the logits (`privinf.lowering.gains`): beyond it the table has the stream's fraction bits
 
 
 class Embedding(Table):
     """Rows of a private table: ids (B, T) -> (B, T, d), or (...) -> (..., d). weight (V, d). Stock CrypTen: one-hot (..., V)."""
 
     op = "embedding"
+    inexact: ClassVar[Mapping[str, str]] = {"table": "generic"}
     encoded = ("weight",)
     reads_ids = True
 
@@ -58,13 +61,16 @@ class Embedding(Table):
 
     def make_plan(self, planning: Planning) -> Plan:
         # the output is a row of the table: its range is known, not measured
-        table = self.value("weight")
-        ring = bits_for(self.name, TABLE_FRAC, float(table.abs().max()))
+        table, frac = self.value("weight"), TABLE_FRAC
+        tied_to_it = any(node.tied_to == self.name for node in planning.graph.nodes)
+        if not tied_to_it and planning.ranges.get(self.name, {}).get("table_gain", 0.0) > ENLARGED:
+            frac = FRAC  # as the stream has: what is off there is enlarged
+        ring = bits_for(self.name, frac, float(table.abs().max()))
         tied = [plan.ring for plan in planning.tied_to(self.name) if isinstance(plan, ProductPlan)]
         return self.Plan(
             ring=ring,
-            weight_frac=TABLE_FRAC,
-            small=int(is_small(table, TABLE_FRAC)),
+            weight_frac=frac,
+            small=int(is_small(table, frac)),
             bits=planning.bits,
             frac=planning.frac,
             weight_bits=max(ring, *tied) if tied else None,

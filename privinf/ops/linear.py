@@ -51,6 +51,7 @@ class Linear(Node):
     """
 
     op = "linear"
+    inexact: ClassVar[Mapping[str, str]] = {"weight": "generic"}
     required = ("weight",)
     optional: ClassVar[tuple[str, ...]] = ("bias",)
     encoded: ClassVar[tuple[str, ...]] = ("weight",)

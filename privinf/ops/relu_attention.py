@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class ReluAttention(CausalAttention):
     """`CausalAttention` with relu(scores) / length in place of softmax(scores): q, k, v (B, T, 3 d) -> (B, T, d)."""
 
     op = "relu_attention"
+    inexact: ClassVar[Mapping[str, str]] = {}
     optional = ()
     encoded = ()
     peaks_kept = ("score",)

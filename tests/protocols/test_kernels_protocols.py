@@ -169,15 +169,16 @@ WINDOWS = [
     (Window(-1, 16, 126, 3, 13), True),
     (Window.saturating(26, 64, 11), True),
     (Window.saturating(18, 65, 12), False),
+    (Window(0, 21, 60, 2, 13, fine=2), True),
 ]
 
 
 @pytest.mark.parametrize(("window", "divided"), WINDOWS)
 def test_an_exponential_without_a_maximum(window: Window, divided: bool) -> None:
-    x, divisor = uniform(3, 500, bits=21), (torch.arange(500) % 4, (1 << 14) + torch.arange(500) % 99) if divided else None
+    x, divisor = uniform(3, 500, bits=22), (torch.arange(500) % 4, (1 << 14) + torch.arange(500) % 99) if divided else None
 
     def protocol(party: Party) -> Protocol_[Any]:
-        (wire,) = yield from open_masked(party, [input_of(party, x, 21, 12)])
+        (wire,) = yield from open_masked(party, [input_of(party, x, 22, 12)])
         return (yield from exponential(party, wire, None, Rows(500, 3, 0), 0, window=window, divisor=divisor))
 
     same(protocol)

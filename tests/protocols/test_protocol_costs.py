@@ -6,7 +6,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -391,6 +391,10 @@ CASES = [
     *(attention_case(2, 5, rows, AttentionRings()) for rows in LAYOUTS),
     attention_case(2, 3, CAUSAL, AttentionRings(qk_bits=30, q_frac=13, k_frac=9, v_bits=48, product_bits=44, out_bits=25, out_frac=13)),
     attention_case(1, 2, Rows(400, 2, 1), AttentionRings()),
+    *(
+        attention_case(2, 5, CAUSAL, AttentionRings(v_bits=46, score_fine=2, within=within))
+        for within in (None, replace(RANGES[0], fine=2))
+    ),
     *(attention_case(2, 5, rows, AttentionRings(v_bits=46, within=within)) for rows in LAYOUTS for within in RANGES),
     *(relu_attention_case(2, 5, rows, rings) for rows in LAYOUTS for rings in (ReluRings(), ReluRings(mean_bits=40))),
     *(max_plus_case(*shape, bits, early) for shape in ((1, 1, 1), (3, 5, 2), (2, 33, 3)) for bits in (14, 21) for early in (False, True)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,26 +18,29 @@ from protocols.party import Party, Protocol_
 from protocols.product import Cached
 from protocols.reciprocal import reciprocal
 from protocols.ring import encode
+from protocols.rowrange import RowRange
 from protocols.rows import Rows
 from protocols.shares import Shares
-from protocols.softmax import LARGEST, AttentionRings, attention, exponentials, softmax
+from protocols.softmax import LARGEST, AttentionRings, attention, bounded_exponentials, exponentials, softmax
 from tests.support.two_party import Session, input_of, offline_walk, run, uniform
 
 
 def test_exponential_tables_are_exact() -> None:
     """Running sums of the multipliers are rounded, factors to nearest; against decimal arithmetic."""
-    for window in (exp.BELOW_MAXIMUM, *(exp.Window.saturating(21, 60, low) for low in (13, 12, 11))):
-        size = 1 << window.low
+    windows = [exp.BELOW_MAXIMUM, *(exp.Window.saturating(21, 60, low) for low in (13, 12, 11))]
+    for window in (*windows, *(replace(window, fine=exp.FINER) for window in windows[::2])):
+        size, frac = 1 << window.places, exp.FRAC + window.fine
+        factors = exp.factors(window.low, window.fine)
         for low in (0, 1, 2, size // 4 - 1, size // 4, size * 3 // 5, size - 1):
-            exact = reference.exact_exponential(size // 2 - low, 1 << exp.FRAC, window.factor_frac)
-            assert abs(int(exp.factors(window.low)[low]) - exact) <= 0.5
-            assert int(exp.factors(window.low)[low]) < 1 << exp.factor_bits(window.low)
-        table, points = exp.multipliers(window), torch.arange(size).double() / 2**exp.FRAC
+            exact = reference.exact_exponential(size // 2 - low, 1 << frac, window.factor_frac)
+            assert abs(int(factors[low]) - exact) <= 0.5
+            assert int(factors[low]) < 1 << exp.factor_bits(window.low)
+        table, points = exp.multipliers(window), torch.arange(size).double() / 2**frac
         for row, digit in enumerate(window.digits):
             exact_sums = (torch.exp(points + window.unit * (digit - 1)) * 2**exp.ENTRY_FRAC).cumsum(0)
             assert ((table[row].cumsum(0) - exact_sums).abs() <= 0.51 + 1e-13 * exact_sums).all()
             for low in (0, 1, size // 4 - 1, size * 3 // 5, size - 1):
-                exact = reference.exact_exponential((digit - 1) * size + low, 1 << exp.FRAC, exp.ENTRY_FRAC)
+                exact = reference.exact_exponential((digit - 1) * size + low, 1 << frac, exp.ENTRY_FRAC)
                 assert abs(int(table[row, low]) - exact) < 1
 
 
@@ -57,6 +63,28 @@ def test_exponential_is_within_its_bound_over_its_domain() -> None:
     d[:, :8] = torch.tensor([low, low + 1, high, high - 1, 0, -1, -(4 << 12), 4 << 9])
     error = exponential_errors(d).abs()
     assert (error <= reference.exponential_bound(d / 2.0**12)).all()
+
+
+@pytest.mark.parametrize("columns", [1, 9, 70])
+def test_finer_scores(columns: int) -> None:
+    """Exponentials of scores with two fraction bits more follow them: the same as of those with 12, but for what they are rounded to."""
+    rows = Rows(columns, 4, 0)
+    x = torch.randint(-6 << 14, 6 << 14, (3, rows.count))
+    exact = rows.unpack(torch.exp(x.double() / 2**14))
+
+    def errors(make: Callable[[Party, Shares], Protocol_[Shares]]) -> Tensor:
+        def program(party: Party) -> Protocol_[Shares]:
+            return (yield from make(party, input_of(party, x, 23, 14)))
+
+        e = rows.unpack(run(program).value())
+        return e / e.sum(-1, keepdim=True) - exact / exact.sum(-1, keepdim=True)
+
+    within = RowRange(12, 30, 34, False, fine=2)
+    for made in (
+        errors(lambda party, score: exponentials(party, score, rows, 44, fine=2)),
+        errors(lambda party, score: bounded_exponentials(party, score, rows, 44, within)),
+    ):
+        assert float(made.abs().max()) < 1e-4  # and not 2^-12, as where the two bits are lost
 
 
 def test_exponential_is_right_on_average() -> None:
@@ -223,6 +251,7 @@ ATTENTION_RINGS = [
     AttentionRings(),
     AttentionRings(qk_bits=35, v_bits=45, sum_frac=10, product_bits=39, out_bits=33, out_frac=11),
     AttentionRings(out_bits=20, out_frac=12),
+    AttentionRings(score_fine=2, out_bits=24),
 ]
 
 

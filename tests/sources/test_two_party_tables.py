@@ -41,6 +41,10 @@ def exponentials() -> list[tuple[Kind, ...]]:
     alone: list[tuple[Kind, ...]] = [
         (Mask((3, 50), 21), exp.ExpMask(1, 0, (3, 50), 0, (), bits, low)) for bits, low in ((37, 11), (43, 12), (52, 13), (64, 13))
     ]
+    alone += [
+        (Mask((3, 50), 22), exp.FinerExpMask(1, 0, (3, 50), 0, (), 43, 12, 2)),
+        (Mask((2, 60), 23), Mask((2, 1), 10), exp.FinerExpMask(1, 2, (2, 60), 13, Rows(60, 1, 0).fields())),
+    ]
     return alone + [
         (Mask((heads, r.count), 21), Mask((heads, r.number), bits), exp.ExpMask(1, 2, (heads, r.count), shift, r.fields()))
         for r, heads in rows

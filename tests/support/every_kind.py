@@ -42,6 +42,7 @@ def everything(party: Party, n: int) -> None:
         (w,) = yield from open_masked(party, [shares(2, n, 4, bits=46)])
         within = AttentionRings(v_bits=46, within=RowRange(6, 10, 6, True))
         yield from attention(party, q, Cached.join(None, k), Cached.join(None, w), rows, within)
+        yield from attention(party, q, Cached.join(None, k), Cached.join(None, v), rows, AttentionRings(q_frac=14, score_fine=2))
         a, b = (gather(party, None, wire, [(1, 0, 2), (1, 1, n - 1)], (0, 1)) for wire in (k, v))
         (r,) = yield from open_masked(party, [shares(2, 2, 4, bits=33)])
         a = put(party, ("", ""), a, r, (1, n), (0, 1))

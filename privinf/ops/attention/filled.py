@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from privinf.graph.private import PrivinfTensor
-from protocols.exponential import FRAC
 from protocols.memo import constant
 from protocols.party import Protocol_
 from protocols.ring import placed
@@ -48,9 +47,9 @@ def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) 
     return Live(mask, offset, (parts[0], parts[1]))
 
 
-def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int, bits: int) -> Protocol_[Shares]:
-    """Columns of x (B, T, at + heads), from `at` on, for the queries that are asked: (B heads, asked), in the ring of the scores."""
+def row_offsets(x: PrivinfTensor, heads: int, at: int, asked: int, bits: int, frac: int) -> Protocol_[Shares]:
+    """Columns of x (B, T, at + heads), from `at` on, for the queries that are asked: (B heads, asked), as the scores are."""
     (batch, count, _), several = x.shares.shape, x.runtime.batch
     rows = slice(count - asked, count) if several is None or asked == count else several.lasts
     added = x.shares.map(lambda v: v[:, rows, at:].transpose(1, 2).reshape(batch * heads, asked))
-    return (yield from rescale(x.party, added, bits=bits, frac=FRAC))
+    return (yield from rescale(x.party, added, bits=bits, frac=frac))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from privinf.graph.node import Node, Shape
-from privinf.graph.planning import FRAC, INPUT_FRAC, MATRIX_FRAC, MOST_FINE, SMALLEST, Bits, Planning, Shown, Wanted, up
-from privinf.graph.planning import Plan as AnyPlan
+from privinf.graph.planning import FRAC, INPUT_FRAC, MATRIX_FRAC, MOST_FINE, SMALLEST, Planning, Shown, Wanted, up
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.attention.filled import live_rows, row_offsets
-from privinf.ops.attention.rows import HEADROOMS, ROW_PARTS, bound_of_rows, chosen, measured_rows, shown_rows
-from privinf.ops.attention.scores import score_fracs, temperature_frac
+from privinf.ops.attention.plan import AttentionPlan
+from privinf.ops.attention.rows import HEADROOMS, ROW_FIELDS, ROW_PARTS, bound_of_rows, chosen, measured_rows, shown_rows
+from privinf.ops.attention.scores import finer, finer_weights, score_fracs, temperature_frac
 from privinf.ops.last_position import last_of
 from privinf.ops.rotary import turned_floats
 from privinf.ops.softmax import last_axis_softmax
@@ -29,7 +29,7 @@ from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached
 from protocols.ring import known
 from protocols.rotary import Rotation, frac_of, rotate
-from protocols.rowrange import DIGITS, RowRange
+from protocols.rowrange import RowRange
 from protocols.rows import Rows, reach
 from protocols.sequences import Stack, gather, put
 from protocols.shares import Shares, Wire
@@ -64,6 +64,7 @@ class CausalAttention(Node):
     state = ("keys", "values")
     taped = True
     peaks_kept: ClassVar[tuple[str, ...]] = ("score", *ROW_PARTS)
+    inexact: ClassVar[Mapping[str, str]] = {"score": "_float_scores"}
     opens = "product"
     any_length = True
     batches = True
@@ -87,47 +88,8 @@ class CausalAttention(Node):
         rotation: Rotation | None = None
         row_offsets: bool = False
 
-    class Plan(AnyPlan, frozen=True, kw_only=True):
-        """The rings of `protocols.softmax.AttentionRings` and the fraction bits of the temperatures; these are its attributes on disk."""
-
-        qk_bits: Bits
-        q_frac: Bits
-        k_frac: Bits
-        v_bits: Bits
-        v_frac: Bits
-        sum_frac: Bits
-        product_bits: Bits
-        weight_frac: Bits
-        bits: Bits
-        frac: Bits
-        out_frac: Bits
-        out_bits: Bits
-        row_top: Bits = 0  # `protocols.rowrange.RowRange`; without a depth a maximum is taken
-        row_depth: Bits = 0
-        row_spread: Bits = 0
-        row_by_length: Bits = 0
-        row_digit: Bits = DIGITS[-1]
-        fine: Bits = 0  # fraction bits of k and v beyond those of q
-
-        def __post_init__(self) -> None:
-            """A peer's plan is held to what the protocol has tables and bits for."""
-            if self.within is not None and not self.within.has_tables(1):
-                raise ValueError("a range of rows that no table holds")
-
-        @property
-        def within(self) -> RowRange | None:
-            """The range of the rows, where they need no maximum."""
-            fields = self.row_top, self.row_depth, self.row_spread, bool(self.row_by_length), self.row_digit
-            return RowRange(*fields) if self.row_depth else None
-
-        @property
-        def output(self) -> tuple[int, int]:
-            return self.out_bits, self.out_frac
-
-        @property
-        def rings(self) -> AttentionRings:
-            """For the protocol."""
-            return AttentionRings(**{name: getattr(self, name) for name in AttentionRings.__dataclass_fields__})
+    class Plan(AttentionPlan, frozen=True, kw_only=True):
+        """Its rings."""
 
     plan: Plan
 
@@ -259,7 +221,11 @@ class CausalAttention(Node):
         rows = Rows((columns or end) - asked + 1, asked, 1) if several is None else several.layout(last)
         live = self._live(x, filled) if filled else None
         # what it takes to have values in a wider ring goes beside the scores; of a single row a round is worth more than the bytes
-        shift = {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked, rings.score_bits))} if self.row_offsets else {}
+        shift = (
+            {"offset": (yield from row_offsets(x, self.heads, self._offsets_at, asked, rings.score_bits, rings.score_frac))}
+            if self.row_offsets
+            else {}
+        )
         out = yield from self.of_wires(party, opened[0], keys_read, opened_values(), rows, rings, at_once=rows.alone, live=live, **shift)
         # (B H, T, d_k) -> (B, T, d)
         return out.map(lambda v: v.reshape(batch, self.heads, asked, self.head_dim).transpose(1, 2).reshape(batch, asked, self.width))
@@ -320,26 +286,28 @@ class CausalAttention(Node):
                 remedy="train with a penalty on large scores, or calibrate on inputs closer to those in use",
             )
         q_frac, k_frac, qk_bits = self._scores(planning, within := self._within(planning))
-        product_bits = SUM_FRAC + AttentionRings(within=within).reciprocal_frac + self._v_range(planning) + 2
-        v_bits = self._sum_bits(planning, within)
+        finer = self._finer(planning)
+        product_bits = SUM_FRAC + finer + AttentionRings(within=within).reciprocal_frac + self._v_range(planning) + 2
+        v_bits = self._sum_bits(planning, within) + finer
         if v_bits > 64 or product_bits > WIDEST:
             raise self.unfit(planning)
         out_bits, out_frac = planning.output_for_readers(self.name)
-        rows = {} if within is None else {f"row_{name}": int(getattr(within, name)) for name in RowRange.__dataclass_fields__}
+        rows = {} if within is None else {f"row_{name}": int(getattr(within, name)) for name in ROW_FIELDS}
         return self.Plan(
             qk_bits=qk_bits,
             q_frac=q_frac,
             k_frac=k_frac,
             v_bits=v_bits,
-            v_frac=V_FRAC,
-            sum_frac=SUM_FRAC,
+            v_frac=V_FRAC + finer,
+            sum_frac=SUM_FRAC + finer,
             product_bits=product_bits,
-            weight_frac=temperature_frac(self.head_dim, k_frac),
+            weight_frac=temperature_frac(self.head_dim, k_frac, finer),
             bits=planning.bits,
             frac=planning.frac,
             out_frac=out_frac,
             out_bits=out_bits,
             fine=planning.fine(self.name),
+            score_fine=finer,
             **rows,
         )
 
@@ -369,22 +337,31 @@ class CausalAttention(Node):
 
     def _scores(self, planning: Planning, within: RowRange | None) -> tuple[int, int, int]:
         """Fraction bits of q and of k, and the ring of both and of their product, whose truncation to the scores is a reduction."""
-        q_frac, k_frac = score_fracs(self.head_dim, planning.ranges)
+        q_frac, k_frac = score_fracs(self.head_dim, planning.ranges, self._finer(planning))
         return q_frac, k_frac, AttentionRings(within=within).score_bits + q_frac + k_frac - SCORE_FRAC
+
+    def _finer(self, planning: Planning) -> int:
+        """Fraction bits that its scores and v have besides; q and k too."""
+        return finer(planning.ranges[self.name])
 
     def wants(self, planning: Planning, maker: str) -> Wanted:
         tempered = "inverse_temperature" in self.parameter_shapes
         q_frac, k_frac, bits = self._scores(planning, within := self._within(planning))
-        diagonal = temperature_frac(self.head_dim, k_frac)
+        finer = self._finer(planning)
+        diagonal = temperature_frac(self.head_dim, k_frac, finer)
         more_q, more_k = (diagonal, 0) if tempered else (0, 0) if self.rotation is None else (frac_of(self.scale), frac_of(1.0))
-        in_frac, weight_frac = TEMPERED_FRACS if tempered else QKV_FRACS
-        headroom = max(bits - q_frac + more_q, bits - k_frac + more_k, self._v_range(planning) + 2)
+        in_frac, weight_frac = TEMPERED_FRACS if tempered and not finer else (FRAC, MATRIX_FRAC) if tempered else QKV_FRACS
+        weight_frac += finer_weights(planning.ranges.get(maker, {}))
+        of_q = bits - q_frac + more_q
+        if tempered and finer:  # no ring holds that: q is widened on its own, for a round
+            of_q = up(math.log2(max(planning.ranges[self.name]["q"], SMALLEST))) + 2 + more_q
+        headroom = max(of_q, bits - k_frac + more_k, self._v_range(planning) + 2)
         sums = self._sum_bits(planning, within) - V_FRAC
         # where v cannot have its ring without fraction bits of the weight, or some of its own, it is widened on its own, beside the scores
-        finer = MOST_FINE if tempered else 0
-        of_v = sums if max(headroom, sums + finer) + weight_frac + FRAC <= 64 else self._v_range(planning) + 2
+        spare = MOST_FINE if tempered else 0
+        of_v = sums if max(headroom, sums + spare) + weight_frac + FRAC <= 64 else self._v_range(planning) + 2
         fine = (self.width, self._offsets_at, max(bits - k_frac + more_k, of_v))  # of k and v
-        return Wanted(max(headroom, of_v + finer), in_frac, weight_frac, headroom, fine)
+        return Wanted(max(headroom, of_v + spare), in_frac, weight_frac, headroom, fine)
 
     def unfit(self, planning: Planning) -> RangeError:
         return RangeError(f"values of v up to {self._v(planning):g} do not fit a ring of 64 bits", layer=self.name)
@@ -396,5 +373,5 @@ class CausalAttention(Node):
         plan = self.plan
         for part, bits, frac in (("q", plan.qk_bits, plan.q_frac), ("k", plan.qk_bits, plan.k_frac), ("v", plan.v_bits, plan.v_frac)):
             yield Shown(part, bits, frac, own.get(part))
-        yield from shown_rows(plan.within, bool(own))
+        yield from shown_rows(plan.within, plan.score_fine, bool(own))
         yield Shown("sums of v", plan.product_bits, plan.sum_frac + plan.rings.reciprocal_frac, own.get("v"))

@@ -29,6 +29,9 @@ ROW_PARTS = {
 """Measured parts and their names. Each is a distance from 0, in one direction, in nats."""
 
 
+ROW_FIELDS = ("top", "depth", "spread", "by_length", "digit")  # of a `RowRange`, as a plan has them
+
+
 def measured_rows(scores: Tensor) -> Iterator[tuple[str, Tensor]]:
     """`ROW_PARTS` of causal scores (B, H, T, T)."""
     size = scores.size(-1)
@@ -80,14 +83,14 @@ def chosen(
     return None
 
 
-def shown_rows(within: RowRange | None, known: bool) -> Iterator[Shown]:
+def shown_rows(within: RowRange | None, fine: int, known: bool) -> Iterator[Shown]:
     """The scores, and a layer's maximum or what stands in its place, for people; `known`: where the ranges are."""
     if within is None:
         bound = 2.0 ** (SCORE_BITS - 2 - FRAC)
-        yield Shown("scores", SCORE_BITS, FRAC, bound, "protocol")
+        yield Shown("scores", SCORE_BITS + fine, FRAC + fine, bound, "protocol")
         yield Shown("maximum of a row, or the bound of one that is alone", SCORE_BITS - DROP, 1, bound, "protocol")
         return
-    yield Shown("scores", within.score_bits, FRAC, float(within.widest_score), "protocol")
+    yield Shown("scores", within.score_bits, FRAC + fine, float(within.widest_score), "protocol")
     low, high = ((within.top - within.depth + part) / HALVES for part in (0, within.spread))
     told = f"log-{'mean' if within.by_length else 'sum'}-exp of rows in [{low:g}, {high:g}]"
     yield Shown(f"no maximum, {told}", within.window.bits, within.window.out_frac, within.scale * within.topmost if known else None)

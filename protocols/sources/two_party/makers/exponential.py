@@ -22,15 +22,15 @@ def exp_mask(pair: Pair, kind: ExpMask, own: Tensors) -> Protocol_[Made]:
     42 for the products, or 34 to 38, of 22 bits at most beside a maximum; 1090 bits an element beside the transfers' own.
     Learns: nothing, either; all that travels is uniform.
     """
-    r, low, high = pair.mask(kind.x).value, kind.low, kind.high
+    r, places, high = pair.mask(kind.x).value, kind.places, kind.high
     if kind.maximum:
-        r = pair.uniform(kind.shape, low + high) if pair.traced else kind.difference(r, pair.mask(kind.maximum).value)
-    r = reduce(r, low + high)
-    hot = yield from one_hot_of_sum(pair, place_of(r >> low, high), high)
+        r = pair.uniform(kind.shape, places + high) if pair.traced else kind.difference(r, pair.mask(kind.maximum).value)
+    r = reduce(r, places + high)
+    hot = yield from one_hot_of_sum(pair, place_of(r >> places, high), high)
     words = hot.value[None] if kind.maximum else hot.value
-    x = r if pair.traced else factor(r, words, low, server=pair.is_server)
+    x = r if pair.traced else factor(r, words, kind.low, kind.finer, server=pair.is_server)
     by_client, by_server = yield from parallel(*(_times(pair, sender, own[0], x, kind) for sender in Role))
-    return Made((words, reduce(by_server - by_client, kind.bits - dropped(low))))
+    return Made((words, reduce(by_server - by_client, kind.bits - dropped(kind.low))))
 
 
 def _times(pair: Pair, sender: Role, mask: Tensor, x: Tensor, kind: ExpMask) -> Protocol_[Tensor]:

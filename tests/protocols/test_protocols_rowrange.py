@@ -114,6 +114,19 @@ def test_softmax_within_its_range(rows: Rows, within: RowRange) -> None:
     assert ((weights_of(x, rows, within) - want).abs() <= bound)[inside].all()
 
 
+@pytest.mark.parametrize("within", RANGES[-4:], ids=names)
+def test_scores_that_wrap_leave_weights(within: RowRange) -> None:
+    """Beyond the widest score a row looks elsewhere, and is no garbage: the widest of one row count as if they were far below."""
+    rows, period = Rows(6, 4, 0), 2.0 ** (within.score_bits - 12)
+    x = torch.randn(1, 4, 6).double()
+    x[0, 0, 2] = period / 2 + 3
+    x[0, 1, 4] = -period / 2 - 3
+    x[0, 2, :3] = period * 0.7
+    weights = weights_of(encode(x.reshape(1, -1), 12), rows, within)
+    assert float(weights.min()) > -2e-3 and float(weights.sum(-1).max()) < 1.35
+    assert float(weights[0, 0, 2].abs()) < 2e-3 and float(weights[0, 3].sum()) > 0.9
+
+
 @pytest.mark.parametrize("within", [*RANGES[:3], *RANGES[-3:]], ids=names)
 def test_rows_out_of_range_are_softened(within: RowRange) -> None:
     """Whatever the scores, the weights are weights: none is negative, and they come to 1, or to less where all are far below."""

@@ -55,14 +55,24 @@ class Batch:
         if not self.fills or not one_more or not in_order:
             return ()
         longest = max(self.after[number] for number, _ in self.new)
-        more = min(reach(longest, STEP_OF_MANY if len(self.after) > 1 else STEP), self.fills) - longest
+        more = self._reach(longest) - longest
         return tuple([self.after[number] + more for number, _ in self.new])
+
+    def _reach(self, longest: int) -> int:
+        return min(reach(longest, STEP_OF_MANY if len(self.after) > 1 else STEP), self.fills)
 
     @cached_property
     def _rooms(self) -> dict[int, int]:
-        """Rows in which each sequence lies after the pass, where some are filled up."""
-        if not self.columns:
+        """Rows in which each sequence lies after the pass, where some are filled up.
+
+        After a pass that takes in a prompt they lie as the next one, over one more token of each, needs them.
+        """
+        if not self.fills:
             return {}
+        if not self.columns:
+            longest = max(self.after.values())
+            more = max(0, self._reach(longest + 1) - longest)
+            return {number: length + more for number, length in self.after.items()}
         waiting = {number: self.room.get(number, length) for number, length in self.after.items()}
         return waiting | {number: columns for (number, _), columns in zip(self.new, self.columns, strict=True)}
 
@@ -117,8 +127,8 @@ class Batch:
         for number in self.after:
             parts = [start[number]] if number in start and number not in self.ended else []
             parts += [fresh[number]] if number in fresh else []
-            if self.columns:
-                found += [*parts, *[(0, start[number][1], 1)] * (self._rooms[number] - self.after[number])]
+            if self._rooms:
+                found += [*parts, *[(*parts[0][:2], 1)] * (self._rooms[number] - self.after[number])]
                 continue
             for part in parts:
                 if found and found[-1][0] == part[0] and found[-1][1] + found[-1][2] == part[1]:

@@ -98,6 +98,12 @@ def test_rows_are_filled_up_alike() -> None:
     alone = waits.step([(7, 1)], fills=64)
     assert alone.columns == (32,) and not alone.settled and alone.segments[-1] == (0, 54, 1) and alone.shape == (32, -64)
     assert last.step([(7, 1), (3, 1)]).segments == [(0, 0, 23), (1, 0, 1), (0, 54, 33), (1, 1, 1)]
+    prompts = Batch({}, ((7, 20), (3, 30)), fills=64)
+    assert not prompts.columns and prompts.starts == (0, 22) and [size for *_, size in prompts.segments] == [20, 1, 1, 30, 1, 1]
+    assert prompts.step([(7, 1), (3, 1)], fills=64).settled, "the next token finds its rows"
+    joined = after.step([(7, 1), (3, 1), (5, 4)], fills=64)
+    assert not joined.columns and joined.step([(number, 1) for number in (7, 3, 5)], fills=64).settled
+    assert Batch({}, ((7, 64),), fills=64).segments == [(1, 0, 64)], "nothing comes after a full context"
     assert Batch({1: 3}, ((1, 1), (2, 1)), fills=64).columns == () and Batch({1: 3}, ((1, 1),), fills=4).columns == (4,)
 
 

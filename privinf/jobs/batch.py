@@ -107,7 +107,9 @@ def batch(
         if before < total:
             with _parties(local, server, dealer, keys, options) as where:
                 server, dealer, keys = where
-                terms = Terms(server, dealer, keys, options, Defaults(max_new_tokens, sampling, ignore_eos), tries, patience, requests.text)
+                whom: dict[str, Any] = {"server": server, "dealer": dealer, "keys": keys, "options": options, "tries": tries}
+                defaults = Defaults(max_new_tokens, sampling, ignore_eos)
+                terms = Terms(**whom, defaults=defaults, patience=patience, text=requests.text)
                 first = Worker(terms)
                 with contextlib.closing(first):
                     about["model"], about["trust"] = first.model()  # and the set-up, before several ask for it

@@ -21,6 +21,7 @@ from privinf.client.preprocessing import Shelf, told
 from privinf.client.session import ClientSession
 from privinf.client.text import check_length
 from privinf.files import finish, part_file, refusals, sweep
+from privinf.jobs.whom import Whom
 from privinf.session.blame import sane
 from privinf.session.cluster import Fleet, Remote, Work, connect
 from privinf.session.marks import Lane
@@ -37,17 +38,12 @@ PIECE = 8 * 2**20
 PATIENCE_S = 600.0
 
 
-@dataclass(frozen=True, repr=False)
-class Asked:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Asked(Whom):
     """What workers prepare, and with whom."""
 
-    server: str
-    dealer: str | None
-    keys: str
-    options: Options
     max_new_tokens: int = MAX_NEW_TOKENS
     logits: bool = False
-    tries: int = 3
 
 
 class Preparer(Work):
@@ -55,7 +51,7 @@ class Preparer(Work):
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.client = Client(asked.server, dealer=asked.dealer, keys=asked.keys, options=asked.options)
+        self.client = asked.client()
         self._session: ClientSession | None = None
         self._query: contextlib.AbstractContextManager[Writer] | None = None
         self._part: Path | None = None
@@ -178,7 +174,8 @@ def prepare(
     check_length(max_new_tokens)
     if not seq or count < 1 or sessions < 1:
         raise ConfigError("nothing to prepare", remedy="give at least one prompt length, a count of 1 and a session")
-    asked, tell = Asked(server, dealer, keys, options or Options(), max_new_tokens, logits), progress or (lambda phase, share: None)
+    whom: dict[str, Any] = {"server": server, "dealer": dealer, "keys": keys, "options": options or Options()}
+    asked, tell = Asked(**whom, max_new_tokens=max_new_tokens, logits=logits), progress or (lambda phase, share: None)
     began = time.perf_counter()
     ray = connect(ray_address, asked.options.connect_s)
     with Client(server, dealer=dealer, keys=keys, options=asked.options, progress=tell) as client:

@@ -13,15 +13,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from privinf.client.client import Client
 from privinf.client.shared import Shared
 from privinf.client.text import Prompt, Token
 from privinf.gateway.wire import ApiError, as_api_error
 from privinf.gateway.writer import Said, Writer
 from privinf.jobs.request import Defaults, Request
+from privinf.jobs.whom import Whom
 from privinf.lowering.program import unbatched
 from privinf.session.cluster import Work
-from privinf.session.options import Options
 from privinf.session.pool import Pool
 from privinf.session.waiting import once_for_each_reason
 from privinf.trust import DEALER
@@ -34,16 +33,11 @@ ALONE = 4
 """Requests of one process that are tried alone at a time, where a session that they shared broke: or they would open one each at once."""
 
 
-@dataclass(frozen=True, repr=False)
-class Terms:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Terms(Whom):
     """What a worker is made of, wherever it runs."""
 
-    server: str
-    dealer: str | None
-    keys: str
-    options: Options
     defaults: Defaults
-    tries: int = 3
     patience: float = 600.0
     text: bool = False
 
@@ -75,8 +69,7 @@ class Worker(Work):
         self.dialling = once_for_each_reason(log.warning)
         self.waiting = once_for_each_reason(log.warning)
         """Told why a peer cannot be reached yet, and why nothing is answered for the moment; workers of one process have them in common."""
-        common: dict[str, Any] = {"options": terms.options, "waiting": lambda reason, left: self.dialling(reason, left)}
-        self.client = Client(terms.server, dealer=terms.dealer, keys=terms.keys, **common)
+        self.client = terms.client(lambda reason, left: self.dialling(reason, left))
         self.shared: Shared | None = None
         """Where a request is tried first, if not in a session of its own."""
         self.alone = threading.Semaphore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,15 @@ from privinf.session.prepared import Prepared, read_header
 from protocols.errors import ConfigError, HandshakeError
 from tests.support.cluster import Loses, Machines
 from tests.support.duo import duo
-from tests.support.trio import Trio, is_greedy, keys, trio
+from tests.support.trio import Trio, is_greedy, keys
 
 PROMPT = [1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
 @pytest.fixture
-def parties(shared: Trio) -> Trio:
-    """Without anything prepared, and without marks."""
-    return shared.forget()
+def parties(parties: Trio) -> Trio:
+    """Those of this file, without anything prepared, and without marks."""
+    return parties.forget()
 
 
 @pytest.fixture

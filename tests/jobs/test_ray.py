@@ -98,6 +98,17 @@ def test_several_prompts_of_a_lost_worker_are_answered_by_others(
         assert is_greedy(ids_of(PROMPTS[int(each["custom_id"]) - 1]), ids_of(text))
 
 
+def test_a_worker_of_another_version_is_one_line(parties: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machines().stand_in(monkeypatch, cluster)
+    monkeypatch.setattr(cluster.Crew, "version", lambda self: "9.9.9")
+    source = tmp_path / "in.txt"
+    source.write_text("ab\n")
+    where: dict[str, Any] = {"server": parties.server.address, "dealer": parties.dealer.address, "keys": str(keys())}
+    options = privinf.Options(cache=parties.cache)
+    with pytest.raises(privinf.ConfigError, match=r"a worker of the cluster has privinf 9\.9\.9"):
+        privinf.batch(source, tmp_path / "out.jsonl", **where, engine="ray", options=options)
+
+
 def test_workers_are_a_clusters(tmp_path: Path) -> None:
     with pytest.raises(privinf.ConfigError, match="workers are a cluster's"):
         privinf.batch(tmp_path / "in.txt", tmp_path / "out.jsonl", local=tmp_path, workers=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,10 @@ PROMPT = [1, 2, 3]
 Used = list[tuple[str, int, bytes]]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with trio(cache=tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
 @pytest.fixture
-def parties(shared: Trio) -> Trio:
-    """Without anything prepared, and without marks."""
-    return shared.forget()
+def parties(parties: Trio) -> Trio:
+    """Those of this file, without anything prepared, and without marks."""
+    return parties.forget()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from privinf.transport.handing import Handed
 from privinf.transport.hint import hint_of
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
 from protocols.correlations import from_wire
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync
+from protocols.errors import ConfigError, HandshakeError, OpeningError, ProtocolDesync
 from protocols.kind_hash import KindHash
 from protocols.linear import Weight
 from protocols.prg import new_seed
@@ -104,7 +104,7 @@ class DealerService(Service):
             session = self._sessions.get(join.token)
             if session is None or session.connection is not None or session.client != connection.peer_fingerprint:
                 message = "no server has announced this session for your certificate, or it has ended it"
-                raise HandshakeError(message, party="dealer")
+                raise OpeningError(message, party="dealer")  # a server that waited for too long has ended it: another may do
             self.hand_over(connection)  # from now on the server's thread tells it of a failure, and closes it
             session.connection = connection
         try:
@@ -164,7 +164,7 @@ class DealerService(Service):
                 self.leave(connection)
                 return
             if not session.joined.wait(self.options.timeout):
-                raise HandshakeError("the client did not join its session in time", party="dealer")
+                raise OpeningError("the client did not join its session in time", party="dealer")
             client = session.connection
             assert client is not None
             if isinstance(request, Mark):

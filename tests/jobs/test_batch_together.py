@@ -90,9 +90,12 @@ def test_few_are_tried_alone_at_a_time(parties: Trio, tmp_path: Path, monkeypatc
     assert 1 <= max(most) <= 2
 
 
-def test_a_connection_that_broke_while_it_was_made_is_made_anew(parties: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever found it: a server that was told nothing for too long says so."""
-    left, generate = [HandshakeError("the peer refused: no sign of life", code=Code.TRANSPORT)], Client.generate
+@pytest.mark.parametrize("code", [Code.TRANSPORT, Code.OPENING])
+def test_a_connection_that_broke_while_it_was_made_is_made_anew(
+    parties: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Code
+) -> None:
+    """Whoever found it: a server that was told nothing for too long says so, or a dealer that knows a session no longer."""
+    left, generate = [HandshakeError("the peer refused: no sign of life", code=code)], Client.generate
 
     def once(client: Client, *given: Any, **wishes: Any) -> Iterator[Token]:
         if left:

@@ -21,7 +21,7 @@ from privinf.session.messages import Hello, Join, Register, SessionSeed, Welcome
 from privinf.session.options import Options
 from privinf.transport.listener import parse_address
 from privinf.version import PROTOCOL
-from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError
+from protocols.errors import ConfigError, HandshakeError, ProtocolDesync, TransportError, broke_off
 from tests.support import trio as t
 from tests.support.peers import as_client, dialled, is_well, load_fingerprint, said
 from tests.support.peers import parties as parties
@@ -258,7 +258,7 @@ def test_session_tokens(parties: Trio, caplog: pytest.LogCaptureFixture) -> None
     token = secrets.token_bytes(16)
     refusal = "no server has announced this session for your certificate"
     error = outcome(lambda: join(token))
-    assert isinstance(error, HandshakeError) and refusal in str(error) and error.exit_code == 3
+    assert isinstance(error, HandshakeError) and refusal in str(error) and error.exit_code == 3 and broke_off(error)
     with dialled(parties.dealer.address, "server", "dealer") as server, dialled(parties.server.address, "client", "server") as client:
         fingerprint = client._stream.tls and load_fingerprint(t.keys() / "client" / "cert.pem")
         greet(server)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from privinf.client.client import Client
 from privinf.session.options import Options
-from privinf.session.waiting import Waiting
+from privinf.transport.listener import Waiting
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

@@ -106,10 +106,8 @@ def batch(
         about: dict[str, Any] = {"model": replies.model, "trust": None}
         if before < total:
             with _parties(local, server, dealer, keys, options) as where:
-                server, dealer, keys = where
-                whom: dict[str, Any] = {"server": server, "dealer": dealer, "keys": keys, "options": options, "tries": tries}
-                defaults = Defaults(max_new_tokens, sampling, ignore_eos)
-                terms = Terms(**whom, defaults=defaults, patience=patience, text=requests.text)
+                whom: dict[str, Any] = {**dict(zip(("server", "dealer", "keys"), where, strict=True)), "options": options, "tries": tries}
+                terms = Terms(**whom, defaults=Defaults(max_new_tokens, sampling, ignore_eos), patience=patience, text=requests.text)
                 first = Worker(terms)
                 with contextlib.closing(first):
                     about["model"], about["trust"] = first.model()  # and the set-up, before several ask for it

@@ -142,7 +142,7 @@ class Worker(Work):
         wait = max(pause, float(again))
         if time.monotonic() + wait > until:
             raise error
-        if error.exit_code == 3:
+        if error.exit_code == 3 and not self._over.is_set():
             self.waiting(f"{error.message}, trying again", until - time.monotonic())
         if self._over.wait(wait):
             raise TransportError("this job was ended", party="client")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,3 +21,12 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with trio(cache=tmp_path_factory.mktemp("cache")) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_a_command() -> Iterator[None]:
+    """A command that ran in this process logs to a standard error that is gone: the tests after it do not."""
+    yield
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler]:
+        root.removeHandler(handler)

@@ -186,9 +186,10 @@ class Endpoint(ABC):
         try:
             return msgspec.msgpack.decode(body, type=type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            wanted = " or ".join([each.__name__ for each in (type.__args__ if isinstance(type, UnionType) else (type,))])
             raise self.failure(
                 ProtocolDesync,
-                f"received a control message that is not a {getattr(type, '__name__', type)}: {one_line(str(error), 200)}",
+                f"received a control message that is not a {wanted}: {one_line(str(error), 200)}",
                 "check that both ends run the same version of privinf",
             ) from None
 

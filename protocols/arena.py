@@ -11,6 +11,7 @@ import copy
 import mmap
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -188,15 +189,14 @@ def _placed(pieces: Pieces, steps: Sequence[Step], kept: Sequence[np.ndarray]) -
                     first, end = spans.get(piece, (number, number))
                     spans[piece] = first, max(end, number)
     places, room = [-1] * len(pieces), _Room()
-    ending: dict[int, list[int]] = {}
-    begin = sorted(spans, key=lambda piece: spans[piece][0])
-    for piece in begin:
+    ending: list[tuple[int, int]] = []  # a heap: after which step a piece is free
+    for piece in sorted(spans, key=lambda piece: spans[piece][0]):
         first, end = spans[piece]
-        for over in sorted(number for number in ending if number < first):
-            for each in ending.pop(over):
-                room.give(places[each], _size(pieces[each]))
+        while ending and ending[0][0] < first:
+            over = heappop(ending)[1]
+            room.give(places[over], _size(pieces[over]))
         places[piece] = room.take(_size(pieces[piece]))
-        ending.setdefault(end, []).append(piece)
+        heappush(ending, (end, piece))
     return places, room.size
 
 

@@ -28,14 +28,7 @@ from protocols import kernels
 NARROW = {"n_layer": 4, "n_head": 8, "n_embd": 128, "vocab_size": 512, "n_positions": 144}
 WIDE = {"n_layer": 1, "n_head": 8, "n_embd": 768, "vocab_size": 512, "n_positions": 144}
 SHORT, LONG, TOKENS = 8, 64, 5
-ASKED = (
-    SHORT,
-    SHORT,
-    SHORT,
-    LONG,
-    LONG,
-    LONG,
-)  # the first of each length, which also writes tapes, does not count; long ones get one token
+ASKED = [SHORT] * 3 + [LONG] * 3  # the first of each length, which also writes tapes, does not count; long ones get one token
 
 
 @dataclass(frozen=True)

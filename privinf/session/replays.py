@@ -12,7 +12,6 @@ A tape belongs to the weights that it was written with. Those that no session ha
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,21 +24,16 @@ from privinf.graph.private import Runtime
 from privinf.session.devices import walking
 from privinf.session.messages import Pass, Run, Step
 from protocols import kernels
-from protocols.correlations import Kind, parts_of
-from protocols.kind_hash import way
+from protocols.correlations import Kind
 from protocols.party import Party
 from protocols.rounds import Channel
 from protocols.rows import reach
 from protocols.sources.base import PartySource
 from protocols.sources.dealer import Store
-from protocols.sources.shelf import Shelf
+from protocols.sources.shelf import Agreement, Shelf, largest, small
 from protocols.sources.tape import Tape, Writer
 
 log = logging.getLogger("privinf")
-LARGEST = 48 * 2**20  # bytes of a tape, for each sequence: beyond, arithmetic takes the time
-MOST = 256 * 2**20  # and of all
-
-ELEMENTS = 16  # bytes of a tape that an element of a correlation stands for, at least
 
 Shape = tuple[int | tuple[int, ...], bool]
 """To how many elements the row is filled up, or see `Batch.shape`, and whether logits are wanted."""
@@ -53,10 +47,8 @@ class Tapes:
     """The tapes of one party for one model, and which programs may have any."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
         self.shelf: Shelf[Shape, Tape] = Shelf()
-        self._first: dict[object, tuple[Shape, int, object]] = {}  # by way through a program: its first tape's position, and what that told
-        self._agreed = set[object]()  # ways
+        self._agreement = Agreement()
         self._forbidden = set[Program]()
 
     def __repr__(self) -> str:
@@ -68,7 +60,7 @@ class Tapes:
 
     def agreed(self, kinds: Sequence[Kind]) -> bool:
         """Whether two tapes of passes that go the same way were the same."""
-        return way(kinds) in self._agreed
+        return self._agreement.holds(kinds)
 
     def forbid(self, program: Program) -> None:
         """They are not to be written."""
@@ -76,35 +68,21 @@ class Tapes:
 
     def takes(self, shape: Shape, kinds: Sequence[Kind]) -> bool:
         """Whether a pass that needs these is small enough for a tape."""
-        elements = 0
-        for parts in (part for kind in kinds for part in parts_of(kind)):
-            elements += sum(part.count for part in parts)
-            if any(part.modulus for part in parts) or elements > largest(shape) // ELEMENTS:
-                self.forbid(program(shape))
-                return False
-        return True
+        fits = small(kinds, most_of(shape))
+        if not fits:
+            self.forbid(program(shape))
+        return fits
 
     def written(self, shape: Shape, tape: Tape, writer: Writer) -> bool:
         """Whether a tape that was just written may be used."""
-        if writer.why or tape.bytes > largest(shape):
+        if writer.why or tape.bytes > most_of(shape):
             log.debug("passes of this model are not replayed: %s", writer.why or f"{tape.bytes} bytes")
             self.forbid(program(shape))
             return False
-        with self._guard:
-            goes = way(tape.kinds)
-            if goes not in self._agreed:
-                told, first = writer.told, self._first.get(goes)
-                if first is None or first[0] != shape:
-                    self._first[goes] = shape, tape.offset, told
-                    return False
-                if first[1] == tape.offset:  # another session's: what hangs on the position would not show
-                    return False
-                del self._first[goes]
-                if first[2] == told:
-                    self._agreed.add(goes)
-                else:
-                    self._forbidden.add(program(shape))
-            return program(shape) not in self._forbidden
+        same = self._agreement.ask(tape.kinds, shape, tape.offset, writer.told)
+        if same is False:
+            self.forbid(program(shape))
+        return same is True and self.allowed(program(shape))
 
 
 def program(shape: Shape) -> Program:
@@ -122,9 +100,9 @@ def shape_of(request: Pass | Step, offset: int, batch: Batch | None, fills: int)
     return ((step.shape, request.logits) if step.settled else None), step
 
 
-def largest(shape: Shape) -> int:
+def most_of(shape: Shape) -> int:
     """Bytes of a tape, at most."""
-    return min(MOST, LARGEST * sum(rows > 0 for rows in shape[0])) if isinstance(shape[0], tuple) else LARGEST
+    return largest(sum(rows > 0 for rows in shape[0]) if isinstance(shape[0], tuple) else 1)
 
 
 @dataclass
@@ -197,7 +175,7 @@ class Replays:
         self._claimed = shape
         tape = Tape(self._runtime.party.role, wanted, self._first, self._position)
         tape.take(store)
-        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted), most=largest(shape))
+        writer = Writer(tape, self._runtime.party.weights, tells=not self._tapes.agreed(wanted), most=most_of(shape))
         self._writing = shape, tape, writer
         if walk is not None:
             writer.walk(*walk[:2], None, walk[2])

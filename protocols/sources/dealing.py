@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols import kernels
-from protocols.arena import Arena, Moves, Step, Still
+from protocols.arena import Moves, Still
 from protocols.correlations import Kind, parts_of
 from protocols.prg import Prg
 from protocols.product import joined_rows
@@ -24,9 +24,8 @@ from protocols.recording import Recorder, replay
 from protocols.ring import array, flat
 from protocols.sequences import PutRowsMask
 from protocols.sources.expansion import Whole
+from protocols.sources.shelf import Taped, largest
 
-LARGEST = 48 * 2**20  # bytes of a tape, for each sequence
-MOST = 256 * 2**20  # and of all
 PIECE = 1 << 18  # bytes of the payload at a time
 
 
@@ -104,20 +103,18 @@ class _Stacked:
         array(self.out)[..., self._places + self._further.positions, :] = array(rows)
 
 
-class DealtTape:
+class DealtTape(Taped):
     """See the module's text."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
+        super().__init__(0)
         parts = [parts_of(kind) for kind in kinds]
         self.kinds = tuple(kinds)
         self.server, self.client = Whole([each.server + each.shared for each in parts]), Whole([each.client for each in parts])
         self.payload = np.zeros(sum(part.size for each in parts for part in each.shared), np.uint8)
-        self.steps: list[Step] = []
         self.rows: list[_Rows] = []
         self.stacks: list[_Stacked] = []
         self.left: dict[int, Tensor] = {}  # by place, of what outlives the pass
-        self.arena: Arena | None = None  # once it is packed
-        self.bytes = 0
         self.further = _Further()
         starts = [(place, _first_place(kind)) for place, kind in enumerate(kinds) if kind.moves]
         self._starts = [(place, start) for place, start in starts if start >= 0]
@@ -162,7 +159,7 @@ class DealtTape:
         """The same, of the tape's own kinds, written down."""
         self._draw(prgs, first)
         weights = [masks.weight_mask(name) for name in {getattr(kind, "weight", "") for kind in self.kinds} if name]
-        recorder = Recorder(weights, tells=tells, most=largest(self.kinds))
+        recorder = Recorder(weights, tells=tells, most=most_of(self.kinds))
         for whole in (self.server, self.client):
             recorder.given(whole.out)
         recorder.given(torch.from_numpy(self.payload))
@@ -191,26 +188,19 @@ class DealtTape:
 
     def wipe(self) -> None:
         """Forgets all values."""
-        assert self.arena is not None, "it was packed"
-        self.arena.clear()
+        super().wipe()
         self.forget()
 
-    def packed(self, recorder: Recorder) -> DealtTape:
+    def packed(self, recorder: Recorder) -> Self:
         """The same in memory of its own, without values; it was just written by this recorder."""
         kept = [self.server.out, self.client.out, *self.left.values()]
         kept += [*[rows.out for rows in self.rows], *[stack.out for stack in self.stacks]]
         return self._moved(recorder.moves(self.steps, [self.payload, *[array(x) for x in kept]]))
 
-    def another(self) -> DealtTape:
-        """One more, for another session; this one was packed."""
-        assert self.arena is not None, "it was packed"
-        return self._moved(Moves.another(self.arena))
-
-    def _moved(self, to: Moves) -> DealtTape:
-        found = copy.copy(self)
-        found.arena, found.bytes, found.further = to.arena, to.arena.nbytes, to.object(self.further)
-        found.server, found.client, found.payload = self.server.moved(to), self.client.moved(to), to.array(self.payload)
-        found.steps = to.steps(self.steps)
+    def _moved(self, to: Moves) -> Self:
+        found = super()._moved(to)
+        found.further, found.payload = to.object(self.further), to.array(self.payload)
+        found.server, found.client = self.server.moved(to), self.client.moved(to)
         found.rows, found.stacks = ([to.object(each) for each in many] for many in (self.rows, self.stacks))
         found.left = {place: to.tensor(left) for place, left in self.left.items()}
         return found
@@ -233,9 +223,9 @@ class _Further(Still):
         out[...] = weight[:, first + self.positions : end + self.positions]
 
 
-def largest(kinds: Sequence[Kind]) -> int:
+def most_of(kinds: Sequence[Kind]) -> int:
     """Bytes of a pass's tape, at most."""
-    return min(MOST, LARGEST * next((len(kind.places) for kind in kinds if isinstance(kind, PutRowsMask)), 1))
+    return largest(next((len(kind.places) for kind in kinds if isinstance(kind, PutRowsMask)), 1))
 
 
 def _put(kind: Kind) -> PutRowsMask:

@@ -11,16 +11,15 @@ of cached wires, of which each pass adds one. So the passes of one tape are thos
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from protocols.arena import Arena, Moves, Step
+from protocols.arena import Moves, Step
 from protocols.correlations import Correlation, Kind, Role, blanks, parts_of, size_of
 from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash
@@ -33,10 +32,11 @@ from protocols.sequences import Stack
 from protocols.shares import Wire
 from protocols.sources.dealer import Store
 from protocols.sources.expansion import Whole
+from protocols.sources.shelf import Taped
 from protocols.sources.strips import Now, Round, Slot, Stacked
 
 
-class Tape:
+class Tape(Taped):
     """See the module's text. `first` is the name of the first correlation where it was written, `offset` the positions before.
 
     Its attributes are the pass's memory, its steps, and where these find what is of this pass alone.
@@ -53,13 +53,11 @@ class Tape:
             digest.update(kind)
         self.digest = digest.digest()
         self.ahead: list[Step] = []  # of a client, before the query
-        self.steps: list[Step] = []
         self.slots: list[Any] = []  # Slot, or of several sequences Stacked
         self.input: Tensor | None = None
         self.result: Tensor | None = None
         self.now = Now()
-        self.bytes = self.drawn.out.nbytes + self.dealt.out.nbytes
-        self.arena: Arena | None = None  # once it is packed
+        super().__init__(self.drawn.out.nbytes + self.dealt.out.nbytes)
 
     def __repr__(self) -> str:
         return f"Tape({self.role.value}, {len(self.steps)} steps, values hidden)"
@@ -101,29 +99,18 @@ class Tape:
             found.setdefault(slot.key[0], {})[slot.key[1]] = slot.kept()
         return found
 
-    def wipe(self) -> None:
-        """Forgets all values."""
-        assert self.arena is not None, "it was packed"
-        self.arena.clear()
-
     # ---- in other memory
 
-    def packed(self, recorder: Recorder) -> Tape:
+    def packed(self, recorder: Recorder) -> Self:
         """The same in memory of its own, without values; it was just written by this recorder."""
         kept = [self.drawn.out, self.dealt.out, *[each for slot in self.slots for each in (slot.masked, slot.mask)]]
         kept += [each for each in (self.input, self.result) if each is not None]
         return self._moved(recorder.moves([*self.ahead, *self.steps], [array(x) for x in kept]))
 
-    def another(self) -> Tape:
-        """One more, for another session; this one was packed."""
-        assert self.arena is not None, "it was packed"
-        return self._moved(Moves.another(self.arena))
-
-    def _moved(self, to: Moves) -> Tape:
-        found = copy.copy(self)
-        found.arena, found.bytes, found.now = to.arena, to.arena.nbytes, to.object(self.now)
+    def _moved(self, to: Moves) -> Self:
+        found = super()._moved(to)
+        found.now, found.ahead = to.object(self.now), to.steps(self.ahead)
         found.drawn, found.dealt = self.drawn.moved(to), self.dealt.moved(to)
-        found.ahead, found.steps = to.steps(self.ahead), to.steps(self.steps)
         found.slots = [to.object(slot) for slot in self.slots]
         found.input, found.result = to.value(self.input), to.value(self.result)
         return found

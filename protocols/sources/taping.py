@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from protocols import kernels
-from protocols.correlations import Kind, parts_of
-from protocols.kind_hash import way
+from protocols.correlations import Kind
 from protocols.prg import Prg
 from protocols.product import MatmulMask
 from protocols.recording import Recorder
 from protocols.sequences import PutRowsMask
-from protocols.sources.dealing import DealtTape, Masks, largest
-from protocols.sources.shelf import Shelf
-
-LEAST = 16  # bytes of a tape for each element of a correlation
+from protocols.sources.dealing import DealtTape, Masks, most_of
+from protocols.sources.shelf import Agreement, Shelf, small
 
 
 class DealtTapes:
@@ -27,10 +23,8 @@ class DealtTapes:
     """
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
         self.shelf: Shelf[bytes, DealtTape] = Shelf()
-        self._first: dict[object, tuple[bytes, tuple[int, ...], object]] = {}  # by way: the first tape's position, and what it told
-        self._agreed = set[object]()
+        self._agreement = Agreement()
         self._refused = False
 
     @property
@@ -40,39 +34,22 @@ class DealtTapes:
 
     def agreed(self, kinds: Sequence[Kind]) -> bool:
         """Whether two recordings of passes that go this way were the same."""
-        return way(kinds) in self._agreed
+        return self._agreement.holds(kinds)
 
     def fits(self, kinds: Sequence[Kind]) -> bool:
         """Whether a pass of these may have a tape: a further token's, and small."""
         further = any(isinstance(kind, PutRowsMask) or (isinstance(kind, MatmulMask) and kind.reach) for kind in kinds)
-        if not self.writes or not further:
+        if not self.writes or not further or not small(kinds, most_of(kinds)):
             return False
-        elements, most = 0, largest(kinds)
-        for part in (part for kind in kinds for each in parts_of(kind) for part in each):
-            elements += part.count
-            if part.modulus or elements > most // LEAST:
-                return False
         return all(isinstance(kind, PutRowsMask) or not kind.replaces() for kind in kinds)
 
     def written(self, digest: bytes, tape: DealtTape, recorder: Recorder) -> bool:
         """Whether a tape that was just written may be used."""
-        with self._guard:
-            goes = way(tape.kinds)
-            if recorder.why or tape.bytes > largest(tape.kinds):
-                self._refused = True
-            elif goes not in self._agreed:
-                first = self._first.get(goes)
-                if first is None or first[0] != digest:
-                    self._first[goes] = digest, tape.position, recorder.told
-                    return False
-                if first[1] == tape.position != ():  # another session's: what hangs on the position would not show
-                    return False
-                del self._first[goes]
-                if first[2] == recorder.told:
-                    self._agreed.add(goes)
-                else:
-                    self._refused = True
-            return not self._refused
+        same: bool | None = False
+        if not recorder.why and tape.bytes <= most_of(tape.kinds):
+            same = self._agreement.ask(tape.kinds, digest, tape.position, recorder.told)
+        self._refused |= same is False
+        return same is True and not self._refused
 
 
 class Taping:

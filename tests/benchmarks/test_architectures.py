@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,24 @@ import torch
 
 from benchmarks.training import architectures, compared, ladder
 from benchmarks.training.rows import Row
+from privinf.client.client import Client
+from privinf.lowering.lowered import Lowered
 from privinf.models.checkpoint import load_checkpoint
+from privinf.session.options import Options
+from privinf.session.pace import Pace
 from privinf.trust import DEALER
+from tests.support import trio as t
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 300, "n_positions": 36}
 ROWS = (Row("AERO: `SM+ScFuFFN`", "SM+ScFuFFN"), Row("Llama: `SM+ScFuFFN`", "SM+ScFuFFN", family="llama", sizes={"n_embd": 24}))
+PACE = Pace(2e-3, 1e-8, 1e-9, 1e-9, 1e-4, 1e-10, cold_s=1.0, load=0.0, at=0.0)  # of no machine
+
+
+@contextmanager
+def in_threads(lowered: Lowered, options: Options) -> Iterator[Client]:
+    """As `LocalSession`, without processes: how long these may take to load is no matter of this test."""
+    with t.trio(lowered, cache=options.cache) as parties, parties.client(chunk=options.chunk) as client:
+        yield client
 
 
 @pytest.fixture
@@ -35,8 +50,10 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-def test_rows_of_two_families_are_priced_and_shown(trained: Path) -> None:
+def test_rows_of_two_families_are_priced_and_shown(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architectures, "LocalSession", in_threads)
+    monkeypatch.setattr(architectures, "pace_of", lambda cache, anew=False: PACE)
+    monkeypatch.setattr(architectures.kernels, "load", lambda directory: None)
     target = trained / "shown" / "architectures.json"
     architectures.gather(trained, target, 3)
     architectures.time_rows(trained, target)

@@ -29,7 +29,6 @@ from protocols.truncation import cost_rescale, rescale
 INDEX_BITS = 8  # of the pieces of a curve
 SLOPE_FRAC = 12
 PRODUCT_BITS = 32
-_WORDS = (1 << INDEX_BITS) // WORD
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 
 
@@ -88,18 +87,22 @@ def _silu_form(x: Decimal) -> Decimal:
 
 
 def _softplus_form(x: Decimal) -> Decimal:
-    """log(1 + e^x), as slow to come near 0 and x, and mended alike."""
-    left = (1 + Decimal(-8).exp()).ln()
-    return (1 + x.exp()).ln() - max(abs(x) - 6, Decimal(0)) / 2 * left / 2
+    """log(1 + e^x), as slow, and so with edges where 1e-7 is missing: on a step that is next to 0 all of a recurrence may hang."""
+    return (1 + x.exp()).ln()
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A function that is 0 below -`edge` and x above `edge`, and between them 2^INDEX_BITS pieces of width 2^-`piece`."""
+    """A function that is 0 below -`edge` and x above `edge`, and between them 2^`index_bits` pieces of width 2^-`piece`."""
 
     function: Callable[[Decimal], Decimal]
     edge: int
     piece: int
+
+    @property
+    def index_bits(self) -> int:
+        """Of the pieces."""
+        return (2 * self.edge << self.piece).bit_length() - 1
 
     def top(self, frac: int) -> int:
         """Up to where x is clamped: two pieces below the edge, so that no index is beyond the last."""
@@ -110,18 +113,19 @@ FORMS = {
     "tanh": Curve(_tanh_form, 4, 5),
     "erf": Curve(_erf_form, 4, 5),
     "silu": Curve(_silu_form, 8, 4),
-    "softplus": Curve(_softplus_form, 8, 4),
+    "softplus": Curve(_softplus_form, 16, 4),
 }
 
 
 @constant()
 def pieces(form: str, frac: int) -> Tensor:
-    """(2, 2^INDEX_BITS): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^piece.
+    """(2, 2^index_bits): value (frac + 12 fraction bits) and slope (12) at index i of its line, good on (i - 1, i + 1) / 2^piece.
 
     The chord's slope, and the value between the largest and the smallest gap, so that the error is about even. In
     decimal arithmetic, which is the same on every machine: both parties must hold the same integers.
     """
-    curve, count = FORMS[form], 1 << INDEX_BITS
+    curve = FORMS[form]
+    count = 1 << curve.index_bits
     step, constant, slope = Decimal(1) / (1 << curve.piece), [0] * count, [0] * count
     with localcontext() as context:
         context.prec = 40
@@ -141,6 +145,12 @@ class PiecesMask(Kind, frozen=True):
     shape: Shape
     shift: Shift
     refers: ClassVar[tuple[str, ...]] = ("x",)
+    index_bits: ClassVar[int] = INDEX_BITS
+
+    @classmethod
+    def words(cls) -> int:
+        """Of a one-hot."""
+        return (1 << cls.index_bits) // WORD
 
     def server_parts(self) -> tuple[Part, ...]:
         return (Part((2, *self.shape), PRODUCT_BITS),)
@@ -148,12 +158,12 @@ class PiecesMask(Kind, frozen=True):
     client_parts = server_parts
 
     def shared_parts(self) -> tuple[Part, ...]:
-        return Part((*self.shape, _WORDS), 64, xor=True), Part((4, *self.shape), PRODUCT_BITS)
+        return Part((*self.shape, self.words()), 64, xor=True), Part((4, *self.shape), PRODUCT_BITS)
 
     def fit(self, shapes: Shapes) -> Fit:
         fits(shapes.mask(self.x) == self.shape)
         count = math.prod(self.shape)
-        return Fit(tuple(part.shape for part in self.shared_parts()), None, 12 * count + hot_held(count, _WORDS))
+        return Fit(tuple(part.shape for part in self.shared_parts()), None, 12 * count + hot_held(count, self.words()))
 
     def relation(self, known: Known, server: Tensors, client: Tensors, shares: Tensors) -> Related:
         (a, b), r = server[0] + client[0], known.mask(self.x)
@@ -162,16 +172,26 @@ class PiecesMask(Kind, frozen=True):
         return (word, torch.stack([sign, sign * b, sign * part, sign * (b * part - a)])), None
 
 
+class WidePiecesMask(PiecesMask, frozen=True):
+    """The same for twice as many pieces."""
+
+    index_bits: ClassVar[int] = INDEX_BITS + 1
+
+
+MASKS = {kind.index_bits: kind for kind in (PiecesMask, WidePiecesMask)}
+
+
 def _line(party: Party, x: Wire, form: str) -> Protocol_[Shares]:
     """A[i] + B[i] (x - x_i) for the piece i of x, both entries opened under masks, up to a sign that D shares."""
     shift = x.frac - FORMS[form].piece
-    correlation = party.take(PiecesMask(x.name, x.shape, shift))
+    kind = MASKS[FORMS[form].index_bits]
+    correlation = party.take(kind(x.name, x.shape, shift))
     frac = x.frac + SLOPE_FRAC
     if not known(x.masked):
         yield [Item(blank(2, *x.shape), PRODUCT_BITS)]
         return Shares(x.masked, PRODUCT_BITS, frac)
     word, (sign, sign_b, sign_l, sign_ba) = correlation.shares
-    table, public = like(pieces(form, x.frac), x.masked), (x.masked >> shift) & ((1 << INDEX_BITS) - 1)
+    table, public = like(pieces(form, x.frac), x.masked), (x.masked >> shift) & ((1 << kind.index_bits) - 1)
     u = read(word, public, table)
     mine = (u if party.is_server else -u) + correlation.own[0]
     (theirs,) = yield [Item(mine, PRODUCT_BITS)]
@@ -203,17 +223,19 @@ def silu(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[
     return _curve(party, x, "silu", compare_bits, bits)
 
 
-def softplus(party: Party, x: Shares, *, compare_bits: int, bits: int) -> Protocol_[Shares]:
-    """log(1 + e^x) of any shape, in Z_2^bits, the same fraction bits.
+def softplus(party: Party, x: Shares, *, compare_bits: int, bits: int, frac: int | None = None) -> Protocol_[Shares]:
+    """log(1 + e^x) of any shape, in Z_2^bits, with `frac` fraction bits, x's or up to 12 more; x's if it is not given.
 
-    Steps, rounds, bits, and what each learns: those of `silu`.
-    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32. Error: the pieces 2.5e-4, near and beyond the edges 3.4e-4, and one unit.
+    Steps, rounds, bits, and what each learns: those of `silu`, with edges at 16 and twice as many pieces.
+    Domain: |x| < 2^(compare_bits - 2), compare_bits <= 32, x.frac <= 14. Error: the pieces 2.5e-4, and below 0 no more than 1.1e-3 of the
+    result and 2e-5; 1.2e-7 beyond the edges; x's own unit, times the slope; and one unit.
     """
-    return _curve(party, x, "softplus", compare_bits, bits)
+    return _curve(party, x, "softplus", compare_bits, bits, frac)
 
 
-def _curve(party: Party, x: Shares, form: str, compare_bits: int, bits: int) -> Protocol_[Shares]:
+def _curve(party: Party, x: Shares, form: str, compare_bits: int, bits: int, frac: int | None = None) -> Protocol_[Shares]:
     """0, a line from the form's table, or x: see `gelu`."""
+    frac = x.frac if frac is None else frac
     assert compare_bits <= PRODUCT_BITS, "the opened value does not hold what is compared"
     edge, top = FORMS[form].edge << x.frac, FORMS[form].top(x.frac)
     (wire,) = yield from open_masked(party, [x.narrow(PRODUCT_BITS)])
@@ -231,8 +253,8 @@ def _curve(party: Party, x: Shares, form: str, compare_bits: int, bits: int) -> 
     (inner,) = yield from open_masked(party, [Shares(clamped, PRODUCT_BITS, x.frac)])
     line = yield from _line(party, inner, form)
     curved, rest = yield from parallel(
-        rescale(party, line, bits=bits, frac=x.frac),
-        rescale(party, Shares(above, PRODUCT_BITS, x.frac), bits=bits, frac=x.frac, nonnegative=True),
+        rescale(party, line, bits=bits, frac=frac),
+        rescale(party, Shares(above, PRODUCT_BITS, x.frac), bits=bits, frac=frac, nonnegative=True),
     )
     result: Shares = curved + rest
     return result
@@ -245,12 +267,15 @@ def cost_relu(count: int, compare_bits: int, bits: int) -> Declared:
     return opened + cost_compare(count, compare_bits) + selected + cost_rescale(count, compare_bits, 0, bits)
 
 
-def cost_gelu(count: int, compare_bits: int, bits: int) -> Declared:
-    """Two comparisons under one mask clamp; the line of a piece of 256 is opened, slope and constant; both parts are extended."""
+def cost_gelu(count: int, compare_bits: int, bits: int, *, words: int = PiecesMask.words(), more: int = 0) -> Declared:
+    """Two comparisons under one mask clamp; the line of a piece of 256 is opened, slope and constant; both parts are extended.
+
+    `words`: of the one-hot; `more`: fraction bits of the result beyond the input's.
+    """
     ring, opened = PRODUCT_BITS, cost_open_masked((count, PRODUCT_BITS))
     clamped = cost_compare(2 * count, compare_bits, masks=count) + dealt((2 * count, ring), (2 * count, ring)) + opened
-    line = dealt((count * _WORDS, 64), (4 * count, ring)) + exchanged((2 * count, ring))
-    return opened + clamped + line + cost_rescale(count, ring, SLOPE_FRAC, bits).beside(cost_rescale(count, ring, 0, bits))
+    line = dealt((count * words, 64), (4 * count, ring)) + exchanged((2 * count, ring))
+    return opened + clamped + line + cost_rescale(count, ring, SLOPE_FRAC - more, bits).beside(cost_rescale(count, ring + more, 0, bits))
 
 
 def cost_silu(count: int, compare_bits: int, bits: int) -> Declared:
@@ -258,6 +283,6 @@ def cost_silu(count: int, compare_bits: int, bits: int) -> Declared:
     return cost_gelu(count, compare_bits, bits)
 
 
-def cost_softplus(count: int, compare_bits: int, bits: int) -> Declared:
-    """That of GELU, too."""
-    return cost_gelu(count, compare_bits, bits)
+def cost_softplus(count: int, compare_bits: int, bits: int, more: int = 0) -> Declared:
+    """That of GELU with twice as many pieces, and `more` fraction bits than x has."""
+    return cost_gelu(count, compare_bits, bits, words=WidePiecesMask.words(), more=more)

@@ -32,6 +32,7 @@ X_FRAC, B_FRAC, C_FRAC = 14, 13, 13
 SCORE_FRAC = 14  # of c b once it is rounded
 PUBLIC_FRAC, DECAY_FRAC = 22, 16  # of public decays, and of shared ones where they are opened
 INTO_STATE, FROM_STATE, WEIGHT_FRAC = 15, 13, 15  # of decayed b, of decayed c, and of decayed scores
+FINEST = 5  # fraction bits that x may have besides, in exchange for those of what it is multiplied by
 STATE_FRAC = 16
 OUT = WEIGHT_FRAC + X_FRAC  # of the output, before it is rounded
 WINDOW = Window.saturating(16, 1)
@@ -43,12 +44,32 @@ _tables = Memo(64 * 2**20)
 
 @dataclass(frozen=True)
 class ScanRings:
-    """`score_bits`: of c b. `weight_bits`: of products with a decay. `wide_bits`: of output and state. `block`: positions at once."""
+    """`score_bits`: of c b. `weight_bits`: of products with a decay. `wide_bits`: of output and state. `block`: positions at once.
+
+    `finer`: fraction bits of x beyond X_FRAC, by which decayed scores and decayed b have fewer: the products' are the same. A small x is
+    off by the same part of a unit at each position where a text repeats itself, and a sum over these by as many times as much.
+    """
 
     score_bits: int = 34
     weight_bits: int = 40
     wide_bits: int = 40
     block: int = LONGEST
+    finer: int = 0
+
+    @property
+    def x_frac(self) -> int:
+        """Of x where it is opened."""
+        return X_FRAC + self.finer
+
+    @property
+    def weight_frac(self) -> int:
+        """Of decayed scores where they are opened."""
+        return WEIGHT_FRAC - self.finer
+
+    @property
+    def into_state(self) -> int:
+        """Of decayed b where it is opened."""
+        return INTO_STATE - self.finer
 
     @property
     def opened(self) -> int:
@@ -138,7 +159,7 @@ class _Block:
         """Its output (H, T, P) with OUT fraction bits in the wide ring, if it is wanted, and the state after it."""
         rings, asked = self.how.rings, self.rows.number
         x, b, c = yield from parallel(
-            rescale(party, self.x, bits=rings.wide_bits, frac=X_FRAC),
+            rescale(party, self.x, bits=rings.wide_bits, frac=rings.x_frac),
             rescale(party, self.b, bits=rings.opened, frac=B_FRAC),
             rescale(party, self.c.map(lambda v: v[:, -asked:]), bits=rings.opened, frac=C_FRAC),
         )
@@ -162,10 +183,10 @@ class _Block:
     # ---- public decays
 
     def _by_public(self, party: Party, b: Shares, c: Shares, wires: _Wires) -> Protocol_[_Decayed]:
-        shifts, count, wide = self.how.shifts, self.x.shape[1], self.how.rings.wide_bits
+        shifts, count, rings = self.how.shifts, self.x.shape[1], self.how.rings
         ahead = powers(shifts, count + 1)
         at_end = (ahead[:, :-1] - ahead[:, 1:]).flip(1)[..., None]  # (H, T, 1): u L of the last row
-        left, todo = None, [self._decayed(party, b, at_end, INTO_STATE)]
+        left, todo = None, [self._decayed(party, b, at_end, rings.into_state)]
         if self.h is not None:
             part = (ahead[:, -1, None, None] + (1 << (PUBLIC_FRAC - DECAY_FRAC - 1))) >> (PUBLIC_FRAC - DECAY_FRAC)  # (H, 1, 1)
             left = self.h.times(like(part, self.h.value), DECAY_FRAC)
@@ -175,7 +196,7 @@ class _Block:
         if s is not None:
             within = _public(shifts, count) if self.how.wanted == "all" else at_end[..., 0]
             product = s.times(like(within, s.value), PUBLIC_FRAC)
-            weights = yield from rescale(party, product, bits=wide, frac=WEIGHT_FRAC)
+            weights = yield from rescale(party, product, bits=rings.wide_bits, frac=rings.weight_frac)
         return _Decayed(weights, rest[1] if len(rest) > 1 else None, rest[0].map(lambda v: v.transpose(1, 2)), left)
 
     def _decayed(self, party: Party, x: Shares, decays: Tensor, frac: int) -> Protocol_[Shares]:
@@ -228,12 +249,12 @@ class _Block:
             return rescale(party, multiply(party, next(found), value, rings.weight_bits), bits=rings.wide_bits, frac=frac)
 
         if s is not None:
-            todo.append(times(opened[-1], WEIGHT_FRAC))
+            todo.append(times(opened[-1], rings.weight_frac))
         if s is not None and wires.h is not None:
             todo.append(times(wires.c, FROM_STATE))
         if wires.h is not None:
             left = multiply(party, next(found), wires.h, rings.wide_bits)
-        todo.append(times(wires.b, INTO_STATE))
+        todo.append(times(wires.b, rings.into_state))
         *first, writing = yield from parallel(*todo)
         weights, reading, *_ = [*first, None, None]
         return _Decayed(weights, reading, writing.map(lambda v: v.transpose(1, 2)), left)
@@ -334,11 +355,11 @@ def _cost_block(heads: int, count: int, width: int, size: int, how: Scan, *, rea
         scored = cost_scores(1, rows, rings.score_bits) + cost_rescale(rows.count, rings.score_bits, shift, weight)
     if how.shifts:
         factor = B_FRAC + PUBLIC_FRAC
-        decayed = scored.beside(cost_rescale(written, weight, factor - INTO_STATE, wide))
+        decayed = scored.beside(cost_rescale(written, weight, factor - rings.into_state, wide))
         if output and reads:
             decayed = decayed.beside(cost_rescale(read, weight, factor - FROM_STATE, wide))
         if output:
-            decayed = decayed + cost_rescale(weights, weight, SCORE_FRAC + PUBLIC_FRAC - WEIGHT_FRAC, wide)
+            decayed = decayed + cost_rescale(weights, weight, SCORE_FRAC + PUBLIC_FRAC - rings.weight_frac, wide)
         found = opening + decayed
     else:
         exponents = cost_open_masked((weights, WINDOW.score_bits)) + cost_exponential(weights, WINDOW.bits, WINDOW.low)
@@ -367,9 +388,9 @@ def _cost_of_shared(heads: int, count: int, how: Scan, scored: Declared, factors
         rounded = rounded.beside(cost_rescale(size, WINDOW.bits, WINDOW.out_frac - DECAY_FRAC, bits))
     multiplied, products = Declared(), Declared()
     for size, frac, kept, is_there in (
-        (weights, SCORE_FRAC, WEIGHT_FRAC, output),
+        (weights, SCORE_FRAC, rings.weight_frac, output),
         (factors[1], C_FRAC, FROM_STATE, output and reads),
-        (factors[0], B_FRAC, INTO_STATE, True),
+        (factors[0], B_FRAC, rings.into_state, True),
     ):
         if is_there:
             products = products + cost_multiply(size, weight)

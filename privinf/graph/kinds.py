@@ -9,6 +9,7 @@ import msgspec
 
 from privinf.graph.node import Node, Shape, broadcast
 from privinf.graph.planning import DIAGONAL_FRAC, FRAC, Bits, Planning, ProductPlan, Shown, bits_for
+from privinf.graph.planning import Plan as AnyPlan
 from privinf.graph.private import PrivinfTensor
 from protocols.opening import open_masked
 from protocols.party import Protocol_
@@ -17,6 +18,12 @@ from protocols.shares import Wire
 
 class Moving(Node):
     """A node that only moves elements: free in every protocol."""
+
+    moves = True
+
+    def make_plan(self, planning: Planning) -> AnyPlan:
+        fracs = set(planning.fracs(self.name))
+        return self.Plan(bits=planning.bits, frac=fracs.pop() if len(fracs) == 1 else planning.frac)
 
     def run(self, x: PrivinfTensor, *others: PrivinfTensor) -> PrivinfTensor:
         return x.moved(self.generic)
@@ -101,21 +108,23 @@ class Weighing(Product):
     encoded = ("weight",)
 
     class Plan(ProductPlan, frozen=True, kw_only=True):
-        """With the fraction bits of the weight."""
+        """With the fraction bits of the weight, and those of the input beyond the graph's."""
 
         ring: Bits
         weight_frac: Bits
         bits: Bits
         frac: Bits
+        more: Bits = 0
 
     plan: Plan
 
     def make_plan(self, planning: Planning) -> Plan:
-        ring = bits_for(self.name, FRAC + DIAGONAL_FRAC, planning.out(self.name))
-        return self.Plan(ring=ring, weight_frac=DIAGONAL_FRAC, bits=planning.bits, frac=planning.frac)
+        more = planning.fracs(self.name)[0] - FRAC
+        ring = bits_for(self.name, FRAC + more + DIAGONAL_FRAC, planning.out(self.name))
+        return self.Plan(ring=ring, weight_frac=DIAGONAL_FRAC, bits=planning.bits, frac=planning.frac, more=more)
 
     def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
-        yield Shown("product", self.plan.ring, FRAC + self.plan.weight_frac, own.get("out"))
+        yield Shown("product", self.plan.ring, FRAC + self.plan.more + self.plan.weight_frac, own.get("out"))
 
     def encoding(self, key: str) -> tuple[int, int, bool]:
         return self.plan.ring, self.plan.weight_frac, False

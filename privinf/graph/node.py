@@ -57,6 +57,9 @@ class Node(Module):
     precision: ClassVar[int] = INPUT_FRAC  # fraction bits of what it makes, where a linear map reads that
     batches: ClassVar[bool] = False  # whether it takes the rows of several sequences as such, `Runtime.batch`; what is rowwise does anyhow
     takes_last_position: ClassVar[bool] = False  # and nothing else: its readers read what it reads
+    moves: ClassVar[bool] = False  # elements, and nothing else: what it makes has the fraction bits of what it reads
+    any_frac: ClassVar[bool] = False  # what it makes has the ring and fraction bits of its one reader, where that says which
+    multiplies: ClassVar[bool] = False  # whatever fraction bits its inputs have, in a ring that is planned for them
     tied_to: str | None = None  # a table whose transpose its weight is: one weight, encoded and masked once
     shared_with: str | None = None  # an earlier node whose weight is this one's too, not transposed: again encoded and masked once
 

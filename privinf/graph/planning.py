@@ -63,6 +63,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         return None
 
     @property
+    def first(self) -> tuple[int, int] | None:
+        """Ring and fraction bits in which the node would have what it reads first, where only it reads that; None: as it comes."""
+        return None
+
+    @property
     def output(self) -> tuple[int, int] | None:
         """Ring and fraction bits of what the node makes; None where its reader gets a product as it is."""
         return self.bits, self.frac
@@ -197,6 +202,19 @@ class Planning:
             found += self.readers(reader) if node.takes_last_position else [node]
         return found
 
+    def fracs(self, name: str) -> list[int]:
+        """The fraction bits of what a node reads: the graph's, or more where what makes it has finer results."""
+        plans = [self.plans.get(source) for source in self._sources[name]]
+        return [max(FRAC, plan.output[1]) if plan is not None and plan.output is not None else FRAC for plan in plans]
+
+    def multiplied(self, name: str) -> bool:
+        """Whether a value is read by products alone, which take any fraction bits; moved about in between, or not."""
+        readers = [(reader, self.graph.node(reader)) for reader in self._readers.get(name, ())]
+        alone = [
+            node.multiplies or (node.moves and len(self._sources[reader]) == 1 and self.multiplied(reader)) for reader, node in readers
+        ]
+        return bool(alone) and all(alone) and not self.is_output(name)
+
     def tied_to(self, name: str) -> Iterator[Plan]:
         """The plans of the maps whose weight is a table's, transposed; none yet when nodes are asked first."""
         for node in self.graph.nodes:
@@ -218,6 +236,9 @@ class Planning:
     def output_for_readers(self, name: str) -> tuple[int, int]:
         """(ring, fraction bits) in which the readers of a value want it, if all of them are linear maps; else those of the graph."""
         plans = [self.plans.get(reader.name) for reader in self.readers(name)]
+        if self.sole_reader(name) and plans[0] is not None and plans[0].first is not None:
+            reader = self.readers(name)[0].name
+            return plans[0].first if self.source(reader) == name else (self.bits, self.frac)
         frac = FRAC if plans and all(getattr(plan, "in_frac", 0) >= FRAC for plan in plans) else INPUT_FRAC
         rings = [None if plan is None else plan.input_ring(frac) for plan in plans]
         known = [ring for ring in rings if ring is not None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from privinf.crypten_adapter import stock
 from privinf.graph.builder import Builder, Value, as_value, aten, rule
 from privinf.graph.kinds import OfTwo, Product
-from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, bits_for
+from privinf.graph.planning import FRAC, Bits, Planning, ProductPlan, Shown, bits_for
 from privinf.graph.private import PrivinfTensor
 from privinf.ops.scale import scale
 from protocols.party import Protocol_
@@ -20,16 +21,22 @@ class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
     """Elementwise x y, two private values whose shapes broadcast; x may be y."""
 
     op = "mul"
+    multiplies = True
+    any_frac = True
     floats = stock.Mul
 
     class Plan(ProductPlan, frozen=True, kw_only=True):
-        """`out_bits`, `out_frac`: of the result, where linear maps alone read it and want less than the graph's ring."""
+        """`out_bits`, `out_frac`: of the result, where its readers want another ring than the graph's. `more`: fraction bits of both
+
+        inputs together, beyond the graph's.
+        """
 
         ring: Bits
         bits: Bits
         frac: Bits
         out_frac: Bits | None = None
         out_bits: Bits | None = None
+        more: Bits = 0
 
         def input_ring(self, frac: int) -> int:
             return self.ring
@@ -41,10 +48,15 @@ class Mul(OfTwo, Product, stock.Mul):  # type: ignore[misc]
     plan: Plan
 
     def make_plan(self, planning: Planning) -> Plan:
-        ring = bits_for(self.name, 2 * FRAC, planning.out(self.name))
+        fracs = planning.fracs(self.name)
+        more = fracs[0] + fracs[-1] - 2 * FRAC
+        ring = bits_for(self.name, 2 * FRAC + more, planning.out(self.name))
         bits, frac = planning.output_for_readers(self.name)
         own = {} if (bits, frac) == (planning.bits, planning.frac) else {"out_bits": bits, "out_frac": frac}
-        return self.Plan(ring=ring, bits=planning.bits, frac=planning.frac, **own)
+        return self.Plan(ring=ring, bits=planning.bits, frac=planning.frac, more=more, **own)
+
+    def inner_wires(self, own: Mapping[str, float], source: float | None) -> Iterator[Shown]:
+        yield Shown("product", self.plan.ring, 2 * FRAC + self.plan.more, own.get("out"))
 
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         one, other = yield from self.opened(x, others[0])

@@ -39,6 +39,7 @@ class Scale(Broadcast, Weighing):
     """x (...) times a private tensor that broadcasts into it."""
 
     op = "scale"
+    multiplies = True
 
     def affine(self, width: int) -> Affine | None:
         return (torch.ones(width, dtype=torch.float64) * self.value("weight").double(), None) if self.rowwise else None

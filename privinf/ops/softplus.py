@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from privinf.graph.builder import Builder, Unsupported, Value, aten, rule
+from privinf.graph.planning import COMPARED_FRAC, Planning
+from privinf.graph.private import PrivinfTensor
 from privinf.ops.relu import Compared
 from protocols.activation import FORMS, PRODUCT_BITS
 from protocols.activation import softplus as pieces
-from protocols.party import Party, Protocol_
+from protocols.party import Protocol_
 from protocols.shares import Shares
+from protocols.truncation import rescale
+
+FINE_FRAC = 20  # of what only products read: a recurrence's step is next to 0 where it forgets nothing, and multiplies all that it adds
 
 
 class Softplus(Compared):
@@ -20,11 +25,30 @@ class Softplus(Compared):
     most_bits = PRODUCT_BITS
     edge = FORMS["softplus"].edge
 
+    class Plan(Compared.Plan, frozen=True, kw_only=True):
+        """With finer results, or not."""
+
+        @property
+        def needs(self) -> int:
+            return max(super().needs, self.compare_bits + self.out_frac - COMPARED_FRAC)
+
+    plan: Plan
+
     def generic(self, x: Any, *others: Any) -> Any:
         return x.exp().add(1.0).log() if not hasattr(x, "logaddexp") else x.logaddexp(x.mul(0.0))
 
-    def function(self, party: Party, x: Shares, bits: int) -> Protocol_[Shares]:
-        return pieces(party, x, compare_bits=self.plan.compare_bits, bits=bits)
+    def make_plan(self, planning: Planning) -> Plan:
+        plan = super().make_plan(planning)
+        frac = FINE_FRAC if planning.multiplied(self.name) else plan.out_frac
+        return self.Plan(**{**plan.record(), "out_frac": frac})
+
+    def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
+        plan = self.plan
+        opened = yield from rescale(x.party, x.shares, bits=plan.opened, frac=COMPARED_FRAC)
+        frac = max(plan.out_frac, COMPARED_FRAC)
+        bits = plan.out_bits + frac - plan.out_frac
+        y = yield from pieces(x.party, opened, compare_bits=plan.compare_bits, bits=bits, frac=frac)
+        return (yield from rescale(x.party, y, bits=plan.out_bits, frac=plan.out_frac))
 
 
 @rule(aten.softplus.default)

@@ -19,7 +19,7 @@ from privinf.training.families import built, first_weights, variant_config
 from protocols import reference
 from protocols.errors import ConfigError, RangeError
 from tests.support.families import generation_follows, pass_follows, refused, root_mean_square, two_alone_follow
-from tests.support.ladder import IDS
+from tests.support.ladder import IDS, LOGIT_ERROR, logit_error
 
 VARIANTS = ("M2(fix)", "M2(relu)", "M2(relu)+RN+GLU", "M2(fix)+Conv+R", "M2(sp)+Conv+RN+SiLU")
 SIZES: dict[str, int] = {"n_layer": 2, "n_head": 4, "n_embd": 24, "vocab_size": 201, "n_positions": 80}
@@ -120,6 +120,21 @@ def test_without_a_dealer_over_a_state(tmp_path: Path) -> None:
     tensors = made(tmp_path / "model", "M2(relu)", n_layer=1)
     _, config, _ = load_checkpoint(tmp_path / "model")
     two_alone_follow(convert(tmp_path / "model"), partial(plain, tensors, config), list(IDS[:4]), tmp_path / "cache")
+
+
+def test_one_token_again_and_again_adds_up_to_little_error(tmp_path: Path) -> None:
+    """Heads that hardly forget take the same small step at each position, large scores multiply it, and its rounding with it."""
+    made(tmp_path, "M2(sp)+RN+R")
+    model, config, _ = load_checkpoint(tmp_path)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.mixer.dt_proj.weight.mul_(0.1)
+            layer.mixer.dt_proj.bias.copy_(torch.tensor([-8.5, -8.0, -7.0, -6.0]))
+            layer.mixer.in_proj.weight[config.n_inner :].mul_(4)
+    save_checkpoint(model, config, tmp_path / "slow", torch.float32)
+    lowered = convert(tmp_path / "slow")
+    assert all(node.plan.finer for node in lowered.graph.nodes if node.op == "scan")
+    assert logit_error(lowered, model, [17] * 80) < LOGIT_ERROR
 
 
 @pytest.mark.parametrize("variant", ["M2(fix)", "M2(sp)+Conv+RN+SiLU"])

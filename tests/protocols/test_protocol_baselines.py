@@ -76,21 +76,33 @@ def test_gelu_costs(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "frac", "compare_bits"), [("silu", 14, 32), ("silu", 12, 31), ("silu", 8, 20), ("softplus", 12, 31), ("softplus", 8, 20)]
+    ("form", "frac", "compare_bits"),
+    [("silu", 14, 32), ("silu", 12, 31), ("silu", 8, 20), ("softplus", 14, 32), ("softplus", 12, 31), ("softplus", 8, 20)],
 )
 def test_a_curve_at_every_point_and_at_the_ends_of_its_domain(form: str, frac: int, compare_bits: int) -> None:
     protocol, cost, exactly, near, far = {
         "silu": (silu, cost_silu, F.silu, 5e-4, 1.8e-3),
-        "softplus": (softplus, cost_softplus, F.softplus, 2.5e-4, 3.4e-4),
+        "softplus": (softplus, cost_softplus, F.softplus, 2.5e-4, 2.5e-4),
     }[form]
     end = (1 << compare_bits - 2) - 1
     ends = torch.tensor([-end, 1 - end, end - 1, end, -end // 2, end // 2])
-    x = torch.cat([torch.arange(-9 << frac, (9 << frac) + 1), ends])
+    last, step = (9, 1) if form == "silu" else (17, 3)
+    x = torch.cat([torch.arange(-last << frac, (last << frac) + 1, step), ends])
     outcome = run(lambda p: protocol(p, input_of(p, x, 40, frac), compare_bits=compare_bits, bits=38))
     exact = x.double() / 2.0**frac
     error = (outcome.value() - exactly(exact)).abs()
     assert (error <= torch.where(exact.abs() < 6, near, far) + 2.0**-frac).all()
     check_cost(outcome, cost(x.numel(), compare_bits, 38))
+
+
+def test_a_softplus_next_to_nothing_is_off_by_a_part_of_it() -> None:
+    """With fraction bits that its input has not."""
+    x = torch.cat([torch.arange(-18 << 14, 0, 37), torch.arange(0, 17 << 14, 1001)])
+    outcome = run(lambda p: softplus(p, input_of(p, x, 40, 14), compare_bits=21, bits=44, frac=20))
+    wanted = F.softplus(x.double() / 2.0**14)
+    bound = torch.where(x < 0, 1.1e-3 * wanted + 2e-5, 2.6e-4)
+    assert ((outcome.value() - wanted).abs() <= bound).all()
+    check_cost(outcome, cost_softplus(x.numel(), 21, 44, more=6))
 
 
 def norm_rows(rows: int, width: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocols import reference
 from protocols.party import Party, Protocol_
-from protocols.scan import LOWEST, OUT, STATE_FRAC, Scan, ScanRings, State, cost_scan, powers, scan
+from protocols.scan import FINEST, LOWEST, OUT, STATE_FRAC, Scan, ScanRings, State, cost_scan, powers, scan
 from protocols.shares import Shares
 from tests.support.two_party import Outcome, element, execute, input_of
 
@@ -22,6 +22,7 @@ MODES = {
     "public": Scan(ScanRings(36, 46, 44), SHIFTS),
     "convex": Scan(ScanRings(36, 42, 44)),
     "plain": Scan(ScanRings(36, 42, 44), convex=False),
+    "finer": Scan(ScanRings(36, 42, 44, finer=4), convex=False),
 }
 
 
@@ -39,7 +40,7 @@ def factors(how: Scan, z: Tensor) -> tuple[Tensor, Tensor]:
     return a, 1 - a if how.convex else torch.ones_like(a)
 
 
-def passes(how: Scan, values: tuple[Tensor, Tensor, Tensor, Tensor], ends: tuple[int, ...]) -> Outcome:
+def passes(how: Scan, values: tuple[Tensor, Tensor, Tensor, Tensor], ends: tuple[int, ...], frac: int = 15) -> Outcome:
     """Passes that end at these positions; each party's outputs and the last state."""
 
     def program(party: Party) -> tuple[list[Shares], Shares]:
@@ -47,7 +48,7 @@ def passes(how: Scan, values: tuple[Tensor, Tensor, Tensor, Tensor], ends: tuple
             state: State | None = None
             found, start = [], 0
             for end in ends:
-                x, b, c, z = (input_of(party, value[:, start:end], 62, 15) for value in values)
+                x, b, c, z = (input_of(party, value[:, start:end], 62, frac) for value in values)
                 y, state = yield from scan(party, x, b, c, None if how.shifts else z, state, how)
                 found += [] if y is None else [y]
                 start = end
@@ -63,7 +64,7 @@ def passes(how: Scan, values: tuple[Tensor, Tensor, Tensor, Tensor], ends: tuple
 @pytest.mark.parametrize(("ends", "block"), [((1, 2, 3), 128), ((7, 8, 12), 128), ((9, 14), 4)], ids=["tokens", "pieces", "blocks"])
 def test_it_is_the_recurrence(mode: str, ends: tuple[int, ...], block: int) -> None:
     how = MODES[mode]
-    how = Scan(ScanRings(how.rings.score_bits, how.rings.weight_bits, how.rings.wide_bits, block), how.shifts, how.convex)
+    how = replace(how, rings=replace(how.rings, block=block))
     values = drawn(ends[-1])
     outcome = passes(how, values, ends)
     x, b, c, z = values
@@ -82,8 +83,7 @@ def test_it_is_the_recurrence(mode: str, ends: tuple[int, ...], block: int) -> N
 @pytest.mark.parametrize(("count", "block"), [(1, 128), (7, 128), (7, 3)])
 def test_it_costs_what_it_declares(mode: str, wanted: Literal["all", "last", "none"], count: int, block: int) -> None:
     """A pass without a state before it, and then one with."""
-    rings = MODES[mode].rings
-    how = Scan(ScanRings(rings.score_bits, rings.weight_bits, rings.wide_bits, block), MODES[mode].shifts, MODES[mode].convex, wanted)
+    how = replace(MODES[mode], rings=replace(MODES[mode].rings, block=block), wanted=wanted)
     outcome = passes(how, drawn(2 * count), (count, 2 * count))
     declared = cost_scan(H, count, P, N, how, first=True) + cost_scan(H, count, P, N, how, first=False)
     assert (declared.online, declared.rounds, declared.dealer) == (
@@ -108,6 +108,22 @@ def test_the_last_position_alone(mode: str, block: int) -> None:
     assert float((found - y[:, [5, 10]]).abs().max()) < bound
     assert float((element(outcome.server[1], outcome.client[1]).double() / 2.0**STATE_FRAC - h).abs().max()) < bound
     assert outcome.predicted.online_bytes < 0.8 * whole.predicted.online_bytes
+
+
+def test_the_same_small_value_at_each_position_adds_up_to_little_error() -> None:
+    """Its rounding is the same at each, and so is the sum's part of it."""
+    count = 60
+    x = torch.full((H, count, P), 0.4 * 2.0**-14 + 2.0**-6, dtype=torch.float64)
+    b, c = (torch.full((1, count, N), 3.0, dtype=torch.float64) for _ in range(2))
+    z = torch.full((H, count), 2.0**-8, dtype=torch.float64)
+    zero = torch.zeros(H, N, P).double()
+    worst = {}
+    for finer in (0, FINEST):
+        how = Scan(ScanRings(40, 46, 48, finer=finer), convex=False)
+        outcome = passes(how, (x, b, c, z), (count,), frac=20)
+        y = element(outcome.server[0][0], outcome.client[0][0])
+        worst[finer] = float((y.double() / 2.0**OUT - reference.recurrence(x, b[0], c[0], *factors(how, z), zero)[0]).abs().max())
+    assert worst[FINEST] < worst[0] / 4
 
 
 def test_steep_decays_leave_nothing_and_wrap_nothing() -> None:

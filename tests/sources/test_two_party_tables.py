@@ -10,7 +10,7 @@ from torch import Tensor
 
 from protocols import exponential as exp
 from protocols import reference
-from protocols.activation import PRODUCT_BITS, PiecesMask
+from protocols.activation import MASKS, PRODUCT_BITS, PiecesMask
 from protocols.correlations import Kind, Mask, Part, Role
 from protocols.norm import RING, InverseRootMask, SquareMask, centred
 from protocols.opening import open_masked
@@ -59,7 +59,7 @@ def others() -> list[tuple[Kind, ...]]:
         (Mask(shape, 64), SquareMask(1, (9,), 64)),
     ]
     found.append((Mask((COUNT,), RING), Mask((COUNT,), 9), InverseRootMask(1, 2, (COUNT,))))
-    return [*found, *((Mask(shape, PRODUCT_BITS), PiecesMask(1, shape, shift)) for shift in (7, 0, 1, 9))]
+    return [*found, *((Mask(shape, PRODUCT_BITS), kind(1, shape, shift)) for kind in MASKS.values() for shift in (7, 0, 1, 9))]
 
 
 @pytest.mark.parametrize("edges", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from protocols.activation import gelu
+from protocols.activation import gelu, softplus
 from protocols.ceiling import row_ceiling
 from protocols.correlations import Kind, Role
 from protocols.linear import Weight, linear, scale
@@ -54,6 +54,7 @@ def everything(party: Party, n: int) -> None:
         yield from linear(party, shares(3, 3 * n), weights(n)["w"], bits=40, transposed=True)
         yield from scale(party, shares(2, 3, 5), weights(n)["s"], bits=40, window=(0, 2, 1, 2))
         yield from gelu(party, shares(3, n), "tanh", compare_bits=20, bits=40)
+        yield from softplus(party, shares(3, n), compare_bits=20, bits=40)
         yield from layer_norm(party, shares(3, n), epsilon=1e-5, size_bits=20, bits=40)
         (logits,) = yield from open_masked(party, [shares(1, 33 * n, bits=24)])
         yield from row_argmax(party, logits, Rows(33 * n, 1, 0))

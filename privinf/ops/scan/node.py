@@ -24,6 +24,7 @@ from protocols.scan import (
     B_FRAC,
     C_FRAC,
     DECAY_FRAC,
+    FINEST,
     LARGEST_SHIFT,
     LONGEST,
     LOWEST,
@@ -31,6 +32,7 @@ from protocols.scan import (
     PUBLIC_FRAC,
     SCORE_FRAC,
     STATE_FRAC,
+    WEIGHT_FRAC,
     X_FRAC,
     ScanRings,
     scan,
@@ -75,6 +77,7 @@ class Scan(Node):
         block: Annotated[int, msgspec.Meta(ge=1, le=LONGEST)]
         bits: Bits
         frac: Bits
+        finer: Annotated[int, msgspec.Meta(ge=0, le=FINEST)] = 0
 
         def __post_init__(self) -> None:
             """A peer's plan is held to the fraction bits that the protocol has."""
@@ -88,7 +91,11 @@ class Scan(Node):
         @property
         def rings(self) -> ScanRings:
             """For the protocol."""
-            return ScanRings(self.score_bits, self.weight_bits, self.wide_bits, self.block)
+            return ScanRings(self.score_bits, self.weight_bits, self.wide_bits, self.block, self.finer)
+
+        @property
+        def first(self) -> tuple[int, int] | None:
+            return (self.wide_bits, self.rings.x_frac) if self.finer else None
 
         @property
         def needs(self) -> int:
@@ -178,10 +185,19 @@ class Scan(Node):
             block=self._block(ranges),
             bits=planning.bits,
             frac=planning.frac,
+            finer=self._finer(planning, max(scores, factors)),
         )
         if max(plan.needs, score_bits, weight_bits, wide_bits) > 64:
             raise RangeError(f"scores up to {scores:g} and states up to {state:g} do not fit a ring of 64 bits", layer=self.name)
         return plan
+
+    def _finer(self, planning: Planning, largest: float) -> int:
+        """The fraction bits that x has besides: with so many a unit of x adds as much to a product as one of what x is multiplied by."""
+        source = planning.source(self.name)
+        if not (getattr(planning.maker(self.name), "any_frac", False) and planning.sole_reader(source)):
+            return 0
+        apart = math.log2(max(largest, SMALLEST) / max(planning.out(source), SMALLEST))
+        return max(0, min(FINEST, math.floor((apart + WEIGHT_FRAC - X_FRAC) / 2)))
 
     def _block(self, ranges: Mapping[str, float]) -> int:
         """The most positions over which decays sum, with headroom, to what an exponential is right for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from protocols.activation import INDEX_BITS, PRODUCT_BITS, PiecesMask
+from protocols.activation import PRODUCT_BITS, PiecesMask
 from protocols.correlations import Tensors
 from protocols.ring import reduce
 from protocols.rounds import Protocol_, parallel
@@ -22,12 +22,12 @@ def pieces_mask(pair: Pair, kind: PiecesMask, own: Tensors) -> Protocol_[Made]:
     Learns: nothing, either.
     """
     ring, (a, b) = PRODUCT_BITS, own[0]
-    width = kind.shift + INDEX_BITS
+    width = kind.shift + kind.index_bits
     r = reduce(pair.mask(kind.x).value, width)
     bits = yield from bits_of_sum(pair, Secret(r, width), width)
     index = Index(r, bits)
     found = part_and_line(pair, index, a, b, 0, kind.shift, ring)
-    hot, (low, line) = yield from parallel(turned_hot(pair, index, kind.shift, INDEX_BITS), found)
+    hot, (low, line) = yield from parallel(turned_hot(pair, index, kind.shift, kind.index_bits), found)
     sign = own_sign(ones(hot).sum(-1), server=pair.is_server)
     values = Secret(torch.stack([b, low.value, line.value]), ring)
     alone, signed = yield from parallel(sign_value(pair, sign, ring), times_sign(pair, sign, values))

@@ -22,6 +22,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
+NAMED = 80
+"""Characters of another's name, as a peer tells it, that a line has."""
+
 
 class Code(StrEnum):
     """What went wrong, in one stable word, which is on the wire, in events and in metrics; any other word is `OTHER`."""
@@ -118,7 +121,8 @@ class PrivinfError(Exception):
         return self.retry_after or (None if self.retry_after is None else otherwise)
 
     def __str__(self) -> str:
-        where = ", ".join(f"{name} {value}" for name, value in (("layer", self.layer), ("at", self.party), ("peer", self.peer)) if value)
+        peer = f"{self.fault[:NAMED]} by way of {self.peer}" if self.fault and self.peer and self.fault != self.peer else self.peer
+        where = ", ".join(f"{name} {value}" for name, value in (("layer", self.layer), ("at", self.party), ("peer", peer)) if value)
         line = self.message + (f" ({where})" if where else "")
         return line + (f"; {self.remedy}" if self.remedy else "")
 

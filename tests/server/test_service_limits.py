@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -279,6 +280,8 @@ def test_what_a_budget_counts(tmp_path: Path) -> None:
             for token in client.generate(ids=[1, 2, 3], max_new_tokens=3, ignore_eos=True):
                 tokens.append(token.id)
         assert len(tokens) == 1 and spent() == 7 and found.value.exit_code == 3
+        # a client that waits for its dealer hears of it there, and is told who refused
+        assert re.search(rf"at client, peer server 127\.0\.0\.1:\d+( by way of dealer {parties.dealer.address})?\)", str(found.value))
         with pytest.raises(RefusedError, match="used up"):
             ids_of(parties.client(fresh=True), 1)
         # one that has nothing left does not lose what was prepared: only the one above was

@@ -152,6 +152,7 @@ def test_a_reason_that_is_relayed_is_told_once_and_says_whose(
     assert type(error) is kind and error.message == f"the peer {verb}: no room for you"
     assert (error.code, error.again(3)) == (code, 9)
     assert error.fault == f"dealer {dealer.address}" and error.peer == f"server {server.address}"
+    assert str(error).endswith(f"(at client, peer dealer {dealer.address} by way of server {server.address})")
 
 
 def test_a_fault_of_ours_is_told_as_that_and_no_more(keys_dir: Path, server: Refuser) -> None:

@@ -47,12 +47,16 @@ class Conversation:
         return f"Conversation({len(self._cached)} positions, hidden)"
 
     def open(self, connect_s: float | None = None) -> Self:
-        """Connects, within so many seconds (default: as the options say); PrivinfError."""
-        self._session = self._client.open(self._made, connect_s)
+        """Connects, within so many seconds (default: as the options say), unless it is open already; PrivinfError, also once it is over."""
+        if self._session is None and not self._over:
+            self._session = self._opened(connect_s)
         if self._over:
             self.close()
             raise TransportError("this conversation was closed", party="client")
         return self
+
+    def _opened(self, connect_s: float | None) -> ClientSession:
+        return self._client.open(self._made, connect_s)
 
     @property
     def session(self) -> ClientSession:

@@ -10,7 +10,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
 
 from privinf.client.batch import Batch, Member
 from privinf.client.client import Client
@@ -159,14 +158,10 @@ class Seat(Conversation):
         self._place: tuple[_Room, Member, bool] | None = None  # the last: whether the session is new
         self._made_for: queue.SimpleQueue[Told] = queue.SimpleQueue()  # of the reply that is being made
 
-    def open(self, connect_s: float | None = None) -> Self:
-        """See `Conversation`: in a session that is there, if one has room."""
+    def _opened(self, connect_s: float | None) -> ClientSession:
+        """In a session that is there, if one has room."""
         self._place = self._shared.find(self, connect_s)
-        self._session = self._place[0].session
-        if self._over:
-            self.close()
-            raise TransportError("this conversation was closed", party="client")
-        return self
+        return self._place[0].session
 
     @property
     def cached(self) -> int:

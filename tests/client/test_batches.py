@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from privinf.client.conversation import Conversation
 from privinf.client.listed import Placed
 from privinf.client.sampling import Sampling
+from privinf.client.shared import Shared
 from privinf.lowering.explain import explain
-from protocols.errors import Code, ConfigError
+from protocols.errors import Code, ConfigError, TransportError
 from tests.support import trio as t
 from tests.support.duo import duo
 from tests.support.trio import trio
@@ -89,6 +91,25 @@ def test_padded_lengths() -> None:
         assert [len(each) for each in found] == [3] * 4
         assert [result["padded"]["prompt_tokens"] for result in replies.results] == [8, 16, 8, 8]
         assert [result["padded"]["tokens"] for result in replies.results] == [4] * 4
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_open_is_not_opened_again(together: bool) -> None:
+    """`with` a conversation that is open already: one session, one seat in it, and neither is left when the block is."""
+    with trio() as three, three.client() as client:
+        shared = Shared(client, 2)
+        made = shared.seat() if together else Conversation(client)
+        with made.open() as entered:
+            assert entered is made and made.open() is made
+            session = made.session
+            assert t.is_greedy([1, 2, 3], [token.id for token in made.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True)])
+            assert made.session is session and client.sessions == 1
+            if together:  # of two seats one is free
+                with shared.seat() as other:
+                    assert other.session is session
+        t.wait_for(lambda: not shared.sessions and not client.sessions)
+        with pytest.raises(TransportError, match="was closed"):
+            made.open()
 
 
 def test_several_prompts_on_the_command_line() -> None:

@@ -54,6 +54,8 @@ def hot_held(count: int, words: int) -> int:
 
 def rotated(words: Tensor, places: Tensor) -> Tensor:
     """Every row of words (..., n) rotated left by its number of bits."""
+    if words.is_meta:
+        return words
     count = words.shape[-1]
     which = (torch.arange(count, device=words.device) - (places >> 6)[..., None]) % count
     low, high = (places & 63)[..., None], words.gather(-1, (which - 1) % count)

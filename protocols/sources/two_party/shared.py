@@ -16,6 +16,7 @@ from protocols.correlations import Role
 from protocols.ring import blank, parity, reduce, shift_right
 from protocols.rounds import Protocol_, parallel
 from protocols.sources.two_party.pair import Pair, Secret
+from protocols.sources.two_party.sketch import sketch
 
 __all__ = [
     "Secret",
@@ -223,7 +224,11 @@ def one_hot_of_sum(pair: Pair, own: Tensor, width: int) -> Protocol_[Secret]:
 
 def entries(hot: Secret, width: int) -> Tensor:
     """(..., 2^width): the bits of a one-hot as `one_hot` makes it, one by one."""
-    bits = torch.arange(min(hot.bits, 64), device=hot.value.device)
+    each = min(hot.bits, 64)
+    if hot.value.is_meta:
+        shape = tuple(hot.value.shape)
+        return sketch((*shape[:-1], shape[-1] * each) if width > WORD_BITS else (*shape, each))
+    bits = torch.arange(each, device=hot.value.device)
     return ((hot.value[..., None] >> bits) & 1).flatten(-2) if width > WORD_BITS else (hot.value[..., None] >> bits) & 1
 
 

@@ -42,6 +42,9 @@ class Sketch(Tensor):
         if name in ("stack", "cat"):
             axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
             return sketch(_joined([tuple(x.shape) for x in args[0]], axis, new=name == "stack"))
+        if name == "sum" and len(args) == 2 and not kwargs:
+            shape = tuple(args[0].shape)
+            return sketch(shape[: args[1] % len(shape)] + shape[args[1] % len(shape) + 1 :])
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import copy
 import mmap
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from types import MethodType
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from protocols.ring import array
+
 LINE = 64  # bytes that values begin at multiples of
+PLAIN = frozenset((int, bool, float, str))
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
 Pieces = Sequence[tuple[int, int]]
 """Memory by its addresses, from and to before, in order."""
@@ -71,6 +75,16 @@ class Movable(Protocol):
         """The same in other memory, without values."""
 
 
+class Noted(Protocol):
+    """A step as a recording has noted it, of tensors: it is made once its memory is known."""
+
+    def touched(self) -> Iterable[Tensor]:
+        """What it reads and writes."""
+
+    def step(self, to: Moves | None) -> Step:
+        """It, on the other memory; on its own where that is None."""
+
+
 class Moves:
     """From the memory that steps were recorded in, or moved to before, to another one."""
 
@@ -80,7 +94,7 @@ class Moves:
         self._objects: dict[int, Any] = {}
 
     @classmethod
-    def packing(cls, pieces: Pieces, steps: Sequence[Step], kept: Sequence[np.ndarray]) -> Moves:
+    def packing(cls, pieces: Pieces, steps: Sequence[Step | Noted], kept: Sequence[np.ndarray]) -> Moves:
         """To where all of these steps, in order, find place for what they touch; `kept` is for those who read it before or after."""
         places, size = _placed(pieces, steps, kept)
         return cls(pieces, places, size)
@@ -106,6 +120,11 @@ class Moves:
         at = self.at(x.data_ptr()) if x.numel() else -1
         return x if at < 0 else self.arena.tensor(at, x)
 
+    def numpy(self, x: Tensor) -> np.ndarray:
+        """The same of the other memory, of int64, as an array: beside torch, which takes longer."""
+        at = self.at(x.data_ptr()) if x.numel() else -1
+        return array(x) if at < 0 else np.ndarray(tuple(x.shape), np.int64, self.arena.bytes, at, [8 * step for step in x.stride()])
+
     def object(self, x: Any) -> Any:
         """What has moved in its place: once, however often it is asked for."""
         found = self._objects.get(id(x))
@@ -115,6 +134,8 @@ class Moves:
 
     def value(self, x: Any) -> Any:
         """What an argument is."""
+        if x is None or type(x) in PLAIN:
+            return x
         if isinstance(x, np.ndarray):
             return self.array(x)
         if isinstance(x, Tensor):
@@ -125,10 +146,14 @@ class Moves:
             return {key: self.value(each) for key, each in x.items()}
         return self.object(x) if hasattr(x, "moved") else x
 
-    def steps(self, steps: Sequence[Step]) -> list[Step]:
+    def steps(self, steps: Sequence[Step | Noted]) -> list[Step]:
         """The same on the other memory."""
         found = []
-        for function, args in steps:
+        for step in steps:
+            if not isinstance(step, tuple):
+                found.append(step.step(self))
+                continue
+            function, args = step
             owner = _owner(function)
             moved = function if owner is None else getattr(self.object(owner), function.__name__)
             found.append((moved, tuple([self.value(x) for x in args])))
@@ -148,23 +173,27 @@ class Still:
 
 
 def _owner(function: Any) -> Any:
-    owner = getattr(function, "__self__", None)
+    if not isinstance(function, MethodType):
+        return None
+    owner = function.__self__
     return owner if hasattr(owner, "moved") else None
 
 
-def _touched(values: Any) -> Iterator[int]:
-    """Addresses of what is among these."""
+def _touch(values: Iterable[Any], addresses: list[int]) -> None:
+    """Adds the addresses of what is among these."""
     for x in values:
+        if x is None or type(x) in PLAIN:
+            continue
         if isinstance(x, np.ndarray):
             if x.size:
-                yield x.__array_interface__["data"][0]
+                addresses.append(x.__array_interface__["data"][0])
         elif isinstance(x, Tensor):
             if x.numel():
-                yield x.data_ptr()
+                addresses.append(x.data_ptr())
         elif isinstance(x, list | tuple):
-            yield from _touched(x)
+            _touch(x, addresses)
         elif isinstance(x, Mapping):
-            yield from _touched(x.values())
+            _touch(x.values(), addresses)
 
 
 def _piece(starts: Sequence[int], pieces: Pieces, address: int) -> int:
@@ -173,31 +202,48 @@ def _piece(starts: Sequence[int], pieces: Pieces, address: int) -> int:
     return place if place >= 0 and address < pieces[place][1] else -1
 
 
-def _placed(pieces: Pieces, steps: Sequence[Step], kept: Sequence[np.ndarray]) -> tuple[list[int], int]:
+def _placed(pieces: Pieces, steps: Sequence[Step | Noted], kept: Sequence[np.ndarray]) -> tuple[list[int], int]:
     """Where each piece begins, -1 of what no step touches, and the size of all."""
-    starts, last = [start for start, _ in pieces], len(steps)
-    spans: dict[int, tuple[int, int]] = {}
-    for address in _touched(kept):
-        if (piece := _piece(starts, pieces, address)) >= 0:
-            spans[piece] = 0, last
-    for number, (function, args) in enumerate(steps):
-        owner = _owner(function)
-        for values in (args, () if owner is None else owner.memory()):
-            for address in _touched(values):
-                piece = _piece(starts, pieces, address)
-                if piece >= 0:
-                    first, end = spans.get(piece, (number, number))
-                    spans[piece] = first, max(end, number)
+    first, last = _spans(pieces, steps, kept)
     places, room = [-1] * len(pieces), _Room()
     ending: list[tuple[int, int]] = []  # a heap: after which step a piece is free
-    for piece in sorted(spans, key=lambda piece: spans[piece][0]):
-        first, end = spans[piece]
-        while ending and ending[0][0] < first:
+    begins, ends = first.tolist(), last.tolist()
+    for piece in np.argsort(first, kind="stable").tolist():
+        if ends[piece] < 0:
+            continue
+        while ending and ending[0][0] < begins[piece]:
             over = heappop(ending)[1]
             room.give(places[over], _size(pieces[over]))
         places[piece] = room.take(_size(pieces[piece]))
-        heappush(ending, (end, piece))
+        heappush(ending, (ends[piece], piece))
     return places, room.size
+
+
+def _spans(pieces: Pieces, steps: Sequence[Step | Noted], kept: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """At which step each piece is touched first and last; the last is -1 of what none touches."""
+    addresses: list[int] = []
+    _touch(kept, addresses)
+    many, counts = len(addresses), []
+    for step in steps:
+        before = len(addresses)
+        if isinstance(step, tuple):
+            _touch(step[1], addresses)
+            if (owner := _owner(step[0])) is not None:
+                _touch(owner.memory(), addresses)
+        else:
+            _touch(step.touched(), addresses)
+        counts.append(len(addresses) - before)
+    first, last = np.full(len(pieces), len(steps)), np.full(len(pieces), -1)
+    edges, at = np.array(pieces, np.int64).reshape(-1, 2), np.array(addresses, np.int64)
+    place = np.searchsorted(edges[:, 0], at, "right") - 1
+    inside = place >= 0
+    inside[inside] = at[inside] < edges[place[inside], 1]
+    number = np.repeat(np.arange(len(steps)), counts)
+    np.minimum.at(first, place[many:][inside[many:]], number[inside[many:]])
+    np.maximum.at(last, place[many:][inside[many:]], number[inside[many:]])
+    always = place[:many][inside[:many]]
+    first[always], last[always] = 0, len(steps)
+    return first, last
 
 
 def _size(piece: tuple[int, int]) -> int:

@@ -16,7 +16,6 @@ import hashlib
 import sys
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,30 +24,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from protocols import kernels
-from protocols.arena import Moves, Step
+from protocols.arena import Moves, Noted, Step
 from protocols.memo import set_aside
+from protocols.operators import UFUNCS, Operator
 from protocols.ring import array
 
 Told = tuple[Any, ...]
 
 aten = torch.ops.aten
 
-UFUNCS = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "__and__": np.bitwise_and,
-    "bitwise_and": np.bitwise_and,
-    "__or__": np.bitwise_or,
-    "bitwise_or": np.bitwise_or,
-    "__xor__": np.bitwise_xor,
-    "bitwise_xor": np.bitwise_xor,
-    "__lshift__": np.left_shift,
-    "bitwise_left_shift": np.left_shift,
-    "__rshift__": np.right_shift,
-    "bitwise_right_shift": np.right_shift,
-}
-"""Of two int64, the same bits as torch's, with less on the way."""
 EMPTY = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 VIEWS = frozenset(
     (
@@ -68,30 +52,28 @@ VIEWS = frozenset(
     )
 )
 """Of the memory of their operand, always."""
+FRESH = frozenset((*UFUNCS, "index", "cat", "sum", "clone", "neg", "rsub", "stack", "mm", "bmm", *EMPTY))
+"""Into memory of their own, always."""
 LEAKS = ("_local_scalar_dense", "item", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
 """Operators that make a number, or a shape, of a value: what they lead to cannot be replayed."""
 
 
-@lru_cache(maxsize=1 << 10)
-def _schema(func: Any) -> tuple[str, bool]:
-    """An operator's name, and whether it changes an operand."""
-    return func._schema.name.removeprefix("aten::"), func._schema.is_mutable
+class _About(NamedTuple):
+    """What is known of an operator of torch, which is kept, so that no other one has its number."""
+
+    func: Any
+    name: str
+    mutable: bool  # whether it changes an operand
+    view: bool
 
 
-def _numpy(x: Tensor) -> np.ndarray:
-    return array(x)
+_known: dict[int, _About] = {}  # by `id`: an operator's hash is a call of Python
 
 
-def _again(out: Tensor, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    out.copy_(function(*args, **kwargs))
-
-
-def _join(parts: list[np.ndarray], axis: int, out: np.ndarray) -> None:
-    np.concatenate(parts, axis, out=out)
-
-
-def _total(x: np.ndarray, axes: tuple[int, ...], keep: bool, out: np.ndarray) -> None:
-    np.add.reduce(x, axes, out=out, keepdims=keep)
+def _about(func: Any) -> _About:
+    name = func._schema.name.removeprefix("aten::")
+    found = _known[id(func)] = _About(func, name, func._schema.is_mutable, name in VIEWS)
+    return found
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -115,7 +97,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, constants: Sequence[Tensor] = (), *, tells: bool = True, most: int = sys.maxsize) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[Any] = []  # when it is left: of `Step`
+        self.steps: list[Step | Noted] = []
         self.why = ""
         """Why what was recorded cannot be replayed; empty if it can."""
         self.bytes = 0
@@ -123,7 +105,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tells = tells
         self._digests: dict[Told, bytes] = {}
         self._alive: list[Any] = []
-        self._pieces: list[tuple[int, int]] = []  # of the memory that was made here, from and to before, in order
+        self._pieces: list[tuple[int, int]] = []  # of the memory that was made here, from and to before; where it tells, in order
+        self._starts = set[int]()  # of them
         self._constants = {x.untyped_storage().data_ptr() for x in constants}
         self._paused, self._most = 0, most
 
@@ -141,18 +124,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kernels.watch(None)
         set_aside(None)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        for place, step in enumerate(self.steps):
-            if isinstance(step, _Operator):
-                self.steps[place] = step.step()
 
     @property
     def told(self) -> tuple[Told, ...]:
         """What two recordings of one program have in common."""
         return tuple(self._told)
 
-    def moves(self, steps: Sequence[Step], kept: Sequence[np.ndarray]) -> Moves:
+    def moves(self, steps: Sequence[Step | Noted], kept: Sequence[np.ndarray]) -> Moves:
         """To memory of their own for these steps; see `Moves.packing`."""
-        return Moves.packing(self._pieces, steps, kept)
+        pieces: list[tuple[int, int]] = []
+        for piece in sorted(self._pieces, key=lambda piece: (piece[0], -piece[1])):
+            if not pieces or piece[1] > pieces[-1][1]:  # else it is part of that one
+                pieces.append(piece)
+        return Moves.packing(pieces, steps, kept)
 
     def outside(self) -> _Outside:
         """Within it nothing is noted."""
@@ -169,18 +153,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.steps.append((function, args))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if kwargs else func(*args)
         if not self._paused:
-            self._operator(func, args, kwargs, out)
+            about = _known.get(id(func)) or _about(func)
+            if not about.view:
+                self._operator(about, args, kwargs or {}, out)
         return out
 
     def kernel(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """A compiled loop that was called; its arrays are used again."""
         if self._paused:
             return
-        arrays = [x for x in args if isinstance(x, np.ndarray)]
-        self._alive.append(arrays)
         if self._tells:
             told = [self._of_array(x) if isinstance(x, np.ndarray) else int(x) for x in args]
             self._told.append((function.__name__, *told))
@@ -194,20 +177,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = x.untyped_storage()
         start, size = storage.data_ptr(), storage.nbytes()
         self._alive.append(x)
-        if not size or self._is_made(start):
+        if not size or start in self._starts or (self._tells and self._is_made(start)):
             return
         self.bytes += size
-        insort(self._pieces, (start, start + size))
+        self._starts.add(start)
+        if self._tells:
+            insort(self._pieces, (start, start + size))
+        else:
+            self._pieces.append((start, start + size))
         if self.bytes > self._most:
             self._give_up()
 
     def _give_up(self) -> None:
         self.why = self.why or f"it makes more than {self._most} bytes"
         self._most, self._paused = 0, self._paused + 1
-        for each in (self.steps, self._told, self._alive, self._pieces, self._digests):
+        for each in (self.steps, self._told, self._alive, self._pieces, self._starts, self._digests):
             each.clear()
 
     def _is_made(self, address: int) -> bool:
+        if address in self._starts:
+            return True
         place = bisect_right(self._pieces, (address, sys.maxsize))
         return bool(place) and address < self._pieces[place - 1][1]
 
@@ -237,7 +226,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.why = self.why or f"a tensor of {x.dtype}"
             return view
         with self.outside():
-            return (*view, self._digest(_numpy(x)))
+            return (*view, self._digest(array(x)))
 
     def _plain(self, value: Any) -> Any:
         if not self._tells:
@@ -248,97 +237,49 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # ---- steps
 
-    def _operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        name, mutable = _schema(func)
-        if name in VIEWS:
-            return
-        read = _tensors(args) + _tensors(kwargs.values())
-        outs = _tensors(out) if isinstance(out, list | tuple) else [out] if isinstance(out, Tensor) else []
-        if any(x.is_meta for x in read + outs):
-            return
+    def _operator(self, about: _About, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = about.name
+        read = _tensors(args) + (_tensors(kwargs.values()) if kwargs else [])
+        outs = [out] if isinstance(out, Tensor) else _tensors(out) if isinstance(out, list | tuple) else []
+        elsewhere = False
+        for each in (read, outs):
+            for x in each:
+                if not x.is_cpu:
+                    if x.is_meta:
+                        return
+                    elsewhere = True
         if name == "index" and any(x is not None and x.dtype != torch.int64 for x in args[1]):
             self.why = self.why or "elements are chosen by a value"
-        if name in LEAKS or not outs or not all(x.is_cpu for x in read + outs):
+        if name in LEAKS or not outs or elsewhere:
             self.why = self.why or f"{name} makes no tensor"
             return
-        self._alive += (read, outs)
-        if mutable and name != "detach_":
-            self._told.append((name, self._plain(args)))
-            self.steps.append(_Operator(func, name, args, kwargs, None, read))
+        if about.mutable and name != "detach_":
+            self._tell(name, args)
+            self.steps.append(Operator(about.func, name, args, kwargs, None, read))
             return
-        places = {x.untyped_storage().data_ptr() for x in read}
-        if all(x.untyped_storage().data_ptr() in places for x in outs):
-            return  # a view: the same memory
+        if name not in FRESH:
+            places = {x.untyped_storage().data_ptr() for x in read}
+            if all(x.untyped_storage().data_ptr() in places for x in outs):
+                return  # a view: the same memory
         if len(outs) != 1:
             self.why = self.why or f"{name} makes several tensors"
             return
-        told = (name, self._plain(args), tuple((key, str(value)) for key, value in kwargs.items()) if self._tells else None)
+        noted = name not in EMPTY and self._most
+        if noted:
+            self._tell(name, args, kwargs)
         self._made(outs[0])
-        if name in EMPTY or not self._most:
+        if not noted or not self._most:
             return
-        self._told.append(told)
         if not read or name in ("zeros_like", "ones_like"):  # a constant, which is perhaps changed in place later
             with self.outside():
-                self.steps.append(_Operator(func, "copy_", (outs[0], outs[0].clone()), {}, None, [outs[0]]))
+                self.steps.append(Operator(about.func, "copy_", (outs[0], outs[0].clone()), {}, None, [outs[0]]))
             return
-        self.steps.append(_Operator(func, name, args, kwargs, outs[0], read))
+        self.steps.append(Operator(about.func, name, args, kwargs, outs[0], read))
 
-
-class _Operator(NamedTuple):
-    """An operator of torch that was called, with its result, or what it changes in place."""
-
-    func: Any
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Tensor | None
-    read: list[Tensor]
-
-    def step(self) -> Step:
-        """How it is called again, into the same memory."""
-        func, name, args, kwargs, out, read = self
-        if out is None:
-            if name == "copy_" and not kwargs and all(x.dtype == torch.int64 for x in read):
-                return np.copyto, (_numpy(args[0]), _numpy(args[1]))
-            return (func, args) if not kwargs else (_call, (func, args, kwargs))
-        if kwargs or out.dtype != torch.int64 or any(x.dtype != torch.int64 for x in read):
-            return _again, (out, func, args, kwargs)
-        if name in UFUNCS and len(args) == 2:
-            return UFUNCS[name], (*[_operand(x) for x in args], _numpy(out))
-        if name == "rsub" and len(args) == 2:
-            return np.subtract, (_operand(args[1]), _operand(args[0]), _numpy(out))
-        if name == "neg":
-            return np.negative, (_numpy(args[0]), _numpy(out))
-        if name == "index" and _is_take(args):
-            return _take, (_numpy(args[0]), _numpy(args[1][-1]), len(args[1]) - 1, _numpy(out))
-        if name in ("clone", "contiguous"):
-            return np.copyto, (_numpy(out), _numpy(args[0]))
-        if name in ("reshape", "flatten"):
-            return np.copyto, (_numpy(out).reshape(args[0].shape), _numpy(args[0]))
-        if name == "cat":
-            return _join, ([_numpy(x) for x in args[0]], args[1] if len(args) > 1 else 0, _numpy(out))
-        if name == "sum" and len(args) > 1:
-            axes = tuple(args[1]) if isinstance(args[1], list | tuple) else (args[1],)
-            return _total, (_numpy(args[0]), axes, bool(len(args) > 2 and args[2]), _numpy(out))
-        return _again, (out, func, args, kwargs)
-
-
-def _is_take(args: tuple[Any, ...]) -> bool:
-    """Whether it is elements at places of one axis, which are within it, as torch has found."""
-    index = args[1]
-    return index[-1] is not None and all(each is None for each in index[:-1])
-
-
-def _take(x: np.ndarray, index: np.ndarray, axis: int, out: np.ndarray) -> None:
-    np.take(x, index, axis, out, "wrap")
-
-
-def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    function(*args, **kwargs)
-
-
-def _operand(x: Any) -> np.ndarray:
-    return _numpy(x) if isinstance(x, Tensor) else np.array(x, np.int64)
+    def _tell(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if self._tells:
+            named = () if kwargs is None else (tuple((key, str(value)) for key, value in kwargs.items()),)
+            self._told.append((name, self._plain(args), *named))
 
 
 class _Outside:
@@ -355,6 +296,11 @@ class _Outside:
     def __exit__(self, *error: Any) -> None:
         self._guard.__exit__(*error)
         self._recorder._paused -= 1
+
+
+def made(steps: Sequence[Step | Noted]) -> list[Step]:
+    """What was noted, as it is done again in the memory that it was recorded in."""
+    return [step if isinstance(step, tuple) else step.step(None) for step in steps]
 
 
 def replay(steps: Sequence[Step]) -> None:

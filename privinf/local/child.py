@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privinf.client.sampling import Sampling
-from privinf.session.memory import few_arenas, rare_collections
+from privinf.session.memory import few_arenas, look_through, rare_collections
 from privinf.session.options import Options
 from privinf.session.outlet import Outlet
 from privinf.transport.failure import Failure
@@ -271,6 +271,7 @@ class _Queries:
             client.close()
             for connection in session.lines.dialled if session else ():
                 self._links.append(snapshot(connection.peer_role, connection))
+            look_through()
 
 
 def _placed(tokens: Iterable[Any]) -> Iterable[Any]:

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable
 
 M_ARENA_MAX = -8  # <malloc.h>
+RARELY, YOUNG = 400_000, 20_000
+"""New objects after which Python looks for cycles by itself, and after which it does when a query is over."""
 
 
 def _of_libc(name: str) -> Callable[..., int] | None:
@@ -36,12 +38,20 @@ def rare_collections() -> None:
     """Python looks for cycles less often from now on; for such processes too.
 
     A pass that is written down keeps some ten thousand objects, none in a cycle. As often as Python does by default, looking through them
-    and through all that libraries hold took a third of a server's time in its first replies. What a session leaves is in no cycle.
+    and through all that libraries hold took a third of a server's time in its first replies. What a session leaves is in no cycle. So
+    within a reply nobody looks: `look_through` does once it is over.
     """
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(RARELY, 20, 50)
+
+
+def look_through() -> None:
+    """After a query: for cycles among what is new, if that is much."""
+    if gc.get_count()[0] > YOUNG:
+        gc.collect(0)
 
 
 def give_back() -> None:
     """After a session: takes some milliseconds."""
+    look_through()
     if _TRIM is not None:
         _TRIM(0)

@@ -11,12 +11,12 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from weakref import ref
 
 import torch
 
-from protocols.arena import Arena, Moves, Step
+from protocols.arena import Arena, Moves
 from protocols.correlations import Kind, parts_of
 from protocols.kind_hash import way
 
@@ -50,7 +50,7 @@ class Taped:
 
     def __init__(self, size: int) -> None:
         self.bytes = size
-        self.steps: list[Step] = []
+        self.steps: list[Any] = []  # of `Step`; until it is packed, of what was noted
         self.arena: Arena | None = None  # once it is packed
 
     def wipe(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from protocols.arena import Moves, Step
+from protocols.arena import Moves
 from protocols.correlations import Correlation, Kind, Role, blanks, parts_of, size_of
 from protocols.errors import CorrelationError
 from protocols.kind_hash import KindHash
@@ -52,7 +52,7 @@ class Tape(Taped):
         for kind in kinds:
             digest.update(kind)
         self.digest = digest.digest()
-        self.ahead: list[Step] = []  # of a client, before the query
+        self.ahead: list[Any] = []  # of a client, before the query
         self.slots: list[Any] = []  # Slot, or of several sequences Stacked
         self.input: Tensor | None = None
         self.result: Tensor | None = None

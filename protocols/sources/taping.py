@@ -53,13 +53,18 @@ class DealtTapes:
 
 
 class Taping:
-    """A session's way to tapes: it has one at a time."""
+    """A session's way to tapes: it has one at a time.
+
+    The first pass of a shape is dealt without one, and the next one written. Both parties write theirs in the first and wait for what is
+    dealt, but not for what is dealt meanwhile for the pass after it; and of what comes once nothing is written at all.
+    """
 
     def __init__(self, tapes: DealtTapes) -> None:
         self._tapes = tapes
         self._held: tuple[bytes, DealtTape] | None = None
         self._ready: tuple[bytes, DealtTape] | None = None  # of the pass that is next
         self._claimed: bytes | None = None  # what is to be written
+        self._seen = b""  # what the last pass was that had no tape
         self._next = 0  # the name after the last pass that had the tape; what it holds of the caches is of that one
 
     @property
@@ -106,7 +111,8 @@ class Taping:
             return True
         if found is not None and (self._held is None or self._held[1] is not found):
             self._tapes.shelf.give(digest, found)  # a digest does not say how one kind's positions lie to another's
-        if self._tapes.shelf.claim(digest):
+        seen, self._seen = self._seen, digest
+        if seen == digest and self._tapes.shelf.claim(digest):
             self._claimed = digest
         return self._claimed is not None
 

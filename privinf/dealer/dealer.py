@@ -39,6 +39,7 @@ from privinf.session.options import Options
 from privinf.session.pool import Pool, PoolLane
 from privinf.session.service import Service
 from privinf.transport.connection import Connection
+from privinf.transport.frames import MAX_FRAME
 from privinf.transport.handing import Handed
 from privinf.transport.hint import hint_of
 from protocols import kinds as _kinds  # noqa: F401  (makes every kind known)
@@ -223,7 +224,7 @@ class DealerService(Service):
         return Dealt(digest.digest(), sum(kind.shared_bytes for kind in kinds)), dealt
 
     def _messages(self, dealt: Iterator[bytes]) -> Iterator[bytearray]:
-        """The payload of a pass, in messages."""
+        """The payload of a pass, in messages; one correlation's may take several, for none is beyond what a client takes at a time."""
         waiting, ended = bytearray(), object()
         while True:
             with walking(self.options.device):
@@ -231,6 +232,9 @@ class DealerService(Service):
             if not isinstance(payload, bytes):
                 break
             waiting += payload
+            while len(waiting) > MAX_FRAME:
+                yield waiting[:MAX_FRAME]
+                del waiting[:MAX_FRAME]
             if len(waiting) >= CHUNK:
                 yield waiting
                 waiting = bytearray()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.deployment import Footprint, alarms, state_of
 from benchmarks.measure import Run
 from benchmarks.networks import made
 from benchmarks.report import as_markdown, sections
+from benchmarks.scenarios.batch import batch
 from benchmarks.scenarios.serving import clients, crowd, growth, memory, one_more_token, wan, wrong
 from benchmarks.scenarios.soak import Level, Tally, _judge, falls, leaks
 from benchmarks.schema import Measure, Result, encode, read
@@ -200,6 +202,32 @@ def test_clear_prompts(network: Any) -> None:
         assert clear_reply(network, one.ids, 3) == one.reply
     with pytest.raises(ConfigError, match="have replies of 60 clear tokens"):
         clear_prompts(network, 400, 4, 60)
+
+
+def test_one_reply_and_a_batch_are_warmed_up_alike(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the first of each has processes of its own."""
+    asked: list[list[int]] = []
+    total = explain(network.lowered, 32, new_tokens=4, batch=3)["total"]
+
+    class Session(contextlib.nullcontext[Any]):
+        def __init__(self, *_: object) -> None:
+            super().__init__(self)
+            asked.append([])
+            self.traffic = {"online": {"payload": total["online_bytes"], "rounds": total["rounds"]}}
+
+        def generate(self, *, ids: list[Any], max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
+            asked[-1].append(len(ids) if isinstance(ids[0], list) else 1)
+            return iter(range(asked[-1][-1] * max_new_tokens))
+
+    monkeypatch.setattr("benchmarks.scenarios.batch.LocalSession", Session)
+    run = Run("generate")
+    batch(run, network, number=3, tokens=4, samples=2)
+    assert asked == [[1, 3] * 3, [1], [3]] and not run.broken
+    assert {m.name for m in run.measures if m.name.endswith("of a process")} == {
+        "one reply, tokens a second, the first of a process",
+        "a batch of 3, tokens a second, the first of a process",
+        "a batch of 3, times one reply's rate, each the first of a process",
+    }
 
 
 @pytest.mark.slow

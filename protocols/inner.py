@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from protocols.declared import Declared
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, cost_matmul_wires, cost_scores, matmul_wires, scores
-from protocols.ring import blank, known
+from protocols.ring import blank, in_a_row, known
 from protocols.rows import Rows
 from protocols.shares import Hidden, Shares, Wire
 from protocols.truncation import cost_rescale, rescale
@@ -109,7 +108,7 @@ def inner_linear(
         found.append(z)
         at += size
         first = last if (offset + at) % how.batch == 0 else first
-    joined = found[0] if len(found) == 1 else found[0].with_value(torch.cat([z.value for z in found], 1))
+    joined = found[0] if len(found) == 1 else found[0].with_value(in_a_row([z.value for z in found], 1))
     return joined, Learnt(first), Learnt(last)
 
 

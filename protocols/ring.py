@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -68,6 +69,15 @@ def known(*values: Tensor) -> bool:
         if value.is_meta:
             return False
     return True
+
+
+def in_a_row(values: Sequence[Tensor], axis: int) -> Tensor:
+    """One after the other along an axis, as `torch.cat`, whose way with shapes alone loads a compiler."""
+    if known(*values):
+        return torch.cat(list(values), axis)
+    shape = list(values[0].shape)
+    shape[axis] = sum(value.shape[axis] for value in values)
+    return blank(*shape)
 
 
 def common_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from protocols.memo import Memo
 from protocols.opening import cost_open_masked, open_masked
 from protocols.party import Party, Protocol_, parallel
 from protocols.product import Cached, cost_matmul_wires, cost_multiply, cost_scores, cost_weighted, matmul_wires, multiply, scores, weighted
-from protocols.ring import blank, known, like, nbytes
+from protocols.ring import blank, in_a_row, known, like, nbytes
 from protocols.rows import Rows
 from protocols.shares import Hidden, Shares, Wire
 from protocols.truncation import cost_rescale, rescale
@@ -329,7 +329,7 @@ def scan(
     joined = None
     if found:
         one = found[0]
-        joined = one if len(found) == 1 else one.with_value(torch.cat([y.value for y in found], 1))
+        joined = one if len(found) == 1 else one.with_value(in_a_row([y.value for y in found], 1))
     return joined, State(h)
 
 

@@ -65,8 +65,8 @@ def times(found: dict[str, Any]) -> str:
 
     def predicted(row: dict[str, Any], what: str, link: str) -> float:
         total = row["costs"][DEALER][what]
-        walks = what == "prompt" or row["family"] in WALKED
-        return (pace.walked(total) if walks else pace.token(total)) + on_link(total, link_of(link))
+        computed = pace.walked.of(total) if what == "prompt" else pace.token(total, tapes=row["family"] not in WALKED)
+        return computed + on_link(total, link_of(link))
 
     asked = [(what, link) for link in LINKS for what in ("prompt", NEAR)]
     measured = [what for what in ("prompt", "token") if any("seconds" in row for row in rows)]

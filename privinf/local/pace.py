@@ -1,7 +1,8 @@
 """How fast this machine is: two small networks of irregular weights, answered by local parties, and what their times say of a unit's.
 
-One network is narrow and deep, so that rounds take its time, and the other wide, so that weights and products do; each is asked a short and
-a long prompt. The differences between prompts are bytes and products, what is left of the short ones rounds and weights.
+One network is narrow and deep, so that rounds take its time, the other wide, so that weights and products do; each is asked prompts of
+three lengths. What times of a few prompts cannot tell apart is taken from `USUAL`, how the units of one machine compare, which was fitted
+to twelve networks with prompts of 8 to 200 tokens: measured is how fast all units are and, as far as times show it, how each differs.
 """
 
 from __future__ import annotations
@@ -13,35 +14,46 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from privinf.local.session import LocalSession
 from privinf.lowering.explain import explain
 from privinf.lowering.from_checkpoint import convert
 from privinf.lowering.lowered import Lowered
 from privinf.session.options import Options
-from privinf.session.pace import PASS, Pace, keep, kept
+from privinf.session.pace import Pace, Speeds, entries, keep, kept, units
 from protocols import kernels
 
 NARROW = {"n_layer": 4, "n_head": 8, "n_embd": 128, "vocab_size": 512, "n_positions": 144}
-WIDE = {"n_layer": 1, "n_head": 8, "n_embd": 768, "vocab_size": 512, "n_positions": 144}
-SHORT, LONG, TOKENS = 8, 64, 5
-ASKED = [SHORT] * 3 + [LONG] * 3  # the first of each length, which also writes tapes, does not count; long ones get one token
+WIDE = {"n_layer": 2, "n_head": 12, "n_embd": 768, "vocab_size": 2048, "n_positions": 144}
+SHORT, LENGTHS, TOKENS = 16, (16, 64, 128), 6
+ASKED = [SHORT, *LENGTHS * 3]  # the first, which loads what later ones find, counts apart; short ones get tokens, others one
+
+USUAL = Pace(
+    walked=Speeds(1.3e-2, 6.8e-4, 4.7e-10, 8.1e-9, 9.3e-10, 8.9e-11),
+    taped=Speeds(6.6e-4, 1.6e-4, 3.2e-10, 1.6e-8, 1.7e-9, 0.0),
+    cold=Speeds(4.5e-2, 1.9e-4, 7.0e-10, 2.1e-9, 2.1e-9, 0.0),
+    table_s=6.3e-7,
+    load=0.0,
+    at=0.0,
+)
+"""Of one processor of 2026, two of whose cores had nothing else to do."""
+SWEEPS, NEAR = 1000, 1e-9
+HELD = 0.25  # how far a unit is from where `USUAL` has it, as a part of that, weighs against this part of a time
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Costs and seconds of one network: the short prompt, the long one, and a token after the short one; `cold_s` of the first of all."""
+    """One network: costs and seconds of its prompts and of a token, and of the first prompt of all, and the entries of its tables."""
 
-    short: dict[str, int]
-    long: dict[str, int]
-    token: dict[str, int]
-    short_s: float
-    long_s: float
-    token_s: float
-    cold_s: float
+    prompts: tuple[tuple[dict[str, int], float], ...]
+    token: tuple[dict[str, int], float]
+    first: tuple[dict[str, int], float]
+    entries: int
 
 
 def pace_of(cache: Path, device: str = "cpu", *, anew: bool = False) -> Pace:
@@ -71,36 +83,44 @@ def measured(cache: Path, device: str) -> Pace:
 
 
 def fitted(seen: Sequence[Seen], *, load: float, at: float) -> Pace:
-    """The numbers of `privinf.session.pace` from the two networks' times."""
-    more = [_moved(each.long) - _moved(each.short) for each in seen]
-    byte_s, mac_s = solved(
-        [(more, each.long["macs"] - each.short["macs"]) for more, each in zip(more, seen, strict=True)],
-        [each.long_s - each.short_s for each in seen],
-    )
-    left = [each.short_s - byte_s * _moved(each.short) - mac_s * each.short["macs"] for each in seen]
-    round_s, weight_s = solved([(each.short["rounds"] + PASS, each.short["setup_bytes"]) for each in seen], left)
-    taped = solved([(each.token["rounds"], each.token["setup_bytes"]) for each in seen], [each.token_s for each in seen])
-    cold_s = max(0.0, statistics.mean(each.cold_s - each.short_s for each in seen))
-    return Pace(round_s, byte_s, mac_s, weight_s, *taped, cold_s=cold_s, load=load, at=at)
+    """The numbers of `privinf.session.pace` from the networks' times."""
+    walked = speeds([prompt for each in seen for prompt in each.prompts], USUAL.walked)
+    taped = speeds([each.token for each in seen], USUAL.taped)
+    more = [max(0.0, seconds - walked.of(total)) for total, seconds in (each.first for each in seen)]
+    usual = [USUAL.cold.of(each.first[0]) + USUAL.table_s * each.entries for each in seen]
+    slower = sum(more) / sum(usual)
+    cold = Speeds(*(each * slower for each in astuple(USUAL.cold)))
+    return Pace(walked, taped, cold, USUAL.table_s * slower, load=load, at=at)
 
 
-def solved(rows: Sequence[tuple[float, float]], times: Sequence[float]) -> tuple[float, float]:
-    """(x, y) >= 0 with a x + b y closest to t, for two rows (a, b), which are not negative, and their times t, in least squares."""
-    (a, b), (c, d) = rows
-    s, t = times
-    if determinant := a * d - b * c:
-        x, y = (s * d - b * t) / determinant, (a * t - s * c) / determinant
-        if x >= 0 and y >= 0:
-            return x, y
-    alone = [
-        (max(0.0, (a * s + c * t) / (a * a + c * c)) if a or c else 0.0, 0.0),
-        (0.0, max(0.0, (b * s + d * t) / (b * b + d * d)) if b or d else 0.0),
-    ]
-    return min(alone, key=lambda found: (a * found[0] + b * found[1] - s) ** 2 + (c * found[0] + d * found[1] - t) ** 2)
+def speeds(seen: Sequence[tuple[dict[str, int], float]], usual: Speeds) -> Speeds:
+    """From costs of passes and their seconds t: the x >= 0 with the least sum of squares of (x . units / t - 1) and `HELD` (x / u - 1).
+
+    u is `usual` as often as fits the times best. Where times say nothing of a unit, or of two the same, it is as `usual`.
+    """
+    times = np.array([units(total) for total, _ in seen]) * astuple(usual) / np.array([[seconds] for _, seconds in seen])
+    sums = times.sum(1)
+    slower = sums.sum() / (sums @ sums)
+    count = times.shape[1]
+    rows = np.concatenate([times * slower, HELD * np.eye(count)])
+    parts = least(rows, np.concatenate([np.ones(len(times)), np.full(count, HELD)]))
+    return Speeds(*(float(each * slower * part) for each, part in zip(astuple(usual), parts, strict=True)))
 
 
-def _moved(total: dict[str, int]) -> int:
-    return total["online_bytes"] + total["dealer_bytes"]
+def least(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """x >= 0 with the least |A x - b|, A `rows` of independent columns, b `wanted`: one x after the other, the others held.
+
+    That comes as close as one likes to the one minimum there is (Luo and Tseng, 1992).
+    """
+    products, aims = (rows.T @ rows).tolist(), (rows.T @ wanted).tolist()
+    found = [0.0] * len(aims)
+    for _ in range(SWEEPS):
+        before = list(found)
+        for n, row in enumerate(products):
+            found[n] = max(0.0, found[n] + (aims[n] - sum(a * x for a, x in zip(row, found, strict=True))) / row[n])
+        if max(abs(x - y) for x, y in zip(found, before, strict=True)) < NEAR:
+            break
+    return np.array(found)
 
 
 def _random(directory: Path, sizes: dict[str, Any]) -> Lowered:
@@ -124,22 +144,21 @@ def _random(directory: Path, sizes: dict[str, Any]) -> Lowered:
 
 def _seen(lowered: Lowered, options: Options) -> Seen:
     """Asks each prompt several times; a prompt's time is the median, and so is a token's of all but each reply's first two."""
-    prompts: dict[int, list[float]] = {SHORT: [], LONG: []}
+    prompts: dict[int, list[float]] = {count: [] for count in LENGTHS}
     tokens: list[float] = []
-    cold_s = 0.0
+    firsts: list[float] = []
     with LocalSession(lowered, options) as session:
-        for number, count in enumerate(ASKED):
+        for count in ASKED:
             first, gaps = asked(session, [1 + n % 100 for n in range(count)], TOKENS if count == SHORT else 1)
-            if number == 0:
-                cold_s = first
-            elif ASKED[number - 1] == count:
+            if firsts:
                 prompts[count].append(first)
-                tokens += gaps[1:] if count == SHORT else []
-    short, long, token = (
-        explain(lowered, count, cached=cached)["total"] for count, cached in ((SHORT, 0), (LONG, 0), (1, SHORT + TOKENS // 2))
-    )
-    short_s, long_s, token_s = (statistics.median(each) for each in (*prompts.values(), tokens))
-    return Seen(short, long, token, short_s, long_s, token_s, cold_s)
+                tokens += gaps[1:]
+            else:  # which also writes tapes
+                firsts.append(first)
+    costs = {count: explain(lowered, count)["total"] for count in LENGTHS}
+    token = explain(lowered, 1, cached=SHORT + TOKENS // 2)["total"]
+    seen = tuple((costs[count], statistics.median(took)) for count, took in prompts.items())
+    return Seen(seen, (token, statistics.median(tokens)), (costs[SHORT], firsts[0]), entries(lowered))
 
 
 def asked(session: LocalSession, ids: list[int], count: int) -> tuple[float, list[float]]:

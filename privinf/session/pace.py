@@ -1,12 +1,15 @@
 """Seconds from a cost: what a measurement of this machine says of rounds, bytes and multiply-adds, and where it is kept.
 
-A pass takes what its parts take, one after the other. Where it is walked (a prompt's),
+A pass takes what its parts take, one after the other (`Speeds`):
 
-    t = round_s (rounds + PASS) + byte_s (online + dealer's bytes) + mac_s macs + weight_s bytes of the weights,
+    t = pass_s + round_s rounds + weight_s bytes of the weights + online_s online bytes + dealer_s the dealer's bytes + mac_s macs.
 
-and a further token, which is replayed from a tape, t = taped_round_s rounds + taped_weight_s bytes of the weights. A link adds half a
-round trip a round, and the time that the bytes of the busier direction, half of all, take at its rate. The six numbers are measured
-by `privinf.local.pace`; this module knows nothing of how.
+There are speeds of a pass that is walked, a prompt's or one of its pieces, and of a token's that is replayed from a tape; a token's that
+is walked takes `BESIDE` of what a prompt at its costs would, since much of the next one is done while this one's messages travel. The first
+prompt of a process takes more by what it loads and writes, which has speeds of its own and `table_s` for each entry of the tables of
+exponentials, which are computed for every kind of row. A link adds half a round trip a round, and the time that bytes take at its rate:
+what the client sends ahead, and half of what is online, a direction's. The numbers are measured by `privinf.local.pace`, and this module
+knows nothing of how.
 """
 
 from __future__ import annotations
@@ -17,60 +20,71 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from privinf.files import refusals, write_private
 from privinf.lowering.explain import explain
 from privinf.lowering.lowered import Lowered
+from privinf.ops.attention.node import CausalAttention
 from privinf.version import PROTOCOL, VERSION
 from protocols.errors import ConfigError
+from protocols.exponential import BELOW_MAXIMUM
 
 if TYPE_CHECKING:  # `explain` without a link has no use for TLS
     from privinf.transport.shaper import Link
 
-FORM = 1  # of what is measured, and of the formulas
-PASS = 8  # rounds that a walked pass costs beyond its own
-TAPED = 5_000_000  # bytes of a token's pass, online and the dealer's, from which its tape would be too large to be kept, about
+FORM = 2  # of what is measured, and of the formulas
+BESIDE = 0.7  # of a walked token's seconds, of those of a prompt at its costs
+TAPED = 7_000_000  # bytes of a token's pass, online and the dealer's, from which its tape would be too large to be kept, about
 LONGEST = 1 << 16  # bytes of a kept measurement
 NAMED = {"loopback": None, "lan": "lan", "wan": "wan", "4g": "50ms:30"}
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds a unit on this machine, see above; `cold_s` more for a process's first prompt. `load`: of each core while it was measured."""
+class Speeds:
+    """Seconds of a pass and of each unit of its cost, see above."""
 
+    pass_s: float
     round_s: float
-    byte_s: float
-    mac_s: float
     weight_s: float
-    taped_round_s: float
-    taped_weight_s: float
-    cold_s: float
+    online_s: float
+    dealer_s: float
+    mac_s: float
+
+    def of(self, total: Mapping[str, int], passes: int = 1) -> float:
+        """Seconds of so many passes whose costs are these, `explain`'s `total`."""
+        return float(sum(each * many for each, many in zip(astuple(self), units(total, passes), strict=True)))
+
+
+def units(total: Mapping[str, int], passes: int = 1) -> tuple[float, ...]:
+    """What `Speeds` are seconds of, in its order; weights are read in every pass."""
+    moved = total["online_bytes"], total["dealer_bytes"]
+    return passes, total["rounds"], total["setup_bytes"] * passes, *moved, total["macs"]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds on this machine, see above; `cold` and `table_s`: what a process's first prompt takes more. `load`: of a core meanwhile."""
+
+    walked: Speeds
+    taped: Speeds
+    cold: Speeds
+    table_s: float
     load: float
     at: float  # seconds since the epoch
 
-    def walked(self, total: Mapping[str, int], passes: int = 1) -> float:
-        """Seconds of computing of so many passes whose costs are these, `explain`'s `total`."""
-        moved = self.byte_s * (total["online_bytes"] + total["dealer_bytes"])
-        return (
-            self.round_s * (total["rounds"] + PASS * passes)
-            + moved
-            + self.mac_s * total["macs"]
-            + self.weight_s * total["setup_bytes"] * passes
-        )
-
-    def token(self, total: Mapping[str, int], batch: int = 1) -> float:
-        """Seconds of computing of one more token of each sequence, by a tape where that fits."""
-        if total["online_bytes"] + total["dealer_bytes"] > TAPED * batch:
-            return self.walked(total)
-        return self.taped_round_s * total["rounds"] + self.taped_weight_s * total["setup_bytes"]
+    def token(self, total: Mapping[str, int], batch: int = 1, *, tapes: bool = True) -> float:
+        """Seconds of computing of one more token of each sequence, by a tape where the model's passes have any and it fits."""
+        if tapes and total["online_bytes"] + total["dealer_bytes"] <= TAPED * batch:
+            return self.taped.of(total)
+        return BESIDE * self.walked.of(total)
 
     def speeds(self) -> str:
         """The numbers, for people."""
-        rounds = f"a round {self.round_s * 1e3:.2g} ms, replayed {self.taped_round_s * 1e3:.2g} ms"
-        rates = ((self.byte_s, "B/s moved"), (self.mac_s, "multiply-adds/s"))
+        rounds = f"a round {self.walked.round_s * 1e3:.2g} ms, replayed {self.taped.round_s * 1e3:.2g} ms"
+        rates = ((self.walked.online_s, "B/s online"), (self.walked.mac_s, "multiply-adds/s"))
         return ", ".join([rounds, *(f"{1 / seconds:.2g} {unit}" for seconds, unit in rates if seconds), self.about()])
 
     def about(self) -> str:
@@ -82,12 +96,22 @@ class Pace:
     @classmethod
     def checked(cls, found: Any) -> Self:
         """From JSON; ValueError unless it has these numbers, none of them negative."""
-        names = [field.name for field in fields(cls)]
-        if not isinstance(found, dict) or sorted(found) != sorted(names):
-            raise ValueError("other fields")
-        if not all(isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each < math.inf for each in found.values()):
-            raise ValueError("no lengths of time")
-        return cls(**{name: float(found[name]) for name in names})
+        named = _named(cls, found)
+        parts = {name: Speeds(**_numbers(_named(Speeds, named.pop(name)))) for name in ("walked", "taped", "cold")}
+        numbers = _numbers(named)
+        return cls(**parts, table_s=numbers["table_s"], load=numbers["load"], at=numbers["at"])
+
+
+def _named(of: type[Speeds | Pace], found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or sorted(found) != sorted(field.name for field in fields(of)):
+        raise ValueError("other fields")
+    return dict(found)
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each < math.inf for each in found.values()):
+        raise ValueError("no lengths of time")
+    return {name: float(each) for name, each in found.items()}
 
 
 def link_of(text: str) -> Link | None:
@@ -106,7 +130,7 @@ def on_link(total: Mapping[str, int], link: Link | None) -> float:
     """Seconds that a link adds."""
     if link is None:
         return 0.0
-    return total["rounds"] * link.rtt_ms / 2e3 + total["online_bytes"] / 2 / link.bytes_per_s
+    return total["rounds"] * link.rtt_ms / 2e3 + (total["online_bytes"] / 2 + total["peer_offline_bytes"]) / link.bytes_per_s
 
 
 def machine(device: str, kernels: str) -> dict[str, Any]:
@@ -162,12 +186,21 @@ def seconds(
     `token_s` is None where no token follows: the context is full, or the model is no language model. ConfigError as `explain`.
     """
     total = explain(lowered, seq, logits=logits, scores=scores, chunk=chunk, cached=cached, batch=batch)["total"]
-    prompt_s = pace.walked(total, -(-seq // chunk) if chunk else 1) + on_link(total, link)
+    prompt_s = pace.walked.of(total, -(-seq // chunk) if chunk else 1) + on_link(total, link)
+    first_s = prompt_s + pace.cold.of(total) + pace.table_s * entries(lowered)
     token_s = None
     if lowered.info.is_language_model and cached + seq < lowered.info.n_positions:
         further = explain(lowered, 1, logits=logits, cached=cached + seq, batch=batch)["total"]
-        token_s = pace.token(further, batch) + on_link(further, link)
-    return {"prompt_s": prompt_s, "first_prompt_s": prompt_s + pace.cold_s, "token_s": token_s}
+        tapes = all(node.taped for node in lowered.graph.nodes if node.state)
+        token_s = pace.token(further, batch, tapes=tapes) + on_link(further, link)
+    return {"prompt_s": prompt_s, "first_prompt_s": first_s, "token_s": token_s}
+
+
+def entries(lowered: Lowered) -> int:
+    """Of the tables of exponentials that the attention of a process's first prompt computes, one for every kind of row."""
+    plans = [node.plan for node in lowered.graph.nodes if isinstance(node, CausalAttention)]
+    windows = {BELOW_MAXIMUM if plan.within is None else plan.within.window for plan in plans}
+    return sum(len(window.digits) << window.places for window in windows)
 
 
 def in_words(found: Mapping[str, float | None]) -> str:

@@ -17,13 +17,13 @@ from privinf.client.client import Client
 from privinf.lowering.lowered import Lowered
 from privinf.models.checkpoint import load_checkpoint
 from privinf.session.options import Options
-from privinf.session.pace import Pace
+from privinf.session.pace import Pace, Speeds
 from privinf.trust import DEALER
 from tests.support import trio as t
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 300, "n_positions": 36}
 ROWS = (Row("AERO: `SM+ScFuFFN`", "SM+ScFuFFN"), Row("Llama: `SM+ScFuFFN`", "SM+ScFuFFN", family="llama", sizes={"n_embd": 24}))
-PACE = Pace(2e-3, 1e-8, 1e-9, 1e-9, 1e-4, 1e-10, cold_s=1.0, load=0.0, at=0.0)  # of no machine
+PACE = Pace(*[Speeds(1e-2, 2e-3, 1e-9, 1e-8, 1e-8, 1e-9)] * 3, table_s=1e-6, load=0.0, at=0.0)  # of no machine
 
 
 @contextmanager

@@ -100,6 +100,11 @@ class Conversation:
         """The session, where nobody else uses it."""
         return self.session
 
+    @property
+    def lost(self) -> bool:
+        """Whether it is over because a session ended in which others are too, whoever's fault that was."""
+        return False
+
     def generate(
         self,
         ids: Sequence[int],

@@ -68,13 +68,39 @@ def told(lane: Lane, index: int, size: int) -> dict[str, Any]:
     return {**lengths, "logits": terms.logits, "index": index, "bytes": size}
 
 
+@dataclass(frozen=True, repr=False)
+class Shelves:
+    """Where the queries lie that are prepared for sessions with one server; outlives the session in which it was found."""
+
+    pool: Pool
+    model: str
+    client: str
+    server: str
+    trust: str
+    embedding: str
+
+    @classmethod
+    def of(cls, peers: Peers, found: Joined) -> Shelves:
+        """By the certificates and the model of a session."""
+        ends = peers.credentials.fingerprint, found.connection.peer_fingerprint
+        return cls(Pool(peers.options.cache, Role.CLIENT), found.lowered.id, *ends, found.trust, found.embedding)
+
+    def lane(self, terms: Terms) -> Lane:
+        """Where queries of these terms lie."""
+        return Lane(self.model, self.client, self.server, terms, self.trust, self.embedding)
+
+    def have(self, terms: Terms) -> bool:
+        """Whether there is one that will do, as far as a look tells: another process may take it."""
+        return any(self.pool.any_of(lane) for lane in self.pool.lanes(self.lane(terms)))
+
+
 class Preprocessing:
     """The prepared queries of one session."""
 
     def __init__(self, peers: Peers, found: Joined) -> None:
         self._peers, self._found = peers, found
-        self._pool = Pool(peers.options.cache, Role.CLIENT)
-        self._parties = found.lowered.id, peers.credentials.fingerprint, found.connection.peer_fingerprint
+        self.shelves = Shelves.of(peers, found)
+        self._pool = self.shelves.pool
 
     def _open(self, lane: Lane) -> AbstractContextManager[PoolLane]:
         """A lane of this session's, see `Pool.open`."""
@@ -82,7 +108,7 @@ class Preprocessing:
 
     def lane(self, terms: Terms) -> Lane:
         """Where queries of these terms lie."""
-        return Lane(*self._parties, terms, self._found.trust, self._found.embedding)
+        return self.shelves.lane(terms)
 
     def prepare(self, terms: Terms, walk: Walk) -> dict[str, Any]:
         """Prepares one query; {`seq`, `max_new_tokens`, `chunk`, `logits`, `index`, `bytes` on this party's disk}."""

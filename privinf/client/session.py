@@ -24,7 +24,7 @@ from privinf.lowering.steps import padded
 from privinf.session.blame import sane
 from privinf.session.devices import walking
 from privinf.session.messages import End, Pass, Run, Step, Terms
-from privinf.session.options import Options
+from privinf.session.options import Lengths, Options
 from privinf.session.prepared import Prepared, Writer
 from privinf.session.replays import Replays
 from protocols.correlations import Kind, Role
@@ -42,6 +42,18 @@ class Timing:
     tokens_s: list[float] = field(default_factory=list)
     padding_s: float = 0.0
     unshown_s: float = 0.0  # online, of passes since the last output
+
+
+def padded_terms(options: Lengths, room: int, seq: int, tokens: int, logits: bool) -> Terms:
+    """A query as a server may see it: padded as the options say, and cut to the positions that the context has room for."""
+    seq = padded(seq, options.pad_prompt, room)
+    most = room - seq + 1
+    return in_chunks(options, seq, padded(min(tokens, most), options.pad_reply, most), logits)
+
+
+def in_chunks(options: Lengths, seq: int, tokens: int, logits: bool) -> Terms:
+    """A query of just these lengths, in pieces as the options say."""
+    return Terms(seq, tokens, logits, options.chunk if options.chunk < seq else 0)
 
 
 class ClientSession:
@@ -86,18 +98,16 @@ class ClientSession:
     # ---- lengths
 
     def terms(self, seq: int, tokens: int, logits: bool, cached: int | None = None) -> Terms:
-        """A query as the server may see it: padded as the options say, and cut to what the context has room for.
+        """A query as the server may see it, see `padded_terms`.
 
         `cached` are the positions of its sequence, where the session has several.
         """
-        options, room = self.options, self.lowered.info.n_positions - (self.runtime.offset if cached is None else cached)
-        seq = padded(seq, options.pad_prompt, room)
-        most = room - seq + 1
-        return self.in_chunks(seq, padded(min(tokens, most), options.pad_reply, most), logits)
+        room = self.lowered.info.n_positions - (self.runtime.offset if cached is None else cached)
+        return padded_terms(self.options, room, seq, tokens, logits)
 
     def in_chunks(self, seq: int, tokens: int, logits: bool) -> Terms:
         """A query of just these lengths, in pieces as the options say."""
-        return Terms(seq, tokens, logits, self.options.chunk if self.options.chunk < seq else 0)
+        return in_chunks(self.options, seq, tokens, logits)
 
     def filled(self, ids: Sequence[int], seq: int, after: int) -> list[int]:
         """A prompt of `seq` tokens: end tokens where it has fewer, in front of it but after its first `after` ids."""

@@ -87,7 +87,7 @@ class _Room:
             self._closed = True
             seats = list(self._seats.values())
         for seat in seats:
-            seat.tell(_each(broken))
+            seat.lose(_each(broken))
         self._ended(self, broken)
 
     def _wait(self) -> bool:
@@ -105,6 +105,16 @@ def _each(error: BaseException | None) -> BaseException:
     return Failure.of(error).error() if isinstance(error, PrivinfError) else RuntimeError(f"a pass failed: {type(error).__name__}")
 
 
+class _Opening:
+    """A session that is being made, and the conversations that wait for it. Changed under the guard of its `Shared`."""
+
+    def __init__(self) -> None:
+        self.made: list[Lines] = []
+        self.seats: set[Seat] = set()
+        self.done = False
+        self.error: BaseException | None = None
+
+
 class Shared:
     """`seat()` for each conversation, used as a `Conversation`; at most `most` in a session. Safe in threads.
 
@@ -113,8 +123,9 @@ class Shared:
 
     def __init__(self, client: Client, most: int, ended: Callable[[ClientSession], None] = lambda session: None) -> None:
         self._client, self._most, self._told = client, most, ended
-        self._guard = threading.Lock()
+        self._change = threading.Condition()
         self._rooms: list[_Room] = []
+        self._opening: _Opening | None = None
 
     def seat(self) -> Seat:
         """A conversation, not open yet."""
@@ -126,18 +137,56 @@ class Shared:
         return [room.session for room in list(self._rooms)]
 
     def find(self, seat: Seat, connect_s: float | None) -> tuple[_Room, Member, bool]:
-        """Room for a conversation, and whether its session is a new one; PrivinfError."""
-        with self._guard:  # whoever comes meanwhile waits, and then finds room in the session that is being made
-            for room in self._rooms:
-                if room.takes(self._most):
-                    with contextlib.suppress(TransportError):
-                        return room, room.enter(seat), False
-            made: list[Lines] = []
-            room = _Room(self._client.open(made, connect_s), self._end)
-            self._rooms.append(room)
+        """Room for a conversation, and whether its session is a new one; PrivinfError.
+
+        Whoever comes while a session is made waits, and then finds room in it, or hears why it could not be made.
+        """
+        while True:
+            with self._change:
+                if seat.over:
+                    raise TransportError("this conversation was closed", party="client")
+                for room in self._rooms:
+                    if room.takes(self._most):
+                        with contextlib.suppress(TransportError):
+                            return room, room.enter(seat), False
+                opening, first = self._opening, self._opening is None
+                if opening is None:
+                    opening = self._opening = _Opening()
+                opening.seats.add(seat)
+                while not (first or opening.done) and seat in opening.seats:
+                    self._change.wait()
+            if first:
+                return self._open(opening, seat, connect_s)
+            if opening.error is not None and not seat.over:
+                raise _each(opening.error)
+
+    def _open(self, opening: _Opening, seat: Seat, connect_s: float | None) -> tuple[_Room, Member, bool]:
+        room = None
+        try:
+            room = _Room(self._client.open(opening.made, connect_s), self._end)
             member = room.enter(seat)
-            room.start()
-            return room, member, True
+        except BaseException as error:
+            opening.error = error
+            raise
+        finally:
+            with self._change:
+                self._opening, opening.done = None, True
+                self._rooms += [] if room is None else [room]
+                self._change.notify_all()
+        room.start()
+        return room, member, True
+
+    def leave(self, seat: Seat) -> None:
+        """It waits no longer for a session; if nobody does, none is made."""
+        with self._change:
+            opening = self._opening
+            if opening is None or seat not in opening.seats:
+                return
+            opening.seats.discard(seat)
+            self._change.notify_all()
+            made = [] if opening.seats else list(opening.made)
+        for lines in made:
+            self._client.drop(lines)
 
     def _end(self, room: _Room, error: BaseException | None) -> None:
         with contextlib.suppress(PrivinfError):
@@ -145,7 +194,7 @@ class Shared:
                 room.session.end()
         self._client.drop(room.session.lines, error)
         self._told(room.session)
-        with self._guard:
+        with self._change:
             self._rooms.remove(room)
 
 
@@ -157,6 +206,7 @@ class Seat(Conversation):
         self._shared = shared
         self._place: tuple[_Room, Member, bool] | None = None  # the last: whether the session is new
         self._made_for: queue.SimpleQueue[Told] = queue.SimpleQueue()  # of the reply that is being made
+        self._lost = False
 
     def _opened(self, connect_s: float | None) -> ClientSession:
         """In a session that is there, if one has room."""
@@ -178,11 +228,25 @@ class Seat(Conversation):
         """See `Conversation`."""
         return None
 
+    @property
+    def lost(self) -> bool:
+        """See `Conversation`."""
+        return self._lost
+
+    @property
+    def over(self) -> bool:
+        """Whether it was closed."""
+        return self._over
+
     def _made_of(self, reply: Reply, ids: Sequence[int], *, prepared: bool, after: int) -> Iterator[Token]:
         assert self._place is not None
         room, member, _ = self._place
         made = self._made_for = queue.SimpleQueue[Told]()
-        room.ask(member, reply, ids, after)
+        try:
+            room.ask(member, reply, ids, after)
+        except TransportError:
+            self._lost = True
+            raise
         over = False
         while not over:
             told = made.get()
@@ -198,6 +262,11 @@ class Seat(Conversation):
             self._over = True
         self._made_for.put(told)
 
+    def lose(self, error: BaseException) -> None:
+        """Its session is over, from that one's thread."""
+        self._lost = True
+        self.tell(error)
+
     def end(self) -> None:
         """See `Conversation`: the session goes on for the others."""
         self.close()
@@ -209,4 +278,6 @@ class Seat(Conversation):
             place = self._place
         if place is not None:
             place[0].leave(place[1])
+        else:
+            self._shared.leave(self)
         self._made_for.put(TransportError("this conversation was closed", party="client"))

@@ -10,12 +10,14 @@ from weakref import WeakSet
 
 from privinf.client.client import Client
 from privinf.client.conversation import Conversation
+from privinf.client.preprocessing import Shelves
 from privinf.client.session import ClientSession
 from privinf.client.shared import Shared
 from privinf.gateway.held import Held, cells_of, spent_of
 from privinf.gateway.limits import Limits
 from privinf.gateway.waits import Full, Stopping
 from privinf.session.memory import give_back
+from privinf.session.messages import Terms
 from privinf.transport.meter import PHASES, Cell
 from protocols.errors import HandshakeError, PrivinfError
 
@@ -31,7 +33,10 @@ class Conversations:
         self._totals = {(peer, phase): Cell() for peer in ("server", "dealer") for phase in PHASES}
         self._spent = 0
         self._counted: WeakSet[ClientSession] = WeakSet()  # of those that were shared, the ones that the totals have
-        self._shared = Shared(client, limits.batch, self._count) if limits.batch > 1 else None
+        self._shared = Shared(client, limits.batch, self._count)
+        self._joins = False
+        """Whether conversations may be in one session."""
+        self._shelves: Shelves | None = None
         self.closing = False
         """Whether no further one is opened."""
 
@@ -45,17 +50,18 @@ class Conversations:
         """All that are open."""
         return tuple(self._live)
 
-    def open(self, begun: Callable[[Held], None], connect_s: float | None, again_s: int) -> Held:
+    def open(self, begun: Callable[[Held], None], connect_s: float | None, again_s: int, *, alone: bool) -> Held:
         """A new one; where the server is full, room is made by what we keep ourselves, or else Full says to come again in `again_s`.
 
-        `begun` gets it before it connects, when it can be closed already.
+        `begun` gets it before it connects, when it can be closed already. Unless `alone` it joins a session of others, if it can.
         """
         while True:
             if self.closing:
                 raise Stopping
-            begun(held := Held(Conversation(self._client) if self._shared is None else self._shared.seat()))
+            begun(held := Held(Conversation(self._client) if alone or not self._joins else self._shared.seat()))
             try:
                 held.conversation.open(connect_s)
+                self._learn(held.conversation.session)
                 break
             except HandshakeError as error:
                 again = error.again(again_s)
@@ -69,6 +75,15 @@ class Conversations:
         with self._guard:
             self._live.add(held)
         return held
+
+    def _learn(self, session: ClientSession) -> None:
+        """What the next ones may do, by what this one's server has said."""
+        self._joins = min(self._limits.batch, session.most) > 1 and session.lone is None
+        self._shelves = session.preprocessing.shelves
+
+    def prepared(self, terms: Terms) -> bool:
+        """Whether a query was prepared that will do for these terms, which a conversation takes that is alone in its session."""
+        return self._limits.prepared and self._shelves is not None and self._shelves.have(terms)
 
     def follow(
         self, ids: list[int], text: str | None, encode: Callable[[str], list[int] | None], *, begun: bool = True
@@ -100,7 +115,7 @@ class Conversations:
             return
         with self._guard:
             self._idle.append(held)
-            surplus = self._idle[: len(self._idle) - self._limits.kept]
+            surplus = self._idle[: max(0, len(self._idle) - self._limits.kept)]
             del self._idle[: len(surplus)]
         for old in surplus:
             self.retire(old)
@@ -129,7 +144,7 @@ class Conversations:
     @property
     def _sessions(self) -> list[ClientSession]:
         """Those that are shared, but for what the totals have."""
-        return [] if self._shared is None else [each for each in self._shared.sessions if each not in self._counted]
+        return [each for each in self._shared.sessions if each not in self._counted]
 
     def expired(self) -> list[Held]:
         """Those that nobody has used for as long as they are kept; they are no longer."""

@@ -17,6 +17,7 @@ from privinf.client.client import Client
 from privinf.client.reply import Attempts
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.scores import Score
+from privinf.client.session import padded_terms
 from privinf.client.text import Token
 from privinf.gateway.conversations import Conversations
 from privinf.gateway.held import Held
@@ -82,7 +83,7 @@ class Engine:
 
     def start(self) -> None:
         """Connects, and reads the public bundle; the session is kept for the first query."""
-        held = self._open(lambda held: None)
+        held = self._open(lambda held: None, alone=True)
         try:
             self.model = Model.of(held.conversation, self._template, self.limits.active + self.limits.waiting)
         except ConfigError:
@@ -190,18 +191,21 @@ class Engine:
             kept, found = found, None
             if kept is not None:
                 answer.held, (answer.cached_tokens, fresh, keep) = kept
-                try:
-                    yield from self._pass(attempts, query, answer, fresh, keep)
-                    return
-                except (TransportError, RefusedError) as error:
-                    if answer.tokens or answer.cancelled.is_set() or error.retry_after is not None:
-                        raise
-                # a kept session may have died meanwhile, with the server say, or reached its limits
-                self.conversations.retire(answer.held)
+            else:
+                if answer.held is not None:
+                    self.conversations.retire(answer.held)
+                answer.held, fresh, keep = self._begin(answer, connect_s, alone=self._alone(query, ids)), ids, True
+            try:
+                yield from self._pass(attempts, query, answer, fresh, keep)
+                return
+            except Exception as error:
+                if not self._goes_on(answer, error, kept=kept is not None):
+                    raise
+            lost = answer.held.conversation.lost
+            self.conversations.retire(answer.held)
+            if not answer.tokens:
                 attempts.reply, answer.cached_tokens = None, 0
-            elif answer.held is not None:
-                self.conversations.retire(answer.held)
-            answer.held = self._begin(answer, connect_s)
+            answer.held = self._begin(answer, connect_s, alone=lost or self._alone(query, ids))
             yield from self._pass(attempts, query, answer, ids, True)
 
         for token in attempts.carry_on(attempt):
@@ -218,6 +222,34 @@ class Engine:
         self.replies.whole(reply)
         self.conversations.keep(held)
 
+    def _alone(self, query: Query, ids: list[int]) -> bool:
+        """Whether a new conversation has a session of its own: nobody else is here, or a query was prepared that will do for it.
+
+        A batch of one costs more than a session of one, and prepared queries are used in such alone.
+        """
+        if self.active + self.waiting <= 1:
+            return True
+        revealed = query.logprobs is not None or query.sampling.takes_logits
+        lengths = self.model.lowered.info.n_positions, len(ids), self._most(query), revealed
+        return not query.score_prompt and self.conversations.prepared(padded_terms(self.client.options, *lengths))
+
+    def _goes_on(self, answer: Answer, error: Exception, *, kept: bool) -> bool:
+        """Whether a reply goes on elsewhere by itself after this error, once.
+
+        Its session was one that others shared, and their faults are not its own; it was `kept`, and has died meanwhile, with the server
+        say, or reached its limits. A refusal for now would be the same elsewhere.
+        """
+        if answer.cancelled.is_set() or isinstance(error, ConfigError) or getattr(error, "retry_after", None) is not None:
+            return False
+        if answer.held is not None and answer.held.conversation.lost:
+            log.warning("a session that callers shared has ended, and a reply goes on in one of its own: %s", error)
+            return True
+        return kept and not answer.tokens and isinstance(error, TransportError | RefusedError)
+
+    def _most(self, query: Query) -> int:
+        """New tokens, at most; where the prompt alone is asked of, one is made that nobody gets."""
+        return max(1, min(query.max_new_tokens, self.limits.new_tokens))
+
     def _pass(self, attempts: Attempts, query: Query, answer: Answer, fresh: list[int], keep: bool) -> Iterator[Token]:
         """New tokens of a reply, in the conversation that it has now."""
         assert answer.held is not None
@@ -226,7 +258,7 @@ class Engine:
         try:
             yield from conversation.generate(
                 fresh,
-                max_new_tokens=max(1, min(query.max_new_tokens, self.limits.new_tokens)),
+                max_new_tokens=self._most(query),
                 ignore_eos=query.ignore_eos,
                 sampling=query.sampling,
                 keep_last=keep,
@@ -242,18 +274,18 @@ class Engine:
         finally:
             attempts.reply = conversation.reply
 
-    def _begin(self, answer: Answer, connect_s: float | None = None) -> Held:
+    def _begin(self, answer: Answer, connect_s: float | None = None, *, alone: bool) -> Held:
         """A new conversation for a reply; to reach the server it has `connect_s` seconds, by default as the client's options say.
 
         What is wrong here, a certificate that has expired say, is no fault of the caller's.
         """
         try:
-            return self._open(answer.hold, connect_s)
+            return self._open(answer.hold, connect_s, alone=alone)
         except ConfigError as error:
             log.error("no session can be opened: %s", error)
             raise TransportError("no session can be opened, by a fault at this end", remedy="look at the gateway's output") from error
 
-    def _open(self, begun: Callable[[Held], None], connect_s: float | None = None) -> Held:
-        held = self.conversations.open(begun, connect_s, max(1, round(self.replies.mean_s)))
+    def _open(self, begun: Callable[[Held], None], connect_s: float | None = None, *, alone: bool) -> Held:
+        held = self.conversations.open(begun, connect_s, max(1, round(self.replies.mean_s)), alone=alone)
         self.replies.opened(held.conversation.setup_s)
         return held

@@ -13,8 +13,8 @@ class Limits:
     """The longest reply, replies at a time, callers that wait for one, conversations that are kept and for how long.
 
     With `prepared` a new conversation's first query uses one that was prepared ahead, if one fits, and is not kept. `retry` times at most
-    a reply whose connection breaks goes on in a fresh session. With a `batch` so many conversations are in one session, and replies that
-    are made at a time go through the same passes; no prepared query is used then.
+    a reply whose connection breaks goes on in a fresh session. With a `batch` a conversation that begins while others are answered shares
+    a session, of so many at most, and replies that are made there at a time go through the same passes.
     """
 
     new_tokens: Annotated[int, Setting("The longest reply that callers get.", "N", least=1, name="max_new_tokens")] = 256

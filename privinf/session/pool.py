@@ -68,6 +68,10 @@ class Pool:
                     found.append(lane)
         return sorted(found, key=lambda lane: lane.terms.tokens)
 
+    def any_of(self, lane: Lane) -> bool:
+        """Whether a file of this lane is there, as far as a look without its lock tells."""
+        return next((self.cache / "prepared" / lane.name(self.role)).glob("*.bin"), None) is not None
+
     def kept(self, client: str) -> tuple[int, int]:
         """How many prepared queries are kept for a client's certificate, and their bytes."""
         sizes = []

@@ -93,12 +93,14 @@ def test_a_form_that_cannot_go_on_ends_one_callers_reply_alone(tmp_path: Path) -
     """In a session that others share: one caller's form needs a letter that the vocabulary has not."""
     with trio(cache=tmp_path) as parties, gateway(parties, batch=4) as door:
         client, want = door.openai(max_retries=0), greedy_text(parties, "abc", 8)
+        client.completions.create(model="privinf", prompt="y", max_tokens=1)
+        door.engine.waiting += 1  # nobody who comes now is alone
         stream = client.completions.create(model="privinf", prompt="abc", max_tokens=8, stream=True, extra_body=MORE)
         text = next(stream).choices[0].text
         with pytest.raises(openai.BadRequestError, match=r"no token of the vocabulary|cannot be used"):
             client.completions.create(model="privinf", prompt="x", extra_body={"guided_regex": "\u00e4"})
         assert text + "".join(piece.choices[0].text for piece in stream) == want
-        assert door.engine.replies.counts["failed"] == 1 and door.engine.client.sessions == 1
+        assert door.engine.replies.counts["failed"] == 1 and len(door.engine.conversations._sessions) == 1
 
 
 # ---- how tokens are chosen

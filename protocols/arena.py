@@ -121,9 +121,12 @@ class Moves:
         return x if at < 0 else self.arena.tensor(at, x)
 
     def numpy(self, x: Tensor) -> np.ndarray:
-        """The same of the other memory, of int64, as an array: beside torch, which takes longer."""
+        """The same of the other memory, of int64 or bool, as an array: beside torch, which takes longer."""
         at = self.at(x.data_ptr()) if x.numel() else -1
-        return array(x) if at < 0 else np.ndarray(tuple(x.shape), np.int64, self.arena.bytes, at, [8 * step for step in x.stride()])
+        if at < 0:
+            return array(x)
+        kind, size = (np.bool_, 1) if x.dtype == torch.bool else (np.int64, 8)
+        return np.ndarray(tuple(x.shape), kind, self.arena.bytes, at, [size * step for step in x.stride()])
 
     def object(self, x: Any) -> Any:
         """What has moved in its place: once, however often it is asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor
 from protocols.arena import Moves, Step
 from protocols.ring import array
 
+Own = Callable[[Tensor], np.ndarray]
+WHOLE = {torch.int64}
+NUMBERS = {torch.int64, torch.bool}
 UFUNCS = {
     "add": np.add,
     "sub": np.subtract,
@@ -28,6 +31,8 @@ UFUNCS = {
     "bitwise_right_shift": np.right_shift,
 }
 """Of two int64, the same bits as torch's, with less on the way."""
+COMPARED = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+"""Of two int64, a bool."""
 
 
 def _again(out: Tensor, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -40,6 +45,14 @@ def _join(parts: list[np.ndarray], axis: int, out: np.ndarray) -> None:
 
 def _total(x: np.ndarray, axes: tuple[int, ...], keep: bool, out: np.ndarray) -> None:
     np.add.reduce(x, axes, out=out, keepdims=keep)
+
+
+def _exact(x: Any) -> bool:
+    return isinstance(x, Tensor) or type(x) in (int, bool)
+
+
+def _operand(own: Own, x: Any) -> np.ndarray:
+    return own(x) if isinstance(x, Tensor) else np.array(x, np.int64)
 
 
 class Operator:
@@ -56,32 +69,51 @@ class Operator:
 
     def step(self, to: Moves | None) -> Step:
         """How it is called again, into the same memory, or the other one."""
-        name, args, out, read = self.name, self.args, self.out, self.read
-        own = array if to is None else to.numpy
-        if out is None:
-            if name == "copy_" and not self.kwargs and all(x.dtype == torch.int64 for x in read):
-                return np.copyto, (own(args[0]), own(args[1]))
-            return self._called(to)
-        if self.kwargs or out.dtype != torch.int64 or any(x.dtype != torch.int64 for x in read):
-            return self._called(to)
+        own, out = array if to is None else to.numpy, self.out
+        kinds = {x.dtype for x in self.read}
+        if self.kwargs or not kinds <= NUMBERS or (out is not None and out.dtype not in NUMBERS):
+            found = None
+        elif out is None:
+            found = (np.copyto, (own(self.args[0]), own(self.args[1]))) if self.name == "copy_" and kinds == WHOLE else None
+        elif out.dtype == torch.bool or kinds != WHOLE:
+            found = self._of_bits(own, kinds, own(out))
+        else:
+            found = self._of_numbers(own, own(out))
+        return self._called(to) if found is None else found
+
+    def _of_bits(self, own: Own, kinds: set[torch.dtype], out: np.ndarray) -> Step | None:
+        """Where it makes bits, or reads them."""
+        name, args = self.name, self.args
+        if name in COMPARED and out.dtype == np.bool_ and kinds == WHOLE and len(args) == 2 and _exact(args[1]):
+            return COMPARED[name], (own(args[0]), _operand(own, args[1]), out)
+        if name == "mul" and out.dtype == np.int64 and len(args) == 2 and all(isinstance(x, Tensor) for x in args):
+            return np.multiply, (own(args[0]), own(args[1]), out)
+        if name == "to" and out.dtype == np.int64:
+            return np.copyto, (out, own(args[0]))
+        return None
+
+    def _of_numbers(self, own: Own, out: np.ndarray) -> Step | None:
+        """Of int64 alone."""
+        name, args = self.name, self.args
         if name in UFUNCS and len(args) == 2:
-            return UFUNCS[name], (*[own(x) if isinstance(x, Tensor) else np.array(x, np.int64) for x in args], own(out))
+            return UFUNCS[name], (_operand(own, args[0]), _operand(own, args[1]), out)
         if name == "rsub" and len(args) == 2:
-            return np.subtract, (*[own(x) if isinstance(x, Tensor) else np.array(x, np.int64) for x in args[::-1]], own(out))
+            return np.subtract, (_operand(own, args[1]), _operand(own, args[0]), out)
         if name == "neg":
-            return np.negative, (own(args[0]), own(out))
+            return np.negative, (own(args[0]), out)
         if name == "index" and _is_take(args):
-            return _take, (own(args[0]), own(args[1][-1]), len(args[1]) - 1, own(out))
+            return _take, (own(args[0]), own(args[1][-1]), len(args[1]) - 1, out)
         if name in ("clone", "contiguous"):
-            return np.copyto, (own(out), own(args[0]))
+            return np.copyto, (out, own(args[0]))
         if name in ("reshape", "flatten"):
-            return np.copyto, (own(out).reshape(args[0].shape), own(args[0]))
-        if name == "cat":
-            return _join, ([own(x) for x in args[0]], args[1] if len(args) > 1 else 0, own(out))
+            return np.copyto, (out.reshape(args[0].shape), own(args[0]))
+        if name in ("cat", "stack"):
+            axis, parts = args[1] if len(args) > 1 else 0, [own(x) for x in args[0]]
+            return _join, (parts if name == "cat" else [np.expand_dims(x, axis) for x in parts], axis, out)
         if name == "sum" and len(args) > 1:
             axes = tuple(args[1]) if isinstance(args[1], list | tuple) else (args[1],)
-            return _total, (own(args[0]), axes, bool(len(args) > 2 and args[2]), own(out))
-        return self._called(to)
+            return _total, (own(args[0]), axes, bool(len(args) > 2 and args[2]), out)
+        return None
 
     def _called(self, to: Moves | None) -> Step:
         """By torch itself."""

@@ -14,7 +14,7 @@ All control flow depends on shapes alone, so that the three walks ask for the sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -202,8 +202,8 @@ class Tables(Protocol):
 class Recording(Protocol):
     """While a walk is written down (`protocols.sources.tape`): what is another's when it is done again, a position further each time."""
 
-    def varying(self, make: Callable[[int], Tensor]) -> Tensor:
-        """`make(0)`, and then `make(n)`, n positions further."""
+    def varying(self, make: Callable[[int], Tensor], key: Hashable = None) -> Tensor:
+        """`make(0)`, and then `make(n)`, n positions further; of one key, unless it is None, the same each time in a walk."""
 
     def windowed(self, weight: Tensor, window: tuple[int, ...]) -> Tensor:
         """A weight of which what lies in a window of its second axis is read, and then what lies n positions further."""
@@ -237,9 +237,12 @@ class Party(OfRole):
         assert self.engine is not None
         return self.engine.take(kind)
 
-    def varying(self, make: Callable[[int], Tensor]) -> Tensor:
-        """A public value, or one of this party's own, that hangs on how many positions there are: `make(0)`, see `Recording`."""
-        return make(0) if self.recording is None else self.recording.varying(make)
+    def varying(self, make: Callable[[int], Tensor], key: Hashable = None) -> Tensor:
+        """A public value, or one of this party's own, that hangs on how many positions there are: `make(0)`, see `Recording`.
+
+        What has a key is only read, and the same wherever this walk asks for it.
+        """
+        return make(0) if self.recording is None else self.recording.varying(make, key)
 
     def run(self, protocol: Protocol_[T]) -> T:
         """Drives a protocol to its end."""

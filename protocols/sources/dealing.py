@@ -25,6 +25,7 @@ from protocols.ring import array, flat
 from protocols.sequences import PutRowsMask
 from protocols.sources.expansion import Whole
 from protocols.sources.shelf import Taped, largest
+from protocols.sources.strips import Places
 
 PIECE = 1 << 18  # bytes of the payload at a time
 
@@ -81,7 +82,7 @@ class _Stacked:
 
     def __init__(self, place: int, kind: PutRowsMask, mask: Tensor, further: _Further) -> None:
         self.place, self.name, self.out = place, kind.x, mask.clone()
-        self._places, self._further = np.array(kind.places), further
+        self._places, self._further = Places(kind.places), further
 
     def memory(self) -> Iterator[np.ndarray]:
         """See `protocols.arena.Movable`."""
@@ -100,7 +101,7 @@ class _Stacked:
 
     def put(self, rows: Tensor) -> None:
         """A further row of each."""
-        array(self.out)[..., self._places + self._further.positions, :] = array(rows)
+        self._places.put(array(self.out), array(rows), self._further.positions)
 
 
 class DealtTape(Taped):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -134,6 +134,7 @@ class Writer:
             self.recorder.given(whole.out)
         self._own = [len(parts_of(kind).own(tape.role)) for kind in tape.kinds]
         self._completed: dict[int, tuple[Tensor, ...]] = {}
+        self._varied: dict[Hashable, Tensor] = {}  # in this walk
         self._place = 0
         self._online = False
 
@@ -150,7 +151,7 @@ class Writer:
     def walk(self, party: Party, channel: Channel, early: deque[memoryview] | None, run: Callable[[], Tensor | None]) -> Tensor | None:
         """Runs a walk of this party, the client's before the query if `early` is None, and writes it down."""
         tape, told, self._online = self.tape, party.on_label, early is not None
-        now, self._place = tape.now, 0
+        now, self._place, self._varied = tape.now, 0, {}
         now.channel, now.on_label, now.further, now.early = channel, told, 0, early if early is not None else deque()
 
         def label(at: tuple[str, str]) -> None:
@@ -218,12 +219,16 @@ class Writer:
 
     # ---- see `Recording`
 
-    def varying(self, make: Callable[[int], Tensor]) -> Tensor:
+    def varying(self, make: Callable[[int], Tensor], key: Hashable = None) -> Tensor:
         """See `Recording`."""
+        if key is not None and key in self._varied:
+            return self._varied[key]
         with self.recorder.outside():
             out = make(0).clone()
         self.recorder.given(out)
         self.recorder.note(self.tape.now.vary, out, make)
+        if key is not None:
+            self._varied[key] = out
         return out
 
     def windowed(self, weight: Tensor, window: tuple[int, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from protocols.arena import LINE, Arena, Moves, _placed
 from protocols.recording import Recorder, replay
 from protocols.ring import array
 from protocols.sources.shelf import STEP, Shelf
+from protocols.sources.strips import Places
 
 SHAPE = (6, 40)
 
@@ -24,7 +25,7 @@ def program(x: Tensor, y: Tensor) -> Tensor:
     held = torch.zeros(SHAPE, dtype=torch.int64)
     for turn in range(30):
         x, y = y + (x << 1), x - (y[:, torch.arange(39, -1, -1)] >> 2)
-        held[:, turn] = (x ^ y)[:, turn]
+        held[:, turn] = ((x ^ y) * (y >= x) + (x == 5))[:, turn]
         x = torch.cat([x[:, 3:], torch.stack([y[:, 0], y[:, 5], (y < x).long()[:, 2]], 1)], 1)
     return (held + x.transpose(0, 1).reshape(SHAPE)).sum(-1, keepdim=True)
 
@@ -93,6 +94,17 @@ def test_what_is_needed_at_a_time_lies_apart() -> None:
                 apart = spans[one][1] < spans[other][0] or spans[other][1] < spans[one][0]
                 beside = places[one] + len(arrays[one]) <= places[other] or places[other] + len(arrays[other]) <= places[one]
                 assert apart or beside
+
+
+@pytest.mark.parametrize("places", [[3], [0, 4, 8], [1, 2], [0, 3, 8], [6, 2, 4], [5, 3, 1]])
+def test_a_further_row_of_each_sequence_has_its_place(places: list[int]) -> None:
+    rows = np.arange(2 * len(places) * 3).reshape(2, len(places), 3) + 1
+    for further in (0, 2):
+        out, want = np.zeros((2, 12, 3), np.int64), np.zeros((2, 12, 3), np.int64)
+        Places(places).put(out, rows, further)
+        for number, place in enumerate(places):
+            want[:, place + further] = rows[:, number]
+        assert (out == want).all()
 
 
 class Taped(SimpleNamespace):

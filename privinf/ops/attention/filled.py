@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,14 +22,17 @@ from protocols.truncation import rescale
 @constant(64)
 def _mask(filled: tuple[int, ...], ends: tuple[int, ...]) -> Tensor:
     """For rows of so many elements as many ones as they have, and zeros: of one row after the other; the same in all layers."""
-    return torch.from_numpy(np.concatenate([np.repeat([1, 0], [end, columns - end]) for columns, end in zip(filled, ends, strict=True)]))
+    pairs = zip(filled, ends, strict=True)
+    return torch.from_numpy(np.repeat([1, 0] * len(ends), [many for columns, end in pairs for many in (end, columns - end)]))
 
 
 @constant(64)
 def _divided(within: RowRange, filled: tuple[int, ...], ends: tuple[int, ...], part: int) -> Tensor:
     """What hangs on the lengths of rows, see `RowRange.divided_row`: of one row for it, else for each element of all."""
-    found = [within.divided_row(end)[part] for end in ends]
-    return found[0] if len(found) == 1 else torch.cat([each.expand(columns) for each, columns in zip(found, filled, strict=True)])
+    found = {end: within.divided_row(end)[part] for end in set(ends)}
+    if len(ends) == 1:
+        return found[ends[0]]
+    return torch.from_numpy(np.repeat(np.concatenate([found[end].numpy() for end in ends]), filled))
 
 
 def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) -> Live:
@@ -37,13 +40,14 @@ def live_rows(x: PrivinfTensor, filled: Sequence[int], within: RowRange | None) 
     party, columns = x.party, tuple(filled)
     ends, device = tuple([end for _, end in x.runtime.windows(1)]), x.runtime.device
 
-    def varying(make: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-        return party.varying(lambda further: placed(make(tuple([end + further for end in ends])), device))
+    def varying(make: Callable[[tuple[int, ...]], Tensor], *key: Hashable) -> Tensor:
+        """Layers that are alike have one and the same."""
+        return party.varying(lambda further: placed(make(tuple([end + further for end in ends])), device), ("rows", columns, ends, *key))
 
     mask = varying(lambda ends: _mask(columns, ends))
     if within is None or not within.by_length:
         return Live(mask)
-    offset, *parts = [varying(partial(_divided, within, columns, part=part)) for part in range(3)]
+    offset, *parts = [varying(partial(_divided, within, columns, part=part), within, part) for part in range(3)]
     return Live(mask, offset, (parts[0], parts[1]))
 
 

@@ -20,11 +20,12 @@ from protocols.sources.two_party.tables import SealedTables
 from tests.support.plain_lattice import PlainLattice
 from tests.support.plain_transfers import PlainTransfers
 from tests.support.two_party import Weights
+from tests.support.waiting import PATIENCE
 
 
 def both(program: Callable[[Role, Any], Any]) -> tuple[dict[Role, Any], dict[str, Any]]:
     """`program(role, channel)` in a thread for each party; their results, and what the client's meter counted."""
-    channels = dict(zip(Role, memory_pair(), strict=True))
+    channels = dict(zip(Role, memory_pair(timeout=PATIENCE), strict=True))
     for channel in channels.values():
         channel.meter.phase = "offline"
     results = at_both(lambda role: program(role, channels[role]), channels)

@@ -11,6 +11,7 @@ from privinf.transport.memory import memory_pair
 from protocols.correlations import Correlation, Kind, Role
 from protocols.party import Cost, Online, Party, Protocol_, Trace
 from protocols.sources.base import PartySource
+from tests.support.waiting import PATIENCE
 
 
 class Nothing(PartySource):
@@ -32,7 +33,7 @@ class Both:
 
 def run_both(program: Callable[[Role], Protocol_[Any]], pair: tuple[Any, Any] | None = None) -> Both:
     """`program(role)` at each; the first of the pair is the server's; it was used for nothing before."""
-    ends = dict(zip((Role.SERVER, Role.CLIENT), pair or memory_pair(), strict=True))
+    ends = dict(zip((Role.SERVER, Role.CLIENT), pair or memory_pair(timeout=PATIENCE), strict=True))
     for end in ends.values():
         end.meter.phase = "online"
     results = at_both(lambda role: Party(role, Online(role, ends[role], Nothing(role))).run(program(role)), ends)

@@ -102,6 +102,7 @@ class Replies:
     failed: int = 0
     model: str | None = None  # of the replies that are there
     _file: BinaryIO | None = None
+    _end: int = 0  # of the last whole line
 
     def __enter__(self) -> Self:
         try:
@@ -136,15 +137,16 @@ class Replies:
     def _take_in(self) -> None:
         """What is there already; ConfigError if it is of another job."""
         assert self._file is not None
-        end = 0
+        self._end = 0
         for number, line in enumerate(iter(lambda: self._file.readline(), b""), 1):  # type: ignore[union-attr]
-            if not line.endswith(b"\n"):
+            whole = line.endswith(b"\n")
+            if not whole and self._begins(line):
                 break
             try:
                 found = json.loads(line)
                 name, id_, response = found["custom_id"], found["id"], found["response"]
                 body = response["body"]
-                known = self.wanted.get(name) == id_ and name not in self.done
+                known = whole and self.wanted.get(name) == id_ and name not in self.done
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 known = False
             if not known:
@@ -155,24 +157,36 @@ class Replies:
                 self.model = self.model or body.get("model")
             else:
                 self.failed += 1
-            end += len(line)
-        self._file.seek(end)
-        self._file.truncate()
+            self._end += len(line)
+        os.ftruncate(self._file.fileno(), self._end)
+
+    def _begins(self, line: bytes) -> bool:
+        """Whether the last line, which does not end, is the beginning of a reply that is not there; after a loss of power zeros follow."""
+        rest = line.rstrip(b"\0")
+        heads = (_head(self.wanted[name], name).encode() for name in self.wanted if name not in self.done)
+        return any(rest[: len(head)] == head[: len(rest)] for head in heads)
 
     def add(self, name: str, status: int, body: dict[str, Any]) -> None:
         """A request's reply or failure, durably. ConfigError where the disk is full; the file then ends before it."""
         assert self._file is not None and name not in self.done
         response = {"status_code": status, "request_id": self.wanted[name], "body": body}
         line = json.dumps({"id": self.wanted[name], "custom_id": name, "response": response, "error": None}, ensure_ascii=False)
-        at = self._file.tell()
+        data, at, file = memoryview(line.encode() + b"\n"), self._end, self._file.fileno()
         try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            while data:  # no buffer: what it held of a line that does not fit would be written when it is closed
+                written = os.pwrite(file, data, at)
+                data, at = data[written:], at + written
+            os.fsync(file)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), at)
+                os.ftruncate(file, self._end)
             text = f"cannot write {self.path}: {error.strerror}"
             raise ConfigError(text, remedy="what is in it is whole; make room, and run the same command again") from None
+        self._end = at
         self.done.add(name)
         self.failed += status != 200
+
+
+def _head(id_: str, name: str) -> str:
+    """What a request's reply begins with."""
+    return json.dumps({"id": id_, "custom_id": name}, ensure_ascii=False)[:-1]

@@ -228,6 +228,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 40, hard))
             with pytest.raises(privinf.ConfigError, match=f"cannot write {output}"):
                 there.add("2", 200, {"model": "m"})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # there is room again before the file is closed
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
@@ -236,6 +237,29 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
         assert there.done == {"1"} and there.model == "m"
         there.add("2", 200, {"model": "m"})
     assert len(replies(output)) == 2
+
+
+@pytest.mark.parametrize("what", ["the only copy of it", '{"prompt": "ab"}', '{"id": "batch_req_', '{"id": 7}'])
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, what: str) -> None:
+    """Also one whose last line has no end, as what is left of a job that was killed: that alone is cut off, and zeros after it."""
+    wanted, output = {"1": "a", "2": "b"}, tmp_path / "out.jsonl"
+    output.write_text(what)
+    with pytest.raises(privinf.ConfigError, match="line 1 is no reply to one of these requests"), Replies(output, wanted):
+        pass
+    assert output.read_text() == what
+    output.unlink()
+    with Replies(output, wanted) as there:
+        there.add("2", 200, {"model": "m"})
+        whole = output.read_bytes()
+        there.add("1", 200, {"model": "m"})
+    both = output.read_bytes()
+    for end in (b"", both[len(whole) : -1], both[len(whole) : len(whole) + 9], both[len(whole) : len(whole) + 30] + bytes(50), bytes(9)):
+        output.write_bytes(whole + end)
+        with Replies(output, wanted) as there:
+            assert there.done == {"2"} and output.read_bytes() == whole
+    output.write_bytes(whole[:-1].replace(b", ", b",  ", 1))
+    with pytest.raises(privinf.ConfigError, match="line 1 is no reply"), Replies(output, wanted):
+        pass
 
 
 def test_a_server_that_is_away_is_waited_for_no_longer_than_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,7 +92,14 @@ class Client:
         return waiting
 
     def open(self, made: list[Lines], connect_s: float | None = None) -> ClientSession:
-        """A new session, to be ended by `drop`; who waits for it in another thread can end it through `made`."""
+        """The session of `connect`, or a new one, to be ended by `drop`; who waits for it in another thread can end it through `made`."""
+        with self._guard:
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.lines.lost():
+            made.append(waiting.lines)
+            return waiting
+        if waiting is not None:  # it has lain unused for longer than the server allows, say
+            self.drop(waiting.lines)
         lines = Lines(self.peers)
         made.append(lines)
         with self._guard:
@@ -114,15 +121,7 @@ class Client:
     @contextlib.contextmanager
     def _session(self, made: list[Lines], connect_s: float | None = None) -> Iterator[ClientSession]:
         """A session for one query; both peers are told how it ended."""
-        with self._guard:
-            session, self._waiting = self._waiting, None
-        if session is not None and session.lines.lost():  # it has lain unused for longer than the server allows, say
-            self.drop(session.lines)
-            session = None
-        if session is not None:
-            made.append(session.lines)
-        else:
-            session = self.open(made, connect_s)
+        session = self.open(made, connect_s)
         try:
             yield session
             session.end()

@@ -25,6 +25,7 @@ Told = tuple[Token | None, bool] | BaseException
 """A token if there is one, and whether the reply has come to its end; or why it has not."""
 WORN = 1 << 15
 """Passes after which a session takes nobody new: a server bounds the requests of one."""
+SETTLE_S = 5.0
 
 
 class _Room:
@@ -36,10 +37,18 @@ class _Room:
         self._seats: dict[Member, Seat] = {}
         self._change = threading.Condition()
         self._closed = False
+        self._thread = threading.Thread(target=self._run, name="privinf-batch", daemon=True)
 
     def start(self) -> None:
         """Once somebody is in it."""
-        threading.Thread(target=self._run, name="privinf-batch", daemon=True).start()
+        self._thread.start()
+
+    def settle(self, seconds: float) -> None:
+        """Waits so long for its end, if nobody is in it."""
+        with self._change:
+            over = not self._seats
+        if over and self._thread.is_alive():
+            self._thread.join(seconds)
 
     def takes(self, most: int) -> bool:
         """Whether one more may come in, where `most` may be here at a time."""
@@ -187,6 +196,11 @@ class Shared:
             made = [] if opening.seats else list(opening.made)
         for lines in made:
             self._client.drop(lines)
+
+    def settle(self) -> None:
+        """Waits until sessions in which nobody is any more have told their peers so, a moment at most."""
+        for room in list(self._rooms):  # without the guard, which whoever connects holds
+            room.settle(SETTLE_S)
 
     def _end(self, room: _Room, error: BaseException | None) -> None:
         with contextlib.suppress(PrivinfError):

@@ -203,5 +203,7 @@ class Crew(Work):
 
     def close(self) -> None:
         """Ends all of them, and what they are doing."""
+        if (shared := self.workers[0].shared) is not None:
+            shared.settle()
         for worker in self.workers:
             worker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from protocols.errors import Code, HandshakeError, TransportError
 from tests.jobs.test_batch import ask, replies, text_of, written
 from tests.support.gateway import ids_of
 from tests.support.trio import Trio, is_greedy, trio
+from tests.support.waiting import wait_for
 
 PROMPTS = ["ab", "Hello", "x = 1", "zz top", "("]
 
@@ -45,12 +47,18 @@ def are_right(path: Path) -> None:
         assert is_greedy(ids_of(prompt), ids_of(text_of(found[str(number)])))
 
 
-def test_requests_go_through_the_same_passes(parties: Trio, tmp_path: Path, asked: list[Any]) -> None:
+def test_requests_go_through_the_same_passes(parties: Trio, tmp_path: Path, asked: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """In one session, the one in which the model was read, and the parties are told of its end."""
+    caplog.set_level(logging.INFO, "privinf")
     source, output = written(tmp_path / "in.jsonl", [{"prompt": text} for text in PROMPTS]), tmp_path / "out.jsonl"
     counts = ask(parties, source, output, sessions=3)
     are_right(output)
     assert counts["tokens"] == 15 and all(isinstance(request, Step) for request in asked)
     assert len(asked) < 15 and max(len(request.new) for request in asked) > 1
+    wait_for(lambda: any(each.name == "privinf.server" and " bytes, " in each.getMessage() for each in caplog.records))
+    parties.server.close()
+    ended = [each.getMessage() for each in caplog.records if each.name == "privinf.server" and " bytes, " in each.getMessage()]
+    assert len(ended) == 1 and ended[0].endswith(", done"), ended
 
 
 def test_what_fails_beside_others_is_tried_alone(parties: Trio, tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

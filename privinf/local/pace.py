@@ -42,8 +42,9 @@ USUAL = Pace(
     at=0.0,
 )
 """Of one processor of 2026, two of whose cores had nothing else to do."""
+PAUSE_S = 0.15  # until the parties are done with what they do after a reply
 SWEEPS, NEAR = 1000, 1e-9
-HELD = 0.25  # how far a unit is from where `USUAL` has it, as a part of that, weighs against this part of a time
+HELD = 0.35  # how far a unit is from where `USUAL` has it, as a part of that, weighs against this part of a time
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _seen(lowered: Lowered, options: Options) -> Seen:
     firsts: list[float] = []
     with LocalSession(lowered, options) as session:
         for count in ASKED:
+            time.sleep(PAUSE_S)
             first, gaps = asked(session, [1 + n % 100 for n in range(count)], TOKENS if count == SHORT else 1)
             if firsts:
                 prompts[count].append(first)

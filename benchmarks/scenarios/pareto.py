@@ -12,7 +12,7 @@ from benchmarks.measure import Run
 from benchmarks.schema import Absent
 from privinf.training.corpus import encode_corpus, read_corpus
 from privinf.training.evaluation import evaluate
-from privinf.training.ladder import load_ladder
+from privinf.training.families import load_trained
 from protocols.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def pareto(run: Run, work: Path, *, models: Sequence[Path], seq: int) -> None:
     documents = read_corpus()
     for number, path in enumerate(models):
         try:
-            model, config, _ = load_ladder(path)
+            model, config, _ = load_trained(path)
             if seq > config.n_positions:
                 raise ConfigError(f"{seq} tokens do not fit {path.name}'s context of {config.n_positions}")
             tokens = encode_corpus([d for d in documents if d.held_out], Tokenizer.from_file(str(path / "tokenizer.json")))

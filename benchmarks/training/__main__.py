@@ -65,7 +65,7 @@ def architectures(
 
 @app.command()
 def removal(
-    models: Annotated[list[Path] | None, typer.Argument(help="Checkpoints; default: those in models/.")] = None,
+    models: Annotated[list[Path] | None, typer.Argument(help="Checkpoints of the ladder; default: those in models/.")] = None,
     out: Annotated[Path, typer.Option(help="Where the analyses are.")] = Path("runs/analysis"),
     most: Annotated[int, typer.Option(min=1, help="From 1 to so many FFNs.")] = 3,
     steps: Annotated[int, typer.Option(min=0, help="Of the second training, after two are removed.")] = 150,
@@ -74,7 +74,7 @@ def removal(
     """Analyse models and compare which FFNs to remove with AERO's rule."""
     from benchmarks.training.removal import measure
 
-    measure(target, out, models or sorted(Path("models").iterdir()), range(1, most + 1), steps)
+    measure(target, out, models or [Path("models", name) for name in ("pylib", "pylib-gpt2")], range(1, most + 1), steps)
 
 
 @app.command()

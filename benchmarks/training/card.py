@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.output import table
-from privinf.models.aero import AeroModel
 from privinf.models.base import Activations
 from privinf.models.checkpoint import load_tokenizer
 from privinf.training.corpus import Tokens, encode_corpus, read_corpus
 from privinf.training.evaluation import Largest, continue_text, evaluate, spread_windows, token_loss
-from privinf.training.ladder import load_ladder
+from privinf.training.families import Trained, load_trained
 
 TRAINING_WINDOWS, HELD_OUT_WINDOWS, RANDOM_WINDOWS = 1200, 324, 256
 PROMPTS = (
@@ -27,8 +26,8 @@ PROMPTS = (
 
 
 def card(directory: Path) -> str:
-    """Markdown for the card of a checkpoint that was trained on the standard library."""
-    model, config, tokenizer_file = load_ladder(directory)
+    """Markdown for the card of a checkpoint that was trained on the standard library, of a family with attention."""
+    model, config, tokenizer_file = load_trained(directory)
     assert tokenizer_file is not None
     tokenizer, length = load_tokenizer(tokenizer_file), config.n_positions
     tokens = encode_corpus(read_corpus(), tokenizer)
@@ -49,7 +48,7 @@ def card(directory: Path) -> str:
     return "\n".join(lines)
 
 
-def _ranges(model: AeroModel, tokens: Tokens, training: Tensor, held_out: dict[str, float]) -> list[list[str]]:
+def _ranges(model: Trained, tokens: Tokens, training: Tensor, held_out: dict[str, float]) -> list[list[str]]:
     length, vocab = model.config.n_positions, model.config.vocab_size
     drawn = torch.randint(vocab, (RANDOM_WINDOWS, length), generator=torch.Generator().manual_seed(1))
     same = torch.arange(0, vocab, 6)[:, None].expand(-1, length)
@@ -72,7 +71,7 @@ def _ranges(model: AeroModel, tokens: Tokens, training: Tensor, held_out: dict[s
 
 
 @torch.no_grad()
-def _largest(model: AeroModel, ids: Tensor, causal: bool) -> Largest:
+def _largest(model: Trained, ids: Tensor, causal: bool) -> Largest:
     found = Largest()
     for part in torch.split(ids, 8):
         trace = Activations()

@@ -55,11 +55,13 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             stream["stream_options"] = {"include_usage": True}
             with opened(address, "/v1/completions", key, stream) as answer:
                 assert answer.readline().startswith(b"data: {")
-                process.send(signal.SIGTERM)  # the reply is on its way, and may end
+                served.server.send(signal.SIGSTOP)  # so that the reply is still on its way
+                process.send(signal.SIGTERM)
+                process.until("takes nobody new, and stops in 60 s at the latest")
+                served.server.send(signal.SIGCONT)  # it may end
                 *pieces, done = [line for line in answer.read().splitlines() if line]
             assert done == b"data: [DONE]" and json.loads(pieces[-1].removeprefix(b"data: "))["usage"]["completion_tokens"] == 12
             assert process.wait() == 0 and process.lines[-1] == "gateway stops"
-            assert "gateway takes nobody new, and stops in 60 s at the latest" in process.lines
             assert "zq!X" not in process.err and "zq!X" not in served.server.err + served.dealer.err
         more = ("--metrics", "127.0.0.1:0", "--host", "Gw.example", "--json", "--drain", "1000")
         with t.Process("gateway", *common, "--http", "127.0.0.1:0", "--api-key", "given-key-1", *more) as process:
@@ -69,10 +71,13 @@ def test_it_answers_until_a_signal_and_shows_its_key_once() -> None:
             the_metrics_are_open_on_their_own_port_alone(about["address"], about["metrics"])
             with opened(about["address"], "/v1/completions", "given-key-1", {**stream, "max_tokens": 30}) as answer:
                 assert answer.readline().startswith(b"data: {")
+                served.server.send(signal.SIGSTOP)
                 before = process.lines
                 process.send(signal.SIGINT)
                 process.until("takes nobody new")
                 process.send(signal.SIGINT)
+                process.until("ends 1 request")
+                served.server.send(signal.SIGCONT)
                 *_, last = [line for line in answer.read().splitlines() if line]
             error = json.loads(last.removeprefix(b"data: "))["error"]
             assert (error["code"], error["message"]) == ("stopping", "this gateway is being stopped")

@@ -12,7 +12,7 @@ from torch import Tensor
 from privinf.client.lines import Lines
 from privinf.client.sampling import Sampler
 from privinf.client.scores import PromptScores, Scores, score
-from privinf.client.session import ClientSession, Timing
+from privinf.client.session import ClientSession, Timing, in_chunks
 from privinf.client.text import Prompt, Streamer, Token
 from privinf.client.tokenizer import Tokenizer
 from privinf.client.wanted import Wanted
@@ -93,7 +93,7 @@ class Reply:
         filled, first = session.filled(ids, terms.seq, after), len(self.tokens)
         if first:
             filled += self.tokens
-            terms = session.in_chunks(len(filled), terms.tokens - first, self.wanted.revealed)
+            terms = in_chunks(session.options, len(filled), terms.tokens - first, self.wanted.revealed)
         return filled, terms, room
 
     def padding(self, session: ClientSession, room: int) -> int:

@@ -105,10 +105,6 @@ class ClientSession:
         room = self.lowered.info.n_positions - (self.runtime.offset if cached is None else cached)
         return padded_terms(self.options, room, seq, tokens, logits)
 
-    def in_chunks(self, seq: int, tokens: int, logits: bool) -> Terms:
-        """A query of just these lengths, in pieces as the options say."""
-        return in_chunks(self.options, seq, tokens, logits)
-
     def filled(self, ids: Sequence[int], seq: int, after: int) -> list[int]:
         """A prompt of `seq` tokens: end tokens where it has fewer, in front of it but after its first `after` ids."""
         info = self.lowered.info

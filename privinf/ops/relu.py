@@ -39,6 +39,11 @@ class Compared(Node):
         out_bits: Bits
 
         @property
+        def made_frac(self) -> int:
+            """Fraction bits of what `function` makes."""
+            return COMPARED_FRAC
+
+        @property
         def needs(self) -> int:
             return self.opened + FRAC - COMPARED_FRAC
 
@@ -51,11 +56,11 @@ class Compared(Node):
     def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
         plan = self.plan
         opened = yield from rescale(x.party, x.shares, bits=plan.opened, frac=COMPARED_FRAC)
-        y = yield from self.function(x.party, opened, plan.out_bits + COMPARED_FRAC - plan.out_frac)
+        y = yield from self.function(x.party, opened, plan.out_bits + plan.made_frac - plan.out_frac)
         return (yield from rescale(x.party, y, bits=plan.out_bits, frac=plan.out_frac))
 
     def function(self, party: Party, x: Shares, bits: int) -> Protocol_[Shares]:
-        """Of what is opened, in Z_2^bits with as many fraction bits."""
+        """Of what is opened, in Z_2^bits with the fraction bits that the plan says."""
         raise NotImplementedError
 
     def make_plan(self, planning: Planning) -> Plan:

@@ -6,13 +6,11 @@ from typing import Any
 
 from privinf.graph.builder import Builder, Unsupported, Value, aten, rule
 from privinf.graph.planning import COMPARED_FRAC, Planning
-from privinf.graph.private import PrivinfTensor
 from privinf.ops.relu import Compared
 from protocols.activation import FORMS, PRODUCT_BITS
 from protocols.activation import softplus as pieces
-from protocols.party import Protocol_
+from protocols.party import Party, Protocol_
 from protocols.shares import Shares
-from protocols.truncation import rescale
 
 FINE_FRAC = 20  # of what only products read: a recurrence's step is next to 0 where it forgets nothing, and multiplies all that it adds
 
@@ -29,6 +27,10 @@ class Softplus(Compared):
         """With finer results, or not."""
 
         @property
+        def made_frac(self) -> int:
+            return max(self.out_frac, COMPARED_FRAC)
+
+        @property
         def needs(self) -> int:
             return max(super().needs, self.compare_bits + self.out_frac - COMPARED_FRAC)
 
@@ -42,13 +44,8 @@ class Softplus(Compared):
         frac = FINE_FRAC if planning.multiplied(self.name) else plan.out_frac
         return self.Plan(**{**plan.record(), "out_frac": frac})
 
-    def protocol(self, x: PrivinfTensor, *others: PrivinfTensor) -> Protocol_[Shares]:
-        plan = self.plan
-        opened = yield from rescale(x.party, x.shares, bits=plan.opened, frac=COMPARED_FRAC)
-        frac = max(plan.out_frac, COMPARED_FRAC)
-        bits = plan.out_bits + frac - plan.out_frac
-        y = yield from pieces(x.party, opened, compare_bits=plan.compare_bits, bits=bits, frac=frac)
-        return (yield from rescale(x.party, y, bits=plan.out_bits, frac=plan.out_frac))
+    def function(self, party: Party, x: Shares, bits: int) -> Protocol_[Shares]:
+        return pieces(party, x, compare_bits=self.plan.compare_bits, bits=bits, frac=self.plan.made_frac)
 
 
 @rule(aten.softplus.default)

@@ -58,6 +58,7 @@ REASONS = (
     "disk",
 )
 """Why peers, or requests of theirs, are refused."""
+TICK_S = 0.05
 REST_S = 5.0
 """How long a drain waits for the next request of a session, at most."""
 
@@ -96,6 +97,7 @@ class Service:
         kernels.start(options.cache / "kernels")
         if otherwise := falls_back(options.device):
             self._log.info("%s", otherwise)
+        self._called = threading.Event()  # the last call
         self.watch: Callable[[Connection], OnMessage] | None = None  # `privinf.local.watch`, in local demos alone
 
     @property
@@ -181,11 +183,6 @@ class Service:
         return self._others.why(self.missing)
 
     @property
-    def coming(self) -> bool:
-        """Whether somebody is at the door."""
-        return self._listener.coming
-
-    @property
     def draining(self) -> bool:
         """Whether nobody new is served."""
         return self._here.draining or self._here.closing
@@ -238,7 +235,12 @@ class Service:
         """Serves until `close`."""
         while not self._listener.closed:
             try:
-                self._take(self._listener.accept(self._sparing.due() or WINDOW_S))
+                rest = self._sparing.due() or WINDOW_S
+                if self._called.is_set():
+                    rest = min(rest, TICK_S)
+                    if not self._listener.coming:
+                        self._here.draining = True
+                self._take(self._listener.accept(rest))
             except Exception as error:  # a fault of ours: whoever comes next is served all the same
                 self._sparing.say("door", f"internal error at the door: {type(error).__name__}: {error}")
                 time.sleep(0.01)
@@ -315,6 +317,18 @@ class Service:
             code = Code.CLIENT_FULL if role == "client" else Code.SERVER_FULL
             return RefusedError.for_now(f"the {self.role} serves {own} sessions of this {role} already", code)
         return None
+
+    def last_call(self, seconds: float) -> None:
+        """Waits until whoever is at the door is in or turned away, but no longer than this; from then on nobody new is served.
+
+        The thread that serves finds out: any other could look while it has somebody in its hands, between the door and a place.
+        """
+        until = time.monotonic() + seconds
+        self._called.set()
+        self._listener.wake()
+        while not self.draining and time.monotonic() < until:
+            time.sleep(TICK_S)
+        self._here.draining = True
 
     def settle(self, seconds: float, rest_s: float | None = None) -> None:
         """Waits until every session has ended by itself, but no longer than this; ends those that ask for nothing within `rest_s`."""

@@ -94,7 +94,7 @@ class Door:
         return len(self.silent) + len(self.speaking) + len(self.known)
 
     def wake(self) -> None:
-        """Ends a `step` that waits; from any thread, and for good."""
+        """Ends a `step` that waits, or else the next one; from any thread."""
         with contextlib.suppress(OSError):
             self._waker.send(b"x")
 
@@ -108,8 +108,11 @@ class Door:
         for sock in (self._waker, self._woken):
             sock.close()
 
-    def step(self, until: float | None) -> None:
-        """One round: serves whoever can get on, lets in who has come, and turns away whose time is over; waits for that till `until`."""
+    def step(self, until: float | None) -> bool:
+        """One round: serves whoever can get on, lets in who has come, and turns away whose time is over; waits for that till `until`.
+
+        Whether somebody has woken it.
+        """
         due = [time for time in (until, self._resumes, *(room.due() for room in self._rooms)) if time is not None]
         ready = self._selector.select(max(0.0, min(due) - time.monotonic()) if due else None)
         knocked = any(key.fileobj is self._sock for key, _ in ready)
@@ -123,6 +126,8 @@ class Door:
         for room in self._rooms:
             for guest in room.overdue():
                 self._out_of_time(guest, room)
+        woken = any(key.fileobj is self._woken for key, _ in ready)
+        return woken and bool(self._woken.recv(_BATCH))
 
     # ---- coming in
 

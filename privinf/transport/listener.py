@@ -133,7 +133,7 @@ class Listener:
         self._context, self.credentials = make_context(credentials, server=True), credentials
 
     def accept(self, timeout: float | None = None) -> Connection | TurnedAway | None:
-        """The next peer, or the next guest that will be none; None once the listener is closed, or when `timeout` seconds pass.
+        """The next peer, or the next guest that will be none; None once the listener is closed or woken, or when `timeout` seconds pass.
 
         Whoever is on the way to become a peer gets on only within this call: it is to be called again and again.
         """
@@ -146,7 +146,8 @@ class Listener:
                 if until is not None and time.monotonic() >= until:
                     return None
                 try:
-                    self.door.step(until)
+                    if self.door.step(until):
+                        return None
                 except (OSError, ValueError):  # a signal handler within it has closed it
                     if not self._closed:
                         raise
@@ -165,9 +166,13 @@ class Listener:
         connection.timeout = self._options.timeout
         return connection
 
+    def wake(self) -> None:
+        """Lets `accept` return; from any thread."""
+        self.door.wake()
+
     @property
     def coming(self) -> bool:
-        """Whether somebody is on the way to become a peer, or waits to be accepted."""
+        """Whether somebody is on the way to become a peer, or waits to be accepted; for whoever calls `accept`, which moves them on."""
         return bool(len(self.door) or self.door.ready or select.select([self._socket], [], [], 0)[0])
 
     @property

@@ -16,10 +16,6 @@ from privinf.session.service import Service
 from privinf.workers.words import Line
 from protocols.errors import ConfigError
 
-COMING_S = 5.0
-"""How long an ending worker waits for those at its door."""
-_TICK_S = 0.05
-
 
 def work(make: Callable[[], Service], line: Line) -> None:
     """Serves until the front says otherwise, or is gone."""
@@ -55,10 +51,9 @@ def _reload(service: Service) -> None:
 
 
 def _end(service: Service, line: Line, seconds: float) -> None:
-    """Those at the door come in first: nothing is handed to this worker any more."""
+    """Those at the door come in first: nobody is handed to this worker any more."""
     began = time.monotonic()
-    while service.coming and time.monotonic() < began + min(COMING_S, seconds / 2):
-        time.sleep(_TICK_S)
+    service.last_call(seconds / 2)
     service.drain(began + seconds - time.monotonic())
     service.close()
     _bye(service, line)

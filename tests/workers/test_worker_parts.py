@@ -7,6 +7,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from privinf.server.budget import SetUps
 from privinf.server.room import Room
 from privinf.session.board import PEERS, Board, Peer
+from privinf.session.options import Options
 from privinf.session.readiness import Readiness
+from privinf.session.service import Service
+from privinf.transport import Connection, dial, load_credentials
 from privinf.transport.handing import Handed, channel, hand
 from privinf.transport.hint import PREFIX, hint_of, read_hint
 from privinf.workers.hints import Hints
@@ -23,7 +28,10 @@ from privinf.workers.porch import Porch
 from privinf.workers.summed import counts, summed
 from privinf.workers.worker import packed
 from protocols.errors import DefectError, RefusedError
+from tests.support.tls_pair import keys_dir, pool
 from tests.support.waiting import PATIENCE, wait_for
+
+__all__ = ["keys_dir", "pool"]
 
 
 def hello(hint: str = "", others: tuple[str, ...] = (), host: str = "dealer.example.org") -> bytes:
@@ -192,3 +200,49 @@ def test_who_is_missing_is_not_asked_for_at_each_probe() -> None:
 
 def test_a_board_is_no_file(board: int) -> None:
     assert "memfd" in str(Path(f"/proc/self/fd/{board}").readlink())
+
+
+class Slow(Service):
+    """Answers whoever asks, and is slow at its door: between having somebody there and giving it a place."""
+
+    role = "server"
+
+    def __init__(self, keys: Path) -> None:
+        super().__init__(listen="127.0.0.1:0", keys=str(keys), allowed_roles={"client"}, options=Options())
+        self.at_door, self.go_on = threading.Event(), threading.Event()
+
+    def _admit(self, connection: Connection) -> None:
+        self.at_door.set()
+        assert self.go_on.wait(PATIENCE)
+        super()._admit(connection)
+
+    def handle(self, connection: Connection) -> None:
+        connection.send(bytes(connection.receive()))
+
+
+def test_a_last_call_is_for_those_too_whom_the_door_has_in_its_hands(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
+    with Slow(keys_dir) as service, dial(service.address, load_credentials(keys_dir, "client"), "server", PATIENCE) as guest:
+        guest.send(b"?")
+        assert service.at_door.wait(PATIENCE)
+        called = pool.submit(service.last_call, PATIENCE)
+        with pytest.raises(FuturesTimeout):
+            called.result(0.3)
+        assert not service.draining
+        service.go_on.set()
+        assert bytes(guest.receive()) == b"?"
+        called.result(PATIENCE)
+        assert service.draining
+
+
+def test_a_last_call_waits_for_the_silent_and_not_for_ever(keys_dir: Path, pool: ThreadPoolExecutor) -> None:
+    with Slow(keys_dir) as service, dial(service.address, load_credentials(keys_dir, "client"), "server", PATIENCE) as guest:
+        service.go_on.set()
+        called = pool.submit(service.last_call, PATIENCE)
+        with pytest.raises(FuturesTimeout):
+            called.result(0.3)
+        guest.send(b"!")
+        assert bytes(guest.receive()) == b"!"
+        called.result(PATIENCE)
+    with Slow(keys_dir) as service, dial(service.address, load_credentials(keys_dir, "client"), "server", PATIENCE):
+        service.last_call(0.3)
+        assert service.draining

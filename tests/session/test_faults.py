@@ -6,6 +6,7 @@ Parties are real processes. A relay on one of their links kills or stops one of 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -247,7 +248,7 @@ def test_a_party_is_asked_to_end_in_a_session(tmp_path: Path, role: str, number:
 
 def start_run(tmp_path: Path, *words: object) -> tuple[subprocess.Popen[str], set[int]]:
     """A run that lasts, once its three children are at work; and their process ids."""
-    command = [sys.executable, "-m", "privinf", "run", t.lowered_directory(), "--prompt-ids", "1,2,3", "--max-new-tokens", 20]
+    command = [sys.executable, "-m", "privinf", "run", t.lowered_directory(), "--prompt-ids", "3,1,3", "--max-new-tokens", 20]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [str(word) for word in (*command, "--cache", tmp_path / "cache", "--link", "100ms:100", *words)],
@@ -261,6 +262,8 @@ def start_run(tmp_path: Path, *words: object) -> tuple[subprocess.Popen[str], se
     t.wait_for(lambda: list((tmp_path / "cache").rglob("*.bin")), about=lambda: str(process.poll()))
     children = t.parties_of(process.pid)
     assert len(children) == 1 + 3
+    for pid, what in itertools.product(children, ("cmdline", "environ")):
+        assert b"3,1,3" not in Path(f"/proc/{pid}/{what}").read_bytes()
     return process, children
 
 

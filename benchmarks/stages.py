@@ -20,7 +20,8 @@ from benchmarks.spread import spread
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-TRAINED_BASELINE = ROOT / "models" / "pylib-gpt2"
+BESIDE = ("pylib-gpt2", "pylib-llama")
+"""Shipped models that were trained as the one measured was."""
 PATIENCE, LEAST_S = 6, 600.0
 """A stage may take so many times its minutes, and at least so long, before it is stopped; what it has measured by then is kept."""
 ENDS_S = 60.0
@@ -41,7 +42,7 @@ def stages(quick: bool, model: Path, device: str) -> list[Stage]:
     small, name = ("--quick",) if quick else (), str(model)
     links = "loopback,lan,20ms:200" if quick else "loopback,lan,20ms:200,wan,4g"
     on = () if device == "cpu" else ("--device", device)
-    trained = (name, str(TRAINED_BASELINE.relative_to(ROOT))) if TRAINED_BASELINE.is_dir() else (name,)
+    trained = (name, *(f"models/{other}" for other in BESIDE if (ROOT / "models" / other).is_dir()))
     beside = ("--beside", ",".join(name.replace("_i6", "_i{half}") for name in (SMALLEST, BASELINE)))
     found = [
         Stage("shipped", ("shipped", name, "--samples", "2" if quick else "5", "--errors", "1" if quick else "3"), 1.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -36,12 +37,10 @@ def processor_s(pids: Sequence[int]) -> float:
 def workers() -> list[int]:
     """The processes of a cluster's workers on this machine."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(WORKER):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if Path(f"/proc/{number}/cmdline").read_bytes().startswith(WORKER):
+                found.append(int(number))
     return found
 
 

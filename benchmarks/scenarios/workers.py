@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,10 +80,10 @@ def workers_of(pid: int) -> list[int]:
 def children(pid: int) -> list[int]:
     """Processes that this one started, and that run."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                found.append(int(path.parent.name))
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(number))
     return found
 
 

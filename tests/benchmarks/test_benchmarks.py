@@ -112,7 +112,8 @@ def test_both_ends_of_a_link_count_the_same(run: Run) -> None:
 
 def test_totals_are_sums_and_the_schema_is_strict(run: Run, saved: Path) -> None:
     result = read(saved)
-    assert msgspec.to_builtins(result) == msgspec.to_builtins(run.result(True)) and result.version == VERSION
+    again = msgspec.structs.replace(run.result(True), took_s=result.took_s)  # a run that is asked later has taken longer
+    assert msgspec.to_builtins(result) == msgspec.to_builtins(again) and result.version == VERSION
     for total in result.totals:
         own = [r for r in result.rows if (r.backend, r.phase) == (total.backend, total.phase)]
         assert total.bytes_sent == sum(r.bytes_sent for r in own) and total.bytes_received == sum(r.bytes_received for r in own)

@@ -19,7 +19,7 @@ from privinf.client.client import Client
 from privinf.client.conversation import Conversation
 from privinf.client.look import missing
 from privinf.session.options import Options
-from protocols.errors import PrivinfError, RefusedError
+from protocols.errors import Code, PrivinfError, RefusedError
 from tests.support import trio as t
 from tests.support.waiting import PATIENCE
 
@@ -41,6 +41,22 @@ class Both(NamedTuple):
 
     def served(self, process: t.Process, name: str) -> float:
         return sum(value for place, value in t.scraped(self.metrics(process)).items() if place[0] == name)
+
+    def rested(self) -> None:
+        """Waits until the server has seen the end of every session: until then their places are taken."""
+        t.wait_for(lambda: self.served(self.server, "privinf_peers") == 0)
+
+    def reply(self) -> list[int]:
+        """Of a new session, begun again where the server has not seen yet that an earlier one has ended."""
+
+        def answer() -> list[int]:
+            try:
+                return reply(self.client())
+            except RefusedError as error:
+                assert error.code == Code.CLIENT_FULL, error
+                return []
+
+        return t.wait_for(answer)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +95,15 @@ def probe(address: str, path: str) -> tuple[int, str]:
 
 def test_sessions_find_their_worker_at_the_dealer_and_a_limit_is_of_all_workers(both: Both) -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = [token for tokens in pool.map(lambda _: reply(both.client()), range(6)) for token in [tuple(tokens)]]
+        found = [token for tokens in pool.map(lambda _: both.reply(), range(6)) for token in [tuple(tokens)]]
     assert len(set(found)) == 1 and t.is_greedy(PROMPT, list(found[0]))
     assert both.served(both.server, "privinf_passes_total") == both.served(both.dealer, "privinf_passes_total") == 18
+    both.rested()
     with Conversation(both.client()) as one, Conversation(both.client()) as two:
         assert reply(one) == reply(two)
         with pytest.raises(RefusedError, match="serves 2 sessions of this client already"):
             reply(both.client())
+    both.rested()
     parties = ("--server", t.address_of(both.server), "--dealer", t.address_of(both.dealer))
     with t.Process("doctor", "--keys", t.keys(), *parties, "--cache", both.cache, "--timeout", PATIENCE) as doctor:
         assert doctor.wait() == 0 and "server and dealer opened one for us" in doctor.out
@@ -95,6 +113,7 @@ def test_sessions_find_their_worker_at_the_dealer_and_a_limit_is_of_all_workers(
 
 
 def test_a_worker_that_dies_takes_its_own_sessions_alone(both: Both) -> None:
+    both.rested()
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(contextlib.closing(Conversation(both.client()).open())) for _ in range(2)]
         before = [reply(each) for each in held]
@@ -109,7 +128,7 @@ def test_a_worker_that_dies_takes_its_own_sessions_alone(both: Both) -> None:
         assert sorted(ends) == [0, 1] and before[0] == before[1]
     t.wait_for(lambda: len(workers(both.server)) == 2 and both.served(both.server, "privinf_workers") == 2)
     assert victim not in workers(both.server) and f"a worker is gone (process {victim})" in both.server.err
-    assert t.is_greedy(PROMPT, reply(both.client()))
+    assert t.is_greedy(PROMPT, both.reply())
     assert both.served(both.server, "privinf_worker_deaths_total") == 1
 
 
@@ -126,7 +145,7 @@ def test_workers_are_replaced_while_sessions_go_on(both: Both) -> None:
 
     def replaced() -> bool:
         nonlocal served
-        assert t.is_greedy(PROMPT, reply(both.client()))
+        assert t.is_greedy(PROMPT, both.reply())
         served += 3
         for _ in range(3):
             if (token := next(running, None)) is not None:
@@ -136,7 +155,7 @@ def test_workers_are_replaced_while_sessions_go_on(both: Both) -> None:
     t.wait_for(replaced)
     tokens += [token.id for token in running]
     assert len(tokens) == 20 and t.is_greedy(PROMPT, tokens)
-    t.wait_for(lambda: both.served(both.server, "privinf_peers") == 0)
+    both.rested()
     assert both.served(both.server, "privinf_passes_total") == passes + served - 1 + 20
     assert both.server.alive and both.dealer.alive
 

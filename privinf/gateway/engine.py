@@ -18,6 +18,7 @@ from privinf.client.reply import Attempts
 from privinf.client.sampling import GREEDY, Sampling
 from privinf.client.scores import Score
 from privinf.client.session import padded_terms
+from privinf.client.shared import Seat
 from privinf.client.text import Token
 from privinf.gateway.conversations import Conversations
 from privinf.gateway.held import Held
@@ -219,7 +220,7 @@ class Engine:
         answer.finish_reason = reply.finish_reason
         held.ended = reply.finish_reason == "stop" and not reply.streamer.stopped
         held.text = None if text is None or reply.streamer.text is None else text + reply.streamer.text
-        self.replies.whole(reply)
+        self.replies.whole(reply, shared=isinstance(held.conversation, Seat))
         self.conversations.keep(held)
 
     def _alone(self, query: Query, ids: list[int]) -> bool:

@@ -66,6 +66,7 @@ def families(engine: Engine, requests: Requests) -> Iterable[Metric]:
     yield seconds
     yield counter("privinf_correlations", "Correlations that were spent, each once.", engine.conversations.spent())
     yield counter("privinf_prepared_queries", "Queries that were prepared ahead, and used.", counts["prepared"])
+    yield counter("privinf_shared_replies", "Whole replies that ended in a session for several callers.", counts["shared"])
     yield gauge("privinf_active_replies", "Replies that are being made.", engine.active)
     yield gauge("privinf_active_replies_limit", "Replies that are made at a time.", engine.limits.active)
     yield gauge("privinf_waiting_replies", "Callers that wait for their turn.", engine.waiting)

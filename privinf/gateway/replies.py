@@ -15,7 +15,7 @@ class ReplyCounts:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self.counts = dict.fromkeys((*_COUNTED, "replies", "cancelled", "failed", "prepared"), 0)
+        self.counts = dict.fromkeys((*_COUNTED, "replies", "cancelled", "failed", "prepared", "shared"), 0)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.mean_s = 1.0
         """Of recent replies."""
@@ -25,9 +25,10 @@ class ReplyCounts:
         with self._guard:
             self.seconds["setup"] += setup_s
 
-    def whole(self, reply: Reply) -> None:
-        """A reply that came to its end."""
+    def whole(self, reply: Reply, *, shared: bool) -> None:
+        """A reply that came to its end, in a session that callers shared or in one of its own."""
         with self._guard:
+            self.counts["shared"] += shared
             self.counts["prepared"] += reply.sessions[-1].prepared is not None
             self.seconds["offline"] += reply.timing.offline_s
             self.seconds["online"] += sum(reply.timing.tokens_s)

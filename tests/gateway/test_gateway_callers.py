@@ -232,7 +232,13 @@ def test_metrics_say_what_moved_and_nothing_else(parties: Trio) -> None:
         assert value("privinf_bytes_total", role="client", peer="dealer", phase="offline", direction="received") > 0
         assert value("privinf_correlations_total") == held.conversation.session.store.next_name - 1 > 0
         assert value("privinf_replies_total", end="done") == 1 and value("privinf_kept_conversations") == 1
-        assert value("privinf_active_replies") == value("privinf_waiting_replies") == value("privinf_prepared_queries_total") == 0
+        assert (
+            value("privinf_active_replies")
+            == value("privinf_waiting_replies")
+            == value("privinf_prepared_queries_total")
+            == value("privinf_shared_replies_total")
+            == 0
+        )
         assert value("privinf_active_replies_limit") == 4 and value("privinf_waiting_replies_limit") == 16
         assert value("privinf_seconds_total", phase="online") > 0
         assert value("privinf_requests_total", path="/v1/completions", status="200") == 1

@@ -23,7 +23,8 @@ WIDEST = 22  # bits of a limb: a 64-bit element is three of them
 BLOCK = 1 << 18  # elements that are cut at a time: what the CPU's cache holds, and no new memory for each
 DEVICE_BLOCK = 1 << 26
 NARROWEST = 128  # columns of a block
-MEASURED = 128  # rows and columns of the product that tells which way is faster here
+MEASURED = 128  # inner dimension and columns of the products that tell which way is faster here
+MEASURED_ROWS = (8, 32, 128)  # their rows: to cut the right operand costs the same for few rows as for many
 NARROW = 32  # bits up to which a right operand may be held in int32
 FEW = 6  # rows below which an int64 product on the CPU is faster than cutting the right operand
 
@@ -122,19 +123,23 @@ def _compiled(x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
     return out.to(torch.int64)
 
 
-def _directly(x: Tensor, rows: int, dtype: torch.dtype) -> bool:
-    """Whether an integer product is to be used, torch's or a compiled one: of few rows, or of all where that is faster here."""
-    return x.is_cpu and (rows < FEW or (kernels.fast is not None and _direct_is_faster(dtype)))
+def _directly(x: Tensor, rows: int, dtype: torch.dtype, small: bool) -> bool:
+    """Whether an integer product is to be used, torch's or a compiled one: of few rows, or of so many where that is faster here."""
+    if not x.is_cpu or rows < FEW:
+        return x.is_cpu
+    return kernels.fast is not None and _direct_is_faster(dtype, min(MEASURED_ROWS, key=lambda each: abs(math.log(each / rows))), small)
 
 
 @constant()
-def _direct_is_faster(dtype: torch.dtype) -> bool:
-    """Whether the compiled product of such a right operand outruns float64 limbs on this processor: measured once, in a few milliseconds.
+def _direct_is_faster(dtype: torch.dtype, rows: int, small: bool) -> bool:
+    """Whether the compiled product of such operands outruns float64 limbs on this processor: measured once, in a few milliseconds.
 
-    It does where there are vectors of 64-bit products (AVX-512's), on one core against one; where torch has many threads, limbs may win.
+    It does where there are vectors of 64-bit products (AVX-512's), on one core against one, and elsewhere for few rows or an operand of
+    several limbs; where torch has many threads, limbs may win.
     """
-    x, y = (torch.arange(MEASURED**2).reshape(MEASURED, MEASURED) * factor for factor in (0x9E3779B97F4A7C15 - (1 << 64), 3))
-    bits, y = 44 if dtype is torch.int64 else 32, y.to(dtype)
+    x = torch.arange(rows * MEASURED).reshape(rows, MEASURED) * (0x9E3779B97F4A7C15 - (1 << 64))
+    y = (torch.arange(MEASURED**2) * 3).reshape(MEASURED, MEASURED).to(dtype)
+    bits = 44 if dtype is torch.int64 else NARROW
 
     def seconds(product: Callable[[], Tensor]) -> float:
         found = []
@@ -144,7 +149,7 @@ def _direct_is_faster(dtype: torch.dtype) -> bool:
             found.append(time.perf_counter() - began)
         return min(found)
 
-    return seconds(lambda: _compiled(x, y)) < seconds(lambda: limb_product(x, y, bits, small=True))
+    return seconds(lambda: _compiled(x, y)) < seconds(lambda: limb_product(x, y, bits, small))
 
 
 def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
@@ -157,7 +162,7 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
     flat = y.dim() == 2 and x.dim() != 2  # one product of all rows
     left = x.reshape(-1, x.shape[-1]) if flat else x
     assert y.dtype is torch.int64 or bits <= NARROW, f"{bits} bits of a right operand of {NARROW}"
-    if _directly(x, left.shape[-2], y.dtype):
+    if _directly(x, left.shape[-2], y.dtype, small):
         product = _compiled(left, y) if kernels.fast is not None else (left.to(y.dtype) @ y).to(torch.int64)
     else:
         product = limb_product(left, y, bits, small)
@@ -167,7 +172,7 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64, small: bool = False) -> Tensor:
 def matmul_transposed(x: Tensor, w: Tensor, bits: int = 64, small: bool = False) -> Tensor:
     """x @ w.T modulo 2^bits; x (..., n), w (m, n). A large table is never copied into the other order."""
     flat = x.reshape(-1, x.shape[-1]) if known(x) else x
-    if not known(x, w) or not _directly(x, len(flat), w.dtype):
+    if not known(x, w) or not _directly(x, len(flat), w.dtype, small):
         return matmul(x, w.T, bits, small)
     assert w.dtype is torch.int64 or bits <= NARROW, f"{bits} bits of a right operand of {NARROW}"
     if kernels.fast is not None:

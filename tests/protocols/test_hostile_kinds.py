@@ -20,7 +20,7 @@ from protocols import correlations as c
 from protocols import kernels
 from protocols.correlations import FIELDS, Kind, from_wire
 from protocols.errors import CorrelationError
-from protocols.matrix import _direct_is_faster
+from protocols.matrix import MEASURED_ROWS, _direct_is_faster
 from protocols.prg import Prg
 from protocols.rows import _layouts
 from protocols.sources.dealer import ELEMENT, Dealer
@@ -136,8 +136,8 @@ def test_hostile_fields(name: str, number: int) -> None:
 def test_what_a_kind_says_of_its_memory_holds() -> None:
     """Each is dealt within what it declared, so that the bound is of what is there."""
     if kernels.fast is not None:
-        for dtype in (torch.int32, torch.int64):
-            _direct_is_faster(dtype)  # which is measured once, with memory of its own
+        for of in itertools.product((torch.int32, torch.int64), MEASURED_ROWS, (False, True)):
+            _direct_is_faster(*of)  # which is measured once, with memory of its own
     n, small = 48, 2**14
     dealer = dealer_of(n, 2**33)
     for kind in asked(n):

@@ -152,7 +152,7 @@ def test_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     want = (x[..., :, None] * (y if x.dim() == 1 else y[..., None, :, :])).sum(-2)
     turned = y.transpose(-1, -2).contiguous().transpose(-1, -2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("protocols.matrix._direct_is_faster", lambda dtype: True)
+        patch.setattr("protocols.matrix._direct_is_faster", lambda *of: True)
         for each in (y, turned, torch.cat([y, y], -1)[..., : y.shape[-1]]):
             assert torch.equal(matmul(x, each), want)
             assert torch.equal(reduce(matmul(x, each.to(torch.int32), 32), 32), reduce(want, 32))

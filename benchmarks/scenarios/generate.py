@@ -25,7 +25,7 @@ class Size:
     """How much of each part is done."""
 
     samples: int
-    tokens: int  # of the long session
+    tokens: int  # of the long session, and of each of a batch of long replies
     clients: tuple[int, ...]  # at a time
     reply: int  # tokens of each of their replies
     all_tokens: int  # that memory is watched over
@@ -55,7 +55,7 @@ def generate(
     if "cached" in parts:
         cached(run, network, lengths=lengths, tokens=size.tokens, samples=size.samples, link=link, ours=ours)
     if "batch" in parts:
-        batch(run, network, number=size.batch, tokens=size.reply, samples=size.samples, trust=trust)
+        batch(run, network, number=size.batch, tokens=(size.reply, size.tokens), samples=size.samples, trust=trust)
     if "clients" in parts:
         clients(run, network, work, counts=size.clients, tokens=size.reply, samples=size.samples, trust=trust)
     if "memory" in parts:

@@ -207,22 +207,25 @@ def test_clear_prompts(network: Any) -> None:
 def test_one_reply_and_a_batch_are_warmed_up_alike(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the first of each has processes of its own."""
     asked: list[list[int]] = []
-    total = explain(network.lowered, 32, new_tokens=4, batch=3)["total"]
+    totals = {count: explain(network.lowered, 32, new_tokens=count, batch=3)["total"] for count in (4, 9)}
 
     class Session(contextlib.nullcontext[Any]):
         def __init__(self, *_: object) -> None:
             super().__init__(self)
             asked.append([])
-            self.traffic = {"online": {"payload": total["online_bytes"], "rounds": total["rounds"]}}
+            self.traffic: dict[str, dict[str, int]] = {}
 
         def generate(self, *, ids: list[Any], max_new_tokens: int, ignore_eos: bool) -> Iterator[int]:
             asked[-1].append(len(ids) if isinstance(ids[0], list) else 1)
+            self.traffic["online"] = {"payload": totals[max_new_tokens]["online_bytes"], "rounds": totals[max_new_tokens]["rounds"]}
             return iter(range(asked[-1][-1] * max_new_tokens))
 
     monkeypatch.setattr("benchmarks.scenarios.batch.LocalSession", Session)
     run = Run("generate")
-    batch(run, network, number=3, tokens=4, samples=2)
-    assert asked == [[1, 3] * 3, [1], [3]] and not run.broken
+    batch(run, network, number=3, tokens=(4, 9, 4), samples=2)
+    assert asked == [[1, 3] * 3, [1, 3] * 3, [1], [3]] and not run.broken
+    rate = "tokens a second over one client's, at least"
+    assert [goal.name for goal in run.budget if rate in goal.name] == [f"a batch of 3: {rate}", f"a batch of 3, 9 tokens each: {rate}"]
     assert {m.name for m in run.measures if m.name.endswith("of a process")} == {
         "one reply, tokens a second, the first of a process",
         "a batch of 3, tokens a second, the first of a process",
